@@ -1,0 +1,305 @@
+"""Every setting: its unit, its default, the scales, and the checks that come before any work."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the field, its value and the remedy."""
+
+
+def defaults() -> ConfigDict:
+    """The default settings: the embedded world on a CPU (scale `tiny`)."""
+    c = ConfigDict()
+    c.seed = 0  # everything random follows from it
+    c.iterations = 2  # train M1 ... M_iterations
+
+    c.data = ConfigDict()
+    c.data.ift = ""  # JSONL file of {prompt, response}; empty: the embedded world
+    c.data.eft = ""  # JSONL file of scored answers; empty: the embedded world
+    c.data.ift_rows = 3000  # instruction rows used; 0: all
+    c.data.eft_rows = 6000  # judged rows used; 0: all
+    c.data.prompt_rows = 2000  # few-shot rows that teach writing prompts, made of the IFT prompts
+    c.data.documents = 6000  # plain texts for the base model (embedded world; a file's own rows otherwise)
+    c.data.heldout_prompts = 384  # prompts of each of the validation and held-out sets
+    c.data.ranked_prompts = 128  # prompts of the fixed set that measures the judge
+    c.data.ranked_answers = 4  # answers to each of them (embedded world)
+    c.data.most_bad = 0.01  # share of malformed rows above which a file is refused
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.vocab_size = 768  # pieces, at most
+    c.tokenizer.byte_fallback = False  # spell unknown characters as bytes (256 pieces)
+
+    c.model = ConfigDict()
+    c.model.dim = 96
+    c.model.layers = 3
+    c.model.heads = 3
+    c.model.kv_heads = 1
+    c.model.head_dim = 32
+    c.model.hidden = 240
+    c.model.rope_theta = 10_000.0
+    c.model.norm_eps = 1e-5
+    c.model.tie_embeddings = True
+    c.model.attention_bias = False
+    c.model.qk_norm = False
+    c.model.dtype = "float32"  # of the matrix products: float32 or bfloat16
+    c.model.scan_layers = False  # one compiled layer (short compiles, TPU) or unrolled (faster on a CPU)
+    c.model.remat = False  # recompute layers in the backward pass
+    c.model.max_length = 256  # most tokens of prompt and completion together
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw, or muon for the layers' matrices and adamw for the rest
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.98
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip = 1.0  # global gradient norm
+    c.optimizer.muon_rms = 0.2  # muon updates scaled to this root mean square, as adamw's are
+
+    for name, epochs in (("base", 2.0), ("sft", 3.0)):
+        c[name] = ConfigDict()
+        c[name].epochs = epochs
+        c[name].batch = 24  # packed rows a step
+        c[name].width = 256  # tokens of a packed row
+        c[name].lr = 2e-3
+        c[name].lr_end = 2e-4  # cosine from lr to lr_end
+        c[name].warmup = 20  # steps
+        c[name].dropout = 0.0
+        c[name].accumulate = 1  # microbatches a step
+
+    c.prompts = ConfigDict()  # new prompts
+    c.prompts.template = "new_prompt"
+    c.prompts.count = 600  # accepted prompts a round
+    c.prompts.wave = 256  # attempts made together
+    c.prompts.most_attempts = 4096
+    c.prompts.seed_shots = 3  # examples shown, from the seeds
+    c.prompts.own_shots = 1  # examples shown, from the model's own earlier prompts
+    c.prompts.temperature = 1.0
+    c.prompts.top_p = 0.95
+    c.prompts.max_new = 24  # tokens
+    c.prompts.most_rouge = 1.0  # ROUGE-L above which a prompt is not new; 1: only equal ones are not
+    c.prompts.least_words = 4
+    c.prompts.most_words = 20
+
+    c.candidates = ConfigDict()  # answers to new prompts
+    c.candidates.samples = 4
+    c.candidates.temperature = 1.0
+    c.candidates.top_p = 0.95
+    c.candidates.max_new = 32
+
+    c.judge = ConfigDict()
+    c.judge.template = "judge_short"
+    c.judge.samples = 3  # votes an answer
+    c.judge.temperature = 0.7
+    c.judge.top_p = 0.95
+    c.judge.max_new = 96
+    c.judge.least_votes = 1  # readable votes an answer needs
+
+    c.dpo = ConfigDict()
+    c.dpo.epochs = 4.0
+    c.dpo.batch = 32  # pairs a step
+    c.dpo.lr = 4e-4
+    c.dpo.lr_end = 4e-5
+    c.dpo.warmup = 10
+    c.dpo.dropout = 0.0
+    c.dpo.beta = 0.1
+    c.dpo.weight = 1.0  # of the DPO loss itself; 0 leaves nll and replay
+    c.dpo.nll = 0.2  # weight of the chosen answer's mean negative log-prob
+    c.dpo.replay = 1.0  # weight of the SFT loss on replayed seed rows
+    c.dpo.replay_sets = ("eft", "prompts")  # which rows: ift, eft, prompts
+    c.dpo.replay_batch = 8  # packed rows a step
+    c.dpo.replay_width = 256
+    c.dpo.accumulate = 1
+
+    c.generate = ConfigDict()
+    c.generate.rows = 512  # samples decoded together
+
+    c.evaluate = ConfigDict()
+    c.evaluate.split = "heldout"  # or "validation", for choosing settings
+    c.evaluate.samples = 2  # answers to each prompt
+    c.evaluate.temperature = 0.7
+    c.evaluate.top_p = 0.9
+    c.evaluate.max_new = 32
+
+    c.parallel = ConfigDict()
+    c.parallel.fsdp = 1  # devices that share each weight; the rest go to data parallelism
+    c.parallel.tensor = 1  # devices that share each matrix product
+
+    c.save_every = 200  # training steps between saved states; 0: none
+    return c.lock()
+
+
+def get(scale: str = "") -> ConfigDict:
+    """The settings of a scale.
+
+    Raises:
+      ConfigError: there is no scale of that name.
+    """
+    c = defaults()
+    if scale in ("", "tiny"):
+        return c
+    if scale not in SCALES:
+        raise ConfigError(f"scale {scale!r} is not known; scales: tiny, {', '.join(SCALES)}")
+    c.update_from_flattened_dict(SCALES[scale])
+    return c
+
+
+SCALES: dict[str, dict[str, Any]] = {
+    # Seconds, for tests: every stage runs, nothing is learnt.
+    "micro": {
+        "data.ift_rows": 64,
+        "data.eft_rows": 96,
+        "data.prompt_rows": 32,
+        "data.documents": 64,
+        "data.heldout_prompts": 8,
+        "data.ranked_prompts": 6,
+        "tokenizer.vocab_size": 640,
+        "model.dim": 32,
+        "model.layers": 2,
+        "model.heads": 2,
+        "model.head_dim": 16,
+        "model.hidden": 64,
+        "base.epochs": 1.0,
+        "base.batch": 4,
+        "sft.epochs": 8.0,
+        "sft.batch": 8,
+        "prompts.count": 8,
+        "prompts.wave": 16,
+        "prompts.most_attempts": 32,
+        "judge.temperature": 1.0,
+        "dpo.epochs": 2.0,
+        "dpo.batch": 4,
+        "dpo.replay_batch": 2,
+        "generate.rows": 32,
+        "save_every": 5,
+    },
+    # A user's own seeds, from scratch on a CPU: --config.data.ift=FILE --config.data.eft=FILE
+    "scratch": {
+        "data.ift_rows": 0,
+        "data.eft_rows": 0,
+        "data.prompt_rows": 600,
+        "tokenizer.vocab_size": 2048,
+        "tokenizer.byte_fallback": True,
+        "model.dim": 128,
+        "model.layers": 4,
+        "model.heads": 4,
+        "model.kv_heads": 2,
+        "model.hidden": 344,
+        "model.max_length": 512,
+        "base.epochs": 4.0,
+        "base.width": 512,
+        "base.batch": 12,
+        "sft.epochs": 4.0,
+        "sft.width": 512,
+        "sft.batch": 12,
+        "prompts.count": 200,
+        "prompts.max_new": 64,
+        "prompts.most_rouge": 0.7,
+        "prompts.least_words": 3,
+        "prompts.most_words": 60,
+        "prompts.most_attempts": 1024,
+        "candidates.max_new": 128,
+        "judge.max_new": 24,
+        "dpo.epochs": 2.0,
+        "dpo.lr": 1e-4,
+        "dpo.lr_end": 1e-5,
+        "dpo.batch": 16,
+        "dpo.replay_batch": 4,
+        "dpo.replay_width": 512,
+        "generate.rows": 128,
+        "evaluate.max_new": 128,
+        "data.heldout_prompts": 64,
+        "data.ranked_prompts": 120,
+    },
+}
+
+
+def check(c: ConfigDict, row_devices: int) -> None:
+    """Refuses settings that cannot work.
+
+    Args:
+      c: the settings.
+      row_devices: devices that batch rows are spread over.
+
+    Raises:
+      ConfigError: on the first one.
+    """
+    if bool(c.data.ift) != bool(c.data.eft):
+        given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
+        raise ConfigError(
+            f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither"
+        )
+    at_least = {
+        "iterations": 1,
+        "candidates.samples": 2,
+        "judge.samples": 1,
+        "judge.least_votes": 1,
+        "prompts.count": 1,
+        "prompts.wave": 1,
+        "evaluate.samples": 1,
+        "data.ranked_answers": 2,
+        "model.layers": 1,
+        "generate.rows": 1,
+        "parallel.fsdp": 1,
+        "parallel.tensor": 1,
+        "base.accumulate": 1,
+        "sft.accumulate": 1,
+        "dpo.accumulate": 1,
+    }
+    for field, least in at_least.items():
+        if (value := _field(c, field)) < least:
+            raise ConfigError(f"{field} is {value}; it must be at least {least}")
+    for field in ("base.batch", "sft.batch", "dpo.batch", "dpo.replay_batch"):
+        value = _field(c, field)
+        pieces = row_devices * c[field.split(".")[0]].accumulate
+        if value < 1 or value % pieces:
+            raise ConfigError(
+                f"{field} is {value}, which is not divisible by {pieces} (the {row_devices} devices that rows are "
+                f"spread over, times accumulate): use a multiple of {pieces}"
+            )
+    choices = {
+        "optimizer.name": ("adamw", "muon"),
+        "model.dtype": ("float32", "bfloat16"),
+        "evaluate.split": ("heldout", "validation"),
+    }
+    for field, allowed in choices.items():
+        if (value := _field(c, field)) not in allowed:
+            raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
+    for name in c.dpo.replay_sets:
+        if name not in ("ift", "eft", "prompts"):
+            raise ConfigError(f"dpo.replay_sets has {name!r}; the sets are ift, eft, prompts")
+    if c.model.heads % c.model.kv_heads:
+        raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
+    for stage in ("candidates", "judge", "prompts", "evaluate"):
+        if not 0 < c[stage].top_p <= 1 or c[stage].temperature < 0:
+            raise ConfigError(
+                f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
+                "be above 0 and at most 1, temperature at least 0"
+            )
+        if c[stage].max_new >= c.model.max_length:
+            raise ConfigError(
+                f"{stage}.max_new is {c[stage].max_new}, but model.max_length {c.model.max_length} holds prompt "
+                "and completion: lower the one or raise the other"
+            )
+
+
+def _field(c: ConfigDict, path: str) -> Any:
+    for name in path.split("."):
+        c = c[name]
+    return c
+
+
+# Fields that may change between runs in one working directory: they add to what is there and change nothing.
+GROWING = ("iterations",)
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+    """The first field that differs between two settings, told in words; None if a run may go on."""
+    for name in sorted(old.keys() | new.keys()):
+        field = prefix + name
+        if field in GROWING or old.get(name) == new.get(name):
+            continue
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            return first_difference(old[name], new[name], field + ".")
+        return f"{field} was {old.get(name)!r} and is {new.get(name)!r} now"
+    return None

@@ -1,0 +1,51 @@
+"""Measures one model: its answers to held-out prompts, and its judgements of a fixed set of answers."""
+
+from typing import Any
+
+from selfreward_jax import storage
+from selfreward_jax.evaluate import oracle
+from selfreward_jax.evaluate.agreement import agreement
+
+Row = dict[str, Any]
+
+
+def ranked_answers(ranked: list[Row]) -> list[Row]:
+    """The answers of ranked rows {id, prompt, answers: [{response, score}]} as rows {id, prompt, response}."""
+    return [
+        {"id": f"{row['id']}/{i}", "prompt": row["prompt"], "response": a["response"]}
+        for row in ranked
+        for i, a in enumerate(row["answers"])
+    ]
+
+
+def judge_figures(ranked: list[Row], judgements: list[Row]) -> dict[str, Any]:
+    """Agreement of judgements with the true scores of the ranked answers, and the share of readable votes."""
+    score = {j["id"]: j["score"] for j in judgements}
+    instructions = [
+        (
+            [a["score"] for a in row["answers"]],
+            [score.get(f"{row['id']}/{i}") for i in range(len(row["answers"]))],
+        )
+        for row in ranked
+    ]
+    votes = [v["score"] for j in judgements for v in j["votes"]]
+    return {
+        **agreement(instructions),
+        "parse_rate": sum(v is not None for v in votes) / len(votes) if votes else None,
+    }
+
+
+def answer_figures(rows: list[Row], has_oracle: bool) -> dict[str, Any]:
+    """Mean length in characters, share of finished answers, and the oracle's figures where there is one."""
+    texts = [r for row in rows for r in row["responses"]]
+    figures = {
+        "mean_length": sum(len(r["text"]) for r in texts) / len(texts),
+        "finished": sum(r["finished"] for r in texts) / len(texts),
+    }
+    return figures | ({"oracle": oracle.figures(rows)} if has_oracle else {})
+
+
+def versus(directory: Any, models: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Head to head of each model with every other, from their answers in the working directory."""
+    rows = {m: storage.read_rows(directory / m / "eval_answers.jsonl") for m in models}
+    return {a: {b: oracle.versus(rows[a], rows[b]) for b in models if b != a} for a in models}

@@ -1,0 +1,189 @@
+"""The engine: any number of text requests in, completions out.
+
+Batches are cut from the whole list of requests, never from what is left of it: a stage that was interrupted and
+goes on computes the very same batches, so the same bits, as one that was not.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from selfreward_jax.generate import sampler
+from selfreward_jax.llm import chat
+from selfreward_jax.llm.llama import LlamaConfig, Params
+from selfreward_jax.llm.tokenizer import Tokenizer
+from selfreward_jax.parallel.sharding import by_row, row_multiple
+
+
+class Request(NamedTuple):
+    """A prompt to be answered; `id` names the row and seeds its random numbers."""
+
+    id: str
+    prompt: str
+
+
+class Sampling(NamedTuple):
+    """How to draw: samples per prompt, temperature (0 is greedy), nucleus mass, most new tokens."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_new: int
+
+
+class Completion(NamedTuple):
+    """One sample. `finished` is False when `max_new` cut it off; logprobs are of the drawn ids."""
+
+    id: str
+    sample: int
+    text: str
+    ids: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+class Engine:
+    """Generates with one model. Rows of a batch are sharded over the mesh's `data` and `fsdp` axes.
+
+    Args:
+      cfg, params, tokenizer: the model.
+      mesh: where it runs.
+      rows: samples decoded at once; the batch size of the device program.
+      max_length: most tokens of prompt and completion together; longer prompts are refused.
+    """
+
+    BUCKET = 16  # prompt lengths are rounded up to a multiple of this, to compile few programs
+
+    def __init__(
+        self,
+        cfg: LlamaConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        rows: int,
+        max_length: int,
+    ):
+        self.cfg, self.params, self.tokenizer, self.mesh = cfg, params, tokenizer, mesh
+        self.rows, self.max_length = rows, max_length
+        self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
+
+    def generate(
+        self, requests: Sequence[Request], how: Sampling, key: jax.Array
+    ) -> list[Completion]:
+        """All completions, in the order of the requests and then of the samples."""
+        order = {r.id: i for i, r in enumerate(requests)}
+        done = [c for batch in self.stream(requests, how, key) for c in batch]
+        return sorted(done, key=lambda c: (order[c.id], c.sample))
+
+    def stream(
+        self,
+        requests: Sequence[Request],
+        how: Sampling,
+        key: jax.Array,
+        done: Collection[str] = (),
+    ) -> Iterator[list[Completion]]:
+        """Completions batch by batch, leaving out batches whose ids are all in `done`.
+
+        Args:
+          requests: all of them, with distinct ids; also those already done.
+          how: how to draw.
+          key: the key of this stage; the row's id, the sample's index and the position are folded into it.
+          done: ids whose completions are already kept.
+
+        Raises:
+          ValueError: a prompt leaves no room for `how.max_new` tokens, or ids repeat.
+        """
+        if len({r.id for r in requests}) != len(requests):
+            raise ValueError("request ids repeat; every id must name one row")
+        ids = [chat.prompt_ids(self.tokenizer, r.prompt) for r in requests]
+        for request, tokens in zip(requests, ids, strict=True):
+            if len(tokens) + how.max_new > self.max_length:
+                raise ValueError(
+                    f"prompt {request.id} has {len(tokens)} tokens; with {how.max_new} new ones it passes "
+                    f"the model's length {self.max_length}"
+                )
+        # Prompts of like length together: less padding. A stable sort of the whole list is the same each run.
+        by_length = sorted(range(len(requests)), key=lambda i: len(ids[i]))
+        prompts = max(1, self.rows // how.samples)
+        multiple = row_multiple(self.mesh)
+        prompts = -(-prompts // multiple) * multiple
+        done = set(done)
+        for start in range(0, len(requests), prompts):
+            chosen = by_length[start : start + prompts]
+            if all(requests[i].id in done for i in chosen):
+                continue
+            yield self._batch([requests[i] for i in chosen], [ids[i] for i in chosen], prompts, how, key)
+
+    def _batch(
+        self,
+        requests: list[Request],
+        ids: list[list[int]],
+        prompts: int,
+        how: Sampling,
+        key: jax.Array,
+    ) -> list[Completion]:
+        width = -(-max(map(len, ids)) // self.BUCKET) * self.BUCKET
+        tokens = np.zeros((prompts, width), np.int32)
+        lengths = np.ones(prompts, np.int32)  # rows that only fill the batch read one padding token
+        for row, prompt in enumerate(ids):
+            tokens[row, : len(prompt)] = prompt
+            lengths[row] = len(prompt)
+        names = [r.id for r in requests] + [""] * (prompts - len(requests))
+        keys = sample_keys(key, names, how.samples)
+        put = lambda x: jax.device_put(x, by_row(self.mesh, x.ndim))  # noqa: E731
+        tokens, lengths, keys = put(tokens), put(lengths), put(keys)
+
+        shape = (prompts * how.samples, how.max_new)
+        cache = self._caches.pop(shape, None) or sampler.empty_cache(self.cfg, *shape)
+        logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths)
+        samples, self._caches[shape] = sampler.decode(
+            self.cfg,
+            self.params,
+            logits,
+            segment,
+            lengths,
+            cache,
+            keys,
+            np.float32(how.temperature),
+            np.float32(how.top_p),
+            stop_ids=chat.stop_ids(self.tokenizer),
+        )
+        out, logprobs, count = jax.device_get(samples)
+        stops = set(chat.stop_ids(self.tokenizer))
+        completions = []
+        for row in range(len(requests) * how.samples):
+            drawn = out[row, : count[row]].tolist()
+            finished = bool(drawn) and drawn[-1] in stops
+            completions.append(
+                Completion(
+                    id=requests[row // how.samples].id,
+                    sample=row % how.samples,
+                    text=chat.response_text(self.tokenizer, drawn),
+                    ids=drawn,
+                    logprobs=logprobs[row, : count[row]].tolist(),
+                    finished=finished,
+                )
+            )
+        return completions
+
+
+def row_number(name: str) -> int:
+    """A row id as a 32-bit number, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+
+
+@jax.jit
+def _fold(key: jax.Array, rows: jax.Array, samples: jax.Array) -> jax.Array:
+    one = lambda r, s: jax.random.fold_in(jax.random.fold_in(key, r), s)  # noqa: E731
+    return jax.vmap(one)(rows, samples)
+
+
+def sample_keys(key: jax.Array, names: Sequence[str], samples: int) -> jax.Array:
+    """Keys [P * G]: `key` folded with the row's id and the sample's index."""
+    rows = np.repeat(np.array([row_number(n) for n in names], np.uint32), samples)
+    return _fold(key, rows, np.tile(np.arange(samples, dtype=np.uint32), len(names)))

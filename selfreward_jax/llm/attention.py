@@ -1,0 +1,86 @@
+"""Attention over segments of keys and values, with grouped query heads. Letters as in llama.py."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Segment(NamedTuple):
+    """Keys and values that some rows look at.
+
+    k [P, K, H, S], v [P, K, S, H], mask [P or 1, T or 1, S] True where a query may look. With B = P * G
+    query rows, row p serves the G consecutive queries p * G ... p * G + G - 1: the samples of one prompt
+    share the prompt's keys without a copy.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array
+
+
+def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+    """softmax(q k^T / sqrt(H)) v over all segments together, [B, T, N, H].
+
+    The softmax is taken in float32 with one maximum and one denominator for all segments, which are never
+    concatenated. Every query must be allowed at least one key.
+    """
+    B, T, N, H = q_BTNH.shape
+    scores = []
+    for k, _, mask in segments:
+        P, K, _, S = k.shape
+        # [P, K, G*T*R, H]: all queries that read the same keys in one matrix product.
+        q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
+        s = jnp.matmul(
+            q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32
+        ) / math.sqrt(H)
+        s = s.reshape(P, K, B // P, T, N // K, S)
+        scores.append(jnp.where(mask[:, None, None, :, None, :], s, -jnp.inf))
+
+    def by_query(x: jax.Array) -> jax.Array:  # [P, K, G, T, R] -> [B, T, N]
+        return x.transpose(0, 2, 3, 1, 4).reshape(B, T, N)
+
+    def by_segment(x_BTN: jax.Array, like: jax.Array) -> jax.Array:  # and back
+        P, K, G, _, R, _ = like.shape
+        return x_BTN.reshape(P, G, T, K, R).transpose(0, 3, 1, 2, 4)
+
+    top = by_query(scores[0].max(-1))
+    for s in scores[1:]:
+        top = jnp.maximum(top, by_query(s.max(-1)))
+    top = jax.lax.stop_gradient(top)
+    total, out = 0.0, 0.0
+    for s, (_, v, _) in zip(scores, segments, strict=True):
+        P, K, G, _, R, S = s.shape
+        e = jnp.exp(s - by_segment(top, s)[..., None])
+        total = total + by_query(e.sum(-1))
+        o = jnp.matmul(
+            e.astype(v.dtype).reshape(P, K, G * T * R, S), v, preferred_element_type=jnp.float32
+        )
+        out = out + o.reshape(P, K, G, T, R, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, T, N, H)
+    return (out / total[..., None]).astype(q_BTNH.dtype)
+
+
+def causal_mask(length: int) -> jax.Array:
+    """[T, T], True where s <= t.
+
+    length 3:   s 0 1 2
+            t 0   x . .
+            t 1   x x .
+            t 2   x x x
+    """
+    return jnp.tril(jnp.ones((length, length), bool))
+
+
+def packed_mask(segments_BT: jax.Array) -> jax.Array:
+    """[B, T, T] for rows that hold several texts side by side: causal, and only within one's own text.
+
+    segments 1 1 2 0:   s 0 1 2 3      0 marks padding, which looks only at itself and its like,
+                    t 0   x . . .      so that no softmax row is empty.
+                    t 1   x x . .
+                    t 2   . . x .
+                    t 3   . . . x
+    """
+    same = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return same & causal_mask(segments_BT.shape[1])

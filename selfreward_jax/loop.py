@@ -1,0 +1,65 @@
+"""Self-rewarding, the stages in order (arXiv 2401.10020, section 2.4).
+
+    seeds -> base (m0) -> SFT (m1)
+    m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from selfreward_jax import stages, storage
+from selfreward_jax.evaluate import models as measure
+from selfreward_jax.report import summary
+from selfreward_jax.report.progress import say
+from selfreward_jax.run import Run
+
+
+def run(
+    cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stages.self_judge
+) -> dict[str, Any]:
+    """Trains m1 ... m_iterations, measures each, and writes summary.json.
+
+    Args:
+      cfg: the settings.
+      workdir: what it holds already is reused, what is missing is made.
+      judge: makes m_t/judgements.jsonl. The model judges itself; an experiment may put a control here.
+
+    Returns:
+      The summary.
+    """
+    started = time.monotonic()
+    r = Run(cfg, workdir)
+    say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
+    stages.seed(r)
+    stages.tokenizer(r)
+    stages.base(r)
+    stages.supervised(r)
+    evaluate(r, 1)
+    for t in range(2, cfg.iterations + 1):
+        stages.prompts(r, t)
+        asked = r.rows(f"m{t}", "prompts").rows()
+        out = r.rows(f"m{t}", "candidates")
+        stages.answer(r, f"m{t - 1}", asked, cfg.candidates, out, f"m{t} candidates")
+        judge(r, t)
+        stages.pairs(r, t)
+        stages.preferences(r, t)
+        evaluate(r, t)
+    return summary.write(r, time.monotonic() - started)
+
+
+def evaluate(r: Run, t: int) -> None:
+    """m_t/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
+    name, split = f"m{t}", r.cfg.evaluate.split
+    if (r.dir / name / "eval.json").exists():
+        return
+    asked = r.rows("seed", split).rows()
+    ranked = r.rows("seed", f"ranked_{split}").rows()
+    answers, judgements = r.rows(name, "eval_answers"), r.rows(name, "eval_judgements")
+    stages.answer(r, name, asked, r.cfg.evaluate, answers, f"{name} eval_answers")
+    stages.judge(r, name, measure.ranked_answers(ranked), judgements, f"{name} eval_judgements")
+    figures = measure.answer_figures(answers.rows(), has_oracle=not r.cfg.data.ift)
+    figures["judge"] = measure.judge_figures(ranked, judgements.rows())
+    storage.write_json(r.dir / name / "eval.json", figures)

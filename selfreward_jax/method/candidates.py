@@ -1,0 +1,49 @@
+"""N answers to each prompt."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from selfreward_jax.generate.engine import Engine, Request, Sampling
+from selfreward_jax.method.judge import by_id
+
+Row = dict[str, Any]
+
+
+def candidates(
+    engine: Engine, prompts: Sequence[Row], how: Sampling, key: Any, done: Iterable[str] = ()
+) -> Iterator[list[Row]]:
+    """Answers prompts {id, prompt}, batch by batch.
+
+    Yields:
+      Rows {id, prompt, responses: [{text, finished}], tokens}, with `how.samples` responses each.
+    """
+    text = {p["id"]: p["prompt"] for p in prompts}
+    requests = [Request(p["id"], p["prompt"]) for p in prompts]
+    for batch in engine.stream(requests, how, key, done):
+        yield [
+            {
+                "id": group[0].id,
+                "prompt": text[group[0].id],
+                "responses": [{"text": c.text, "finished": c.finished} for c in group],
+                "tokens": sum(len(c.ids) for c in group),
+            }
+            for group in by_id(batch)
+        ]
+
+
+def answers(rows: Iterable[Row]) -> list[Row]:
+    """Each finished, non-empty response as a row {id, prompt_id, prompt, response}.
+
+    An answer that was cut off is not a bad answer, it is half of one: it is left out.
+    """
+    return [
+        {
+            "id": f"{row['id']}/{number}",
+            "prompt_id": row["id"],
+            "prompt": row["prompt"],
+            "response": response["text"],
+        }
+        for row in rows
+        for number, response in enumerate(row["responses"])
+        if response["finished"] and response["text"]
+    ]

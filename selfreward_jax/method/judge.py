@@ -1,0 +1,109 @@
+"""The model as judge: the judge's prompt, its votes, and the score read from what it wrote."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
+from selfreward_jax.method.templates import fill
+
+Row = dict[str, Any]
+
+LOWEST, HIGHEST = 0.0, 5.0
+_SCORE = re.compile(
+    r"""\bscore\W{0,4}?:\W{0,4}?            # the word, a colon, marks of emphasis around it
+        (?P<sign>-?)(?P<number>\d+(?:\.\d+)?)
+        (?P<rest>(?:\s*/\s*\d+(?:\.\d+)?)?[\w%]*)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def parse_score(text: str) -> float | None:
+    """The score a judgement gives, None if it gives none.
+
+    The last `Score: n` counts (the reasons may weigh others before it), with n from 0 to 5, decimals allowed
+    and `/5` after it. If that last one is out of range or is not a plain number, the judgement is no vote;
+    it does not fall back to an earlier one. `text` must be the judge's own words alone: what it was shown may
+    hold anything, also "Score: 5".
+    """
+    found = list(_SCORE.finditer(text))
+    if not found:
+        return None
+    last = found[-1]
+    if last["sign"] or re.sub(r"\s", "", last["rest"]) not in ("", "/5"):
+        return None
+    score = float(last["number"])
+    return score if LOWEST <= score <= HIGHEST else None
+
+
+def judge_prompt(template: str, prompt: str, response: str) -> str:
+    """The judge's prompt for one answer."""
+    return fill(template, prompt=prompt, response=response)
+
+
+def mean_score(votes: Sequence[float | None], least: int = 1) -> float | None:
+    """The mean of the readable votes; None if there are fewer than `least`."""
+    readable = [v for v in votes if v is not None]
+    return sum(readable) / len(readable) if len(readable) >= least else None
+
+
+def judge(
+    engine: Engine,
+    answers: Sequence[Row],
+    template: str,
+    how: Sampling,
+    key: Any,
+    done: Iterable[str] = (),
+    least_votes: int = 1,
+) -> Iterator[list[Row]]:
+    """Judges answers, batch by batch.
+
+    Args:
+      engine: the judging model.
+      answers: rows {id, prompt, response}.
+      template: the judge's template.
+      how: `how.samples` votes are drawn for each answer.
+      key: random key of the stage.
+      done: ids already judged.
+      least_votes: readable votes an answer needs for a score.
+
+    Yields:
+      Rows {id, votes: [{text, score}], score, tokens}; a vote cut off before it ended is no vote.
+    """
+    requests = [Request(a["id"], judge_prompt(template, a["prompt"], a["response"])) for a in answers]
+    for batch in engine.stream(requests, how, key, done):
+        yield [_judged(row, least_votes) for row in by_id(batch)]
+
+
+def _judged(completions: Sequence[Completion], least_votes: int) -> Row:
+    votes = [
+        {"text": c.text, "score": parse_score(c.text) if c.finished else None} for c in completions
+    ]
+    return {
+        "id": completions[0].id,
+        "score": mean_score([v["score"] for v in votes], least_votes),
+        "votes": votes,
+        "tokens": sum(len(c.ids) for c in completions),
+    }
+
+
+def by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
+    """Completions of each request together, samples in order."""
+    groups: dict[str, list[Completion]] = {}
+    for c in completions:
+        groups.setdefault(c.id, []).append(c)
+    return [sorted(group, key=lambda c: c.sample) for group in groups.values()]
+
+
+def health(judgements: Sequence[Row]) -> dict[str, Any]:
+    """How the judge did: votes, share readable, histogram of votes (rounded), answers without a score."""
+    votes = [v["score"] for row in judgements for v in row["votes"]]
+    readable = [v for v in votes if v is not None]
+    return {
+        "answers": len(judgements),
+        "votes": len(votes),
+        "parse_rate": len(readable) / len(votes) if votes else None,
+        "histogram": {str(k): n for k, n in sorted(Counter(round(v) for v in readable).items())},
+        "unscored": sum(row["score"] is None for row in judgements),
+    }

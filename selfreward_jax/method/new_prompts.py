@@ -1,0 +1,173 @@
+"""New prompts by self-instruction: the model sees a few requests and writes another."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import Any
+
+from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
+from selfreward_jax.method.templates import fill
+
+Row = dict[str, Any]
+
+# A request for what a text-only model cannot give is not worth a round of answers.
+_UNFIT = re.compile(r"\b(image|picture|photo|graph|video|audio|file|map|draw|plot|link|url)s?\b", re.IGNORECASE)
+
+
+def few_shot(template: str, examples: Iterable[str]) -> str:
+    """The prompt that asks for one more request like `examples`."""
+    return fill(template, examples="\n".join(f"- {e}" for e in examples))
+
+
+def normalise(text: str) -> str:
+    """Lower-case words and numbers of a text, single spaces between: two prompts that agree here are one."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, by Hyyro's bit-parallel rule (one integer per word of `a`)."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    every = (1 << len(a)) - 1
+    free = every
+    for word in b:
+        matched = free & places.get(word, 0)
+        free = ((free + matched) | (free - matched)) & every
+    return len(a) - free.bit_count()
+
+
+def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
+    """ROUGE-L F1 of two word lists: 1 for equal ones, 0 for nothing in common."""
+    return 2 * longest_common(a, b) / (len(a) + len(b)) if a and b else 0.0
+
+
+class Novelty:
+    """Remembers prompts and tells whether another is new: no ROUGE-L above `most` to any of them (Self-Instruct,
+    arXiv 2212.10560, uses 0.7), and none the same after `normalise`."""
+
+    def __init__(self, most: float, known: Iterable[str] = ()):
+        self.most = most
+        self._same: set[str] = set()
+        self._words: list[list[str]] = []
+        self._with: dict[str, set[int]] = {}
+        for text in known:
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        normal = normalise(text)
+        if normal in self._same:
+            return
+        self._same.add(normal)
+        if self.most < 1:
+            for word in set(words := normal.split()):
+                self._with.setdefault(word, set()).add(len(self._words))
+            self._words.append(words)
+
+    def is_new(self, text: str) -> bool:
+        normal = normalise(text)
+        if normal in self._same:
+            return False
+        if self.most >= 1:
+            return True
+        words = normal.split()
+        shared: dict[int, int] = {}
+        for word in words:
+            for i in self._with.get(word, ()):
+                shared[i] = shared.get(i, 0) + 1
+        # Words in common bound the common subsequence: most prompts need no closer look.
+        return not any(
+            2 * count > self.most * (len(words) + len(self._words[i]))
+            and rouge_l(words, self._words[i]) > self.most
+            for i, count in shared.items()
+        )
+
+
+def form_fault(text: str, least_words: int, most_words: int) -> str | None:
+    """What is wrong with the form of a prompt, None if nothing is."""
+    words = text.split()
+    if len(words) < least_words:
+        return "too short"
+    if len(words) > most_words:
+        return "too long"
+    if "\n" in text.strip() or text.lstrip().startswith("-"):
+        return "a list, not one request"
+    if not text[0].isalnum():
+        return "begins with a mark"
+    if _UNFIT.search(text):
+        return "asks for what text cannot give"
+    return None
+
+
+def write_prompts(
+    engine: Engine,
+    settings: Any,
+    template: str,
+    how: Sampling,
+    key: Any,
+    *,
+    seeds: Sequence[str],
+    own: Sequence[str],
+    forbidden: Iterable[str],
+    name: str,
+    seed: int,
+    begun: Sequence[Row],
+    keep: Callable[[list[Row]], None],
+) -> list[Row]:
+    """Writes prompts in waves until `settings.count` are accepted or `settings.most_attempts` were made.
+
+    Args:
+      engine: the writing model.
+      settings: config.prompts.
+      template: the few-shot template.
+      how: sampling, one sample a request.
+      key: random key of the stage.
+      seeds, own: prompts to show: `settings.seed_shots` of the seeds and `settings.own_shots` of those the
+        model wrote in earlier rounds and waves (seeds until there are any).
+      forbidden: prompts that are not new: the seeds, earlier own ones, the held-out ones.
+      name: prefix of row ids.
+      seed: chooses the examples shown.
+      begun: rows of the whole waves that an interrupted run made.
+      keep: called with the rows of each new wave.
+
+    Returns:
+      Rows {id, prompt, fault, tokens}, one for each attempt, in order; fault None marks the accepted ones.
+    """
+    novelty = Novelty(settings.most_rouge, forbidden)
+    own, rows = list(own), list(begun)
+    for row in rows:
+        if row["fault"] is None:
+            novelty.add(row["prompt"])
+            own.append(row["prompt"])
+    accepted = sum(row["fault"] is None for row in rows)
+    while accepted < settings.count and len(rows) < settings.most_attempts:
+        requests = []
+        for i in range(len(rows), len(rows) + settings.wave):
+            rng = Random(f"{seed} {name} {i}")
+            from_own = min(settings.own_shots, len(own))
+            shown = rng.sample(list(seeds), settings.seed_shots + settings.own_shots - from_own)
+            shown += rng.sample(own, from_own)
+            rng.shuffle(shown)
+            requests.append(Request(f"{name}/{i}", few_shot(template, shown)))
+        wave = []
+        for c in engine.generate(requests, how, key):
+            fault = _fault(c, settings, novelty)
+            if fault is None and accepted == settings.count:
+                fault = "not needed"
+            if fault is None:
+                novelty.add(c.text)
+                own.append(c.text)
+                accepted += 1
+            wave.append({"id": c.id, "prompt": c.text, "fault": fault, "tokens": len(c.ids)})
+        keep(wave)
+        rows += wave
+    return rows
+
+
+def _fault(c: Completion, settings: Any, novelty: Novelty) -> str | None:
+    if not c.finished:
+        return "unfinished"
+    if not c.text:
+        return "too short"
+    fault = form_fault(c.text, settings.least_words, settings.most_words)
+    return fault or (None if novelty.is_new(c.text) else "not new")

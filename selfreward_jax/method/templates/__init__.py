@@ -1,0 +1,35 @@
+"""Prompt templates: text files with {named} places. A path in place of a name uses the reader's own file."""
+
+import re
+from importlib import resources
+
+from etils import epath
+
+
+def load(name: str, places: set[str]) -> str:
+    """The template of that name, or the file at that path.
+
+    Raises:
+      ValueError: there is no such template, or it lacks one of `places`.
+    """
+    packaged = resources.files(__package__).joinpath(f"{name}.txt")
+    if packaged.is_file():
+        text = packaged.read_text()
+    elif epath.Path(name).exists():
+        text = epath.Path(name).read_text()
+    else:
+        names = sorted(
+            p.name.removesuffix(".txt")
+            for p in resources.files(__package__).iterdir()
+            if p.name.endswith(".txt")
+        )
+        raise ValueError(f"no template {name!r}: give a file's path or one of {', '.join(names)}")
+    missing = sorted(places - set(re.findall(r"\{(\w+)\}", text)))
+    if missing:
+        raise ValueError(f"template {name!r} lacks the place {{{missing[0]}}}")
+    return text.rstrip("\n")
+
+
+def fill(template: str, **values: str) -> str:
+    """Puts values in their places in one pass, so that a value holding "{response}" stays as it is."""
+    return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)

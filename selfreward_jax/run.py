@@ -1,0 +1,121 @@
+"""One run: its settings, its working directory, its mesh, and the models that lie there."""
+
+import json
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax import config, storage
+from selfreward_jax.generate.engine import Engine, row_number
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, weights
+from selfreward_jax.llm.tokenizer import SentencePiece, Tokenizer
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings, row_multiple
+from selfreward_jax.train import checkpoints
+
+Row = dict[str, Any]
+
+
+class Run:
+    """Settings, directory and mesh, and what the stages share.
+
+    Args:
+      cfg: checked settings.
+      directory: the working directory; made if it is not there.
+
+    Raises:
+      config.ConfigError: the settings cannot work, or the directory holds a run with other ones.
+    """
+
+    def __init__(self, cfg: ConfigDict, directory: str):
+        self.cfg = cfg
+        self.dir = epath.Path(directory)
+        try:
+            self.mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor)
+        except ValueError as error:
+            raise config.ConfigError(str(error)) from None
+        config.check(cfg, row_multiple(self.mesh))
+        self._claim()
+        self._tokenizer: Tokenizer | None = None
+        self._held: tuple[str, Params] | None = None
+
+    def _claim(self) -> None:
+        """Writes config.json, or makes sure that the one there is ours."""
+        path = self.dir / "config.json"
+        # Through JSON and back, so that a tuple compares equal to the list it was stored as.
+        now = json.loads(self.cfg.to_json())
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            old = storage.read_json(path)
+            if old is not None and (difference := config.first_difference(old, now)):
+                raise config.ConfigError(
+                    f"workdir {self.dir} was made by other settings: {difference}; use another --workdir, or the "
+                    "settings in its config.json"
+                )
+            storage.write_json(path, now)
+        except OSError as error:
+            raise config.ConfigError(
+                f"workdir {self.dir} cannot be written ({error.strerror}): use another --workdir"
+            ) from None
+
+    def rows(self, *names: str) -> storage.RowFile:
+        """The row file of that name, such as rows("m2", "pairs")."""
+        return storage.RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
+
+    def key(self, model: str, stage: str) -> jax.Array:
+        """The random key of a stage: a function of the seed and the two names alone."""
+        key = jax.random.key(self.cfg.seed)
+        return jax.random.fold_in(jax.random.fold_in(key, row_number(model)), row_number(stage))
+
+    def seed(self, model: str, stage: str) -> int:
+        """The same as a number, for shuffles on the host."""
+        return row_number(f"{self.cfg.seed} {model} {stage}")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = SentencePiece((self.dir / "tokenizer" / "tokenizer.model").read_bytes())
+        return self._tokenizer
+
+    def llama(self, dropout: float = 0.0) -> LlamaConfig:
+        """The model's shapes, with this rate of dropout."""
+        shape = {k: v for k, v in self.cfg.model.items() if k != "max_length"}
+        return LlamaConfig(vocab_size=self.tokenizer.vocab_size, dropout=dropout, **shape)
+
+    @property
+    def shardings(self) -> Any:
+        """How the parameters lie on the mesh."""
+        return declared_shardings(weights(self.llama()), self.mesh)
+
+    def abstract_params(self) -> Any:
+        """Shapes and dtypes of the parameters."""
+        model = Llama(self.llama())
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), jax.numpy.zeros((1, 1), int)))["params"]
+
+    def params(self, model: str) -> Params:
+        """The parameters of a finished model, such as "m1". The last one asked for is held."""
+        if self._held is None or self._held[0] != model:
+            self._held = None  # let go first: two models need not fit
+            path = self.dir / model / "checkpoint"
+            self._held = (model, checkpoints.restore(path, self.abstract_params(), self.shardings))
+        return self._held[1]
+
+    def engine(self, model: str) -> Engine:
+        """A generator of text with a finished model."""
+        return Engine(
+            self.llama(),
+            self.params(model),
+            self.tokenizer,
+            self.mesh,
+            rows=self.cfg.generate.rows,
+            max_length=self.cfg.model.max_length,
+        )
+
+    def log(self, **event: Any) -> None:
+        """Adds a line to log.jsonl."""
+        with (self.dir / "log.jsonl").open("a") as f:
+            f.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")

@@ -1,0 +1,36 @@
+"""Orbax checkpoints. A checkpoint directory exists only when it is whole: Orbax writes beside it and renames."""
+
+from typing import Any
+
+import jax
+from orbax.checkpoint.experimental import v1 as ocp
+from etils import epath
+
+
+def save(path: epath.Path, tree: Any) -> None:
+    """Writes a tree of arrays to the new directory `path`, and returns when it is whole on disk."""
+    ocp.save_pytree(path, tree, overwrite=True)
+
+
+def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
+    """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`."""
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings
+    )
+    return ocp.load_pytree(path, abstract)
+
+
+def latest_step(path: epath.Path) -> int | None:
+    """The highest step saved under `path`, None if there is none."""
+    if not path.exists():
+        return None
+    steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()]
+    return max(steps, default=None)
+
+
+def save_step(path: epath.Path, step: int, state: Any) -> None:
+    """Writes `state` as step `step` under `path`, then removes the older ones."""
+    save(path / str(step), state)
+    for old in path.iterdir():
+        if old.name.isdigit() and int(old.name) < step:
+            old.rmtree()

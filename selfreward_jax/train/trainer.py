@@ -1,0 +1,191 @@
+"""The training state, the jitted update, and the loop that runs it."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from selfreward_jax.llm.llama import Params
+from selfreward_jax.parallel.sharding import by_row, replicated
+from selfreward_jax.train import checkpoints
+
+Metrics = dict[str, jax.Array]
+# (params, microbatch, dropout key) -> (loss, metrics). Losses and metrics of microbatches add up: each divides
+# by totals of the whole batch, which the batch carries.
+LossFn = Callable[[Params, dict[str, Any], jax.Array], tuple[jax.Array, Metrics]]
+
+
+class State(NamedTuple):
+    """Everything that decides the future of a training run, apart from its configuration."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+def schedule(steps: int, peak: float, end: float, warmup: int) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup` steps (at most half of all), then a cosine from `peak` to `end`."""
+    warmup = min(warmup, steps // 2)
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, end)
+
+
+def make_optimizer(rate: optax.Schedule, settings: Any) -> optax.GradientTransformation:
+    """Gradient clipping and the optimiser that `settings` (config.optimizer) names: adamw or muon."""
+    if settings.name == "muon":
+        core = optax.contrib.muon(
+            rate,
+            weight_decay=settings.weight_decay,
+            adam_b1=settings.b1,
+            adam_b2=settings.b2,
+            adam_weight_decay=settings.weight_decay,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=settings.muon_rms,
+        )
+    else:
+        core = optax.adamw(
+            rate, b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay
+        )
+    return optax.chain(optax.clip_by_global_norm(settings.clip), core)
+
+
+def muon_dimensions(params: Params) -> Any:
+    """Which axes of each stacked weight are its matrix: Muon for the layers' matrices, Adam for the rest."""
+    matrix = optax.contrib.MuonDimensionNumbers
+    axes = {
+        "wq": matrix((1,), (2, 3)),
+        "wk": matrix((1,), (2, 3)),
+        "wv": matrix((1,), (2, 3)),
+        "wo": matrix((1, 2), (3,)),
+        "w_gate": matrix((1,), (2,)),
+        "w_up": matrix((1,), (2,)),
+        "w_down": matrix((1,), (2,)),
+    }
+    return {
+        name: {key: axes.get(key) for key in value} if name == "layers" else None
+        for name, value in params.items()
+    }
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh
+) -> State:
+    """Shardings of the state: moments lie as their parameters do (`like`), everything else on every device.
+
+    A leaf of the optimiser's state belongs to a parameter if its path ends in the parameter's path.
+    """
+    paths = {tuple(map(str, path)): s for path, s in jax.tree_util.tree_leaves_with_path(like)}
+
+    def one(path: Any, leaf: Any) -> Any:
+        names = tuple(map(str, path))
+        tails = (names[i:] for i in range(len(names)))
+        return next((paths[t] for t in tails if t in paths and leaf.ndim), replicated(mesh))
+
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return State(replicated(mesh), like, jax.tree_util.tree_map_with_path(one, opt_state))
+
+
+def make_update(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: State, mesh: Mesh
+) -> Callable[[State, dict[str, Any], jax.Array], tuple[State, Metrics]]:
+    """The jitted update step.
+
+    It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for
+    all of them), and a dropout key; it returns the next state and the metrics, which hold `loss`, `grad_norm`
+    and what `loss_fn` reports.
+    """
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    def update(state: State, batch: dict[str, Any], key: jax.Array) -> tuple[State, Metrics]:
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+        def micro(index: Any, arrays: dict[str, Any]) -> tuple[Params, Metrics]:
+            inputs = arrays | batch["totals"]
+            (loss, metrics), grads = grad_fn(state.params, inputs, jax.random.fold_in(key, index))
+            return grads, metrics | {"loss": loss}
+
+        arrays = batch["arrays"]
+        count = jax.tree.leaves(arrays)[0].shape[0]
+        total = micro(0, jax.tree.map(lambda x: x[0], arrays))
+        if count > 1:
+            rest = (jnp.arange(1, count), jax.tree.map(lambda x: x[1:], arrays))
+            total, _ = jax.lax.scan(
+                lambda sums, one: (jax.tree.map(jnp.add, sums, micro(*one)), None), total, rest
+            )
+        grads, metrics = total
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.global_norm(grads)}
+
+    return update
+
+
+def place(batch: dict[str, Any], mesh: Mesh, accumulate: int) -> dict[str, Any]:
+    """Splits each array [B, ...] into [A, B / A, ...] and puts it on the mesh, rows spread over devices."""
+
+    def arrays(x: np.ndarray) -> jax.Array:
+        x = x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
+        return jax.device_put(x, by_row(mesh, x.ndim, axis=1))
+
+    return {
+        "arrays": {name: arrays(x) for name, x in batch["arrays"].items()},
+        "totals": jax.device_put(batch["totals"], replicated(mesh)),
+    }
+
+
+def fit(
+    state: State,
+    update: Callable[[State, dict[str, Any], jax.Array], tuple[State, Metrics]],
+    batch_at: Callable[[int], dict[str, Any]],
+    steps: int,
+    key: jax.Array,
+    *,
+    save_every: int,
+    path: epath.Path,
+    report: Callable[[int, dict[str, float]], None],
+) -> State:
+    """Runs steps state.step ... steps - 1.
+
+    Args:
+      state: where to start.
+      update: from `make_update`.
+      batch_at: the placed batch of a step; a pure function.
+      steps: the number of steps of the whole run.
+      key: dropout key of the run; the step is folded into it.
+      save_every: steps between saved states; 0 saves none.
+      path: where states are saved.
+      report: called with each step's number and metrics, one step late, so that the device never waits.
+
+    Raises:
+      Diverged: a loss was not finite; the message names the step.
+    """
+    pending: tuple[int, Metrics] | None = None
+
+    def flush() -> None:
+        if pending is not None:
+            step, metrics = pending
+            values = {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(values["loss"]):
+                raise Diverged(f"the loss is {values['loss']} at step {step}; lower the learning rate")
+            report(step, values)
+
+    for step in range(int(state.step), steps):
+        state, metrics = update(state, batch_at(step), jax.random.fold_in(key, step))
+        flush()
+        pending = (step, metrics)
+        if save_every and (step + 1) % save_every == 0 and step + 1 < steps:
+            flush()
+            pending = None
+            checkpoints.save_step(path, step + 1, state)
+    flush()
+    return state
