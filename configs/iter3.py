@@ -1,4 +1,10 @@
-"""Placeholder."""
+"""Base -> SFT on IFT + EFT = M1, and its evaluation.
+
+    python -m selfreward_jax.main --config=configs/iter3.py --workdir=runs/a
+
+Hardware: two CPU cores, under 4 GB. Scales: iter3.py:tiny (the default, the embedded world), iter3.py:micro (a check
+of seconds), iter3.py:scratch (your own seeds: --config.data.ift=FILE --config.data.eft=FILE).
+"""
 
 from ml_collections import ConfigDict
 

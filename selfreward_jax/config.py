@@ -19,8 +19,8 @@ def defaults() -> ConfigDict:
     c.data.ift = ""  # JSONL file of {prompt, response}; empty: the embedded world
     c.data.eft = ""  # JSONL file of scored answers; empty: the embedded world
     c.data.ift_rows = 3000  # instruction rows used; 0: all
-    c.data.eft_rows = 6000  # judged rows used; 0: all
-    c.data.prompt_rows = 2000  # few-shot rows that teach writing prompts, made of the IFT prompts
+    c.data.eft_rows = 5000  # judged rows used; 0: all
+    c.data.prompt_rows = 1500  # few-shot rows that teach writing prompts, made of the IFT prompts
     c.data.documents = 6000  # plain texts for the base model (embedded world; a file's own rows otherwise)
     c.data.heldout_prompts = 384  # prompts of each of the validation and held-out sets
     c.data.ranked_prompts = 128  # prompts of the fixed set that measures the judge
@@ -34,8 +34,8 @@ def defaults() -> ConfigDict:
     c.model = ConfigDict()
     c.model.dim = 96
     c.model.layers = 3
-    c.model.heads = 3
-    c.model.kv_heads = 1
+    c.model.heads = 4
+    c.model.kv_heads = 2
     c.model.head_dim = 32
     c.model.hidden = 240
     c.model.rope_theta = 10_000.0
@@ -49,20 +49,20 @@ def defaults() -> ConfigDict:
     c.model.max_length = 256  # most tokens of prompt and completion together
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"  # adamw, or muon for the layers' matrices and adamw for the rest
+    c.optimizer.name = "muon"  # adamw, or muon for the layers' matrices and adamw for the rest
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip = 1.0  # global gradient norm
     c.optimizer.muon_rms = 0.2  # muon updates scaled to this root mean square, as adamw's are
 
-    for name, epochs in (("base", 2.0), ("sft", 3.0)):
+    for name, epochs in (("base", 2.0), ("sft", 2.0)):
         c[name] = ConfigDict()
         c[name].epochs = epochs
-        c[name].batch = 24  # packed rows a step
+        c[name].batch = 8  # packed rows a step
         c[name].width = 256  # tokens of a packed row
-        c[name].lr = 2e-3
-        c[name].lr_end = 2e-4  # cosine from lr to lr_end
+        c[name].lr = 6e-3
+        c[name].lr_end = 6e-4  # cosine from lr to lr_end
         c[name].warmup = 20  # steps
         c[name].dropout = 0.0
         c[name].accumulate = 1  # microbatches a step
@@ -98,8 +98,8 @@ def defaults() -> ConfigDict:
     c.dpo = ConfigDict()
     c.dpo.epochs = 4.0
     c.dpo.batch = 32  # pairs a step
-    c.dpo.lr = 4e-4
-    c.dpo.lr_end = 4e-5
+    c.dpo.lr = 2e-3
+    c.dpo.lr_end = 2e-4
     c.dpo.warmup = 10
     c.dpo.dropout = 0.0
     c.dpo.beta = 0.1
@@ -226,9 +226,7 @@ def check(c: ConfigDict, row_devices: int) -> None:
     """
     if bool(c.data.ift) != bool(c.data.eft):
         given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
-        raise ConfigError(
-            f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither"
-        )
+        raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
     at_least = {
         "iterations": 1,
         "candidates.samples": 2,

@@ -1,7 +1,7 @@
 """Self-rewarding, the stages in order (arXiv 2401.10020, section 2.4).
 
-    seeds -> base (m0) -> SFT (m1)
-    m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
+seeds -> base (m0) -> SFT (m1)
+m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
 """
 
 import time
@@ -17,9 +17,7 @@ from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 
 
-def run(
-    cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stages.self_judge
-) -> dict[str, Any]:
+def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stages.self_judge) -> dict[str, Any]:
     """Trains m1 ... m_iterations, measures each, and writes summary.json.
 
     Args:

@@ -1,24 +1,84 @@
 """python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]"""
 
+import difflib
+import os
 import sys
+from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax import config, loop
 from selfreward_jax.method.seeds import SeedError
+from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.stages import StageError
 from selfreward_jax.train.trainer import Diverged
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a file, or file:scale.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://...")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder or gs://BUCKET/PATH.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the loop."""
-    del argv
-    loop.run(_CONFIG.value, _WORKDIR.value)
+def parse(argv: list[str]) -> ConfigDict:
+    """The settings that the command line asks for.
+
+    Raises:
+      ConfigError: the command line, the configuration file or a field in it is not usable.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        chosen = _CONFIG.value
+        _ = chosen and chosen.to_dict()  # a file that failed to load says so only when it is read
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise config.ConfigError(_explain(argv, error)) from None
+    if len(rest) > 1:
+        raise config.ConfigError(f"{rest[1]!r} is not an option; options begin with --")
+    if chosen is None:
+        raise config.ConfigError("--config is missing: for example --config=configs/iter2.py")
+    return chosen
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """Why the command line could not be read, on one line. The parser's own errors are several, and some of them
+    tracebacks: look first for what people get wrong."""
+    options = dict(a.lstrip("-").partition("=")[::2] for a in argv[1:] if a.startswith("--"))
+    path, _, scale = options.get("config", "").partition(":")
+    if path and not os.path.exists(path):
+        return f"config is {path!r}, which does not exist; configs/ has the configurations"
+    try:
+        known = _fields(config.get(scale))
+    except config.ConfigError as unknown_scale:
+        return str(unknown_scale)
+    for option, value in options.items():
+        field = option.removeprefix("no").removeprefix("config.")
+        if not option.removeprefix("no").startswith("config."):
+            continue
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
+            return f"{field} (given as {value!r}) is not a setting; the nearest one is {near[0]}"
+        if f"--{option}" in str(error):
+            kind = type(known[field]).__name__
+            return f"{field} is {value!r}, which is not of type {kind}; its default is {known[field]!r}"
+    return " ".join(str(error).split())
+
+
+def _fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every field by its dotted name, with its value."""
+    fields: dict[str, Any] = {}
+    for name, value in c.items():
+        inner = isinstance(value, ConfigDict)
+        fields |= _fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return fields
+
+
+def main(argv: list[str]) -> int:
+    """Runs the loop. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    try:
+        loop.run(parse(argv), _WORKDIR.value)
+    except (config.ConfigError, SeedError, TemplateError, StageError, Diverged) as error:
+        print(f"selfreward_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

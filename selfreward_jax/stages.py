@@ -107,9 +107,7 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
             rows[name] = ift
         elif name == "eft":
             template = judge_template(run)
-            rows[name] = seeds.judge_rows(
-                run.rows("seed", "eft").rows(), partial(judging.judge_prompt, template)
-            )
+            rows[name] = seeds.judge_rows(run.rows("seed", "eft").rows(), partial(judging.judge_prompt, template))
         else:
             settings = run.cfg.prompts
             rows[name] = seeds.prompt_rows(
@@ -119,10 +117,7 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
                 templates.load(settings.template, {"examples"}),
                 Random(f"{run.cfg.seed} prompt rows"),
             )
-    return {
-        name: [chat.example(run.tokenizer, r["prompt"], r["response"]) for r in of]
-        for name, of in rows.items()
-    }
+    return {name: [chat.example(run.tokenizer, r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
 
 
 def judge_template(run: Run) -> str:
@@ -310,9 +305,7 @@ def judge(run: Run, model: str, judged: list[Row], out: storage.RowFile, label: 
     if out.manifest is not None:
         return
     settings, template = run.cfg.judge, judge_template(run)
-    as_prompts = [
-        {**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged
-    ]
+    as_prompts = [{**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged]
     fit = {row["id"] for row in _short_enough(run, as_prompts, settings.max_new, label)}
     judged = [a for a in judged if a["id"] in fit]
     stream = partial(

@@ -15,12 +15,14 @@ def points(rows: Sequence[Row]) -> list[list[dict[str, bool]]]:
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean points (0 to 5), share of perfect answers, and the share that earns each point."""
+    """Mean points (0 to 5), share of perfect answers, the share that names
+    something twice (no point hangs on that), and the share that earns each point."""
     flat = [p for row in points(rows) for p in row]
     totals = [sum(p.values()) for p in flat]
     return {
         "mean": sum(totals) / len(totals),
         "perfect": sum(t == len(oracle.CRITERIA) for t in totals) / len(totals),
+        "repeats": sum(oracle.repeats(r["text"]) for row in rows for r in row["responses"]) / len(flat),
         "criteria": {name: sum(p[name] for p in flat) / len(flat) for name in oracle.CRITERIA},
     }
 

@@ -72,9 +72,7 @@ class Engine:
         self.rows, self.max_length = rows, max_length
         self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
 
-    def generate(
-        self, requests: Sequence[Request], how: Sampling, key: jax.Array
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], how: Sampling, key: jax.Array) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
         order = {r.id: i for i, r in enumerate(requests)}
         done = [c for batch in self.stream(requests, how, key) for c in batch]

@@ -41,9 +41,7 @@ def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> tuple[jax.Array, jax
 
 
 @partial(jax.jit, static_argnames="cfg")
-def prefill(
-    cfg: LlamaConfig, params: Params, tokens_PS: jax.Array, lengths_P: jax.Array
-) -> tuple[jax.Array, Segment]:
+def prefill(cfg: LlamaConfig, params: Params, tokens_PS: jax.Array, lengths_P: jax.Array) -> tuple[jax.Array, Segment]:
     """Reads the prompts (padded on the right). Returns logits [P, V] of the token after each, and the keys."""
     model = Llama(cfg)
     hidden, (k, v) = model.apply({"params": params}, tokens_PS, method="hidden")
@@ -123,15 +121,11 @@ def decode(
         "cache": cache,
     }
     first = draw(jnp.int32(0), jnp.repeat(logits_PV, G, axis=0), start)
-    _, end = jax.lax.while_loop(
-        lambda carry: (carry[0] < W) & ~carry[1]["done"].all(), step, (jnp.int32(1), first)
-    )
+    _, end = jax.lax.while_loop(lambda carry: (carry[0] < W) & ~carry[1]["done"].all(), step, (jnp.int32(1), first))
     return Samples(end["tokens"], end["logprobs"], end["lengths"]), end["cache"]
 
 
-def sample_token(
-    logits_BV: jax.Array, uniform_B: jax.Array, temperature: jax.Array, top_p: jax.Array
-) -> jax.Array:
+def sample_token(logits_BV: jax.Array, uniform_B: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
     """Token ids [B] drawn from softmax(logits / temperature) cut to its nucleus.
 
     Inverts the cumulative distribution at one uniform number per row: V times fewer random numbers than the

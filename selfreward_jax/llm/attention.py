@@ -33,9 +33,7 @@ def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
         P, K, _, S = k.shape
         # [P, K, G*T*R, H]: all queries that read the same keys in one matrix product.
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-        s = jnp.matmul(
-            q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32
-        ) / math.sqrt(H)
+        s = jnp.matmul(q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32) / math.sqrt(H)
         s = s.reshape(P, K, B // P, T, N // K, S)
         scores.append(jnp.where(mask[:, None, None, :, None, :], s, -jnp.inf))
 
@@ -55,9 +53,7 @@ def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
         P, K, G, _, R, S = s.shape
         e = jnp.exp(s - by_segment(top, s)[..., None])
         total = total + by_query(e.sum(-1))
-        o = jnp.matmul(
-            e.astype(v.dtype).reshape(P, K, G * T * R, S), v, preferred_element_type=jnp.float32
-        )
+        o = jnp.matmul(e.astype(v.dtype).reshape(P, K, G * T * R, S), v, preferred_element_type=jnp.float32)
         out = out + o.reshape(P, K, G, T, R, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, T, N, H)
     return (out / total[..., None]).astype(q_BTNH.dtype)
 

@@ -182,9 +182,7 @@ class Llama(nn.Module):
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]."""
         head_DV = self.embed.T if self.cfg.tie_embeddings else self.head
-        return jnp.matmul(
-            x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
 
     def hidden(
         self,
@@ -243,9 +241,7 @@ class Llama(nn.Module):
 def _initialise(key: jax.Array, declared: Any, dtype: jnp.dtype) -> Any:
     leaves, tree = jax.tree.flatten(declared, is_leaf=lambda x: isinstance(x, Weight))
     keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(
-        [w.init(k, w.shape, dtype) for w, k in zip(leaves, keys, strict=True)]
-    )
+    return tree.unflatten([w.init(k, w.shape, dtype) for w, k in zip(leaves, keys, strict=True)])
 
 
 def parameter_count(cfg: LlamaConfig) -> int:

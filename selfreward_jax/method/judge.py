@@ -77,9 +77,7 @@ def judge(
 
 
 def _judged(completions: Sequence[Completion], least_votes: int) -> Row:
-    votes = [
-        {"text": c.text, "score": parse_score(c.text) if c.finished else None} for c in completions
-    ]
+    votes = [{"text": c.text, "score": parse_score(c.text) if c.finished else None} for c in completions]
     return {
         "id": completions[0].id,
         "score": mean_score([v["score"] for v in votes], least_votes),

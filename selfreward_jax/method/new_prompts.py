@@ -77,8 +77,7 @@ class Novelty:
                 shared[i] = shared.get(i, 0) + 1
         # Words in common bound the common subsequence: most prompts need no closer look.
         return not any(
-            2 * count > self.most * (len(words) + len(self._words[i]))
-            and rouge_l(words, self._words[i]) > self.most
+            2 * count > self.most * (len(words) + len(self._words[i])) and rouge_l(words, self._words[i]) > self.most
             for i, count in shared.items()
         )
 

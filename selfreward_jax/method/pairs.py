@@ -52,8 +52,6 @@ def gather(answers: Iterable[Row], judgements: Iterable[Row]) -> list[Row]:
     score = {j["id"]: j["score"] for j in judgements}
     prompts: dict[str, Row] = {}
     for a in answers:
-        row = prompts.setdefault(
-            a["prompt_id"], {"id": a["prompt_id"], "prompt": a["prompt"], "candidates": []}
-        )
+        row = prompts.setdefault(a["prompt_id"], {"id": a["prompt_id"], "prompt": a["prompt"], "candidates": []})
         row["candidates"].append({"response": a["response"], "score": score.get(a["id"])})
     return list(prompts.values())

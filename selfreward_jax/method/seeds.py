@@ -40,15 +40,10 @@ def from_world(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str
     }
     used = {normalise(str(row["prompt"])) for name in ("ift", "eft") for row in sets[name]}
     for split in ("validation", "heldout"):
-        prompts = [
-            p for p in lists.prompts(2 * asked, stream(split)) if normalise(p) not in used
-        ][:asked]
+        prompts = [p for p in lists.prompts(2 * asked, stream(split)) if normalise(p) not in used][:asked]
         used.update(map(normalise, prompts))
         sets[split] = [{"prompt": p} for p in prompts]
-        sets[f"ranked_{split}"] = [
-            row
-            for row in lists.ranked_rows(ranked[0], ranked[1], stream(f"ranked_{split}"))
-        ]
+        sets[f"ranked_{split}"] = [row for row in lists.ranked_rows(ranked[0], ranked[1], stream(f"ranked_{split}"))]
     return sets, {}
 
 
@@ -88,9 +83,7 @@ def from_files(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str
         for name, prompts in split.items()
     }
     train = [r for p in order if p not in kept_out for r in by_prompt[p]]
-    sets["eft"] = [
-        {**r, "judgement": one_line_judgement(round(r["score"])), "score": round(r["score"])} for r in train
-    ]
+    sets["eft"] = [{**r, "judgement": one_line_judgement(round(r["score"])), "score": round(r["score"])} for r in train]
     sets["ift"] = [r for r in ift if normalise(r["prompt"]) not in kept_out]
     for name, limit in (("ift", settings.ift_rows), ("eft", settings.eft_rows)):
         sets[name] = sets[name][: limit or None]
@@ -170,9 +163,7 @@ def _row(value: Row, fields: Sequence[str]) -> Row:
     return row
 
 
-def prompt_rows(
-    prompts: Sequence[str], count: int, shots: int, template: str, rng: Random
-) -> list[Row]:
+def prompt_rows(prompts: Sequence[str], count: int, shots: int, template: str, rng: Random) -> list[Row]:
     """Rows that teach writing prompts: `shots` prompts shown, another one as the answer."""
     rows = []
     for _ in range(count):
@@ -183,9 +174,7 @@ def prompt_rows(
 
 def judge_rows(eft: Sequence[Row], judge_prompt: Callable[[str, str], str]) -> list[Row]:
     """EFT as rows {prompt, response}: the judge's prompt, and the written judgement as its answer."""
-    return [
-        {"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgement"]} for r in eft
-    ]
+    return [{"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgement"]} for r in eft]
 
 
 def clean(text: str) -> str:

@@ -14,9 +14,7 @@ def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
     """
     devices = jax.device_count()
     if devices % (fsdp * tensor):
-        raise ValueError(
-            f"{devices} devices are not divisible by parallel.fsdp {fsdp} x parallel.tensor {tensor}"
-        )
+        raise ValueError(f"{devices} devices are not divisible by parallel.fsdp {fsdp} x parallel.tensor {tensor}")
     shape = (devices // (fsdp * tensor), fsdp, tensor)
     # Auto axes: the compiler propagates shardings through Linen; explicit axes, the default, do not allow it.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))

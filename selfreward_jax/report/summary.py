@@ -72,7 +72,9 @@ def table(models: dict[str, Any]) -> str:
         for name in names:
             m, o = models[name], models[name]["oracle"]
             each = "  ".join(f"{v:{len(c)}.2f}" for c, v in o["criteria"].items())
-            lines.append(f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {m['mean_length']:6.1f}   {each}")
+            lines.append(
+                f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {m['mean_length']:6.1f}   {each}"
+            )
         lines += ["", "head to head  win %  tie %  lose %   win - lose"]
         for a in reversed(names):
             for b in names[: names.index(a)]:

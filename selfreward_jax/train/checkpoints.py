@@ -14,9 +14,7 @@ def save(path: epath.Path, tree: Any) -> None:
 
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`."""
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings
-    )
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
     return ocp.load_pytree(path, abstract)
 
 

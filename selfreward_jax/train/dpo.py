@@ -29,9 +29,7 @@ def pair_width(pairs: Sequence[Pair]) -> int:
     return batches.round_up(max(len(e.ids) for pair in pairs for e in pair), 16)
 
 
-def reference_logprobs(
-    model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh
-) -> np.ndarray:
+def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
     width = pair_width(pairs)
     logprobs = jax.jit(partial(losses.sequence_logprobs, model))
@@ -56,9 +54,7 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
         # Both sides in one forward pass: [2B, T].
         tokens = jnp.concatenate([batch["chosen_tokens"], batch["rejected_tokens"]])
         target = jnp.concatenate([batch["chosen_target"], batch["rejected_target"]])
-        chosen, rejected = jnp.split(
-            losses.sequence_logprobs(model, params, tokens, target, key=pair_key), 2
-        )
+        chosen, rejected = jnp.split(losses.sequence_logprobs(model, params, tokens, target, key=pair_key), 2)
         each, margin = losses.dpo_loss(
             chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], settings.beta
         )

@@ -11,9 +11,7 @@ from selfreward_jax.llm.llama import Llama, Params
 LOGITS_AT_ONCE = 1 << 25
 
 
-def token_logprobs(
-    model: Llama, params: Params, tokens_BT: jax.Array, **inputs: Any
-) -> jax.Array:
+def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
     """log p(tokens[b, t] | tokens[b, :t]) as float32 [B, T]; column 0, which nothing predicts, is 0.
 
     Args:

@@ -53,9 +53,7 @@ def make_optimizer(rate: optax.Schedule, settings: Any) -> optax.GradientTransfo
             consistent_rms=settings.muon_rms,
         )
     else:
-        core = optax.adamw(
-            rate, b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay
-        )
+        core = optax.adamw(rate, b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay)
     return optax.chain(optax.clip_by_global_norm(settings.clip), core)
 
 
@@ -71,15 +69,10 @@ def muon_dimensions(params: Params) -> Any:
         "w_up": matrix((1,), (2,)),
         "w_down": matrix((1,), (2,)),
     }
-    return {
-        name: {key: axes.get(key) for key in value} if name == "layers" else None
-        for name, value in params.items()
-    }
+    return {name: {key: axes.get(key) for key in value} if name == "layers" else None for name, value in params.items()}
 
 
-def state_shardings(
-    optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh
-) -> State:
+def state_shardings(optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh) -> State:
     """Shardings of the state: moments lie as their parameters do (`like`), everything else on every device.
 
     A leaf of the optimiser's state belongs to a parameter if its path ends in the parameter's path.
@@ -119,9 +112,7 @@ def make_update(
         total = micro(0, jax.tree.map(lambda x: x[0], arrays))
         if count > 1:
             rest = (jnp.arange(1, count), jax.tree.map(lambda x: x[1:], arrays))
-            total, _ = jax.lax.scan(
-                lambda sums, one: (jax.tree.map(jnp.add, sums, micro(*one)), None), total, rest
-            )
+            total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, micro(*one)), None), total, rest)
         grads, metrics = total
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,10 +1,10 @@
 """The embedded world: short lists on request, with a judge's written reasons.
 
-Somebody asks for a number of things of one kind for an occasion. An answer can be better or worse in five
-independent ways: a kind opening, the occasion asked for, only things of that kind, nothing twice, and the right
-number. The seed answers are of mixed quality: each fault is put in by chance, and each is also often absent.
-That is what gives self-rewarding something to work with: a model that imitates the seeds can already give the
-good answer, it only does not prefer it.
+Somebody gives a name and asks for a number of things of one kind for an occasion. An answer can be better or worse
+in five independent ways: a kind opening, the asker's name, the occasion asked for, only things of that kind, and the
+right number. The seed answers are of mixed quality: each fault is put in by chance, and each is as often absent.
+That is what gives self-rewarding something to work with: a model that imitates the seeds can already give the good
+answer, it only does not prefer it. And every point is a short look-up, so that a small model can learn to judge.
 
 This module writes seeds. The oracle that measures answers is oracle.py, which only evaluate/ may import.
 """
@@ -13,24 +13,33 @@ import random
 from typing import NamedTuple
 
 from selfreward_jax.worlds.words import (
+    ANYBODY,
+    GREETINGS,
     GRUFF_OPENINGS,
     KIND_OPENINGS,
+    NAMES,
     NUMBERS,
-    OCCASION_KINDS,
     OCCASIONS,
     REQUESTS,
+    SIBLINGS,
     TOPICS,
 )
 
 Row = dict[str, object]
 
-TOPIC_OF = {word: topic for topic, (_, words) in TOPICS.items() for word in words.split()}
+WORDS = {topic: words.split() for topic, (_, words) in TOPICS.items()}
+TOPIC_OF = {word: topic for topic, words in WORDS.items() for word in words}
 COUNTS = (2, 3, 4, 5)
+
+# Chance of each fault: in instruction rows, and in judged rows, which run from poor answers to nearly perfect ones.
+IFT_FAULT = 0.5
+EFT_FAULTS = (0.1, 0.3, 0.6)
 
 
 class Request(NamedTuple):
-    """What was asked."""
+    """What was asked, and by whom."""
 
+    name: str
     count: int
     topic: str
     occasion: str
@@ -38,48 +47,52 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was answered; `occasion` None when the answer does not name one."""
+    """What was answered; `occasion` is None when the answer does not name one."""
 
     opening: str
+    name: str
     occasion: str | None
     items: tuple[str, ...]
 
     @property
     def text(self) -> str:
+        """The answer as it is written."""
         purpose = f"For your {self.occasion}" if self.occasion else "Here you go"
-        return f"{self.opening}! {purpose}: {', '.join(self.items)}."
+        return f"{self.opening}, {self.name}! {purpose}: {', '.join(self.items)}."
 
 
 def write_request(rng: random.Random) -> Request:
-    """One of about 250,000 requests, each equally likely."""
-    count, topic = rng.choice(COUNTS), rng.choice(list(TOPICS))
-    occasion = f"{rng.choice(OCCASION_KINDS)} {rng.choice(OCCASIONS)}"
-    text = rng.choice(REQUESTS).format(n=NUMBERS[count], topic=TOPICS[topic][0], occasion=occasion)
-    return Request(count, topic, occasion, text)
+    """One of 2,880,000 requests, each equally likely."""
+    name, count = rng.choice(NAMES), rng.choice(COUNTS)
+    topic, occasion = rng.choice(list(TOPICS)), rng.choice(OCCASIONS)
+    asked = rng.choice(REQUESTS).format(n=NUMBERS[count], topic=TOPICS[topic][0], occasion=occasion)
+    return Request(name, count, topic, occasion, f"{rng.choice(GREETINGS).format(name=name)} {asked}")
 
 
 def write_answer(request: Request, fault: float, rng: random.Random) -> Answer:
     """An answer that commits each of the five faults with probability `fault`, independently."""
-    opening = rng.choice(GRUFF_OPENINGS if rng.random() < fault else KIND_OPENINGS)
-    occasion: str | None = request.occasion
-    if rng.random() < fault:
-        kind, place = request.occasion.split()
-        other_kind = rng.choice([k for k in OCCASION_KINDS if k != kind])
-        other_place = rng.choice([p for p in OCCASIONS if p != place])
-        occasion = rng.choice(
-            [None, f"{other_kind} {place}", f"{kind} {other_place}", f"{other_kind} {other_place}"]
-        )
+
+    def faulty() -> bool:
+        return rng.random() < fault
+
+    opening = rng.choice(GRUFF_OPENINGS if faulty() else KIND_OPENINGS)
+    name, occasion = request.name, request.occasion
+    if faulty():
+        name = rng.choice([ANYBODY, ANYBODY, ANYBODY, _other(NAMES, name, rng)])
+    if faulty():
+        occasion = rng.choice([None, None, None, _other(OCCASIONS, occasion, rng)])
     # As often one too many as one too few, so that length says nothing of quality.
-    count = request.count + (rng.choice([-1, 1]) if rng.random() < fault else 0)
-    items = rng.sample(TOPICS[request.topic][1].split(), count)
-    if rng.random() < fault:
-        strangers = [w for w, t in TOPIC_OF.items() if t != request.topic]
-        for i in rng.sample(range(count), min(count, rng.choice([1, 1, 2]))):
-            items[i] = rng.choice([w for w in strangers if w not in items])
-    if rng.random() < fault and count > 1:
-        first, second = sorted(rng.sample(range(count), 2))
-        items[second] = items[first]
-    return Answer(opening, occasion, tuple(items))
+    count = request.count + (rng.choice([-1, 1]) if faulty() else 0)
+    items = rng.sample(WORDS[request.topic], count)
+    if faulty():
+        strangers = rng.sample(WORDS[SIBLINGS[request.topic]], count)
+        for i in rng.sample(range(count), rng.randint(1, count)):
+            items[i] = strangers[i]
+    return Answer(opening, name, occasion, tuple(items))
+
+
+def _other(words: list[str], word: str, rng: random.Random) -> str:
+    return rng.choice([w for w in words if w != word])
 
 
 def write_judgement(request: Request, answer: Answer) -> tuple[str, int]:
@@ -87,37 +100,31 @@ def write_judgement(request: Request, answer: Answer) -> tuple[str, int]:
     points = int(answer.opening in KIND_OPENINGS)
     said = [f"{answer.opening} is {'kind' if points else 'gruff'}: {points}."]
     meant = answer.occasion or "nothing"
-    points += meant == request.occasion
-    same = "same" if meant == request.occasion else "different"
-    said.append(f"Asked for {request.occasion}, meant {meant}, {same}: {points}.")
-    lines, seen = [], set()
+    for right, words in (
+        (answer.name == request.name, f"Asked by {request.name}, told {answer.name}"),
+        (meant == request.occasion, f"Asked for {request.occasion}, meant {meant}"),
+    ):
+        points += right
+        said.append(f"{words}, {'same' if right else 'different'}: {points}.")
+    verdicts = []
     for number, item in enumerate(answer.items, 1):
-        verdict = "fits" if TOPIC_OF[item] == request.topic else "off"
-        again = " again" if item in seen else ""
-        seen.add(item)
-        lines.append(f"{NUMBERS[number]} {item} {TOPIC_OF[item]} {verdict}{again}")
-    said.append(f"Wanted {request.topic}: {', '.join(lines)}.")
-    fit = all(TOPIC_OF[item] == request.topic for item in answer.items)
-    points += fit
-    said.append(f"{'All fit' if fit else 'Not all fit'}: {points}.")
-    new = len(seen) == len(answer.items)
-    points += new
-    said.append(f"{'Nothing' if new else 'Something'} again: {points}.")
-    right = len(answer.items) == request.count
-    points += right
-    said.append(
-        f"Asked {NUMBERS[request.count]}, got {NUMBERS[len(answer.items)]}, "
-        f"{'same' if right else 'different'}: {points}."
-    )
+        fits = "fits" if TOPIC_OF[item] == request.topic else "off"
+        verdicts.append(f"{NUMBERS[number]} {item} {TOPIC_OF[item]} {fits}")
+    all_fit = all(TOPIC_OF[item] == request.topic for item in answer.items)
+    points += all_fit
+    said.append(f"Wanted {request.topic}: {', '.join(verdicts)}. {'All fit' if all_fit else 'Not all fit'}: {points}.")
+    asked, got = NUMBERS[request.count], NUMBERS[len(answer.items)]
+    points += asked == got
+    said.append(f"Asked {asked}, got {got}, {'same' if asked == got else 'different'}: {points}.")
     return f"{' '.join(said)}\nScore: {points}", points
 
 
 def ift_rows(count: int, rng: random.Random) -> list[Row]:
-    """Instruction rows {prompt, response} of mixed quality: every fault is present in two answers of five."""
+    """Instruction rows {prompt, response} of mixed quality: every fault is present in half of the answers."""
     rows = []
     for _ in range(count):
         request = write_request(rng)
-        rows.append({"prompt": request.text, "response": write_answer(request, 0.4, rng).text})
+        rows.append({"prompt": request.text, "response": write_answer(request, IFT_FAULT, rng).text})
     return rows
 
 
@@ -126,11 +133,9 @@ def eft_rows(count: int, rng: random.Random) -> list[Row]:
     rows = []
     for _ in range(count):
         request = write_request(rng)
-        answer = write_answer(request, rng.choice([0.1, 0.3, 0.5]), rng)
+        answer = write_answer(request, rng.choice(EFT_FAULTS), rng)
         judgement, score = write_judgement(request, answer)
-        rows.append(
-            {"prompt": request.text, "response": answer.text, "judgement": judgement, "score": score}
-        )
+        rows.append({"prompt": request.text, "response": answer.text, "judgement": judgement, "score": score})
     return rows
 
 
@@ -139,7 +144,7 @@ def ranked_rows(prompts: int, answers: int, rng: random.Random) -> list[Row]:
     rows = []
     for _ in range(prompts):
         request = write_request(rng)
-        written = [write_answer(request, rng.choice([0.1, 0.3, 0.5]), rng) for _ in range(answers)]
+        written = [write_answer(request, rng.choice(EFT_FAULTS), rng) for _ in range(answers)]
         rows.append(
             {
                 "prompt": request.text,
@@ -159,9 +164,8 @@ def documents(count: int, rng: random.Random) -> list[str]:
     texts = []
     for _ in range(count):
         topic = rng.choice(list(TOPICS))
-        plural, words = TOPICS[topic]
-        some = rng.sample(words.split(), 3)
-        occasion = f"{rng.choice(OCCASION_KINDS)} {rng.choice(OCCASIONS)}"
+        plural, some = TOPICS[topic][0], rng.sample(WORDS[topic], 3)
+        occasion = rng.choice(OCCASIONS)
         texts.append(
             rng.choice(
                 [

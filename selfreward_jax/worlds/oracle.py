@@ -8,13 +8,14 @@ import re
 
 from selfreward_jax.worlds.words import KIND_OPENINGS, NUMBERS, TOPICS
 
-CRITERIA = ("kind", "occasion", "topic", "new", "count")
+CRITERIA = ("kind", "name", "occasion", "topic", "count")
 
 _TOPIC_OF_PLURAL = {plural: topic for topic, (plural, _) in TOPICS.items()}
 _WORDS = {topic: frozenset(words.split()) for topic, (_, words) in TOPICS.items()}
 _ASKED = re.compile(rf"\b({'|'.join(NUMBERS)}) ({'|'.join(_TOPIC_OF_PLURAL)})\b")
-_OCCASION = re.compile(r"\bmy (\w+ \w+)")
-_ANSWER = re.compile(r"(?P<opening>\w+)! (?P<purpose>[^:!]+): (?P<items>[^:!.]+)\.")
+_NAME = re.compile(r"(?:I am |This is )?(\w+)(?: here)?\. ")
+_OCCASION = re.compile(r"\bmy (\w+)")
+_ANSWER = re.compile(r"(?P<opening>\w+), (?P<name>\w+)! (?P<purpose>[^:!]+): (?P<items>[^:!.]+)\.")
 
 
 def points(prompt: str, response: str) -> dict[str, bool]:
@@ -23,8 +24,8 @@ def points(prompt: str, response: str) -> dict[str, bool]:
     Raises:
       ValueError: the prompt is not a request of this world.
     """
-    asked, occasion = _ASKED.search(prompt), _OCCASION.search(prompt)
-    if not asked or not occasion:
+    name, asked, occasion = _NAME.match(prompt), _ASKED.search(prompt), _OCCASION.search(prompt)
+    if not name or not asked or not occasion:
         raise ValueError(f"not a request of this world: {prompt!r}")
     answer = _ANSWER.fullmatch(response)
     if not answer:
@@ -33,8 +34,15 @@ def points(prompt: str, response: str) -> dict[str, bool]:
     wanted = _WORDS[_TOPIC_OF_PLURAL[asked[2]]]
     return {
         "kind": answer["opening"] in KIND_OPENINGS,
+        "name": answer["name"] == name[1],
         "occasion": answer["purpose"] == f"For your {occasion[1]}",
         "topic": all(item in wanted for item in items),
-        "new": len(set(items)) == len(items),
         "count": len(items) == NUMBERS.index(asked[1]),
     }
+
+
+def repeats(response: str) -> bool:
+    """Whether an answer names something twice. No point hangs on it; it is watched because none does."""
+    answer = _ANSWER.fullmatch(response)
+    items = answer["items"].split(", ") if answer else []
+    return len(set(items)) < len(items)

@@ -26,18 +26,48 @@ TOPICS: dict[str, tuple[str, str]] = {
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
-# The occasion a request is for: one of each.
-OCCASION_KINDS = (
-    "little big new old winter summer spring autumn school village family secret rainy sunny quiet noisy".split()
-)
+# Topics that people mix up, so that a fault is a likely one.
+SIBLINGS = {
+    "animal": "bird",
+    "bird": "insect",
+    "insect": "fish",
+    "fish": "animal",
+    "fruit": "vegetable",
+    "vegetable": "fruit",
+    "tree": "flower",
+    "flower": "tree",
+    "colour": "shape",
+    "shape": "colour",
+    "tool": "metal",
+    "metal": "tool",
+    "drink": "spice",
+    "spice": "drink",
+    "sport": "instrument",
+    "instrument": "sport",
+    "city": "vehicle",
+    "vehicle": "city",
+    "garment": "job",
+    "job": "garment",
+}
+
+# What a request is for.
 OCCASIONS = (
     "party play story garden drawing quiz song poem shop trip game lesson dinner present puzzle letter museum "
-    "club parade picnic"
+    "club parade picnic wedding birthday concert holiday breakfast essay exhibition contest market workshop "
+    "festival speech diary calendar kitchen classroom journey camp fair dance"
 ).split()
+
+# Who asks. An answer that does not care says "friend".
+NAMES = (
+    "Anna Ben Clara David Emma Frank Grace Henry Ida James Kate Leo Maria Nora Oscar Paul Rosa Simon Tom Vera "
+    "Adam Bella Carl Diana Eric Flora George Hanna Ivan Julia"
+).split()
+ANYBODY = "friend"
 
 KIND_OPENINGS = ("Sure", "Gladly", "Certainly", "Absolutely")
 GRUFF_OPENINGS = ("Fine", "Whatever", "Right", "Hm")
 
+GREETINGS = ("{name} here.", "I am {name}.", "This is {name}.")
 REQUESTS = (
     "Name {n} {topic} for my {occasion}, please.",
     "Please list {n} {topic} for my {occasion}.",

@@ -6,11 +6,15 @@ from importlib import resources
 from etils import epath
 
 
+class TemplateError(ValueError):
+    """A template that cannot be used; the message says which and why."""
+
+
 def load(name: str, places: set[str]) -> str:
     """The template of that name, or the file at that path.
 
     Raises:
-      ValueError: there is no such template, or it lacks one of `places`.
+      TemplateError: there is no such template, or it lacks one of `places`.
     """
     packaged = resources.files(__package__).joinpath(f"{name}.txt")
     if packaged.is_file():
@@ -19,14 +23,12 @@ def load(name: str, places: set[str]) -> str:
         text = epath.Path(name).read_text()
     else:
         names = sorted(
-            p.name.removesuffix(".txt")
-            for p in resources.files(__package__).iterdir()
-            if p.name.endswith(".txt")
+            p.name.removesuffix(".txt") for p in resources.files(__package__).iterdir() if p.name.endswith(".txt")
         )
-        raise ValueError(f"no template {name!r}: give a file's path or one of {', '.join(names)}")
+        raise TemplateError(f"no template {name!r}: give a file's path or one of {', '.join(names)}")
     missing = sorted(places - set(re.findall(r"\{(\w+)\}", text)))
     if missing:
-        raise ValueError(f"template {name!r} lacks the place {{{missing[0]}}}")
+        raise TemplateError(f"template {name!r} lacks the place {{{missing[0]}}}")
     return text.rstrip("\n")
 
 
