@@ -1,0 +1,131 @@
+"""Agreement with a true ranking: each figure by hand, the correlations against SciPy."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from selfreward_jax.evaluate.agreement import agreement, kendall, ranks, spearman
+from selfreward_jax.evaluate.models import judge_figures, ranked_answers
+
+SCORES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 2.5, 4, 4.5, 5])), min_size=2, max_size=9)
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_correlations_are_scipys(scores):
+    x, y = zip(*scores, strict=True)
+    assume(len(set(x)) > 1 and len(set(y)) > 1)
+    assert ranks(x) == stats.rankdata(x).tolist()
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
+
+
+@settings(deadline=None)
+@given(st.lists(SCORES, min_size=1, max_size=4))
+def test_figures_hang_together(instructions):
+    figures = agreement([tuple(zip(*scores, strict=True)) for scores in instructions])
+    pairwise, ties = figures["pairwise_accuracy"], figures["tie_rate"]
+    if pairwise is not None:
+        assert figures["pairwise_ties_wrong"] + ties / 2 == pytest.approx(pairwise)
+        if figures["pairwise_without_ties"] is not None:
+            assert figures["pairwise_without_ties"] * (1 - ties) + ties / 2 == pytest.approx(pairwise)
+        else:
+            assert ties == 1
+    lines = [tuple(zip(*scores, strict=True)) for scores in instructions]
+    swapped = agreement([(truth, [5 - j for j in judged]) for truth, judged in lines])
+    if pairwise is not None:  # a judge turned upside down is right where it was wrong
+        assert swapped["pairwise_accuracy"] == pytest.approx(1 - pairwise)
+
+
+def test_a_perfect_judge():
+    figures = agreement([([1, 2, 5], [1.0, 2.0, 5.0]), ([0, 3], [4.0, 5.0])])
+    for name in ("pairwise_accuracy", "pairwise_without_ties", "pairwise_ties_wrong", "exact_match", "five_best"):
+        assert figures[name] == 1, name
+    assert figures["spearman"] == pytest.approx(1)
+    assert figures["kendall"] == pytest.approx(1)
+    assert (figures["tie_rate"], figures["fives"], figures["constant"], figures["missing"]) == (0, 2, 0, 0)
+
+
+def test_a_judges_tie_is_half_a_pair_and_no_exact_match():
+    # Three pairs that the truth orders: one right, one wrong, one tied.
+    figures = agreement([([1, 2, 3], [2, 1, 2])])
+    assert figures["pairwise_accuracy"] == pytest.approx(1.5 / 3)
+    assert figures["pairwise_without_ties"] == pytest.approx(1 / 2)
+    assert figures["pairwise_ties_wrong"] == pytest.approx(1 / 3)
+    assert figures["tie_rate"] == pytest.approx(1 / 3)
+    assert figures["exact_match"] == 0
+    assert agreement([([1, 2, 3], [1, 2, 2])])["exact_match"] == 0  # nothing wrong, one pair tied
+
+
+def test_pairs_that_the_truth_ties_do_not_count():
+    figures = agreement([([1, 1, 2], [0, 5, 5])])  # only 1 < 2 twice: once right, once tied
+    assert figures["pairwise_accuracy"] == pytest.approx(1.5 / 2)
+    assert agreement([([1, 1, 2], [3, 4, 5])])["exact_match"] == 1  # the judge may order what the truth ties
+
+
+def test_exact_match_is_a_share_of_instructions():
+    right, wrong, unordered = ([1, 2], [1, 2]), ([1, 2], [2, 1]), ([3, 3], [1, 2])
+    assert agreement([right, wrong, right])["exact_match"] == pytest.approx(2 / 3)
+    assert agreement([right, unordered])["exact_match"] == 1  # nothing to order: not counted
+
+
+def test_five_best_is_a_share_of_the_fives():
+    # Two fives on one instruction, one of them the best; a five on an answer that shares the best place.
+    figures = agreement([([1, 4, 3], [0, 5.0, 5.0]), ([2, 2], [5, 1])])
+    assert figures["fives"] == 3
+    assert figures["five_best"] == pytest.approx(2 / 3)
+    assert agreement([([1, 2], [4.9, 4])])["five_best"] is None
+
+
+def test_a_five_is_not_best_when_the_best_answer_has_no_vote():
+    figures = agreement([([1, 4], [5, None])])
+    assert (figures["fives"], figures["five_best"]) == (1, 0)
+
+
+def test_missing_votes_are_left_out_and_counted():
+    figures = agreement([([1, 2, 3], [1, None, 3]), ([1, 2], [None, None]), ([1, 2], [None, 4])])
+    assert figures["missing"] == 4
+    assert figures["pairwise_accuracy"] == 1
+    assert figures["exact_match"] == 1  # of the one instruction with two votes
+    assert figures["constant"] == 2
+    assert figures["spearman"] == pytest.approx(1)
+
+
+def test_constant_scores_have_no_correlation():
+    figures = agreement([([1, 2, 3], [4, 4, 4]), ([2, 2], [1, 5])])
+    assert figures["constant"] == 2
+    assert figures["spearman"] is None
+    assert figures["kendall"] is None
+    assert figures["tie_rate"] == 1
+    assert figures["pairwise_accuracy"] == pytest.approx(1 / 2)
+    assert figures["pairwise_without_ties"] is None
+
+
+def test_correlation_is_the_mean_over_instructions():
+    figures = agreement([([1, 2], [1, 2]), ([1, 2], [2, 1]), ([1, 2], [1, 2]), ([1, 2], [3, 3])])
+    assert figures["spearman"] == pytest.approx(1 / 3)
+    assert figures["kendall"] == pytest.approx(1 / 3)
+
+
+def test_nothing_gives_no_figure():
+    figures = agreement([])
+    assert figures["pairwise_accuracy"] is None
+    assert figures["exact_match"] is None
+    assert (figures["fives"], figures["missing"], figures["constant"]) == (0, 0, 0)
+
+
+def test_judgements_find_their_answers_in_any_order():
+    ranked = [
+        {"id": "r/0", "prompt": "p", "answers": [{"response": "a", "score": 0}, {"response": "b", "score": 5}]},
+        {"id": "r/1", "prompt": "q", "answers": [{"response": "c", "score": 3}, {"response": "d", "score": 1}]},
+    ]
+    asked = ranked_answers(ranked)
+    assert [(a["prompt"], a["response"]) for a in asked] == [("p", "a"), ("p", "b"), ("q", "c"), ("q", "d")]
+    votes = [{"score": 1.0}, {"score": None}]
+    score = dict(zip("abcd", [1.0, 4.0, 5.0, None], strict=True))
+    judgements = [{"id": a["id"], "score": score[a["response"]], "votes": votes} for a in reversed(asked)]
+    figures = judge_figures(ranked, judgements)
+    assert figures["pairwise_accuracy"] == 1
+    assert figures["missing"] == 1
+    assert figures["parse_rate"] == 0.5

@@ -1,0 +1,140 @@
+"""Settings: which are refused and how the refusal reads, and what may change in one working directory."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from selfreward_jax import config
+from selfreward_jax.config import ConfigError, check, first_difference
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def crash(reason, *errors):
+    return pytest.mark.xfail(strict=True, raises=errors or pytest.fail.Exception, reason=reason)
+
+
+@pytest.mark.parametrize("scale", ["", "tiny", *config.SCALES])
+def test_every_scale_can_work_on_one_device(scale):
+    check(config.get(scale), 1)
+
+
+@pytest.mark.parametrize("scale", config.SCALES)
+def test_a_scale_changes_what_it_names_and_nothing_else(scale):
+    got, default = flat(config.get(scale)), flat(config.defaults())
+    assert got == default | config.SCALES[scale]
+
+
+def flat(c, prefix=""):
+    fields = {}
+    for name, value in c.items():
+        fields |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+    return fields
+
+
+def test_an_unknown_scale_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'huge'.*tiny, " + ", ".join(config.SCALES)):
+        config.get("huge")
+
+
+def test_an_unknown_field_cannot_be_set():
+    with pytest.raises(AttributeError):
+        config.get().dpo.betta = 1
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("scale", ["", "micro"])
+def test_iter_n_is_everything_up_to_m_n(iterations, scale):
+    spec = importlib.util.spec_from_file_location("iter_n", CONFIGS / f"iter{iterations}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert flat(module.get_config(scale)) == flat(config.get(scale)) | {"iterations": iterations}
+
+
+REFUSED = [
+    ({"data.ift": "mine.jsonl"}, ["data.ift", "'mine.jsonl'", "data.eft"]),
+    ({"data.eft": "mine.jsonl"}, ["data.eft", "'mine.jsonl'", "data.ift"]),
+    ({"iterations": 0}, ["iterations is 0", "at least 1"]),
+    ({"candidates.samples": 1}, ["candidates.samples is 1", "at least 2"]),
+    ({"judge.samples": 0}, ["judge.samples is 0"]),
+    ({"judge.least_votes": 0}, ["judge.least_votes is 0"]),
+    ({"dpo.accumulate": 0}, ["dpo.accumulate is 0"]),
+    ({"parallel.fsdp": 0}, ["parallel.fsdp is 0"]),
+    ({"model.layers": -1}, ["model.layers is -1"]),
+    ({"base.batch": 12}, ["base.batch is 12", "8 devices", "multiple of 8"]),
+    ({"sft.batch": 0}, ["sft.batch is 0"]),
+    ({"dpo.batch": 24, "dpo.accumulate": 2}, ["dpo.batch is 24", "divisible by 16"]),
+    ({"dpo.replay_batch": 4}, ["dpo.replay_batch is 4", "divisible by 8"]),
+    ({"optimizer.name": "sgd"}, ["optimizer.name is 'sgd'", "adamw or muon"]),
+    ({"model.dtype": "float16"}, ["model.dtype is 'float16'"]),
+    ({"evaluate.split": "test"}, ["evaluate.split is 'test'"]),
+    ({"dpo.replay_sets": ("eft", "all")}, ["dpo.replay_sets", "'all'"]),
+    ({"model.heads": 4, "model.kv_heads": 3}, ["model.heads 4", "model.kv_heads 3"]),
+    ({"judge.top_p": 0.0}, ["judge.top_p is 0.0"]),
+    ({"prompts.top_p": 1.5}, ["prompts.top_p is 1.5"]),
+    ({"evaluate.temperature": -0.5}, ["evaluate.temperature -0.5"]),
+    ({"candidates.max_new": 256}, ["candidates.max_new is 256", "model.max_length 256"]),
+    pytest.param({"model.kv_heads": 0}, ["model.kv_heads"], marks=crash("divides by zero", ZeroDivisionError)),
+    pytest.param(
+        {"judge.samples": 2, "judge.least_votes": 3}, ["judge.least_votes"], marks=crash("no answer can get a score")
+    ),
+    pytest.param({"data.heldout_prompts": 0}, ["data.heldout_prompts"], marks=crash("figures divides by zero")),
+    pytest.param({"candidates.temperature": float("nan")}, ["candidates.temperature"], marks=crash("nan passes")),
+]
+
+
+@pytest.mark.parametrize(("changed", "said"), REFUSED)
+def test_settings_that_cannot_work_are_refused_on_one_line(changed, said):
+    c = config.get()
+    c.update_from_flattened_dict({"dpo.replay_batch": 8, **changed})
+    with pytest.raises(ConfigError) as error:
+        check(c, 8)
+    assert "\n" not in str(error.value)
+    for part in said:
+        assert re.search(rf"(?<![\w.]){re.escape(part)}(?!\w)", str(error.value)), (part, str(error.value))
+
+
+def test_the_same_batch_is_fine_on_fewer_devices():
+    c = config.get()
+    c.base.batch = 12
+    check(c, 4)
+
+
+# --- what may change in one working directory ------------------------------------------------------------------
+
+
+def stored(**changed):
+    c = config.get("micro")
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changed.items()})
+    return json.loads(c.to_json())
+
+
+def test_the_same_settings_have_no_difference():
+    assert first_difference(stored(), stored()) is None
+
+
+def test_a_run_may_go_on_for_more_iterations():
+    assert first_difference(stored(iterations=2), stored(iterations=3)) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": 1}, "seed was 0 and is 1 now"),
+        ({"dpo__beta": 0.5}, "dpo.beta was 0.1 and is 0.5 now"),
+        ({"seed": 1, "dpo__beta": 0.5, "iterations": 5}, "dpo.beta was 0.1 and is 0.5 now"),
+        ({"dpo__replay_sets": ("eft",)}, "dpo.replay_sets was ['eft', 'prompts'] and is ['eft'] now"),
+    ],
+)
+def test_the_first_difference_names_field_and_both_values(changed, said):
+    assert first_difference(stored(), stored(**changed)) == said
+
+
+def test_a_field_that_came_or_went_is_a_difference():
+    old = stored()
+    new = {**old, "dpo": {**old["dpo"], "gamma": 2}}
+    assert first_difference(old, new) == "dpo.gamma was None and is 2 now"
+    assert first_difference(new, old) == "dpo.gamma was 2 and is None now"

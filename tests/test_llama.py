@@ -1,0 +1,239 @@
+"""The forward pass: against a naive one in numpy, and against itself under every option that must not matter."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfreward_jax.llm import llama
+from selfreward_jax.llm.attention import Segment, attend, packed_mask
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Weight, parameter_count, weights
+
+CFG = LlamaConfig(vocab_size=41, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+OPTIONS = {
+    "tied": {},
+    "untied": {"tie_embeddings": False},
+    "attention_bias": {"attention_bias": True},
+    "qk_norm": {"qk_norm": True, "rope_theta": 500.0},
+    "one_kv_head": {"kv_heads": 1},
+}
+TOKENS = np.random.default_rng(1).integers(0, 41, (2, 7)).astype(np.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def hidden(cfg, params, tokens, **inputs):
+    return Llama(cfg).apply({"params": params}, tokens, method="hidden", **inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(cfg, params, tokens, **inputs):
+    return Llama(cfg).apply({"params": params}, tokens, **inputs)
+
+
+def alone(params, text):
+    """Logits of one text. What pads it to the shape already compiled comes after it, so that it cannot see it."""
+    rows = np.zeros_like(TOKENS)
+    rows[0, : len(text)] = text
+    return forward(CFG, params, rows)[0, : len(text)]
+
+
+def naive_forward(cfg, params, tokens):
+    """Logits of one row in float64: one head and one query at a time, as in the Llama paper and its code."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    half = cfg.head_dim // 2
+
+    def norm(x, scale):
+        return x / np.sqrt((x * x).mean() + cfg.norm_eps) * scale
+
+    def rotate(x, position):
+        out = np.empty_like(x)
+        for i in range(half):  # the pair is (i, i + half), as in the Hugging Face weights
+            angle = position * cfg.rope_theta ** (-2 * i / cfg.head_dim)
+            out[i] = x[i] * np.cos(angle) - x[i + half] * np.sin(angle)
+            out[i + half] = x[i + half] * np.cos(angle) + x[i] * np.sin(angle)
+        return out
+
+    def project(w, name, y, head, position=None):
+        x = y @ w["w" + name][:, head]
+        if cfg.attention_bias:
+            x = x + w["b" + name][head]
+        if position is None:
+            return x
+        return rotate(norm(x, w[name + "_norm"]) if cfg.qk_norm else x, position)
+
+    stream = [p["embed"][t] for t in tokens]
+    for layer in range(cfg.layers):
+        w = {name: x[layer] for name, x in p["layers"].items()}
+        normed = [norm(x, w["attn_norm"]) for x in stream]
+        for t in range(len(tokens)):
+            added = np.zeros(cfg.dim)
+            for head in range(cfg.heads):
+                shared = head // (cfg.heads // cfg.kv_heads)
+                q = project(w, "q", normed[t], head, t)
+                scores = [q @ project(w, "k", normed[s], shared, s) / np.sqrt(cfg.head_dim) for s in range(t + 1)]
+                chance = np.exp(scores) / np.exp(scores).sum()
+                mixed = sum(chance[s] * project(w, "v", normed[s], shared) for s in range(t + 1))
+                added += mixed @ w["wo"][head]
+            stream[t] = stream[t] + added
+            y = norm(stream[t], w["mlp_norm"])
+            gate = y @ w["w_gate"]
+            stream[t] = stream[t] + (gate / (1 + np.exp(-gate)) * (y @ w["w_up"])) @ w["w_down"]
+    head = p["embed"].T if cfg.tie_embeddings else p["head"]
+    return np.array([norm(x, p["norm"]) @ head for x in stream])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_forward_equals_the_naive_one(option, random_params):
+    cfg = replace(CFG, **OPTIONS[option])
+    params = random_params(cfg)
+    expected = [naive_forward(cfg, params, row) for row in TOKENS]
+    np.testing.assert_allclose(forward(cfg, params, TOKENS), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_weight_is_initialised_as_declared(option):
+    cfg = replace(CFG, **OPTIONS[option], param_dtype="bfloat16")
+    made = jax.eval_shape(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))["params"]
+    declared = weights(cfg)
+    expected = jax.tree.map(
+        lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16), declared, is_leaf=lambda x: isinstance(x, Weight)
+    )
+    assert made == expected
+    assert parameter_count(cfg) == sum(x.size for x in jax.tree.leaves(made))
+    for w in jax.tree.leaves(declared, is_leaf=lambda x: isinstance(x, Weight)):
+        assert len(w.axes) == len(w.shape)
+
+
+def test_initial_logits_are_small_and_norms_are_the_identity():
+    params = jax.jit(lambda: Llama(CFG).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
+    for scale in (params["norm"], params["layers"]["attn_norm"], params["layers"]["mlp_norm"]):
+        np.testing.assert_array_equal(scale, 1)
+    k, v = np.asarray(params["layers"]["wk"]), np.asarray(params["layers"]["wv"])
+    assert not np.allclose(k, v)  # each weight has its own key
+    assert not np.allclose(k[0], k[1])
+    assert np.abs(forward(CFG, params, TOKENS)).max() < 1
+
+
+def test_a_later_token_changes_no_earlier_logits(random_params):
+    params = random_params(CFG)
+    before = np.asarray(forward(CFG, params, TOKENS))
+    for t in range(TOKENS.shape[1]):
+        changed = TOKENS.copy()
+        changed[:, t] = (changed[:, t] + 1) % 41
+        after = np.asarray(forward(CFG, params, changed))
+        np.testing.assert_allclose(after[:, :t], before[:, :t], atol=1e-6)
+        # And every token from there on sees the change.
+        assert (np.abs(after - before)[:, t:].max(-1) > 1e-4).all()
+
+
+def values_and_gradients(cfg, params):
+    def loss(p):
+        logits = Llama(cfg).apply({"params": p}, TOKENS, key=jax.random.key(3))
+        return jnp.sum(jax.nn.log_softmax(logits)[..., 5]), logits
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params), hidden(cfg, params, TOKENS)
+
+
+# With dropout: the layers must draw the same masks however they are run.
+DROPOUT = replace(CFG, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def plain(random_params):
+    return values_and_gradients(DROPOUT, random_params(DROPOUT))
+
+
+@pytest.mark.parametrize("option", [{"scan_layers": True}, {"remat": True}, {"scan_layers": True, "remat": True}])
+def test_scan_and_remat_change_neither_values_nor_gradients(option, plain, random_params):
+    other = values_and_gradients(replace(DROPOUT, **option), random_params(DROPOUT))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other, plain)
+
+
+def test_every_place_of_dropout_has_its_own_key(random_params, monkeypatch):
+    used = []
+    monkeypatch.setattr(llama, "dropout", lambda x, rate, key: used.append(jax.random.key_data(key)) or x)
+
+    @jax.jit
+    def keys(params):
+        Llama(DROPOUT).apply({"params": params}, TOKENS, key=jax.random.key(3))
+        return jnp.stack(used)
+
+    assert len(np.unique(keys(random_params(DROPOUT)), axis=0)) == 1 + 2 * DROPOUT.layers
+
+
+def test_keys_and_values_have_the_layout_of_the_cache(plain):
+    _, (_, (k, v)) = plain
+    assert k.shape == (2, 2, 2, 8, 7)  # L, B, K, H, S
+    assert v.shape == (2, 2, 2, 7, 8)  # L, B, K, S, H
+
+
+def test_packed_texts_equal_each_text_alone(random_params):
+    params = random_params(CFG)
+    row = TOKENS[:1]
+    # The middle text is last but one so that both its neighbours could leak into it.
+    segments, positions = np.array([[1, 1, 1, 2, 2, 3, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]])
+    packed = np.asarray(forward(CFG, params, row, positions_BT=positions, mask_BTT=packed_mask(segments)))
+    assert np.isfinite(packed).all()  # the padding too
+    for text in (slice(0, 3), slice(3, 5), slice(5, 6)):
+        np.testing.assert_allclose(packed[0, text], alone(params, row[0, text]), atol=1e-5)
+
+
+def test_packed_mask_as_drawn():
+    drawn = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(packed_mask(jnp.array([[1, 1, 2, 0]]))[0], drawn)
+
+
+def test_left_padding_does_not_change_the_last_logits(random_params):
+    params = random_params(CFG)
+    lengths, T = [4, 7], 7
+    tokens, positions = np.zeros((2, T), np.int32), np.zeros((2, T), np.int32)
+    real = np.zeros((2, T), bool)
+    for r, n in enumerate(lengths):
+        tokens[r, T - n :], positions[r, T - n :], real[r, T - n :] = TOKENS[r, :n], np.arange(n), True
+    # A padding query sees only itself: no row of the softmax may be empty.
+    mask = np.tril(np.ones((T, T), bool)) & real[:, None, :] | np.eye(T, dtype=bool)
+    states, _ = hidden(CFG, params, tokens, positions_BT=positions, mask_BTT=mask)
+    last = np.asarray(states[:, -1]) @ np.asarray(params["embed"]).T
+    for r, n in enumerate(lengths):
+        np.testing.assert_allclose(last[r], alone(params, TOKENS[r, :n])[-1], atol=1e-5)
+
+
+def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
+    rng = np.random.default_rng(0)
+    P, G, T, K, R, H, S1, S2 = 2, 3, 2, 2, 2, 4, 5, 3
+    q = rng.normal(size=(P * G, T, K * R, H)).astype(np.float32)
+    # Large scores in the second segment: the maximum must be taken over both.
+    k1, k2 = (rng.normal(size=(n, K, H, s)).astype(np.float32) * c for n, s, c in ((P, S1, 1), (P * G, S2, 30)))
+    v1, v2 = (rng.normal(size=(n, K, s, H)).astype(np.float32) for n, s in ((P, S1), (P * G, S2)))
+    m1, m2 = rng.random((P, 1, S1)) < 0.7, np.ones((1, T, S2), bool)
+    out = attend(q, [Segment(k1, v1, m1), Segment(k2, v2, m2)])
+
+    k, v = np.concatenate([k1.repeat(G, 0), k2], 3), np.concatenate([v1.repeat(G, 0), v2], 2)
+    mask = np.concatenate([np.broadcast_to(m1.repeat(G, 0), (P * G, T, S1)), np.broadcast_to(m2, (P * G, T, S2))], 2)
+    scores = np.einsum("BTKRH,BKHS->BTKRS", q.reshape(P * G, T, K, R, H), k) / np.sqrt(H)
+    scores = np.where(mask[:, :, None, None], scores, -np.inf)
+    chance = np.exp(scores - scores.max(-1, keepdims=True))
+    chance /= chance.sum(-1, keepdims=True)
+    expected = np.einsum("BTKRS,BKSH->BTKRH", chance, v).reshape(out.shape)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_bfloat16_is_close_to_float32(scan_layers, random_params):
+    cfg = replace(CFG, dtype="bfloat16", scan_layers=scan_layers)
+    params = random_params(cfg)
+    states, (k, v) = hidden(cfg, params, TOKENS)
+    assert states.dtype == k.dtype == v.dtype == jnp.bfloat16
+    logits, exact = (np.asarray(forward(c, params, TOKENS)) for c in (cfg, CFG))
+    assert logits.dtype == np.float32
+    assert 0 < np.sqrt(np.mean((logits - exact) ** 2)) < 0.03 * np.std(exact)
+
+
+def test_impossible_shapes_are_refused_with_their_numbers():
+    with pytest.raises(ValueError, match="heads 4 is not divisible by kv_heads 3"):
+        replace(CFG, kv_heads=3)
+    with pytest.raises(ValueError, match="head_dim 7 is odd"):
+        replace(CFG, head_dim=7)

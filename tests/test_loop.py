@@ -1,0 +1,162 @@
+"""The whole loop on a micro configuration, and what it promises after a kill."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = ("prompts", "candidates", "judgements", "pairs")
+
+
+def command(workdir: Path, iterations: int, *options: str) -> list[str]:
+    config = f"--config=configs/iter{iterations}.py:micro"
+    return [sys.executable, "-m", "selfreward_jax.main", config, f"--workdir={workdir}", *options]
+
+
+def run(workdir: Path, iterations: int, *options: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(workdir, iterations, *options), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def contents(workdir: Path) -> dict[str, str]:
+    """Hashes of every row file, and of every array of every checkpoint, read back through Orbax."""
+    script = (
+        "import sys, json, hashlib, jax, numpy as np\n"
+        "from etils import epath\n"
+        "from orbax.checkpoint.experimental import v1 as ocp\n"
+        "for m in sorted(p.parent for p in epath.Path(sys.argv[1]).glob('m*/checkpoint')):\n"
+        "    for path, x in jax.tree_util.tree_leaves_with_path(ocp.load_pytree(m / 'checkpoint')):\n"
+        "        print(m.name, jax.tree_util.keystr(path), hashlib.sha256(np.asarray(x).tobytes()).hexdigest())\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script, str(workdir)], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-3000:]
+    found = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in out.stdout.splitlines()}
+    assert found, "no checkpoint was read"
+    for path in sorted(workdir.glob("*/*.jsonl")):
+        found[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run to M2."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    run(workdir, 2)
+    return workdir
+
+
+def test_the_loop_reaches_m2_and_sums_up(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert list(summary["models"]) == ["m1", "m2"]
+    for name, other in (("m1", "m2"), ("m2", "m1")):
+        model = summary["models"][name]
+        assert 0 <= model["oracle"]["perfect"] <= 1
+        assert 0 <= model["oracle"]["mean"] <= 5
+        assert {"pairwise_accuracy", "exact_match", "five_best", "spearman", "kendall"} <= model["judge"].keys()
+        versus = model["versus"][other]
+        assert versus["win"] + versus["tie"] + versus["lose"] == pytest.approx(1)
+        assert model["mean_length"] > 0
+    ours, theirs = (summary["models"][n]["versus"][o] for n, o in (("m1", "m2"), ("m2", "m1")))
+    assert (ours["win"], ours["tie"]) == (theirs["lose"], theirs["tie"])
+    made = [(s["model"], s["name"]) for s in summary["stages"]]
+    assert made[:2] == [("m0", "base"), ("m1", "sft")]
+    assert {("m2", name) for name in (*FILES, "dpo")} <= set(made)
+    assert all(s["rows"] > 0 and s["seconds"] >= 0 and s["tokens"] >= 0 for s in summary["stages"])
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_bytes"] > 1e7
+
+
+def test_every_row_is_in_its_place(whole):
+    rows = {f: [json.loads(x) for x in (whole / f"m2/{f}.jsonl").read_text().splitlines()] for f in FILES}
+    prompts = {r["id"]: r["prompt"] for r in rows["prompts"]}
+    assert [r["id"] for r in rows["candidates"]] == list(prompts)
+    finished = {
+        f"{r['id']}/{i}": a["text"]
+        for r in rows["candidates"]
+        for i, a in enumerate(r["responses"])
+        if a["finished"] and a["text"]
+    }
+    assert [r["id"] for r in rows["judgements"]] == list(finished)
+    for pair in rows["pairs"]:
+        assert pair["prompt"] == prompts[pair["id"]]
+        assert pair["chosen_score"] > pair["rejected_score"]
+        assert {pair["chosen"], pair["rejected"]} <= {v for k, v in finished.items() if k.startswith(pair["id"] + "/")}
+
+
+def test_a_second_run_redoes_nothing_and_a_longer_one_adds(whole):
+    before = contents(whole)
+    times = {p: p.stat().st_mtime_ns for p in whole.glob("m*/**/*") if p.is_file()}
+    run(whole, 1)
+    run(whole, 2)
+    assert contents(whole) == before
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_another_configuration_is_refused_in_one_line(whole):
+    done = subprocess.run(
+        command(whole, 2, "--config.dpo.beta=0.3"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "dpo.beta" in done.stderr
+
+
+# What a stage has on disk when it is begun and not whole: a kill right then must cost nothing but time.
+MARKS = (
+    ("seed", "tokenizer/tokenizer.model", None),
+    ("base", "m0/steps/*", "m0/manifest.json"),
+    ("sft", "m1/steps/*", "m1/manifest.json"),
+    ("sft done", "m1/manifest.json", "m1/eval.json"),
+    ("answers", "m1/eval_answers.manifest.json", "m1/eval_judgements.manifest.json"),
+    ("prompts", "m2/prompts.jsonl.partial", "m2/prompts.manifest.json"),
+    ("candidates", "m2/candidates.jsonl.partial", "m2/candidates.manifest.json"),
+    ("judgements", "m2/judgements.jsonl.partial", "m2/judgements.manifest.json"),
+    ("pairs", "m2/pairs.manifest.json", "m2/manifest.json"),
+    ("dpo", "m2/steps/*", "m2/manifest.json"),
+    ("evaluation", "m2/manifest.json", "summary.json"),
+)
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_bits(whole, tmp_path):
+    workdir, caught = tmp_path / "run", []
+    for stage, begun, ended in MARKS:
+        process = subprocess.Popen(
+            command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not any(workdir.glob(begun)):
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            assert process.returncode == 0
+        if ended is None or not (workdir / ended).exists():
+            caught.append(stage)
+    # A stage may end between its mark and the kill, but not most of them.
+    assert len(caught) >= len(MARKS) - 3, f"only caught in the middle of {caught}"
+    # A torn line, as a kill in the middle of a write would leave it, is dropped.
+    run(workdir, 2)
+    assert contents(workdir) == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_torn_line_is_made_again(whole, tmp_path):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(whole), str(workdir)], check=True)
+    for name in ("candidates", "judgements"):
+        path = workdir / f"m2/{name}.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        (workdir / f"m2/{name}.jsonl.partial").write_bytes(b"".join(lines[:2]) + lines[2][:17])
+        path.unlink()
+        (workdir / f"m2/{name}.manifest.json").unlink()
+    run(workdir, 2)
+    assert contents(workdir) == contents(whole)

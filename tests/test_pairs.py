@@ -1,0 +1,85 @@
+"""Preference pairs: who is chosen, who is rejected, and that every prompt is counted once."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfreward_jax.method.pairs import build_pairs, gather
+
+
+def prompt(*scored, name="p"):
+    return {"id": name, "prompt": "a request", "candidates": [{"response": r, "score": s} for r, s in scored]}
+
+
+@pytest.mark.parametrize(
+    ("scored", "outcome"),
+    [
+        ([("a", 3.0), ("b", 5.0), ("c", 1.0), ("d", 4.0)], ("b", "c")),
+        ([("a", 2.0), ("b", 5.0), ("c", 5.0), ("d", 2.0)], ("b", "a")),  # of equals the first counts
+        ([("a", None), ("b", 4.0), ("c", 3.0)], ("b", "c")),  # without a vote: neither best nor worst
+        ([("a", 0.0), ("b", None), ("c", 1.0)], ("c", "a")),  # a zero is a score
+        ([("a", 3.0), ("b", 3.0), ("c", None)], "tied"),
+        ([("a", 3.0), ("b", None)], "unscored"),
+        ([("a", None), ("b", None)], "unscored"),
+        ([("a", 3.0)], "unscored"),
+        ([], "unscored"),
+        ([("a", 3.0), ("a", 2.0)], "same_text"),
+    ],
+)
+def test_outcome_of_one_prompt(scored, outcome):
+    pairs, counts = build_pairs([prompt(*scored)])
+    assert sum(counts.values()) == 1
+    if isinstance(outcome, str):
+        assert pairs == []
+        assert counts[outcome] == 1
+    else:
+        assert counts["pairs"] == 1
+        assert (pairs[0]["chosen"], pairs[0]["rejected"]) == outcome
+
+
+CANDIDATES = st.lists(
+    st.fixed_dictionaries({"response": st.sampled_from("abcde"), "score": st.none() | st.sampled_from([0.0, 2.5, 5.0])})
+)
+
+
+@settings(deadline=None)
+@given(st.lists(CANDIDATES))
+def test_pairs_are_strictly_ordered_extreme_and_all_prompts_are_counted(prompts):
+    rows = [{"id": str(i), "prompt": f"request {i}", "candidates": c} for i, c in enumerate(prompts)]
+    pairs, counts = build_pairs(rows)
+    assert sum(counts.values()) == len(prompts)
+    assert counts["pairs"] == len(pairs)
+    for pair in pairs:
+        row = rows[int(pair["id"])]
+        scores = [c["score"] for c in row["candidates"] if c["score"] is not None]
+        assert pair["prompt"] == row["prompt"]
+        assert pair["chosen_score"] == max(scores) > min(scores) == pair["rejected_score"]
+        assert {"response": pair["chosen"], "score": pair["chosen_score"]} in row["candidates"]
+        assert {"response": pair["rejected"], "score": pair["rejected_score"]} in row["candidates"]
+        assert pair["chosen"] != pair["rejected"]
+    for row in rows:
+        scores = {c["score"] for c in row["candidates"]} - {None}
+        if len(scores) < 2:  # nothing to prefer
+            assert row["id"] not in {pair["id"] for pair in pairs}
+
+
+def test_gather_joins_each_answer_with_its_own_score():
+    answers = [
+        {"id": f"{p}/{i}", "prompt_id": p, "prompt": f"request {p}", "response": f"{p}{i}"} for p in "xy" for i in "01"
+    ]
+    judgements = [{"id": "y/1", "score": 2.0}, {"id": "x/0", "score": None}, {"id": "x/1", "score": 4.0}]
+    x, y = gather(answers, judgements)
+    assert (x["id"], x["prompt"]) == ("x", "request x")
+    assert x["candidates"] == [{"response": "x0", "score": None}, {"response": "x1", "score": 4.0}]
+    assert y["candidates"] == [
+        {"response": "y0", "score": None},
+        {"response": "y1", "score": 2.0},
+    ]  # y/0 was not judged
+
+
+def test_gather_keeps_every_answer():
+    answers = [{"id": str(i), "prompt_id": str(i % 3), "prompt": "", "response": str(i)} for i in range(10)]
+    gathered = Counter(c["response"] for row in gather(answers, []) for c in row["candidates"])
+    assert gathered == Counter(map(str, range(10)))

@@ -1,0 +1,127 @@
+"""Text to ids and back, and the spans of the chat format."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from selfreward_jax.llm import chat
+from selfreward_jax.llm.tokenizer import (
+    ASSISTANT,
+    BOS,
+    END,
+    EOS,
+    PAD,
+    USER,
+    SentencePiece,
+    train_sentencepiece,
+)
+
+CONTROL = (PAD, BOS, EOS, USER, ASSISTANT, END)
+CORPUS = [
+    "Name three red fruits for a picnic.",
+    "Of course! For your picnic: cherry, apple, plum.\nScore: 5",
+    "The judge reads the answer and adds a point: 1.",
+    f"a page that quotes {' '.join(CONTROL)} and {USER}{END}",  # control strings seen in training are still text
+    "a < b | c > d",  # the trainer skips control strings, so their characters are known only from elsewhere
+    "  two  spaces,\ttabs and accents: é ü ",
+]
+
+
+@pytest.fixture(scope="module")
+def by_bytes():
+    return SentencePiece(train_sentencepiece(CORPUS, 420, byte_fallback=True))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return SentencePiece(train_sentencepiece(CORPUS, 120, byte_fallback=False))
+
+
+# Anything but lone surrogates, which are not text; pieces that could be taken for control come often.
+TEXT = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        st.sampled_from([*CONTROL, "<s>", "</s>", "<unk>", "<0x41>", " ", "\n", "the judge", "▁"]),
+    ),
+    max_size=6,
+).map("".join)
+
+
+@given(TEXT)
+@example("".join(CONTROL))
+def test_text_never_becomes_a_control_id(by_bytes, plain, text):
+    for tokenizer in (by_bytes, plain):
+        ids = tokenizer.encode(text)
+        assert not {tokenizer.control(piece) for piece in CONTROL} & set(ids)
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@given(TEXT)
+@example("")
+@example("  a \n\n b\r\n\t")
+def test_any_text_survives_a_round_trip_by_bytes(by_bytes, text):
+    # But for one character: SentencePiece writes a space as U+2581 inside its pieces and cannot tell the two apart.
+    assert by_bytes.decode(by_bytes.encode(text)) == text.replace("\u2581", " ")
+
+
+def test_known_characters_survive_a_round_trip_without_bytes(plain):
+    for text in CORPUS:
+        assert plain.decode(plain.encode(text)) == text
+
+
+def test_training_twice_gives_the_same_bytes_in_whatever_order(by_bytes):
+    assert train_sentencepiece(CORPUS, 420, byte_fallback=True) == by_bytes.model
+    assert train_sentencepiece(reversed(CORPUS), 420, byte_fallback=True) == by_bytes.model
+
+
+def test_the_vocabulary_is_at_most_what_is_asked_for_and_a_small_corpus_yields_fewer(by_bytes):
+    assert by_bytes.vocab_size == 420
+    for byte_fallback in (True, False):
+        few = SentencePiece(train_sentencepiece(CORPUS, 5000, byte_fallback)).vocab_size
+        assert 100 < few < 1000
+
+
+def test_control_pieces_have_distinct_ids_and_no_text(by_bytes):
+    ids = [by_bytes.control(piece) for piece in CONTROL]
+    assert len(set(ids)) == len(CONTROL)
+    assert by_bytes.decode(ids) == ""
+    mixed = [ids[0], *by_bytes.encode("a judge"), ids[-1]]
+    assert by_bytes.decode(mixed) == "a judge"
+
+
+@pytest.mark.parametrize("piece", ["e", "<unk>", "<|system|>"])
+def test_only_control_pieces_are_control(by_bytes, piece):
+    with pytest.raises(KeyError, match="no control piece"):
+        by_bytes.control(piece)
+
+
+def test_example_spans(by_bytes):
+    c, e = by_bytes.control, by_bytes.encode
+    made = chat.example(by_bytes, "Name fruits.", "apple, plum")
+    assert made.ids == [c(BOS), c(USER), *e("Name fruits."), c(END), c(ASSISTANT), *e("apple, plum"), c(END)]
+    targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
+    assert targets == [*e("apple, plum"), c(END)]
+    assert made.target == sorted(made.target)  # all of them at the end
+    assert made.ids[: len(chat.prompt_ids(by_bytes, "Name fruits."))] == chat.prompt_ids(by_bytes, "Name fruits.")
+    assert chat.response_text(by_bytes, targets) == "apple, plum"
+
+
+def test_document_spans(by_bytes):
+    c, e = by_bytes.control, by_bytes.encode
+    ids = [c(BOS), *e("The judge."), c(EOS)]
+    assert chat.document(by_bytes, "The judge.") == chat.Example(ids, [False] + [True] * (len(ids) - 1))
+
+
+@given(prompt=TEXT, response=TEXT)
+def test_no_text_changes_the_structure_of_a_chat(by_bytes, prompt, response):
+    control = {by_bytes.control(piece) for piece in CONTROL}
+    made = chat.example(by_bytes, prompt, response)
+    structure = [i for i in made.ids if i in control]
+    assert structure == [by_bytes.control(piece) for piece in (BOS, USER, END, ASSISTANT, END)]
+    assert sum(made.target) == len(by_bytes.encode(response)) + 1
+
+
+def test_a_response_ends_at_end_or_eos(by_bytes):
+    assert set(chat.stop_ids(by_bytes)) == {by_bytes.control(END), by_bytes.control(EOS)}
+    ids = [*by_bytes.encode(" apple \n"), by_bytes.control(END)]
+    assert chat.response_text(by_bytes, ids) == "apple"

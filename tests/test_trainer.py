@@ -1,0 +1,381 @@
+"""The update and the loop around it: accumulation, optimisers, resuming, divergence, sharding."""
+
+import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from selfreward_jax.llm.chat import Example
+from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings, replicated
+from selfreward_jax.train import checkpoints, dpo, losses, sft, trainer
+
+CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
+ADAMW = SimpleNamespace(name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, clip=1.0, muon_rms=0.2)
+
+
+def examples(count, seed):
+    rng = np.random.default_rng(seed)
+    made = []
+    for n in rng.integers(3, 15, count):
+        start = int(rng.integers(1, n))
+        made.append(Example(rng.integers(0, 29, n).tolist(), [False] * start + [True] * int(n - start)))
+    return made
+
+
+TEXTS = examples(30, seed=0)
+PAIRS = [dpo.Pair(*two) for two in zip(examples(9, seed=1), examples(9, seed=2), strict=True)]
+
+
+def start(cfg, params, optimizer):
+    """A fresh state (a copy: updates donate theirs) and its shardings."""
+    mesh = make_mesh()
+    shardings = trainer.state_shardings(optimizer, params, declared_shardings(weights(cfg), mesh), mesh)
+    state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+    return jax.device_put(state, shardings), shardings
+
+
+def one_step(cfg, params, optimizer, loss_fn, batch):
+    state, shardings = start(cfg, params, optimizer)
+    return trainer.make_update(loss_fn, optimizer, shardings, make_mesh())(state, batch, jax.random.key(0))
+
+
+def assert_close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+# --- gradient accumulation: with SGD at rate 1 the parameters move by the gradient itself --------------------------
+
+
+def test_accumulation_changes_only_rounding_for_sft(random_params):
+    params = random_params(CFG)
+    after = []
+    for accumulate in (1, 4):
+        settings = SimpleNamespace(epochs=1, width=32, batch=16, accumulate=accumulate)
+        steps, batch_at = sft.batches_of(TEXTS, settings, 3, make_mesh())
+        batch = batch_at(steps - 1)  # the last, which empty rows fill up: microbatches differ in their targets
+        assert batch["arrays"]["tokens"].shape == (accumulate, 16 // accumulate, 32)
+        after.append(one_step(CFG, params, optax.sgd(1.0), sft.loss_fn(Llama(CFG)), batch))
+    assert_close((after[0][0].params, after[0][1]), (after[1][0].params, after[1][1]), 1e-5)
+    target = batch["arrays"]["target"]
+    assert len(set(np.asarray(target).sum((1, 2)).tolist())) > 1
+    assert float(batch["totals"]["target_total"]) == target.sum()
+
+
+def dpo_settings(**changed):
+    base = {"epochs": 1, "batch": 4, "accumulate": 1, "beta": 0.3, "weight": 0.7, "nll": 0.2, "replay": 0.5}
+    return SimpleNamespace(**base | {"replay_batch": 4, "replay_width": 32} | changed)
+
+
+@pytest.fixture(scope="module")
+def dpo_step(random_params):
+    """The parameters, and a function (reference, accumulate, step) -> batch, next state, metrics."""
+    params, optimizer = random_params(CFG), optax.sgd(1.0)
+    shardings = start(CFG, params, optimizer)[1]
+    update = trainer.make_update(dpo.loss_fn(Llama(CFG), dpo_settings()), optimizer, shardings, make_mesh())
+
+    def run(reference, accumulate, step):
+        settings = dpo_settings(accumulate=accumulate)
+        batch = dpo.batches_of(PAIRS, reference, TEXTS, settings, 3, make_mesh())[1](step)
+        return batch, *update(start(CFG, params, optimizer)[0], batch, jax.random.key(0))
+
+    return params, run
+
+
+def test_accumulation_changes_only_rounding_for_dpo(dpo_step):
+    reference = np.random.default_rng(0).normal(-20, 3, (len(PAIRS), 2)).astype(np.float32)
+    (_, *one), (_, *four) = (dpo_step[1](reference, accumulate, 0) for accumulate in (1, 4))
+    assert_close((one[0].params, one[1]), (four[0].params, four[1]), 2e-5)
+
+
+# --- DPO -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_step):
+    params, run = dpo_step
+    # A reference batch that divides neither the pairs nor the training batch.
+    reference = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 5, make_mesh())
+    batch, _, metrics = run(reference, 1, 1)
+    metrics = {name: float(x) for name, x in metrics.items()}
+    assert metrics["dpo"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["margin"] == pytest.approx(0, abs=1e-5)
+    assert metrics["loss"] == pytest.approx(0.7 * metrics["dpo"] + 0.2 * metrics["nll"] + 0.5 * metrics["replay"])
+
+    arrays = jax.device_get(batch["arrays"])
+    tokens, target = arrays["chosen_tokens"][0], arrays["chosen_target"][0]
+    chosen = np.asarray(jax.jit(lambda p: losses.sequence_logprobs(Llama(CFG), p, tokens, target))(params))
+    assert metrics["chosen_logprob"] == pytest.approx(chosen.mean(), rel=1e-5)
+    assert metrics["nll"] == pytest.approx(-(chosen / target.sum(-1)).mean(), rel=1e-5)
+
+
+def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
+    reference = np.stack([np.arange(9.0), -np.arange(9.0)], axis=1).astype(np.float32)
+    settings = dpo_settings(replay=0.0, batch=3, epochs=2)
+    steps, batch_at = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh())
+    assert steps == 6
+    seen = []
+    for step in range(steps):
+        arrays = jax.device_get(batch_at(step)["arrays"])
+        for row, (number, _) in enumerate(arrays["reference"][0]):
+            seen.append(int(number))
+            for side, e in zip(("chosen", "rejected"), PAIRS[int(number)], strict=True):
+                assert arrays[f"{side}_tokens"][0, row, : len(e.ids)].tolist() == e.ids
+                assert arrays[f"{side}_target"][0, row].sum() == sum(e.target)
+    assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
+    # Nine pairs do not fill batches of four: the last one is completed, never short.
+    steps, batch_at = dpo.batches_of(PAIRS, reference, [], dpo_settings(replay=0.0, batch=4), 3, make_mesh())
+    assert steps == 3
+    assert batch_at(2)["arrays"]["reference"].shape == (1, 4, 2)
+
+
+# --- optimisers ----------------------------------------------------------------------------------------------------
+
+
+def toy(rate=0.5, **changed):
+    """A model of one weight, whose loss is weight @ x: the gradient is the batch."""
+    optimizer = trainer.make_optimizer(rate, SimpleNamespace(**vars(ADAMW) | changed))
+    params = {"w": jnp.array([1.0, -2.0])}
+    mesh = make_mesh()
+    shardings = trainer.state_shardings(optimizer, params, {"w": replicated(mesh)}, mesh)
+    state = trainer.State(jnp.int32(0), params, optimizer.init(params))
+    update = trainer.make_update(lambda p, b, key: (jnp.sum(b["x"] @ p["w"]), {}), optimizer, shardings, mesh)
+    return jax.device_put(state, shardings), update
+
+
+def gradient(*x):
+    return {"arrays": {"x": jnp.array([[x]], jnp.float32)}, "totals": {}}
+
+
+def test_two_adamw_steps_by_hand():
+    state, update = toy()
+    state, metrics = update(state, gradient(3, 4), jax.random.key(0))
+    assert float(metrics["loss"]) == pytest.approx(3 - 8)
+    assert float(metrics["grad_norm"]) == pytest.approx(5)  # before the clip
+    state, metrics = update(state, gradient(0.3, -0.4), jax.random.key(0))
+    assert float(metrics["grad_norm"]) == pytest.approx(0.5)
+
+    w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for t, g in enumerate((np.array([0.6, 0.8]), np.array([0.3, -0.4])), 1):  # norm 5 is cut to 1; 0.5 stays
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
+        w = w - 0.5 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8) + 0.1 * w)
+    np.testing.assert_allclose(state.params["w"], w, atol=1e-5)
+    assert int(state.step) == 2
+
+
+def test_schedule_rises_from_nothing_to_the_peak_and_falls_to_the_end():
+    rate = trainer.schedule(100, 2e-3, 2e-4, 20)
+    assert [float(rate(s)) for s in (0, 10, 20, 60, 100)] == pytest.approx([0, 1e-3, 2e-3, 1.1e-3, 2e-4], abs=1e-9)
+    assert float(trainer.schedule(100, 2e-3, 2e-4, 0)(0)) == pytest.approx(2e-3)
+    assert float(trainer.schedule(6, 2e-3, 2e-4, 20)(3)) == pytest.approx(2e-3)  # warm-up: at most half
+    assert float(trainer.schedule(1, 2e-3, 2e-4, 20)(0)) == pytest.approx(2e-3)
+
+
+def test_muon_moves_every_weight_and_turns_each_layers_matrix_to_even_singular_values(random_params):
+    cfg = LlamaConfig(**vars(CFG) | {"qk_norm": True, "attention_bias": True, "tie_embeddings": False, "layers": 2})
+    params = random_params(cfg)
+    optimizer = trainer.make_optimizer(0.01, SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
+    settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=1)
+    _, batch_at = sft.batches_of(TEXTS, settings, 3, make_mesh())
+    state, _ = one_step(cfg, params, optimizer, sft.loss_fn(Llama(cfg)), batch_at(0))
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params)
+    for path, delta in jax.tree_util.tree_leaves_with_path(moved):
+        assert np.isfinite(delta).all(), path
+        assert np.abs(delta).max() > 1e-4, path
+    # The matrices, [layer, in, out], whatever axes they are stored in.
+    D, F, heads, kv = cfg.dim, cfg.hidden, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
+    shapes = {"wq": (D, heads), "wk": (D, kv), "wv": (D, kv), "wo": (heads, D)}
+    for name, shape in (shapes | {"w_gate": (D, F), "w_up": (D, F), "w_down": (F, D)}).items():
+        for layer in moved["layers"][name]:
+            values = np.linalg.svd(layer.reshape(shape), compute_uv=False)
+            assert values.max() < 3 * np.quantile(values, 0.25), (name, values)
+            assert np.sqrt(np.mean(layer**2)) == pytest.approx(0.2 * 0.01, rel=0.3), name
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(random_params, tmp_path):
+    cfg = LlamaConfig(**vars(CFG) | {"dropout": 0.1})  # so that the keys of the steps matter too
+    params, mesh, key = random_params(cfg), make_mesh(), jax.random.key(4)
+    settings = SimpleNamespace(epochs=4, width=32, batch=4, accumulate=2)
+    steps = 7
+    _, batch_at = sft.batches_of(TEXTS, settings, 3, mesh)
+    optimizer = trainer.make_optimizer(trainer.schedule(steps, 1e-2, 1e-3, 2), ADAMW)
+    fresh, shardings = start(cfg, params, optimizer)
+    update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
+    path = epath.Path(tmp_path) / "steps"
+
+    def fit(state, batch_at, log):
+        report = lambda step, metrics: log.append((step, metrics))  # noqa: E731
+        return trainer.fit(state, update, batch_at, steps, key, save_every=2, path=path, report=report)
+
+    def dies(step):
+        if step == 5:
+            raise Killed
+        return batch_at(step)
+
+    log, resumed_log = [], []
+    with pytest.raises(Killed):
+        fit(fresh, dies, [])
+    assert [p.name for p in path.iterdir()] == ["4"]  # older states are removed
+    assert checkpoints.latest_step(path) == 4
+    like = jax.eval_shape(lambda: trainer.State(jnp.int32(0), params, optimizer.init(params)))
+    resumed = fit(checkpoints.restore(path / "4", like, shardings), batch_at, resumed_log)
+
+    path = epath.Path(tmp_path) / "other"
+    whole = fit(start(cfg, params, optimizer)[0], batch_at, log)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert int(whole.step) == steps
+    assert [step for step, _ in log] == list(range(steps))
+    assert resumed_log == log[4:]
+    assert log[-1][1]["loss"] != log[0][1]["loss"]
+
+
+def test_every_step_and_every_microbatch_has_its_own_key(tmp_path):
+    state, _ = toy()
+    optimizer = trainer.make_optimizer(0.1, ADAMW)
+    shardings = jax.tree.map(lambda _: replicated(make_mesh()), state)
+
+    def loss_fn(params, batch, key):
+        return jnp.sum(batch["x"] @ params["w"]), {"drawn": jax.random.uniform(key)}
+
+    update = trainer.make_update(loss_fn, optimizer, shardings, make_mesh())
+    batch = {"arrays": {"x": jnp.ones((1, 1, 2))}, "totals": {}}
+    drawn = []
+    trainer.fit(
+        state,
+        update,
+        lambda _: batch,
+        4,
+        jax.random.key(0),
+        save_every=0,
+        path=epath.Path(tmp_path),
+        report=lambda _, metrics: drawn.append(metrics["drawn"]),
+    )
+    assert len(set(drawn)) == 4
+    # Metrics of microbatches add up; the first one draws what it draws alone.
+    drawn = []
+    for count in (1, 2, 3):
+        batch = {"arrays": {"x": jnp.ones((count, 1, 2))}, "totals": {}}
+        drawn.append(float(update(toy()[0], batch, jax.random.key(0))[1]["drawn"]))
+    assert len(np.unique(np.diff([0, *drawn]).round(5))) == 3
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+    state, update = toy()
+    path = epath.Path(tmp_path)
+    again = trainer.fit(
+        state._replace(step=jnp.int32(3)), update, None, 3, jax.random.key(0), save_every=1, path=path, report=None
+    )
+    np.testing.assert_array_equal(again.params["w"], [1, -2])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(bad, at, tmp_path):
+    state, update = toy()
+    reported = []
+    with pytest.raises(trainer.Diverged, match=f"at step {at}"):
+        trainer.fit(
+            state,
+            update,
+            lambda step: gradient(1, bad if step == at else 1),
+            5,
+            jax.random.key(0),
+            save_every=1,
+            path=epath.Path(tmp_path),
+            report=lambda step, _: reported.append(step),
+        )
+    assert reported == list(range(at))
+    assert checkpoints.latest_step(epath.Path(tmp_path)) == at
+
+
+def test_no_state_is_saved_when_none_is_asked_for(tmp_path):
+    state, update = toy()
+    trainer.fit(
+        state,
+        update,
+        lambda _: gradient(1, 1),
+        3,
+        jax.random.key(0),
+        save_every=0,
+        path=epath.Path(tmp_path) / "steps",
+        report=lambda *_: None,
+    )
+    assert checkpoints.latest_step(epath.Path(tmp_path) / "steps") is None
+
+
+# --- sharding ------------------------------------------------------------------------------------------------------
+
+ON_EIGHT_DEVICES = """
+import sys
+from types import SimpleNamespace
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+sys.path.insert(0, sys.argv[1])
+from test_trainer import ADAMW, TEXTS
+from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
+from selfreward_jax.parallel.mesh import AXES, make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.train import sft, trainer
+
+assert jax.device_count() == 8
+# The vocabulary, 29, is not divisible by tensor = 2 and must stay whole; everything else is split.
+cfg = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=4, kv_heads=2, head_dim=8, hidden=24)
+params = jax.jit(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
+params = jax.tree.map(np.asarray, params)
+optimizer = trainer.make_optimizer(1e-3, ADAMW)
+
+def run(mesh):
+    like = declared_shardings(weights(cfg), mesh)
+    shardings = trainer.state_shardings(optimizer, params, like, mesh)
+    fresh = lambda p: trainer.State(jnp.int32(0), p, optimizer.init(p))
+    state = jax.jit(fresh, out_shardings=shardings)(params)
+    settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=2)
+    batch = sft.batches_of(TEXTS, settings, 3, mesh)[1](0)
+    update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
+    state, metrics = update(state, batch, jax.random.key(0))
+    jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, shardings)
+    return state, metrics
+
+one = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+mesh = make_mesh(fsdp=2, tensor=2)
+assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+(expected, m1), (state, m2) = run(one), run(mesh)
+close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+jax.tree.map(close, (state.params, m2), (expected.params, m1))
+jax.tree.map(close, state.opt_state, expected.opt_state)
+moments = state.opt_state[1][0].mu
+for tree in (state.params, moments):
+    shape = lambda x: x.addressable_shards[0].data.shape
+    assert shape(tree["embed"]) == (29, 8)
+    assert shape(tree["layers"]["wq"]) == (1, 8, 2, 8)
+    assert shape(tree["layers"]["wk"]) == (1, 8, 1, 8)
+    assert shape(tree["layers"]["w_down"]) == (1, 12, 8)
+before = jax.tree.leaves(params)
+assert all(np.abs(np.asarray(a) - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(state.params), before))
+"""
+
+
+def test_a_sharded_update_equals_one_on_a_single_device_and_keeps_its_shardings():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES, os.path.dirname(__file__)],
+        env=os.environ | flags | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -1,0 +1,141 @@
+"""The embedded world: its two halves, written apart, agree; and head to head by its oracle.
+
+Everything is derived from the world's own functions and words, so that its wording may change.
+"""
+
+import re
+from collections import Counter
+from random import Random
+
+import pytest
+
+from selfreward_jax import config
+from selfreward_jax.evaluate import oracle as measure
+from selfreward_jax.method.judge import parse_score
+from selfreward_jax.method.new_prompts import form_fault
+from selfreward_jax.worlds import lists, oracle
+from selfreward_jax.worlds.words import TOPICS
+
+
+def total(prompt, response):
+    return sum(oracle.points(prompt, response).values())
+
+
+def test_oracle_and_generator_agree_on_every_judged_row():
+    rows = lists.eft_rows(3000, Random("judged"))
+    for row in rows:
+        assert total(row["prompt"], row["response"]) == row["score"], row
+    # Agreement says something only where every score, and every point won and lost, is seen.
+    assert {row["score"] for row in rows} == set(range(len(oracle.CRITERIA) + 1))
+    points = [oracle.points(row["prompt"], row["response"]) for row in rows]
+    for name in oracle.CRITERIA:
+        assert {p[name] for p in points} == {True, False}, name
+
+
+def test_oracle_and_generator_agree_on_every_ranked_answer():
+    for row in lists.ranked_rows(300, 4, Random("ranked")):
+        assert len(row["answers"]) == 4
+        for a in row["answers"]:
+            assert total(row["prompt"], a["response"]) == a["score"], (row["prompt"], a)
+
+
+def test_a_judgement_ends_with_its_score():
+    for row in lists.eft_rows(300, Random("judged")):
+        assert parse_score(row["judgement"]) == row["score"]
+
+
+def test_every_request_can_be_read_and_passes_the_prompt_filter():
+    settings = config.defaults().prompts
+    for text in lists.prompts(1000, Random("requests")):
+        assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
+        assert form_fault(text, settings.least_words, settings.most_words) is None, text
+
+
+def test_a_text_of_no_answers_form_earns_nothing():
+    (prompt,) = lists.prompts(1, Random(0))
+    for response in "", prompt, "Score: 5", "yes":
+        assert total(prompt, response) == 0, response
+
+
+def test_what_is_no_request_of_this_world_is_refused():
+    with pytest.raises(ValueError, match="not a request"):
+        oracle.points("What is the capital of France?", "Paris.")
+
+
+def test_instructions_are_of_mixed_quality():
+    points = [oracle.points(row["prompt"], row["response"]) for row in lists.ift_rows(1000, Random("ift"))]
+    for name in oracle.CRITERIA:  # each fault is often there and often absent
+        assert 0.2 < sum(p[name] for p in points) / len(points) < 0.95, name
+    assert 0 < sum(all(p.values()) for p in points) < len(points) / 2
+
+
+def test_no_word_stands_under_two_topics():
+    words = Counter(word for _, words in TOPICS.values() for word in words.split())
+    assert max(words.values()) == 1
+    plurals = [plural for plural, _ in TOPICS.values()]
+    assert len(set(plurals)) == len(plurals)
+
+
+def test_documents_name_words_of_the_world():
+    words = {word for _, words in TOPICS.values() for word in words.split()}
+    for text in lists.documents(100, Random("documents")):
+        assert words & set(re.findall(r"\w+", text)), text
+
+
+@pytest.mark.parametrize("make", [lists.ift_rows, lists.eft_rows, lists.prompts, lists.documents])
+def test_rows_are_a_function_of_the_stream(make):
+    assert make(20, Random(1)) == make(20, Random(1))
+    assert make(20, Random(1)) != make(20, Random(2))
+    assert make(20, Random(1))[:5] == make(5, Random(1))
+
+
+# --- head to head ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def starred(monkeypatch):
+    """An oracle that gives a point for each star, so that the outcome of a game can be read from its answers."""
+    monkeypatch.setattr(
+        oracle, "points", lambda prompt, text: {c: i < text.count("*") for i, c in enumerate(oracle.CRITERIA)}
+    )
+
+
+def answers(*stars):
+    return [{"prompt": f"p{i}", "responses": [{"text": "*" * n} for n in row]} for i, row in enumerate(stars)]
+
+
+@pytest.mark.usefixtures("starred")
+def test_versus_by_hand():
+    ours, theirs = answers([3, 2], [5, 0], [1, 1]), answers([2, 2], [4, 1], [0, 0])
+    figures = measure.versus(ours, theirs)  # won tied | won lost | won won
+    assert figures["win"] == pytest.approx(4 / 6)
+    assert figures["tie"] == pytest.approx(1 / 6)
+    assert figures["lose"] == pytest.approx(1 / 6)
+    # Margins of the prompts: 1/2, 0, 1; their variance is 1/4.
+    assert figures["error"] == pytest.approx((1 / 4 / 3) ** 0.5)
+
+
+@pytest.mark.usefixtures("starred")
+def test_versus_turns_round_with_its_sides():
+    rng = Random(0)
+    ours, theirs = (answers(*[[rng.randint(0, 5) for _ in range(3)] for _ in range(20)]) for _ in range(2))
+    one, other = measure.versus(ours, theirs), measure.versus(theirs, ours)
+    assert (one["win"], one["tie"], one["lose"]) == (other["lose"], other["tie"], other["win"])
+    assert one["error"] == pytest.approx(other["error"])
+    assert one["win"] + one["tie"] + one["lose"] == pytest.approx(1)
+    assert measure.versus(ours, ours) == {"win": 0, "tie": 1, "lose": 0, "error": 0}
+
+
+@pytest.mark.usefixtures("starred")
+def test_versus_refuses_answers_to_other_prompts():
+    with pytest.raises(ValueError, match="same prompts"):
+        measure.versus(answers([1], [2]), answers([1], [2])[::-1])
+
+
+@pytest.mark.usefixtures("starred")
+def test_figures_by_hand():
+    most = len(oracle.CRITERIA)
+    figures = measure.figures(answers([most, 0], [most, 1]))
+    assert figures["mean"] == pytest.approx((2 * most + 1) / 4)
+    assert figures["perfect"] == 0.5
+    assert list(figures["criteria"].values()) == pytest.approx([0.75] + [0.5] * (most - 1))
