@@ -18,7 +18,7 @@ def defaults() -> ConfigDict:
     c.data = ConfigDict()
     c.data.ift = ""  # JSONL file of {prompt, response}; empty: the embedded world
     c.data.eft = ""  # JSONL file of scored answers; empty: the embedded world
-    c.data.ift_rows = 3000  # instruction rows used; 0: all
+    c.data.ift_rows = 6000  # instruction rows used; 0: all
     c.data.eft_rows = 5000  # judged rows used; 0: all
     c.data.prompt_rows = 1500  # few-shot rows that teach writing prompts, made of the IFT prompts
     c.data.documents = 6000  # plain texts for the base model (embedded world; a file's own rows otherwise)
@@ -98,13 +98,13 @@ def defaults() -> ConfigDict:
     c.dpo = ConfigDict()
     c.dpo.epochs = 4.0
     c.dpo.batch = 32  # pairs a step
-    c.dpo.lr = 2e-3
-    c.dpo.lr_end = 2e-4
+    c.dpo.lr = 1e-3
+    c.dpo.lr_end = 1e-4
     c.dpo.warmup = 10
     c.dpo.dropout = 0.0
     c.dpo.beta = 0.1
     c.dpo.weight = 1.0  # of the DPO loss itself; 0 leaves nll and replay
-    c.dpo.nll = 0.2  # weight of the chosen answer's mean negative log-prob
+    c.dpo.nll = 1.0  # weight of the chosen answer's mean negative log-prob
     c.dpo.replay = 1.0  # weight of the SFT loss on replayed seed rows
     c.dpo.replay_sets = ("eft", "prompts")  # which rows: ift, eft, prompts
     c.dpo.replay_batch = 8  # packed rows a step
@@ -238,6 +238,11 @@ def check(c: ConfigDict, row_devices: int) -> None:
         "data.ranked_answers": 2,
         "model.layers": 1,
         "generate.rows": 1,
+        "data.heldout_prompts": 1,
+        "data.ranked_prompts": 1,
+        "prompts.most_attempts": 1,
+        "model.kv_heads": 1,
+        "model.heads": 1,
         "parallel.fsdp": 1,
         "parallel.tensor": 1,
         "base.accumulate": 1,
@@ -266,10 +271,22 @@ def check(c: ConfigDict, row_devices: int) -> None:
     for name in c.dpo.replay_sets:
         if name not in ("ift", "eft", "prompts"):
             raise ConfigError(f"dpo.replay_sets has {name!r}; the sets are ift, eft, prompts")
+    for field, least, most in (
+        ("judge", "least_votes", "samples"),
+        ("prompts", "least_words", "most_words"),
+    ):
+        if c[field][least] > c[field][most]:
+            raise ConfigError(
+                f"{field}.{least} is {c[field][least]}, above {field}.{most} {c[field][most]}: lower the one or raise "
+                "the other"
+            )
+    for stage in ("base", "sft", "dpo"):
+        if not c[stage].epochs > 0:
+            raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
     if c.model.heads % c.model.kv_heads:
         raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
     for stage in ("candidates", "judge", "prompts", "evaluate"):
-        if not 0 < c[stage].top_p <= 1 or c[stage].temperature < 0:
+        if not 0 < c[stage].top_p <= 1 or not 0 <= c[stage].temperature < float("inf"):
             raise ConfigError(
                 f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
                 "be above 0 and at most 1, temperature at least 0"

@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> ConfigDict:
         rest = flags.FLAGS(argv)
         chosen = _CONFIG.value
         _ = chosen and chosen.to_dict()  # a file that failed to load says so only when it is read
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a configuration file is a program: it can fail in any way
         raise config.ConfigError(_explain(argv, error)) from None
     if len(rest) > 1:
         raise config.ConfigError(f"{rest[1]!r} is not an option; options begin with --")
@@ -40,10 +40,11 @@ def parse(argv: list[str]) -> ConfigDict:
 def _explain(argv: list[str], error: Exception) -> str:
     """Why the command line could not be read, on one line. The parser's own errors are several, and some of them
     tracebacks: look first for what people get wrong."""
-    options = dict(a.lstrip("-").partition("=")[::2] for a in argv[1:] if a.startswith("--"))
+    words = " ".join(argv[1:]).replace("--config ", "--config=").split(" ")
+    options = dict(w.lstrip("-").partition("=")[::2] for w in words if w.startswith("--"))
     path, _, scale = options.get("config", "").partition(":")
-    if path and not os.path.exists(path):
-        return f"config is {path!r}, which does not exist; configs/ has the configurations"
+    if path and not os.path.isfile(path):
+        return f"config is {path!r}, and there is no such file; configs/ has the configurations"
     try:
         known = _fields(config.get(scale))
     except config.ConfigError as unknown_scale:
@@ -58,6 +59,10 @@ def _explain(argv: list[str], error: Exception) -> str:
         if f"--{option}" in str(error):
             kind = type(known[field]).__name__
             return f"{field} is {value!r}, which is not of type {kind}; its default is {known[field]!r}"
+    if not isinstance(error, flags.Error):
+        return f"config {path!r} does not load: {type(error).__name__}: {' '.join(str(error).split())}"
+    if "Traceback" in str(error):
+        return f"config {path!r} does not load: {str(error).strip().splitlines()[-1]}"
     return " ".join(str(error).split())
 
 

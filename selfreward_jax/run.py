@@ -30,9 +30,11 @@ class Run:
       config.ConfigError: the settings cannot work, or the directory holds a run with other ones.
     """
 
-    def __init__(self, cfg: ConfigDict, directory: str):
+    def __init__(self, cfg: ConfigDict, directory: str) -> None:
         self.cfg = cfg
         self.dir = epath.Path(directory)
+        if "://" not in directory:
+            self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
         try:
             self.mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor)
         except ValueError as error:

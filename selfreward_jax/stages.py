@@ -47,6 +47,11 @@ def seed(run: Run) -> None:
     progress = Progress("seed", 0)
     make = seeds.from_files if run.cfg.data.ift else seeds.from_world
     sets, report = make(run.cfg.data, run.cfg.seed)
+    if len(sets["ift"]) <= (shots := run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots):
+        raise seeds.SeedError(
+            f"there are {len(sets['ift'])} instruction rows, and each few-shot prompt shows {shots} others: give more "
+            "rows in data.ift, or lower prompts.seed_shots"
+        )
     for name, rows in sets.items():
         if name != "documents":
             _write_seed(run, name, rows)

@@ -49,16 +49,14 @@ def read_rows(path: epath.Path) -> list[Row]:
 
 
 def _sync(file: Any) -> None:
-    try:
+    if hasattr(file, "fileno"):  # an object store's file has none; closing it is its commit
         os.fsync(file.fileno())
-    except (OSError, AttributeError):  # an object store's file has no descriptor; closing it is its commit
-        pass
 
 
 class RowFile:
     """A file of rows, each with a unique `id`."""
 
-    def __init__(self, path: epath.Path):
+    def __init__(self, path: epath.Path) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self.manifest_path = path.with_name(path.name.removesuffix(".jsonl") + ".manifest.json")

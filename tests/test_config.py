@@ -13,10 +13,6 @@ from selfreward_jax.config import ConfigError, check, first_difference
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def crash(reason, *errors):
-    return pytest.mark.xfail(strict=True, raises=errors or pytest.fail.Exception, reason=reason)
-
-
 @pytest.mark.parametrize("scale", ["", "tiny", *config.SCALES])
 def test_every_scale_can_work_on_one_device(scale):
     check(config.get(scale), 1)
@@ -77,12 +73,10 @@ REFUSED = [
     ({"prompts.top_p": 1.5}, ["prompts.top_p is 1.5"]),
     ({"evaluate.temperature": -0.5}, ["evaluate.temperature -0.5"]),
     ({"candidates.max_new": 256}, ["candidates.max_new is 256", "model.max_length 256"]),
-    pytest.param({"model.kv_heads": 0}, ["model.kv_heads"], marks=crash("divides by zero", ZeroDivisionError)),
-    pytest.param(
-        {"judge.samples": 2, "judge.least_votes": 3}, ["judge.least_votes"], marks=crash("no answer can get a score")
-    ),
-    pytest.param({"data.heldout_prompts": 0}, ["data.heldout_prompts"], marks=crash("figures divides by zero")),
-    pytest.param({"candidates.temperature": float("nan")}, ["candidates.temperature"], marks=crash("nan passes")),
+    ({"model.kv_heads": 0}, ["model.kv_heads"]),
+    ({"judge.samples": 2, "judge.least_votes": 3}, ["judge.least_votes"]),
+    ({"data.heldout_prompts": 0}, ["data.heldout_prompts"]),
+    ({"candidates.temperature": float("nan")}, ["candidates.temperature"]),
 ]
 
 

@@ -101,9 +101,7 @@ def test_a_second_run_redoes_nothing_and_a_longer_one_adds(whole):
 
 
 def test_another_configuration_is_refused_in_one_line(whole):
-    done = subprocess.run(
-        command(whole, 2, "--config.dpo.beta=0.3"), cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(command(whole, 2, "--config.dpo.beta=0.3"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "dpo.beta" in done.stderr
@@ -129,9 +127,7 @@ MARKS = (
 def test_killed_in_every_stage_it_ends_with_the_same_bits(whole, tmp_path):
     workdir, caught = tmp_path / "run", []
     for stage, begun, ended in MARKS:
-        process = subprocess.Popen(
-            command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not any(workdir.glob(begun)):
             time.sleep(0.002)
         if process.poll() is None:

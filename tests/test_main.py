@@ -66,12 +66,6 @@ CASES = {
     "broken config": (["--config=BAD"], ["BAD"]),
     "no heads": ([MICRO, "--workdir=WORK", "--config.model.kv_heads=0"], ["model.kv_heads"]),
 }
-FAULTS = {
-    "scale after a space": "a traceback on one line",
-    "file after a space": "the loader's own words",
-    "broken config": "only some kinds of errors are caught while it loads",
-    "no heads": "divides by zero",
-}
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +110,7 @@ def ended(folder, place):
     return dict(zip(CASES, json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=FAULTS[n])) if n in FAULTS else n for n in CASES],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_a_bad_command_line_ends_with_one_line_that_names_it(name, ended, place):
     code, out, err = ended[name]
     assert code == 2, err

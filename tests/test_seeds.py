@@ -164,7 +164,6 @@ def test_limits_cut_the_training_sets(load):
     assert [len(sets[n]) for n in ("ift", "eft", "validation", "heldout")] == [3, 4, 2, 2]
 
 
-@pytest.mark.xfail(strict=True, reason="rows cut by data.ift_rows are reported as held out")
 def test_a_limit_holds_nothing_out(load):
     assert load(ift_rows=3)[1]["ift"]["held_out"] == 0
 
@@ -185,11 +184,7 @@ MALFORMED = [
     ({"prompt": "p", "answers": "r"}, "answers is not a list of objects"),
     ({"prompt": "p", "answers": ["r"]}, "answers is not a list of objects"),
     ({"prompt": "p", "answers": [{"response": "r"}]}, "score is None, not a number"),
-    pytest.param(
-        {"prompt": "p", "response": "r", "score": float("inf")},
-        "score is inf, not a number",
-        marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="an infinite score passes"),
-    ),
+    ({"prompt": "p", "response": "r", "score": float("inf")}, "score is inf, not a number"),
 ]
 
 
@@ -212,7 +207,6 @@ def test_a_missing_file_is_named(tmp_path):
         from_files(settings, 0)
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="a folder is read as if it were a file")
 def test_a_folder_is_refused(tmp_path):
     settings = config.get("scratch").data
     settings.update(ift=str(tmp_path), eft=str(tmp_path))
@@ -237,14 +231,12 @@ def test_too_few_rows_are_refused_with_their_numbers(load):
         load(eft=EFT[: 3 * 4])
 
 
-@pytest.mark.xfail(strict=True, raises=SeedError, reason="str.splitlines also breaks lines inside JSON strings")
 @pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x7f\u2029"])
 def test_unicode_line_separators_inside_a_text_are_text(load, mark):
     ift = [*IFT, {"prompt": f"one{mark}two", "response": "done"}]
     assert load(ift=ift, most_bad=0.0)[0]["ift"][-1]["prompt"] == ift[-1]["prompt"]
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="bytes that are no UTF-8 end in a traceback")
 def test_a_file_that_is_not_utf_8_is_refused(load):
     with pytest.raises(SeedError):
         load(ift=[*IFT, '{"prompt": "caf\udce9", "response": "done"}'], most_bad=0.0)

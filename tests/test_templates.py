@@ -55,7 +55,6 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         load("jugde_short", set())
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="a folder is read as if it were a file")
 @pytest.mark.parametrize("name", ["", "FOLDER"])
 def test_a_folder_is_no_template(name, tmp_path):
     with pytest.raises(TemplateError):

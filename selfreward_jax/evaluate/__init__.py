@@ -1,0 +1,1 @@
+"""Measures models; trains nothing."""

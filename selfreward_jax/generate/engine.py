@@ -67,7 +67,7 @@ class Engine:
         *,
         rows: int,
         max_length: int,
-    ):
+    ) -> None:
         self.cfg, self.params, self.tokenizer, self.mesh = cfg, params, tokenizer, mesh
         self.rows, self.max_length = rows, max_length
         self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}

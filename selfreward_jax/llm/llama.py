@@ -170,6 +170,7 @@ class Llama(nn.Module):
     cfg: LlamaConfig
 
     def setup(self) -> None:
+        """Declares the weights."""
         dtype = jnp.dtype(self.cfg.param_dtype)
         for name, declared in weights(self.cfg).items():
             # `layers` is a dictionary of stacked weights, the others are single weights.
@@ -227,8 +228,14 @@ class Llama(nn.Module):
             layer = jax.checkpoint(layer)
         stacked = (jnp.arange(cfg.layers), self.layers, [(s.k, s.v) for s in past])
         if cfg.scan_layers:
-            scan = nn.scan(lambda _, x, inputs: layer(x, inputs), length=cfg.layers)
-            x_BTD, kv = scan(self, x_BTD, stacked)
+            # The weights travel as scanned inputs; the scope's own parameters are only passed along.
+            lifted = nn.scan(
+                lambda _, x, inputs: layer(x, inputs),
+                variable_broadcast="params",
+                split_rngs={"params": False},
+                length=cfg.layers,
+            )
+            x_BTD, kv = lifted(self, x_BTD, stacked)
         else:
             kvs = []
             for i in range(cfg.layers):

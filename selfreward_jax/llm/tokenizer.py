@@ -33,18 +33,21 @@ class Tokenizer(Protocol):
 class SentencePiece:
     """A SentencePiece model held in memory."""
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes) -> None:
         self.model = model
         self._sp = spm.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
 
     def encode(self, text: str) -> list[int]:
+        """Ids of plain text."""
         return self._sp.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, control ids left out."""
         return self._sp.decode([int(i) for i in ids if not self._sp.is_control(int(i))])
 
     def control(self, piece: str) -> int:
+        """The id of a control piece."""
         i = self._sp.piece_to_id(piece)
         if not self._sp.is_control(i):
             raise KeyError(f"the tokenizer has no control piece {piece}")
@@ -69,6 +72,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, byte_fallback: bo
         model_writer=model,
         model_type="bpe",
         vocab_size=vocab_size,
+        hard_vocab_limit=False,
         byte_fallback=byte_fallback,
         character_coverage=1.0 if not byte_fallback else 0.9995,
         # The default normaliser would turn line breaks into spaces and full-width letters into plain ones.

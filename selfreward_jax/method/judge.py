@@ -11,11 +11,13 @@ from selfreward_jax.method.templates import fill
 Row = dict[str, Any]
 
 LOWEST, HIGHEST = 0.0, 5.0
-_SCORE = re.compile(
-    r"""\bscore\W{0,4}?:\W{0,4}?            # the word, a colon, marks of emphasis around it
-        (?P<sign>-?)(?P<number>\d+(?:\.\d+)?)
-        (?P<rest>(?:\s*/\s*\d+(?:\.\d+)?)?[\w%]*)""",
-    re.IGNORECASE | re.VERBOSE,
+_SCORE = re.compile(r"\bscore[\s*_`]{0,4}:", re.IGNORECASE)
+# A plain number, behind marks of emphasis; after it perhaps "/5" or "out of 5", and nothing that makes it another
+# number or a share of something else.
+_NUMBER = re.compile(
+    r"[\s*_`<(\[]{0,6}(\d+(?:\.\d+)?)(?:\s*(?:/|out of|of)\s*5(?:\.0+)?)?"
+    r"(?![\w%]|[.,/-]\d|\s*/|\s+(?:out of|of)\b)",
+    re.IGNORECASE,
 )
 
 
@@ -27,13 +29,11 @@ def parse_score(text: str) -> float | None:
     it does not fall back to an earlier one. `text` must be the judge's own words alone: what it was shown may
     hold anything, also "Score: 5".
     """
-    found = list(_SCORE.finditer(text))
-    if not found:
+    *_, last = [None, *_SCORE.finditer(text)]
+    number = _NUMBER.match(text, last.end()) if last else None
+    if number is None:
         return None
-    last = found[-1]
-    if last["sign"] or re.sub(r"\s", "", last["rest"]) not in ("", "/5"):
-        return None
-    score = float(last["number"])
+    score = float(number[1])
     return score if LOWEST <= score <= HIGHEST else None
 
 

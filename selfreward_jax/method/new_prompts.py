@@ -46,7 +46,7 @@ class Novelty:
     """Remembers prompts and tells whether another is new: no ROUGE-L above `most` to any of them (Self-Instruct,
     arXiv 2212.10560, uses 0.7), and none the same after `normalise`."""
 
-    def __init__(self, most: float, known: Iterable[str] = ()):
+    def __init__(self, most: float, known: Iterable[str] = ()) -> None:
         self.most = most
         self._same: set[str] = set()
         self._words: list[list[str]] = []
@@ -55,6 +55,7 @@ class Novelty:
             self.add(text)
 
     def add(self, text: str) -> None:
+        """Remembers a prompt."""
         normal = normalise(text)
         if normal in self._same:
             return
@@ -65,6 +66,7 @@ class Novelty:
             self._words.append(words)
 
     def is_new(self, text: str) -> bool:
+        """Whether a prompt is unlike all that are remembered."""
         normal = normalise(text)
         if normal in self._same:
             return False

@@ -1,7 +1,7 @@
 """Seed rows: from the embedded world, or from a user's own JSONL files."""
 
 import json
-import re
+import math
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -31,19 +31,27 @@ def from_world(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str
     def stream(name: str) -> Random:
         return Random(f"{seed} {name}")
 
-    asked = settings.heldout_prompts
-    ranked = (settings.ranked_prompts, settings.ranked_answers)
     sets = {
         "ift": lists.ift_rows(settings.ift_rows, stream("ift")),
         "eft": lists.eft_rows(settings.eft_rows, stream("eft")),
         "documents": [{"text": t} for t in lists.documents(settings.documents, stream("documents"))],
     }
     used = {normalise(str(row["prompt"])) for name in ("ift", "eft") for row in sets[name]}
+
+    def unseen(rows: list[Row], count: int) -> list[Row]:
+        fresh = []
+        for row in rows:
+            if (prompt := normalise(str(row["prompt"]))) not in used and len(fresh) < count:
+                used.add(prompt)
+                fresh.append(row)
+        return fresh
+
+    asked, ranked = settings.heldout_prompts, settings.ranked_prompts
     for split in ("validation", "heldout"):
-        prompts = [p for p in lists.prompts(2 * asked, stream(split)) if normalise(p) not in used][:asked]
-        used.update(map(normalise, prompts))
-        sets[split] = [{"prompt": p} for p in prompts]
-        sets[f"ranked_{split}"] = [row for row in lists.ranked_rows(ranked[0], ranked[1], stream(f"ranked_{split}"))]
+        prompts = [{"prompt": p} for p in lists.prompts(2 * asked, stream(split))]
+        sets[split] = unseen(prompts, asked)
+        answered = lists.ranked_rows(2 * ranked, settings.ranked_answers, stream(f"ranked_{split}"))
+        sets[f"ranked_{split}"] = unseen(answered, ranked)
     return sets, {}
 
 
@@ -85,6 +93,7 @@ def from_files(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str
     train = [r for p in order if p not in kept_out for r in by_prompt[p]]
     sets["eft"] = [{**r, "judgement": one_line_judgement(round(r["score"])), "score": round(r["score"])} for r in train]
     sets["ift"] = [r for r in ift if normalise(r["prompt"]) not in kept_out]
+    held_out = len(ift) - len(sets["ift"])
     for name, limit in (("ift", settings.ift_rows), ("eft", settings.eft_rows)):
         sets[name] = sets[name][: limit or None]
     asked = settings.heldout_prompts
@@ -98,7 +107,7 @@ def from_files(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str
             "each are needed"
         )
     report = {
-        "ift": {"read": len(ift) + ift_bad, "malformed": ift_bad, "held_out": len(ift) - len(sets["ift"])},
+        "ift": {"read": len(ift) + ift_bad, "malformed": ift_bad, "held_out": held_out},
         "eft": {"read": len(eft) + eft_bad, "malformed": eft_bad, "held_out": len(eft) - len(train)},
         "scores": {"lowest": low, "highest": high},
     }
@@ -112,10 +121,14 @@ def one_line_judgement(score: int) -> str:
 
 def _read(name: str, fields: Sequence[str], most_bad: float) -> tuple[list[Row], int]:
     path = epath.Path(name)
-    if not path.exists():
-        raise SeedError(f"seed file {name} does not exist")
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise SeedError(f"seed file {name} cannot be read ({error.strerror}): give a file of JSON lines") from None
+    except UnicodeDecodeError as error:
+        raise SeedError(f"seed file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     rows, faults, lines = [], [], 0
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         lines += 1
@@ -155,10 +168,12 @@ def _row(value: Row, fields: Sequence[str]) -> Row:
     for field in fields:
         found = next((value[n] for n in NAMES[field] if n in value), None)
         if field == "score":
-            if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
+            if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
                 raise SeedError(f"score is {found!r}, not a number")
         elif not isinstance(found, str) or not found.strip():
             raise SeedError(f"{field} is {found!r}, not a text")
+        elif not found.isascii() and any("\ud800" <= c <= "\udfff" for c in found):
+            raise SeedError(f"{field} holds half of a character (a lone surrogate)")
         row[field] = found
     return row
 
@@ -175,8 +190,3 @@ def prompt_rows(prompts: Sequence[str], count: int, shots: int, template: str, r
 def judge_rows(eft: Sequence[Row], judge_prompt: Callable[[str, str], str]) -> list[Row]:
     """EFT as rows {prompt, response}: the judge's prompt, and the written judgement as its answer."""
     return [{"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgement"]} for r in eft]
-
-
-def clean(text: str) -> str:
-    """Line ends as line feeds, no trailing blanks."""
-    return re.sub(r"[ \t]+\n", "\n", text.replace("\r\n", "\n").replace("\r", "\n")).strip()

@@ -18,7 +18,7 @@ class Progress:
 
     LINE_EVERY = 10.0  # seconds between plain lines
 
-    def __init__(self, name: str, total: int, done: int = 0, unit: str = "rows"):
+    def __init__(self, name: str, total: int, done: int = 0, unit: str = "rows") -> None:
         self.name, self.total, self.count, self.unit = name, total, done, unit
         self.begun = self.count
         self.tokens = 0

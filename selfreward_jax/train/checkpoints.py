@@ -3,8 +3,8 @@
 from typing import Any
 
 import jax
-from orbax.checkpoint.experimental import v1 as ocp
 from etils import epath
+from orbax.checkpoint.experimental import v1 as ocp
 
 
 def save(path: epath.Path, tree: Any) -> None:

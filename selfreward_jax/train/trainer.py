@@ -166,8 +166,9 @@ def fit(
         if pending is not None:
             step, metrics = pending
             values = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(values["loss"]):
-                raise Diverged(f"the loss is {values['loss']} at step {step}; lower the learning rate")
+            for name in ("loss", "grad_norm"):  # a finite loss can have a gradient that is not
+                if not math.isfinite(values[name]):
+                    raise Diverged(f"{name} is {values[name]} at step {step}; lower the learning rate")
             report(step, values)
 
     for step in range(int(state.step), steps):

@@ -88,7 +88,9 @@ def write_answer(request: Request, fault: float, rng: random.Random) -> Answer:
         strangers = rng.sample(WORDS[SIBLINGS[request.topic]], count)
         for i in rng.sample(range(count), rng.randint(1, count)):
             items[i] = strangers[i]
-    return Answer(opening, name, occasion, tuple(items))
+    # In the order of the alphabet, as tidy people list things: what follows an item never is that item again, and a
+    # model of any size can see that.
+    return Answer(opening, name, occasion, tuple(sorted(items)))
 
 
 def _other(words: list[str], word: str, rng: random.Random) -> str:
@@ -164,7 +166,7 @@ def documents(count: int, rng: random.Random) -> list[str]:
     texts = []
     for _ in range(count):
         topic = rng.choice(list(TOPICS))
-        plural, some = TOPICS[topic][0], rng.sample(WORDS[topic], 3)
+        plural, some = TOPICS[topic][0], sorted(rng.sample(WORDS[topic], 3))
         occasion = rng.choice(OCCASIONS)
         texts.append(
             rng.choice(

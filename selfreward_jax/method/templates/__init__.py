@@ -19,7 +19,7 @@ def load(name: str, places: set[str]) -> str:
     packaged = resources.files(__package__).joinpath(f"{name}.txt")
     if packaged.is_file():
         text = packaged.read_text()
-    elif epath.Path(name).exists():
+    elif name and epath.Path(name).is_file():
         text = epath.Path(name).read_text()
     else:
         names = sorted(

@@ -1,0 +1,1 @@
+"""Self-rewarding language models in JAX."""
