@@ -203,7 +203,7 @@ def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
 def test_a_missing_file_is_named(tmp_path):
     settings = config.get("scratch").data
     settings.update(ift=str(tmp_path / "none.jsonl"), eft=str(tmp_path / "none.jsonl"))
-    with pytest.raises(SeedError, match=r"none\.jsonl does not exist"):
+    with pytest.raises(SeedError, match=r"none\.jsonl cannot be read"):
         from_files(settings, 0)
 
 
