@@ -96,7 +96,7 @@ def defaults() -> ConfigDict:
     c.judge.least_votes = 1  # readable votes an answer needs
 
     c.dpo = ConfigDict()
-    c.dpo.epochs = 4.0
+    c.dpo.epochs = 2.0
     c.dpo.batch = 32  # pairs a step
     c.dpo.lr = 1e-3
     c.dpo.lr_end = 1e-4
@@ -112,7 +112,7 @@ def defaults() -> ConfigDict:
     c.dpo.accumulate = 1
 
     c.generate = ConfigDict()
-    c.generate.rows = 512  # samples decoded together
+    c.generate.rows = 256  # samples decoded together
 
     c.evaluate = ConfigDict()
     c.evaluate.split = "heldout"  # or "validation", for choosing settings

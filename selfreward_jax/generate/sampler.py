@@ -13,7 +13,7 @@ key and the token's position alone, so a sample is the same in whatever company 
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,26 @@ class Samples(NamedTuple):
     lengths: jax.Array
 
 
-def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Keys [L, B, K, H, W] and values [L, B, K, W, H] for `width` new tokens, to be donated to `decode`."""
+# Keys and values of all layers, in the form in which `Llama.hidden` returns them.
+Cache = tuple[Any, Any]
+
+
+def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> Cache:
+    """Keys [B, K, H, W] and values [B, K, W, H] of every layer for `width` new tokens, to be donated to `decode`."""
     L, K, H = cfg.layers, cfg.kv_heads, cfg.head_dim
-    return (
-        jnp.zeros((L, rows, K, H, width), cfg.dtype),
-        jnp.zeros((L, rows, K, width, H), cfg.dtype),
+
+    def layers(*shape: int) -> Any:
+        if cfg.scan_layers:
+            return jnp.zeros((L, *shape), cfg.dtype)
+        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(L))
+
+    return layers(rows, K, H, width), layers(rows, K, width, H)
+
+
+def write(cache: Any, new: Any, slot: jax.Array, axis: int) -> Any:
+    """The cache with `new` at `slot` of dimension `axis` (counted from the end), in place where it is donated."""
+    return jax.tree.map(
+        lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=old.ndim + axis), cache, new
     )
 
 
@@ -57,13 +71,13 @@ def decode(
     logits_PV: jax.Array,
     prompt: Segment,
     lengths_P: jax.Array,
-    cache: tuple[jax.Array, jax.Array],
+    cache: Cache,
     keys_B: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
     *,
     stop_ids: tuple[int, ...],
-) -> tuple[Samples, tuple[jax.Array, jax.Array]]:
+) -> tuple[Samples, Cache]:
     """Draws B = P * G samples of up to W tokens, W being the cache's width.
 
     Args:
@@ -76,7 +90,8 @@ def decode(
       stop_ids: ids that end a sample.
     """
     model = Llama(cfg)
-    B, W, G = keys_B.shape[0], cache[1].shape[3], keys_B.shape[0] // lengths_P.shape[0]
+    B, G = keys_B.shape[0], keys_B.shape[0] // lengths_P.shape[0]
+    W = jax.tree.leaves(cache)[0].shape[-1]  # of the first layer's keys
     position_B = jnp.repeat(lengths_P, G)
     stops = jnp.asarray(stop_ids, jnp.int32)
 
@@ -103,13 +118,8 @@ def decode(
             past=[prompt, Segment(*state["cache"], written)],
             method="hidden",
         )
-        old_k, old_v = state["cache"]
-        state = state | {
-            "cache": (
-                jax.lax.dynamic_update_slice_in_dim(old_k, k, i - 1, axis=4),
-                jax.lax.dynamic_update_slice_in_dim(old_v, v, i - 1, axis=3),
-            )
-        }
+        keys, values = state["cache"]
+        state = state | {"cache": (write(keys, k, i - 1, axis=-1), write(values, v, i - 1, axis=-2))}
         logits_BV = model.apply({"params": params}, hidden[:, 0], method="unembed")
         return i + 1, draw(i, logits_BV, state)
 
@@ -135,12 +145,11 @@ def sample_token(logits_BV: jax.Array, uniform_B: jax.Array, temperature: jax.Ar
     probs_BV = jax.nn.softmax(logits_BV / jnp.maximum(temperature, 1e-6), axis=-1)
     kept_BV = jnp.where(probs_BV >= nucleus_threshold(probs_BV, top_p)[:, None], probs_BV, 0.0)
     cumulative_BV = jnp.cumsum(kept_BV, axis=-1)
-    # uniform < 1 keeps the target below the last cumulative sum; rounding could reach it, hence the clip to
-    # the last kept token: the first place where the sum is complete.
-    target_B = uniform_B * cumulative_BV[:, -1]
+    # Strictly below the whole sum, whatever rounding does: the first place above it is then a kept token.
+    total_B = cumulative_BV[:, -1]
+    target_B = jnp.minimum(uniform_B * total_B, jnp.nextafter(total_B, 0.0))
     drawn_B = jnp.sum(cumulative_BV <= target_B[:, None], axis=-1)
-    last_B = jnp.argmax(cumulative_BV, axis=-1)
-    return jnp.where(temperature > 0, jnp.minimum(drawn_B, last_B), greedy_B).astype(jnp.int32)
+    return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
 
 
 def nucleus_threshold(probs_BV: jax.Array, top_p: jax.Array) -> jax.Array:

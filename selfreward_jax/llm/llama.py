@@ -193,19 +193,20 @@ class Llama(nn.Module):
         mask_BTT: jax.Array | None = None,
         past: Sequence[Any] = (),
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Final hidden states and the keys and values of the tokens given.
 
         Args:
           tokens_BT: token ids, int32.
           positions_BT: rotary positions; 0, 1, 2, ... if not given.
           mask_BTT: True where query t may look at the given token s; causal if not given.
-          past: earlier segments, each a `Segment` whose k and v carry a leading layer axis and whose row
-            count divides B (one row may serve several consecutive queries). `mask` [rows, T or 1, S].
+          past: earlier segments, each a `Segment` whose k and v are as this method returns them, for a number of
+            rows that divides B (one row may serve several consecutive queries). `mask` [rows or 1, T or 1, S].
           key: dropout key; None switches dropout off.
 
         Returns:
-          hidden [B, T, D] and (k [L, B, K, H, T], v [L, B, K, T, H]).
+          hidden [B, T, D], and keys [B, K, H, T] and values [B, K, T, H] of every layer: stacked in front where
+          layers are scanned, else a tuple over layers (a slice of a stacked cache would be copied at every step).
         """
         cfg = self.cfg
         B, T = tokens_BT.shape
@@ -226,7 +227,6 @@ class Llama(nn.Module):
 
         if cfg.remat:
             layer = jax.checkpoint(layer)
-        stacked = (jnp.arange(cfg.layers), self.layers, [(s.k, s.v) for s in past])
         if cfg.scan_layers:
             # The weights travel as scanned inputs; the scope's own parameters are only passed along.
             lifted = nn.scan(
@@ -235,13 +235,15 @@ class Llama(nn.Module):
                 split_rngs={"params": False},
                 length=cfg.layers,
             )
-            x_BTD, kv = lifted(self, x_BTD, stacked)
+            kept = [(s.k, s.v) for s in past]
+            x_BTD, kv = lifted(self, x_BTD, (jnp.arange(cfg.layers), self.layers, kept))
         else:
             kvs = []
             for i in range(cfg.layers):
-                x_BTD, kv = layer(x_BTD, jax.tree.map(lambda a, i=i: a[i], stacked))
+                w = {name: stacked[i] for name, stacked in self.layers.items()}
+                x_BTD, kv = layer(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
                 kvs.append(kv)
-            kv = jax.tree.map(lambda *a: jnp.stack(a), *kvs)
+            kv = tuple(zip(*kvs, strict=True))
         return rms_norm(x_BTD, self.norm, cfg.norm_eps), kv
 
 

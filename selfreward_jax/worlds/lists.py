@@ -58,7 +58,8 @@ class Answer(NamedTuple):
     def text(self) -> str:
         """The answer as it is written."""
         purpose = f"For your {self.occasion}" if self.occasion else "Here you go"
-        return f"{self.opening}, {self.name}! {purpose}: {', '.join(self.items)}."
+        items = ", ".join(f"{number} {item}" for number, item in enumerate(self.items, 1))
+        return f"{self.opening}, {self.name}! {purpose}: {items}."
 
 
 def write_request(rng: random.Random) -> Request:
@@ -111,7 +112,7 @@ def write_judgement(request: Request, answer: Answer) -> tuple[str, int]:
     verdicts = []
     for number, item in enumerate(answer.items, 1):
         fits = "fits" if TOPIC_OF[item] == request.topic else "off"
-        verdicts.append(f"{NUMBERS[number]} {item} {TOPIC_OF[item]} {fits}")
+        verdicts.append(f"{number} {item} {TOPIC_OF[item]} {fits}")
     all_fit = all(TOPIC_OF[item] == request.topic for item in answer.items)
     points += all_fit
     said.append(f"Wanted {request.topic}: {', '.join(verdicts)}. {'All fit' if all_fit else 'Not all fit'}: {points}.")

@@ -30,19 +30,19 @@ def points(prompt: str, response: str) -> dict[str, bool]:
     answer = _ANSWER.fullmatch(response)
     if not answer:
         return dict.fromkeys(CRITERIA, False)
-    items = answer["items"].split(", ")
+    numbers, items = zip(*(item.partition(" ")[::2] for item in answer["items"].split(", ")), strict=True)
     wanted = _WORDS[_TOPIC_OF_PLURAL[asked[2]]]
     return {
         "kind": answer["opening"] in KIND_OPENINGS,
         "name": answer["name"] == name[1],
         "occasion": answer["purpose"] == f"For your {occasion[1]}",
         "topic": all(item in wanted for item in items),
-        "count": len(items) == NUMBERS.index(asked[1]),
+        "count": list(numbers) == [str(i + 1) for i in range(NUMBERS.index(asked[1]))],
     }
 
 
 def repeats(response: str) -> bool:
     """Whether an answer names something twice. No point hangs on it; it is watched because none does."""
     answer = _ANSWER.fullmatch(response)
-    items = answer["items"].split(", ") if answer else []
+    items = [item.partition(" ")[2] for item in answer["items"].split(", ")] if answer else []
     return len(set(items)) < len(items)
