@@ -85,14 +85,14 @@ def defaults() -> ConfigDict:
     c.candidates.samples = 4
     c.candidates.temperature = 1.0
     c.candidates.top_p = 0.95
-    c.candidates.max_new = 32
+    c.candidates.max_new = 48
 
     c.judge = ConfigDict()
     c.judge.template = "judge_short"
     c.judge.samples = 3  # votes an answer
     c.judge.temperature = 0.7
     c.judge.top_p = 0.95
-    c.judge.max_new = 96
+    c.judge.max_new = 112
     c.judge.least_votes = 1  # readable votes an answer needs
 
     c.dpo = ConfigDict()
@@ -119,7 +119,7 @@ def defaults() -> ConfigDict:
     c.evaluate.samples = 2  # answers to each prompt
     c.evaluate.temperature = 0.7
     c.evaluate.top_p = 0.9
-    c.evaluate.max_new = 32
+    c.evaluate.max_new = 48
 
     c.parallel = ConfigDict()
     c.parallel.fsdp = 1  # devices that share each weight; the rest go to data parallelism
