@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from selfreward_jax import config, loop, stages
 from selfreward_jax.evaluate import oracle
@@ -154,6 +154,7 @@ def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
 def main(argv: list[str]) -> None:
     """Runs every arm of every seed."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     home = Path(_WORKDIR.value)
     arms = ["self", *(_ARMS.value or [name for name in ARMS if name != "self"])]
     results: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
