@@ -9,18 +9,17 @@ the figures to report come from one run on `heldout`. Arms:
     self          the model judges its own answers
     random        a random judge instead, with replay         random-bare     ... and without replay
     oracle        the exact oracle as judge: the ceiling, both rounds
-    no-replay     as self, without replay of seed rows
+    no-eft-replay as self, replaying the prompt writer's rows but not the judge's
     replay-only   the replay steps alone, no DPO
     positive-sft  supervised training on each pair's chosen answer, with replay, no DPO
 
-An arm that is whole in the working directory is read, not run again.
+What is whole in the working directory is not made again; other settings there are refused, as in any run.
 """
 
 import json
 import math
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +35,6 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/effect", "Where the runs live.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds; none is left out of the table.")
 _SPLIT = flags.DEFINE_enum("split", "heldout", ["heldout", "validation"], "Prompts that measure.")
 _ARMS = flags.DEFINE_list("arms", [], "Arms to run beside self; all if empty.")
-
-CRITERIA = oracle.oracle.CRITERIA
 
 
 def random_judge(run: Run, t: int) -> None:
@@ -55,7 +52,8 @@ def oracle_judge(run: Run, t: int) -> None:
 
     def votes(row: dict[str, Any]) -> list[float]:
         try:
-            return [float(sum(oracle.oracle.points(row["prompt"], row["response"]).values()))]
+            ((earned,),) = oracle.points([{"prompt": row["prompt"], "responses": [{"text": row["response"]}]}])
+            return [float(sum(earned.values()))]
         except ValueError:
             return []
 
@@ -90,7 +88,7 @@ ARMS = {
     "random": Arm(random_judge, {}, 2, _ANSWERED),
     "random-bare": Arm(random_judge, {"dpo.replay": 0.0}, 2, _ANSWERED),
     "oracle": Arm(oracle_judge, {}, 3, _ANSWERED),
-    "no-replay": Arm(stages.self_judge, {"dpo.replay": 0.0}, 3, _PAIRED),
+    "no-eft-replay": Arm(stages.self_judge, {"dpo.replay_sets": ("prompts",)}, 3, _PAIRED),
     "replay-only": Arm(stages.self_judge, {"dpo.weight": 0.0, "dpo.nll": 0.0}, 2, _PAIRED),
     "positive-sft": Arm(stages.self_judge, {"dpo.weight": 0.0, "dpo.nll": 1.0}, 2, _PAIRED),
 }
@@ -99,8 +97,6 @@ ARMS = {
 def run_arm(name: str, seed: int, home: Path) -> dict[str, Any]:
     """The summary of one arm of one seed."""
     arm, here, parent = ARMS[name], home / f"seed{seed}" / name, home / f"seed{seed}" / "self"
-    if (here / "summary.json").exists():
-        return json.loads((here / "summary.json").read_text())
     if name != "self" and not (here / "config.json").exists():
         shutil.rmtree(here, ignore_errors=True)
         for folder in ("seed", "tokenizer", "m0", "m1"):
@@ -130,23 +126,25 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
         out[f"{name} length"] = models[name]["mean_length"]
         for metric in ("pairwise_accuracy", "exact_match", "spearman", "kendall", "five_best", "parse_rate"):
             out[f"{name} {metric}"] = models[name]["judge"][metric]
-        for criterion in CRITERIA:
+        for criterion in oracle.CRITERIA:
             out[f"{name} {criterion}"] = 100 * models[name]["oracle"]["criteria"][criterion]
+    for criterion in oracle.CRITERIA if len(names) > 1 else ():
+        out[f"{names[-1]}-m1 {criterion}"] = out[f"{names[-1]} {criterion}"] - out[f"m1 {criterion}"]
     out["seconds"], out["peak GB"] = summary["seconds"], summary["peak_memory_bytes"] / 1e9
     return out
 
 
 def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Every figure of every arm: mean over seeds, standard error, lowest, highest, and each seed."""
+    """Every figure of every arm: mean over seeds, standard error, and each seed."""
     lines = []
     for arm, by_seed in results.items():
         lines.append(f"\n{arm} ({len(by_seed)} seeds)")
         for name in next(iter(by_seed.values())):
-            values = [f[name] for f in by_seed.values() if f[name] is not None]
+            each = " ".join("       -" if f[name] is None else f"{f[name]:8.3f}" for f in by_seed.values())
+            values = [f[name] for f in by_seed.values() if f[name] is not None] or [math.nan]
             mean = sum(values) / len(values)
             spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
             error = spread / math.sqrt(len(values))
-            each = " ".join(f"{v:8.3f}" for v in values)
             lines.append(f"  {name:22s} {mean:8.3f} +- {error:6.3f}   {each}")
     return "\n".join(lines)
 
@@ -162,7 +160,7 @@ def main(argv: list[str]) -> None:
         for arm in arms:
             results[arm][seed] = figures(run_arm(arm, seed, home))
             print(json.dumps({"seed": seed, "arm": arm, **results[arm][seed]}), flush=True)
-    print(table(results), file=sys.stderr)
+    print(table(results), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ def defaults() -> ConfigDict:
     c.data = ConfigDict()
     c.data.ift = ""  # JSONL file of {prompt, response}; empty: the embedded world
     c.data.eft = ""  # JSONL file of scored answers; empty: the embedded world
-    c.data.ift_rows = 6000  # instruction rows used; 0: all
-    c.data.eft_rows = 5000  # judged rows used; 0: all
+    c.data.ift_rows = 6000  # instruction rows used; 0: all of a file
+    c.data.eft_rows = 5000  # judged rows used; 0: all of a file
     c.data.prompt_rows = 1500  # few-shot rows that teach writing prompts, made of the IFT prompts
     c.data.documents = 6000  # plain texts for the base model (embedded world; a file's own rows otherwise)
     c.data.heldout_prompts = 384  # prompts of each of the validation and held-out sets
@@ -94,6 +94,7 @@ def defaults() -> ConfigDict:
     c.judge.top_p = 0.95
     c.judge.max_new = 112
     c.judge.least_votes = 1  # readable votes an answer needs
+    c.judge.least_parse_rate = 0.5  # share of readable votes below which the run stops
 
     c.dpo = ConfigDict()
     c.dpo.epochs = 2.0
@@ -165,6 +166,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "sft.batch": 4,
         "sft.lr": 2e-2,
         "sft.lr_end": 2e-3,
+        "judge.least_parse_rate": 0.0,
         "prompts.count": 8,
         "prompts.wave": 16,
         "prompts.most_attempts": 32,
@@ -201,6 +203,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "prompts.most_attempts": 1024,
         "candidates.max_new": 128,
         "judge.max_new": 24,
+        "judge.least_parse_rate": 0.1,
         "dpo.epochs": 2.0,
         "dpo.lr": 1e-4,
         "dpo.lr_end": 1e-5,
@@ -244,6 +247,18 @@ def check(c: ConfigDict, row_devices: int) -> None:
         "prompts.most_attempts": 1,
         "model.kv_heads": 1,
         "model.heads": 1,
+        "model.head_dim": 2,
+        "model.dim": 1,
+        "model.hidden": 1,
+        "tokenizer.vocab_size": 16,
+        "prompts.seed_shots": 0,
+        "prompts.own_shots": 0,
+        "base.width": 8,
+        "sft.width": 8,
+        "dpo.replay_width": 8,
+        "data.ift_rows": 0,
+        "data.eft_rows": 0,
+        "data.documents": 1,
         "parallel.fsdp": 1,
         "parallel.tensor": 1,
         "base.accumulate": 1,
@@ -253,6 +268,11 @@ def check(c: ConfigDict, row_devices: int) -> None:
     for field, least in at_least.items():
         if (value := _field(c, field)) < least:
             raise ConfigError(f"{field} is {value}; it must be at least {least}")
+    if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
+        raise ConfigError(
+            f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
+            "no file is given: give data.ift and data.eft, or numbers of rows of the embedded world"
+        )
     for field in ("base.batch", "sft.batch", "dpo.batch", "dpo.replay_batch"):
         value = _field(c, field)
         pieces = row_devices * c[field.split(".")[0]].accumulate
@@ -281,6 +301,8 @@ def check(c: ConfigDict, row_devices: int) -> None:
                 f"{field}.{least} is {c[field][least]}, above {field}.{most} {c[field][most]}: lower the one or raise "
                 "the other"
             )
+    if c.model.head_dim % 2:
+        raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
     for stage in ("base", "sft", "dpo"):
         if not c[stage].epochs > 0:
             raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")

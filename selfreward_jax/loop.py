@@ -4,7 +4,6 @@ seeds -> base (m0) -> SFT (m1)
 m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,6 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     Returns:
       The summary.
     """
-    started = time.monotonic()
     r = Run(cfg, workdir)
     say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
     stages.seed(r)
@@ -39,13 +37,12 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     for t in range(2, cfg.iterations + 1):
         stages.prompts(r, t)
         asked = r.rows(f"m{t}", "prompts").rows()
-        out = r.rows(f"m{t}", "candidates")
-        stages.answer(r, f"m{t - 1}", asked, cfg.candidates, out, f"m{t} candidates")
+        stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
         judge(r, t)
         stages.pairs(r, t)
         stages.preferences(r, t)
         evaluate(r, t)
-    return summary.write(r, time.monotonic() - started)
+    return summary.write(r)
 
 
 def evaluate(r: Run, t: int) -> None:
@@ -55,9 +52,8 @@ def evaluate(r: Run, t: int) -> None:
         return
     asked = r.rows("seed", split).rows()
     ranked = r.rows("seed", f"ranked_{split}").rows()
-    answers, judgements = r.rows(name, "eval_answers"), r.rows(name, "eval_judgements")
-    stages.answer(r, name, asked, r.cfg.evaluate, answers, f"{name} eval_answers")
-    stages.judge(r, name, measure.ranked_answers(ranked), judgements, f"{name} eval_judgements")
-    figures = measure.answer_figures(answers.rows(), has_oracle=not r.cfg.data.ift)
-    figures["judge"] = measure.judge_figures(ranked, judgements.rows())
+    stages.answer(r, name, asked, r.cfg.evaluate, name, "eval_answers")
+    stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
+    figures = measure.answer_figures(r.rows(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
+    figures["judge"] = measure.judge_figures(ranked, r.rows(name, "eval_judgements").rows())
     storage.write_json(r.dir / name / "eval.json", figures)

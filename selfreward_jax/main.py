@@ -12,10 +12,11 @@ from selfreward_jax import config, loop
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.stages import StageError
+from selfreward_jax.storage import StorageError
 from selfreward_jax.train.trainer import Diverged
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder or gs://BUCKET/PATH.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder.")
 
 
 def parse(argv: list[str]) -> ConfigDict:
@@ -77,9 +78,12 @@ def _fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Runs the loop. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    if {"--help", "-h", "--helpfull"} & set(argv):
+        print(f"{__doc__}\nSettings, each with its unit and default: selfreward_jax/config.py")
+        return 0
     try:
         loop.run(parse(argv), _WORKDIR.value)
-    except (config.ConfigError, SeedError, TemplateError, StageError, Diverged) as error:
+    except (config.ConfigError, SeedError, StorageError, TemplateError, StageError, Diverged) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,9 @@
 """One run: its settings, its working directory, its mesh, and the models that lie there."""
 
+import hashlib
 import json
+import resource
+import sys
 import time
 from typing import Any
 
@@ -32,6 +35,7 @@ class Run:
 
     def __init__(self, cfg: ConfigDict, directory: str) -> None:
         self.cfg = cfg
+        config.check(cfg, row_devices=1)
         self.dir = epath.Path(directory)
         if "://" not in directory:
             self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
@@ -41,6 +45,8 @@ class Run:
             raise config.ConfigError(str(error)) from None
         config.check(cfg, row_multiple(self.mesh))
         self._claim()
+        self._started = time.monotonic()
+        self._spent = storage.read_json(self.dir / "spent.json") or {"seconds": 0.0, "peak_memory_bytes": 0}
         self._tokenizer: Tokenizer | None = None
         self._held: tuple[str, Params] | None = None
 
@@ -49,6 +55,8 @@ class Run:
         path = self.dir / "config.json"
         # Through JSON and back, so that a tuple compares equal to the list it was stored as.
         now = json.loads(self.cfg.to_json())
+        if inputs := self._inputs():
+            now["inputs"] = inputs
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             old = storage.read_json(path)
@@ -57,11 +65,30 @@ class Run:
                     f"workdir {self.dir} was made by other settings: {difference}; use another --workdir, or the "
                     "settings in its config.json"
                 )
+            # A shorter run in the directory of a longer one takes nothing away.
+            now["iterations"] = max(now["iterations"], old["iterations"] if old else 0)
             storage.write_json(path, now)
         except OSError as error:
             raise config.ConfigError(
                 f"workdir {self.dir} cannot be written ({error.strerror}): use another --workdir"
             ) from None
+
+    def _inputs(self) -> dict[str, str]:
+        """Hashes of the user's own files: other contents under an old name make another run."""
+        c = self.cfg
+        paths = (c.data.ift, c.data.eft, c.judge.template, c.prompts.template)
+        files = [epath.Path(p) for p in paths if p]
+        return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+
+    def spent(self) -> dict[str, float]:
+        """Seconds and peak bytes of all runs in this directory so far, this one included; kept in spent.json."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        spent = {
+            "seconds": self._spent["seconds"] + time.monotonic() - self._started,
+            "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak),
+        }
+        storage.write_json(self.dir / "spent.json", spent)
+        return spent
 
     def rows(self, *names: str) -> storage.RowFile:
         """The row file of that name, such as rows("m2", "pairs")."""
@@ -101,10 +128,14 @@ class Run:
     def params(self, model: str) -> Params:
         """The parameters of a finished model, such as "m1". The last one asked for is held."""
         if self._held is None or self._held[0] != model:
-            self._held = None  # let go first: two models need not fit
+            self.release()  # first: two models need not fit
             path = self.dir / model / "checkpoint"
             self._held = (model, checkpoints.restore(path, self.abstract_params(), self.shardings))
         return self._held[1]
+
+    def release(self) -> None:
+        """Lets go of the model that is held."""
+        self._held = None
 
     def engine(self, model: str) -> Engine:
         """A generator of text with a finished model."""

@@ -47,14 +47,16 @@ def seed(run: Run) -> None:
     progress = Progress("seed", 0)
     make = seeds.from_files if run.cfg.data.ift else seeds.from_world
     sets, report = make(run.cfg.data, run.cfg.seed)
-    if len(sets["ift"]) <= (shots := run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots):
-        raise seeds.SeedError(
-            f"there are {len(sets['ift'])} instruction rows, and each few-shot prompt shows {shots} others: give more "
-            "rows in data.ift, or lower prompts.seed_shots"
-        )
     for name, rows in sets.items():
         if name != "documents":
             _write_seed(run, name, rows)
+    shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
+    if (shown := len(shown_prompts(run))) <= shots:
+        raise seeds.SeedError(
+            f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
+            f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
+            "prompts.seed_shots"
+        )
     if report:
         storage.write_json(run.dir / "seed" / "report.json", report)
         say(f"seed files: {report}")
@@ -76,7 +78,11 @@ def tokenizer(run: Run) -> None:
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
     texts += [templates.load(run.cfg.judge.template, set()), templates.load(run.cfg.prompts.template, set())]
     settings = run.cfg.tokenizer
-    storage.write_atomic(path, train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback))
+    try:
+        model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)
+    except RuntimeError as error:  # SentencePiece says in its own words what is too small or too large
+        raise StageError(f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds: {error}") from None
+    storage.write_atomic(path, model)
     say(f"tokenizer: {run.tokenizer.vocab_size} pieces")
 
 
@@ -85,9 +91,9 @@ def tokenizer(run: Run) -> None:
 
 def base(run: Run) -> None:
     """m0: a base model trained on plain documents, from random weights."""
-    texts = [row["text"] for row in run.rows("seed", "documents").rows()]
-    examples = [chat.document(run.tokenizer, text) for text in texts]
     if not _is_trained(run, "m0"):
+        texts = [row["text"] for row in run.rows("seed", "documents").rows()]
+        examples = [chat.document(run.tokenizer, text) for text in texts]
         model = Llama(run.llama())
         say(f"model: {parameter_count(run.llama()):,} parameters, {run.mesh.size} device(s)")
         # Jitted with out_shardings: each device makes its own part.
@@ -116,13 +122,20 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
         else:
             settings = run.cfg.prompts
             rows[name] = seeds.prompt_rows(
-                [row["prompt"] for row in ift],
+                shown_prompts(run),
                 run.cfg.data.prompt_rows,
                 settings.seed_shots + settings.own_shots,
                 templates.load(settings.template, {"examples"}),
                 Random(f"{run.cfg.seed} prompt rows"),
             )
     return {name: [chat.example(run.tokenizer, r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
+
+
+def shown_prompts(run: Run) -> list[str]:
+    """Seed prompts fit to be shown as examples: those in the form that a new prompt must have."""
+    settings = run.cfg.prompts
+    prompts = [row["prompt"] for row in run.rows("seed", "ift").rows()]
+    return [p for p in prompts if not new_prompts.form_fault(p, settings.least_words, settings.most_words)]
 
 
 def judge_template(run: Run) -> str:
@@ -141,7 +154,10 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
 
 
 def _is_trained(run: Run, model: str) -> bool:
-    return (run.dir / model / "manifest.json").exists()
+    trained = (run.dir / model / "manifest.json").exists()
+    if trained and (steps := run.dir / model / "steps").exists():
+        steps.rmtree()  # a kill came between the manifest and this
+    return trained
 
 
 def _train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Any) -> None:
@@ -201,6 +217,8 @@ def _train(
         say(f"{name} {stage}: going on from step {step}")
     else:
         state = jax.jit(fresh, out_shardings=shardings)(start)
+    del start
+    run.release()
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
 
     def report(step: int, metrics: dict[str, float]) -> None:
@@ -223,6 +241,7 @@ def _train(
     if path.exists():
         path.rmtree()
     progress.close()
+    run.spent()
 
 
 # --- self-instruction, answers, judgements, pairs --------------------------------------------------------------
@@ -238,9 +257,10 @@ def prompts(run: Run, t: int) -> None:
     # Only whole waves count: which prompts are new depends on all before them.
     begun = begun[: len(begun) // settings.wave * settings.wave]
     out.restart_from(begun)
-    known = [row["prompt"] for row in run.rows("seed", "ift").rows()]
+    known = [row["prompt"] for name in ("ift", "eft") for row in run.rows("seed", name).rows()]
     earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
-    kept_out = [r["prompt"] for s in ("validation", "heldout") for r in run.rows("seed", s).rows()]
+    splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
+    kept_out = [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
     accepted = sum(row["fault"] is None for row in begun)
     progress = Progress(f"m{t} prompts", settings.count, accepted)
 
@@ -254,7 +274,7 @@ def prompts(run: Run, t: int) -> None:
         templates.load(settings.template, {"examples"}),
         sampling(settings),
         run.key(f"m{t}", "prompts"),
-        seeds=known,
+        seeds=shown_prompts(run),
         own=earlier,
         forbidden=[*known, *earlier, *kept_out],
         name=f"m{t}",
@@ -267,34 +287,39 @@ def prompts(run: Run, t: int) -> None:
     if not good:
         raise StageError(
             f"m{t} prompts: none of {len(rows)} attempts passed the filters ({faults}); the model does not write "
-            "prompts yet: train M1 longer, or loosen prompts.most_rouge and prompts.*_words"
+            "prompts yet: in a new --workdir train M1 longer, or loosen prompts.most_rouge and prompts.*_words"
         )
     tokens = sum(row["tokens"] for row in rows)
     out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, seconds=progress.seconds)
     progress.close(f"of {len(rows)} attempts, turned down: {faults}")
+    run.spent()
 
 
-def _generated(run: Run, out: storage.RowFile, label: str, ids: list[str], stream: Any) -> list[Row]:
-    """Runs `stream(done)` to its end, keeping each batch of rows as it comes; rows in the order of `ids`."""
+def _generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **facts: Any) -> list[Row]:
+    """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
+    `ids`."""
+    out, label = run.rows(owner, stage), f"{owner} {stage}"
     begun = {row["id"]: row for row in out.begun()}
     progress = Progress(label, len(ids), len(begun))
-    for batch in stream(begun.keys()):
+    for batch in stream(run.key(owner, stage), begun.keys()):
         new = [row for row in batch if row["id"] not in begun]
         out.append(new)
         begun |= {row["id"]: row for row in new}
         progress.add(len(new), sum(row["tokens"] for row in new))
     rows = [begun[i] for i in ids]
-    out.finish(rows, tokens=sum(row["tokens"] for row in rows), seconds=progress.seconds)
+    out.finish(rows, tokens=sum(row["tokens"] for row in rows), seconds=progress.seconds, **facts)
     progress.close()
+    run.spent()
     return rows
 
 
-def answer(run: Run, model: str, asked: list[Row], settings: Any, out: storage.RowFile, label: str) -> None:
-    """`out`: answers of `model` to the prompts `asked`."""
-    if out.manifest is None:
-        asked = _short_enough(run, asked, settings.max_new, label)
-        stream = partial(candidates, run.engine(model), asked, sampling(settings), run.key(*label.split()))
-        _generated(run, out, label, [row["id"] for row in asked], stream)
+def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
+    """OWNER/STAGE.jsonl: answers of `model` to the prompts `asked`."""
+    if run.rows(owner, stage).manifest is not None:
+        return
+    kept = _short_enough(run, asked, settings.max_new, f"{owner} {stage}")
+    stream = partial(candidates, run.engine(model), kept, sampling(settings))
+    _generated(run, owner, stage, [row["id"] for row in kept], stream, left_out=len(asked) - len(kept))
 
 
 def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[Row]:
@@ -302,34 +327,32 @@ def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[
     kept = [row for row in asked if len(chat.prompt_ids(run.tokenizer, row["prompt"])) <= room]
     if len(kept) < len(asked):
         say(f"{label}: {len(asked) - len(kept)} of {len(asked)} prompts are longer than {room} tokens, left out")
+    if not kept:
+        raise StageError(f"{label}: no prompt fits into {room} tokens: in a new --workdir raise model.max_length")
     return kept
 
 
-def judge(run: Run, model: str, judged: list[Row], out: storage.RowFile, label: str) -> None:
-    """`out`: judgements by `model` of the answers `judged`, rows {id, prompt, response}."""
-    if out.manifest is not None:
-        return
+def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str) -> dict[str, Any] | None:
+    """OWNER/STAGE.jsonl: judgements by `model` of the answers `judged`, rows {id, prompt, response}. Returns the
+    judge's health, None if the file was whole."""
+    if run.rows(owner, stage).manifest is not None:
+        return None
     settings, template = run.cfg.judge, judge_template(run)
     as_prompts = [{**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged]
-    fit = {row["id"] for row in _short_enough(run, as_prompts, settings.max_new, label)}
-    judged = [a for a in judged if a["id"] in fit]
-    stream = partial(
-        judging.judge,
-        run.engine(model),
-        judged,
-        template,
-        sampling(settings),
-        run.key(*label.split()),
-        least_votes=settings.least_votes,
-    )
-    rows = _generated(run, out, label, [a["id"] for a in judged], stream)
-    say(f"{label}: {judging.health(rows)}")
+    fit = {row["id"] for row in _short_enough(run, as_prompts, settings.max_new, f"{owner} {stage}")}
+    kept = [a for a in judged if a["id"] in fit]
+    ask = partial(judging.judge, run.engine(model), kept, template, sampling(settings))
+    stream = partial(ask, least_votes=settings.least_votes)
+    rows = _generated(run, owner, stage, [a["id"] for a in kept], stream, left_out=len(judged) - len(kept))
+    health = judging.health(rows)
+    say(f"{owner} {stage}: {health}")
+    return health
 
 
 def self_judge(run: Run, t: int) -> None:
     """m_t/judgements.jsonl: m_(t-1) judges its own answers."""
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
-    judge(run, f"m{t - 1}", found, run.rows(f"m{t}", "judgements"), f"m{t} judgements")
+    judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
 
 
 def pairs(run: Run, t: int) -> None:
@@ -339,11 +362,18 @@ def pairs(run: Run, t: int) -> None:
         return
     judgements = run.rows(f"m{t}", "judgements").rows()
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
+    health, least = judging.health(judgements), run.cfg.judge.least_parse_rate
+    if (health["parse_rate"] or 0.0) < least:
+        raise StageError(
+            f"m{t} judgements: the judge is too weak, {health['parse_rate'] or 0:.0%} of its votes can be read and "
+            f"judge.least_parse_rate is {least} ({health}): in a new --workdir train M1 longer, or give it more "
+            "judged rows"
+        )
     rows, counts = build_pairs(gather(found, judgements))
     if not rows:
         raise StageError(
             f"m{t} pairs: no prompt has two answers with different scores ({counts}; judge: "
-            f"{judging.health(judgements)}); the judge cannot tell answers apart: train it longer, give it more "
+            f"{health}); the judge cannot tell answers apart: in a new --workdir train it longer, give it more "
             "judged rows, or draw more votes (judge.samples)"
         )
     out.finish(rows, counts=counts, tokens=0, seconds=0.0)

@@ -16,6 +16,10 @@ from etils import epath
 Row = dict[str, Any]
 
 
+class StorageError(RuntimeError):
+    """A file of the working directory is not what it should be; the message names it and the remedy."""
+
+
 def write_atomic(path: epath.Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old bytes or the new ones, never a part."""
     temporary = path.with_name(path.name + ".tmp")
@@ -67,8 +71,18 @@ class RowFile:
         return read_json(self.manifest_path)
 
     def rows(self) -> list[Row]:
-        """The rows of the whole file."""
-        return read_rows(self.path)
+        """The rows of the whole file.
+
+        Raises:
+          StorageError: the file is not the one that its manifest describes.
+        """
+        data, manifest = self.path.read_bytes(), self.manifest
+        if manifest and hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+            raise StorageError(
+                f"{self.path} is not the file that its manifest describes; put it back, or delete "
+                f"{self.manifest_path.name} and everything made after it"
+            )
+        return [json.loads(line) for line in data.split(b"\n") if line]
 
     def begun(self) -> list[Row]:
         """Rows kept by an earlier, interrupted run. Cuts off a torn last line, so that appending is safe."""

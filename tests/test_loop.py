@@ -33,7 +33,7 @@ def contents(workdir: Path) -> dict[str, str]:
         "from etils import epath\n"
         "from orbax.checkpoint.experimental import v1 as ocp\n"
         "for m in sorted(p.parent for p in epath.Path(sys.argv[1]).glob('m*/checkpoint')):\n"
-        "    for path, x in jax.tree_util.tree_leaves_with_path(ocp.load_pytree(m / 'checkpoint')):\n"
+        "    for path, x in jax.tree_util.tree_leaves_with_path(ocp.load(m / 'checkpoint')):\n"
         "        print(m.name, jax.tree_util.keystr(path), hashlib.sha256(np.asarray(x).tobytes()).hexdigest())\n"
     )
     out = subprocess.run([sys.executable, "-c", script, str(workdir)], cwd=ROOT, capture_output=True, text=True)

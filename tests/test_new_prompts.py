@@ -114,6 +114,9 @@ class Writer:
     def __init__(self, text=written, finished=lambda request: True):
         self.text, self.finished, self.asked = text, finished, []
 
+    def fits(self, prompt, max_new):
+        return True
+
     def generate(self, requests, how, key):
         self.asked += requests
         return [Completion(r.id, 0, self.text(r), [7, 7], [], self.finished(r)) for r in requests]
@@ -201,3 +204,10 @@ def test_going_on_from_whole_waves_gives_the_same_rows(waves):
     resumed = write(Writer(some_refused), own=OWN, begun=whole[: 3 * waves], keep=kept.extend)
     assert resumed == whole
     assert kept == whole[3 * waves :]
+
+
+def test_a_few_shot_prompt_that_leaves_no_room_shows_fewer_examples():
+    engine = Writer()
+    engine.fits = lambda prompt, max_new: prompt.count("\n- ") <= 2
+    write(engine)
+    assert all(r.prompt.count("\n- ") == 2 for r in engine.asked)

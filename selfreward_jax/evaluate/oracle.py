@@ -8,6 +8,8 @@ from selfreward_jax.worlds import oracle
 
 Row = dict[str, Any]
 
+CRITERIA = oracle.CRITERIA
+
 
 def points(rows: Sequence[Row]) -> list[list[dict[str, bool]]]:
     """The points of each response of each row {prompt, responses: [{text}]}."""

@@ -72,6 +72,10 @@ class Engine:
         self.rows, self.max_length = rows, max_length
         self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
 
+    def fits(self, prompt: str, max_new: int) -> bool:
+        """Whether `prompt` leaves room for `max_new` tokens."""
+        return len(chat.prompt_ids(self.tokenizer, prompt)) + max_new <= self.max_length
+
     def generate(self, requests: Sequence[Request], how: Sampling, key: jax.Array) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
         order = {r.id: i for i, r in enumerate(requests)}

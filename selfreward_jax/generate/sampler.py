@@ -145,10 +145,9 @@ def sample_token(logits_BV: jax.Array, uniform_B: jax.Array, temperature: jax.Ar
     probs_BV = jax.nn.softmax(logits_BV / jnp.maximum(temperature, 1e-6), axis=-1)
     kept_BV = jnp.where(probs_BV >= nucleus_threshold(probs_BV, top_p)[:, None], probs_BV, 0.0)
     cumulative_BV = jnp.cumsum(kept_BV, axis=-1)
-    # Strictly below the whole sum, whatever rounding does: the first place above it is then a kept token.
-    total_B = cumulative_BV[:, -1]
-    target_B = jnp.minimum(uniform_B * total_B, jnp.nextafter(total_B, 0.0))
-    drawn_B = jnp.sum(cumulative_BV <= target_B[:, None], axis=-1)
+    # The first kept token whose cumulative sum passes the target. Rounding can let none pass; then the likeliest.
+    passed_BV = (cumulative_BV > uniform_B[:, None] * cumulative_BV[:, -1:]) & (kept_BV > 0)
+    drawn_B = jnp.where(passed_BV.any(axis=-1), jnp.argmax(passed_BV, axis=-1), greedy_B)
     return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
 
 

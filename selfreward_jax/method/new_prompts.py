@@ -146,9 +146,11 @@ def write_prompts(
         for i in range(len(rows), len(rows) + settings.wave):
             rng = Random(f"{seed} {name} {i}")
             from_own = min(settings.own_shots, len(own))
-            shown = rng.sample(list(seeds), settings.seed_shots + settings.own_shots - from_own)
+            shown = rng.sample(seeds, settings.seed_shots + settings.own_shots - from_own)
             shown += rng.sample(own, from_own)
             rng.shuffle(shown)
+            while len(shown) > 1 and not engine.fits(few_shot(template, shown), how.max_new):
+                shown.remove(max(shown, key=len))
             requests.append(Request(f"{name}/{i}", few_shot(template, shown)))
         wave = []
         for c in engine.generate(requests, how, key):

@@ -1,7 +1,5 @@
 """summary.json, and the table at the end of a run."""
 
-import resource
-import sys
 from typing import Any
 
 from selfreward_jax import storage
@@ -10,9 +8,15 @@ from selfreward_jax.method import judge as judging
 from selfreward_jax.run import Run
 
 
-def write(r: Run, seconds: float) -> dict[str, Any]:
-    """Gathers the figures of all models and stages into summary.json and prints the table."""
-    names = [f"m{t}" for t in range(1, r.cfg.iterations + 1)]
+def write(r: Run) -> dict[str, Any]:
+    """Gathers the figures of all models and stages into summary.json and prints the table.
+
+    `seconds` and `peak_memory_bytes` are of all runs in the directory together; a stage's seconds are of the run
+    that finished it.
+    """
+    settings = storage.read_json(r.dir / "config.json")
+    names = [f"m{t}" for t in range(1, settings["iterations"] + 1)]
+    names = [name for name in names if (r.dir / name / "eval.json").exists()]
     models = {name: storage.read_json(r.dir / name / "eval.json") for name in names}
     if not r.cfg.data.ift:
         for name, others in measure.versus(r.dir, names).items():
@@ -21,9 +25,9 @@ def write(r: Run, seconds: float) -> dict[str, Any]:
         "models": models,
         "rounds": {name: _round(r, name) for name in names[1:]},
         "stages": _stages(r, ["m0", *names]),
-        "seconds": seconds,
-        "peak_memory_bytes": _peak_memory(),
-        "config": storage.read_json(r.dir / "config.json"),
+        "seeds": storage.read_json(r.dir / "seed" / "report.json"),
+        **r.spent(),
+        "config": settings,
     }
     storage.write_json(r.dir / "summary.json", summary)
     print(table(models), flush=True)
@@ -34,6 +38,7 @@ def _round(r: Run, name: str) -> dict[str, Any]:
     prompts = r.rows(name, "prompts").manifest
     return {
         "prompts": {k: prompts[k] for k in ("rows", "attempts", "faults")},
+        "left_out": {n: (r.rows(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
         "judge": judging.health(r.rows(name, "judgements").rows()),
         "pairs": r.rows(name, "pairs").manifest["counts"],
     }
@@ -58,20 +63,19 @@ def _figures(manifest: dict[str, Any]) -> dict[str, Any]:
     return {k: manifest.get(k, 0) for k in ("rows", "seconds", "tokens")}
 
 
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
-
-
 def table(models: dict[str, Any]) -> str:
     """The paper's tables (head-to-head, then judge agreement) as text."""
     lines = []
     names = list(models)
     if "oracle" in models[names[0]]:
-        lines += ["", "answers      mean  perfect  length   " + "  ".join(models[names[0]]["oracle"]["criteria"])]
+        lines += [
+            "",
+            "answers      mean  perfect  length   " + "  ".join([*models[names[0]]["oracle"]["criteria"], "repeats"]),
+        ]
         for name in names:
             m, o = models[name], models[name]["oracle"]
-            each = "  ".join(f"{v:{len(c)}.2f}" for c, v in o["criteria"].items())
+            shares = o["criteria"] | {"repeats": o["repeats"]}
+            each = "  ".join(f"{v:{len(c)}.2f}" for c, v in shares.items())
             lines.append(
                 f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {m['mean_length']:6.1f}   {each}"
             )

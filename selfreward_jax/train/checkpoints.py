@@ -9,13 +9,13 @@ from orbax.checkpoint.experimental import v1 as ocp
 
 def save(path: epath.Path, tree: Any) -> None:
     """Writes a tree of arrays to the new directory `path`, and returns when it is whole on disk."""
-    ocp.save_pytree(path, tree, overwrite=True)
+    ocp.save(path, tree, overwrite=True)
 
 
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`."""
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
-    return ocp.load_pytree(path, abstract)
+    return ocp.load(path, abstract)
 
 
 def latest_step(path: epath.Path) -> int | None:

@@ -70,7 +70,7 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
             "chosen_logprob": jnp.sum(chosen) * share,
             "rejected_logprob": jnp.sum(rejected) * share,
         }
-        if settings.replay:
+        if "replay_tokens" in batch:
             replay = {n.removeprefix("replay_"): x for n, x in batch.items() if n.startswith("replay_")}
             metrics["replay"] = packed_loss(model, params, replay, replay_key)
             total = total + settings.replay * metrics["replay"]

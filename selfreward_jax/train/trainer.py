@@ -116,7 +116,7 @@ def make_update(
         grads, metrics = total
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.global_norm(grads)}
+        return State(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     return update
 
