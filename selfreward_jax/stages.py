@@ -93,7 +93,8 @@ def base(run: Run) -> None:
     """m0: a base model trained on plain documents, from random weights."""
     if not _is_trained(run, "m0"):
         texts = [row["text"] for row in run.rows("seed", "documents").rows()]
-        examples = [chat.document(run.tokenizer, text) for text in texts]
+        width = run.cfg.base.width
+        examples = [piece for text in texts for piece in chat.pieces(chat.document(run.tokenizer, text), width)]
         model = Llama(run.llama())
         say(f"model: {parameter_count(run.llama()):,} parameters, {run.mesh.size} device(s)")
         # Jitted with out_shardings: each device makes its own part.

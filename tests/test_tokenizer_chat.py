@@ -125,3 +125,13 @@ def test_a_response_ends_at_end_or_eos(by_bytes):
     assert set(chat.stop_ids(by_bytes)) == {by_bytes.control(END), by_bytes.control(EOS)}
     ids = [*by_bytes.encode(" apple \n"), by_bytes.control(END)]
     assert chat.response_text(by_bytes, ids) == "apple"
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 100])
+def test_pieces_hold_every_token_once_and_none_foretells_its_first(width):
+    whole = chat.Example(list(range(8)), [False] + [True] * 7)
+    cut = chat.pieces(whole, width)
+    assert [i for piece in cut for i in piece.ids] == whole.ids
+    assert all(len(piece.ids) == len(piece.target) <= width for piece in cut)
+    assert [piece.target[0] for piece in cut] == [False] * len(cut)
+    assert all(all(piece.target[1:]) for piece in cut)

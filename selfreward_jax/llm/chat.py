@@ -37,6 +37,13 @@ def document(tokenizer: Tokenizer, text: str) -> Example:
     return Example(ids, [False] + [True] * (len(ids) - 1))
 
 
+def pieces(text: Example, width: int) -> list[Example]:
+    """A text cut into pieces of at most `width` tokens. Nothing in a piece foretells its first token, which so is no
+    target."""
+    starts = range(0, len(text.ids), width)
+    return [Example(text.ids[i : i + width], [False, *text.target[i + 1 : i + width]]) for i in starts]
+
+
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that end a generated response."""
     return tokenizer.control(END), tokenizer.control(EOS)
