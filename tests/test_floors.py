@@ -12,6 +12,7 @@ ABOVE = {"main", "loop", "stages"}
 
 # What each floor may not import. Everything but main may not import main.
 FORBIDDEN = {
+    "command": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds"},
     "loop": set(),
     "stages": {"loop"},
     "report": ABOVE,

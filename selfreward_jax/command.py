@@ -1,0 +1,70 @@
+"""The command line: from arguments to settings, and one clear line where they cannot be read."""
+
+import difflib
+import os
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from selfreward_jax import config
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder.")
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, str]:
+    """The settings and the working directory that the command line asks for.
+
+    Raises:
+      ConfigError: the command line, the configuration file or a field in it is not usable.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        chosen = _CONFIG.value
+        _ = chosen and chosen.to_dict()  # a file that failed to load says so only when it is read
+    except Exception as error:  # a configuration file is a program: it can fail in any way
+        raise config.ConfigError(_explain(argv, error)) from None
+    if len(rest) > 1:
+        raise config.ConfigError(f"{rest[1]!r} is not an option; options begin with --")
+    if chosen is None:
+        raise config.ConfigError("--config is missing: for example --config=configs/iter2.py")
+    return chosen, _WORKDIR.value
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """Why the command line could not be read, on one line. The parser's own errors are several, and some of them
+    tracebacks: look first for what people get wrong."""
+    words = " ".join(argv[1:]).replace("--config ", "--config=").split(" ")
+    options = dict(w.lstrip("-").partition("=")[::2] for w in words if w.startswith("--"))
+    path, _, scale = options.get("config", "").partition(":")
+    if path and not os.path.isfile(path):
+        return f"config is {path!r}, and there is no such file; configs/ has the configurations"
+    try:
+        known = _fields(config.get(scale))
+    except config.ConfigError as unknown_scale:
+        return str(unknown_scale)
+    for option, value in options.items():
+        field = option.removeprefix("no").removeprefix("config.")
+        if not option.removeprefix("no").startswith("config."):
+            continue
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
+            return f"{field} (given as {value!r}) is not a setting; the nearest one is {near[0]}"
+        if f"--{option}" in str(error):
+            kind = type(known[field]).__name__
+            return f"{field} is {value!r}, which is not of type {kind}; its default is {known[field]!r}"
+    if not isinstance(error, flags.Error):
+        return f"config {path!r} does not load: {type(error).__name__}: {' '.join(str(error).split())}"
+    if "Traceback" in str(error):
+        return f"config {path!r} does not load: {str(error).strip().splitlines()[-1]}"
+    return " ".join(str(error).split())
+
+
+def _fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every field by its dotted name, with its value."""
+    fields: dict[str, Any] = {}
+    for name, value in c.items():
+        inner = isinstance(value, ConfigDict)
+        fields |= _fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return fields
