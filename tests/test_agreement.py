@@ -129,3 +129,10 @@ def test_judgements_find_their_answers_in_any_order():
     assert figures["pairwise_accuracy"] == 1
     assert figures["missing"] == 1
     assert figures["parse_rate"] == 0.5
+
+
+def test_the_length_baseline_prefers_the_longer_answer():
+    ranked = [{"id": "r", "answers": [{"response": "long answer", "score": 1.0}, {"response": "short", "score": 4.0}]}]
+    judged = [{"id": f"r/{i}", "score": s, "votes": [{"score": s}]} for i, s in enumerate((1.0, 4.0))]
+    figures = judge_figures(ranked, judged)
+    assert (figures["pairwise_accuracy"], figures["length_accuracy"]) == (1.0, 0.0)

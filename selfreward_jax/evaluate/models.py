@@ -19,7 +19,11 @@ def ranked_answers(ranked: list[Row]) -> list[Row]:
 
 
 def judge_figures(ranked: list[Row], judgements: list[Row]) -> dict[str, Any]:
-    """Agreement of judgements with the true scores of the ranked answers, and the share of readable votes."""
+    """Agreement of judgements with the true scores of the ranked answers, and the share of readable votes.
+
+    `length_accuracy` is the pairwise accuracy of calling the longer answer the better one, on the same answers: a
+    judge that does no better may have learnt no more.
+    """
     score = {j["id"]: j["score"] for j in judgements}
     instructions = [
         (
@@ -28,9 +32,17 @@ def judge_figures(ranked: list[Row], judgements: list[Row]) -> dict[str, Any]:
         )
         for row in ranked
     ]
+    lengths = [
+        (
+            truth,
+            [float(len(a["response"])) if s is not None else None for a, s in zip(row["answers"], judged, strict=True)],
+        )
+        for row, (truth, judged) in zip(ranked, instructions, strict=True)
+    ]
     votes = [v["score"] for j in judgements for v in j["votes"]]
     return {
         **agreement(instructions),
+        "length_accuracy": agreement(lengths)["pairwise_accuracy"],
         "parse_rate": sum(v is not None for v in votes) / len(votes) if votes else None,
     }
 

@@ -93,6 +93,7 @@ def table(models: dict[str, Any]) -> str:
         lines += [f"  {n.upper():8s}  {models[n]['mean_length']:7.1f}  {models[n]['finished']:8.2f}" for n in names]
     columns = {
         "pairwise": "pairwise_accuracy",
+        "(length)": "length_accuracy",
         "5-best": "five_best",
         "exact": "exact_match",
         "spearman": "spearman",
