@@ -10,7 +10,10 @@ import pytest
 
 from selfreward_jax import config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+# The commands run in folders of their own, where the package is not found by itself.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 MICRO = f"--config={CONFIGS}/iter1.py:micro"
 
 # Importing JAX takes longer than being refused: import once, then run each command line in a fork.
@@ -96,7 +99,7 @@ def place(folder):
 def ended(folder, place):
     """Exit code, standard output and standard error of every case."""
     lines = [[place(a) for a in argv] for argv, _ in CASES.values()]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = ENVIRONMENT | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER],
         input=json.dumps(lines),
@@ -138,6 +141,7 @@ def test_the_program_ends_with_the_same_code(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "selfreward_jax.main", MICRO, "--config.seed=one"],
         cwd=tmp_path,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,
