@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import stages, storage
 from selfreward_jax.evaluate import models as measure
+from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.report import summary
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
@@ -29,7 +30,11 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     """
     r = Run(cfg, workdir)
     say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
-    stages.seed(r)
+    try:
+        stages.seed(r)
+    except SeedError:
+        r.disclaim()  # a mended seed file may come back to the same directory
+        raise
     stages.tokenizer(r)
     stages.base(r)
     stages.supervised(r)

@@ -73,6 +73,10 @@ class Run:
                 f"workdir {self.dir} cannot be written ({error.strerror}): use another --workdir"
             ) from None
 
+    def disclaim(self) -> None:
+        """Takes config.json back: nothing was made here, so other settings may use the directory."""
+        (self.dir / "config.json").unlink(missing_ok=True)
+
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
         c = self.cfg

@@ -99,7 +99,9 @@ def test_settings_that_cannot_work_are_refused_on_one_line(changed, said):
 def test_the_same_batch_is_fine_on_fewer_devices():
     c = config.get()
     c.base.batch = 12
-    check(c, 4)
+    with pytest.raises(ConfigError, match=r"base\.batch is 12"):
+        check(c, 8)
+    assert check(c, 4) is None
 
 
 # --- what may change in one working directory ------------------------------------------------------------------
