@@ -218,6 +218,48 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 
+AT_LEAST = {
+    "iterations": 1,
+    "candidates.samples": 2,
+    "judge.samples": 1,
+    "judge.least_votes": 1,
+    "prompts.count": 1,
+    "prompts.wave": 1,
+    "prompts.most_attempts": 1,
+    "prompts.seed_shots": 0,
+    "prompts.own_shots": 0,
+    "evaluate.samples": 1,
+    "data.ift_rows": 0,
+    "data.eft_rows": 0,
+    "data.documents": 1,
+    "data.heldout_prompts": 1,
+    "data.ranked_prompts": 1,
+    "data.ranked_answers": 2,
+    "tokenizer.vocab_size": 16,
+    "model.dim": 1,
+    "model.layers": 1,
+    "model.heads": 1,
+    "model.kv_heads": 1,
+    "model.head_dim": 2,
+    "model.hidden": 1,
+    "base.width": 8,
+    "sft.width": 8,
+    "dpo.replay_width": 8,
+    "base.accumulate": 1,
+    "sft.accumulate": 1,
+    "dpo.accumulate": 1,
+    "generate.rows": 1,
+    "parallel.fsdp": 1,
+    "parallel.tensor": 1,
+}
+
+CHOICES = {
+    "optimizer.name": ("adamw", "muon"),
+    "model.dtype": ("float32", "bfloat16"),
+    "evaluate.split": ("heldout", "validation"),
+}
+
+
 def check(c: ConfigDict, row_devices: int) -> None:
     """Refuses settings that cannot work.
 
@@ -228,51 +270,37 @@ def check(c: ConfigDict, row_devices: int) -> None:
     Raises:
       ConfigError: on the first one.
     """
+    _check_data(c)
+    for field, least in AT_LEAST.items():
+        if (value := _field(c, field)) < least:
+            raise ConfigError(f"{field} is {value}; it must be at least {least}")
+    for field, allowed in CHOICES.items():
+        if (value := _field(c, field)) not in allowed:
+            raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
+    _check_model(c)
+    _check_training(c, row_devices)
+    _check_sampling(c)
+
+
+def _check_data(c: ConfigDict) -> None:
     if bool(c.data.ift) != bool(c.data.eft):
         given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
-    at_least = {
-        "iterations": 1,
-        "candidates.samples": 2,
-        "judge.samples": 1,
-        "judge.least_votes": 1,
-        "prompts.count": 1,
-        "prompts.wave": 1,
-        "evaluate.samples": 1,
-        "data.ranked_answers": 2,
-        "model.layers": 1,
-        "generate.rows": 1,
-        "data.heldout_prompts": 1,
-        "data.ranked_prompts": 1,
-        "prompts.most_attempts": 1,
-        "model.kv_heads": 1,
-        "model.heads": 1,
-        "model.head_dim": 2,
-        "model.dim": 1,
-        "model.hidden": 1,
-        "tokenizer.vocab_size": 16,
-        "prompts.seed_shots": 0,
-        "prompts.own_shots": 0,
-        "base.width": 8,
-        "sft.width": 8,
-        "dpo.replay_width": 8,
-        "data.ift_rows": 0,
-        "data.eft_rows": 0,
-        "data.documents": 1,
-        "parallel.fsdp": 1,
-        "parallel.tensor": 1,
-        "base.accumulate": 1,
-        "sft.accumulate": 1,
-        "dpo.accumulate": 1,
-    }
-    for field, least in at_least.items():
-        if (value := _field(c, field)) < least:
-            raise ConfigError(f"{field} is {value}; it must be at least {least}")
     if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
         raise ConfigError(
             f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
             "no file is given: give data.ift and data.eft, or numbers of rows of the embedded world"
         )
+
+
+def _check_model(c: ConfigDict) -> None:
+    if c.model.head_dim % 2:
+        raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
+    if c.model.heads % c.model.kv_heads:
+        raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
+
+
+def _check_training(c: ConfigDict, row_devices: int) -> None:
     for field in ("base.batch", "sft.batch", "dpo.batch", "dpo.replay_batch"):
         value = _field(c, field)
         pieces = row_devices * c[field.split(".")[0]].accumulate
@@ -281,33 +309,21 @@ def check(c: ConfigDict, row_devices: int) -> None:
                 f"{field} is {value}, which is not divisible by {pieces} (the {row_devices} devices that rows are "
                 f"spread over, times accumulate): use a multiple of {pieces}"
             )
-    choices = {
-        "optimizer.name": ("adamw", "muon"),
-        "model.dtype": ("float32", "bfloat16"),
-        "evaluate.split": ("heldout", "validation"),
-    }
-    for field, allowed in choices.items():
-        if (value := _field(c, field)) not in allowed:
-            raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
-    for name in c.dpo.replay_sets:
-        if name not in ("ift", "eft", "prompts"):
-            raise ConfigError(f"dpo.replay_sets has {name!r}; the sets are ift, eft, prompts")
-    for field, least, most in (
-        ("judge", "least_votes", "samples"),
-        ("prompts", "least_words", "most_words"),
-    ):
-        if c[field][least] > c[field][most]:
-            raise ConfigError(
-                f"{field}.{least} is {c[field][least]}, above {field}.{most} {c[field][most]}: lower the one or raise "
-                "the other"
-            )
-    if c.model.head_dim % 2:
-        raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
     for stage in ("base", "sft", "dpo"):
         if not c[stage].epochs > 0:
             raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
-    if c.model.heads % c.model.kv_heads:
-        raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
+    for name in c.dpo.replay_sets:
+        if name not in ("ift", "eft", "prompts"):
+            raise ConfigError(f"dpo.replay_sets has {name!r}; the sets are ift, eft, prompts")
+
+
+def _check_sampling(c: ConfigDict) -> None:
+    for stage, least, most in (("judge", "least_votes", "samples"), ("prompts", "least_words", "most_words")):
+        if c[stage][least] > c[stage][most]:
+            raise ConfigError(
+                f"{stage}.{least} is {c[stage][least]}, above {stage}.{most} {c[stage][most]}: lower the one or raise "
+                "the other"
+            )
     for stage in ("candidates", "judge", "prompts", "evaluate"):
         if not 0 < c[stage].top_p <= 1 or not 0 <= c[stage].temperature < float("inf"):
             raise ConfigError(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import stages, storage
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.method.seeds import SeedError
+from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import summary
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
@@ -31,9 +32,10 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     r = Run(cfg, workdir)
     say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
     try:
+        stages.check_templates(r)
         stages.seed(r)
-    except SeedError:
-        r.disclaim()  # a mended seed file may come back to the same directory
+    except (TemplateError, SeedError):
+        r.disclaim()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)
     stages.base(r)

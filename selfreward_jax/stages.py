@@ -39,6 +39,12 @@ def sampling(settings: Any) -> Sampling:
 # --- seeds and tokenizer ---------------------------------------------------------------------------------------
 
 
+def check_templates(run: Run) -> None:
+    """Reads the templates before any work: one that cannot be used shows now, not when its stage comes."""
+    judge_template(run)
+    prompt_template(run)
+
+
 def seed(run: Run) -> None:
     """seed/*.jsonl: instruction rows, judged rows, held-out prompts and ranked answers, plain documents."""
     last = run.rows("seed", "documents")
@@ -76,7 +82,7 @@ def tokenizer(run: Run) -> None:
         return
     rows = [row for name in ("ift", "eft", "documents") for row in run.rows("seed", name).rows()]
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
-    texts += [templates.load(run.cfg.judge.template, set()), templates.load(run.cfg.prompts.template, set())]
+    texts += [judge_template(run), prompt_template(run)]
     settings = run.cfg.tokenizer
     try:
         model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)
@@ -126,7 +132,7 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
                 shown_prompts(run),
                 run.cfg.data.prompt_rows,
                 settings.seed_shots + settings.own_shots,
-                templates.load(settings.template, {"examples"}),
+                prompt_template(run),
                 Random(f"{run.cfg.seed} prompt rows"),
             )
     return {name: [chat.example(run.tokenizer, r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
@@ -142,6 +148,11 @@ def shown_prompts(run: Run) -> list[str]:
 def judge_template(run: Run) -> str:
     """The judge's template."""
     return templates.load(run.cfg.judge.template, {"prompt", "response"})
+
+
+def prompt_template(run: Run) -> str:
+    """The template that asks for a new prompt."""
+    return templates.load(run.cfg.prompts.template, {"examples"})
 
 
 def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
@@ -272,7 +283,7 @@ def prompts(run: Run, t: int) -> None:
     rows = new_prompts.write_prompts(
         run.engine(f"m{t - 1}"),
         settings,
-        templates.load(settings.template, {"examples"}),
+        prompt_template(run),
         sampling(settings),
         run.key(f"m{t}", "prompts"),
         seeds=shown_prompts(run),

@@ -107,6 +107,19 @@ def test_another_configuration_is_refused_in_one_line(whole):
     assert "dpo.beta" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("judge.template", "no template"), ("prompts.template", "no template"), ("data.ift", "cannot be read")],
+)
+def test_a_refused_file_leaves_the_directory_free(tmp_path, field, said):
+    wrong = [f"--config.{field}={tmp_path}/none"] + [f"--config.data.eft={tmp_path}/none"] * (field == "data.ift")
+    done = subprocess.run(command(tmp_path / "run", 2, *wrong), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 # What a stage has on disk when it is begun and not whole: a kill right then must cost nothing but time.
 MARKS = (
     ("seed", "tokenizer/tokenizer.model", None),
@@ -139,7 +152,6 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(whole, tmp_path):
             caught.append(stage)
     # A stage may end between its mark and the kill, but not most of them.
     assert len(caught) >= len(MARKS) - 3, f"only caught in the middle of {caught}"
-    # A torn line, as a kill in the middle of a write would leave it, is dropped.
     run(workdir, 2)
     assert contents(workdir) == contents(whole)
 
