@@ -23,7 +23,7 @@ def defaults() -> ConfigDict:
     c.data.prompt_rows = 1500  # few-shot rows that teach writing prompts, made of the IFT prompts
     c.data.documents = 6000  # plain texts for the base model (embedded world; a file's own rows otherwise)
     c.data.heldout_prompts = 384  # prompts of each of the validation and held-out sets
-    c.data.ranked_prompts = 128  # prompts of the fixed set that measures the judge
+    c.data.ranked_prompts = 256  # prompts of the fixed set that measures the judge
     c.data.ranked_answers = 4  # answers to each of them (embedded world)
     c.data.most_bad = 0.01  # share of malformed rows above which a file is refused
 
@@ -56,7 +56,7 @@ def defaults() -> ConfigDict:
     c.optimizer.clip = 1.0  # global gradient norm
     c.optimizer.muon_rms = 0.2  # muon updates scaled to this root mean square, as adamw's are
 
-    for name, epochs in (("base", 2.0), ("sft", 2.0)):
+    for name, epochs in (("base", 2.0), ("sft", 1.25)):
         c[name] = ConfigDict()
         c[name].epochs = epochs
         c[name].batch = 8  # packed rows a step
@@ -98,17 +98,17 @@ def defaults() -> ConfigDict:
 
     c.dpo = ConfigDict()
     c.dpo.epochs = 2.0
-    c.dpo.batch = 32  # pairs a step
-    c.dpo.lr = 1e-3
-    c.dpo.lr_end = 1e-4
+    c.dpo.batch = 16  # pairs a step
+    c.dpo.lr = 2e-3
+    c.dpo.lr_end = 2e-4
     c.dpo.warmup = 10
     c.dpo.dropout = 0.0
     c.dpo.beta = 0.1
     c.dpo.weight = 1.0  # of the DPO loss itself; 0 leaves nll and replay
     c.dpo.nll = 1.0  # weight of the chosen answer's mean negative log-prob
-    c.dpo.replay = 1.0  # weight of the SFT loss on replayed seed rows
+    c.dpo.replay = 4.0  # weight of the SFT loss on replayed seed rows
     c.dpo.replay_sets = ("eft", "prompts")  # which rows: ift, eft, prompts
-    c.dpo.replay_batch = 8  # packed rows a step
+    c.dpo.replay_batch = 16  # packed rows a step
     c.dpo.replay_width = 256
     c.dpo.accumulate = 1
 
