@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import Segment
+from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 
 
@@ -111,11 +111,16 @@ def decode(
     def step(carry: tuple[jax.Array, dict]) -> tuple[jax.Array, dict]:
         i, state = carry  # i tokens are drawn; the last of them is read now and written to slot i - 1
         written = jnp.arange(W)[None, None, :] < i - 1
+        looked_at = prompt.mask
+        if cfg.sliding_window is not None:
+            query_P1 = (lengths_P + i - 1)[:, None]
+            looked_at &= within(cfg.sliding_window, query_P1, jnp.arange(prompt.mask.shape[-1])[None])
+            written &= within(cfg.sliding_window, (i - 1)[None, None], jnp.arange(W)[None])
         hidden, (k, v) = model.apply(
             {"params": params},
             jax.lax.dynamic_slice_in_dim(state["tokens"], i - 1, 1, axis=1),
             positions_BT=(position_B + i - 1)[:, None],
-            past=[prompt, Segment(*state["cache"], written)],
+            past=[prompt._replace(mask=looked_at), Segment(*state["cache"], written)],
             method="hidden",
         )
         keys, values = state["cache"]

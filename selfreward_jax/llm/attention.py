@@ -80,3 +80,14 @@ def packed_mask(segments_BT: jax.Array) -> jax.Array:
     """
     same = segments_BT[:, :, None] == segments_BT[:, None, :]
     return same & causal_mask(segments_BT.shape[1])
+
+
+def within(window: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+    """[B, T, S], True where the key's position is at most window - 1 before the query's.
+
+    window 2, positions 0 1 2:   s 0 1 2      (that a query does not look ahead is another mask's business)
+                             t 0   x x x
+                             t 1   x x x
+                             t 2   . x x
+    """
+    return keys_BS[:, None, :] > queries_BT[:, :, None] - window

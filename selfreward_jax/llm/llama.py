@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import Segment, attend, causal_mask
+from selfreward_jax.llm.attention import Segment, attend, causal_mask, within
+from selfreward_jax.llm.rotary import RopeScaling, rotate, turns
 
 Params = dict[str, Any]
 
@@ -35,10 +36,12 @@ class LlamaConfig:
     head_dim: int  # H; even, for rotary pairs
     hidden: int  # F
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     attention_bias: bool = False  # on q, k, v (Qwen2)
     qk_norm: bool = False  # RMSNorm on each head of q and k (Qwen3)
+    sliding_window: int | None = None  # a query looks at this many tokens, itself included (Mistral)
     dropout: float = 0.0  # on the embedding and on each residual branch, when a dropout key is given
     dtype: str = "float32"  # of the matrix products
     param_dtype: str = "float32"  # of the stored weights
@@ -109,19 +112,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def rotary(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, H/2] in float32 (RoFormer, arXiv 2104.09864, halves rotated as a pair)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns each pair (x[i], x[i + H/2]) by its position's angle."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -201,7 +191,8 @@ class Llama(nn.Module):
           positions_BT: rotary positions; 0, 1, 2, ... if not given.
           mask_BTT: True where query t may look at the given token s; causal if not given.
           past: earlier segments, each a `Segment` whose k and v are as this method returns them, for a number of
-            rows that divides B (one row may serve several consecutive queries). `mask` [rows or 1, T or 1, S].
+            rows that divides B (one row may serve several consecutive queries). `mask` [rows or 1, T or 1, S], which
+            holds the sliding window too, if there is one.
           key: dropout key; None switches dropout off.
 
         Returns:
@@ -214,7 +205,9 @@ class Llama(nn.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
         if mask_BTT is None:
             mask_BTT = causal_mask(T)[None]
-        turn = rotary(positions_BT, cfg.head_dim, cfg.rope_theta)
+        if cfg.sliding_window is not None:
+            mask_BTT &= within(cfg.sliding_window, positions_BT, positions_BT)
+        turn = turns(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         x_BTD = self.embed[tokens_BT].astype(cfg.dtype)
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.layers))

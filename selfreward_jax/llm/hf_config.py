@@ -1,0 +1,170 @@
+"""config.json of a Hugging Face folder <-> LlamaConfig.
+
+Both dialects are read: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers 4, vLLM, llama.cpp), and
+`rope_parameters` + `dtype` (transformers 5). What is written holds both.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from selfreward_jax.llm.llama import LlamaConfig
+from selfreward_jax.llm.rotary import RopeScaling
+
+Json = dict[str, Any]
+
+
+class HubError(ValueError):
+    """A model folder that cannot be used; the message names the file, what is wrong and what is supported."""
+
+
+# What a field means where config.json leaves it out: the defaults of the family's configuration class.
+_COMMON = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "sliding_window": None,
+}
+FAMILIES: dict[str, Json] = {
+    "LlamaForCausalLM": _COMMON,  # Llama 2, 3, 3.1, 3.2, 3.3, TinyLlama, SmolLM2
+    "MistralForCausalLM": _COMMON | {"sliding_window": 4096},
+    "Qwen2ForCausalLM": _COMMON | {"attention_bias": True, "use_sliding_window": False},
+    "Qwen3ForCausalLM": _COMMON | {"head_dim": 128, "use_sliding_window": False},
+}
+ROPE_TYPES = ("default", "linear", "llama3")
+DTYPES = ("float32", "bfloat16", "float16")
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
+    """The model's shapes and options, with its stored dtype as `param_dtype`, and config.json as it is.
+
+    Raises:
+      HubError: there is no readable config.json, or it asks for what is not supported.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HubError(f"{path} cannot be read ({error}): give a Hugging Face model folder") from None
+    if not isinstance(raw, dict):
+        raise HubError(f"{path} is not a JSON object")
+    try:
+        return _parse(raw), raw
+    except HubError as error:
+        raise HubError(f"{path}: {error}") from None
+
+
+def _parse(raw: Json) -> LlamaConfig:
+    architectures = raw.get("architectures") or [None]
+    family = architectures[0]
+    if family not in FAMILIES:
+        raise HubError(f"architecture {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    for field in _REQUIRED:
+        if not isinstance(raw.get(field), int) or raw[field] < 1:
+            raise HubError(f"{field} is {raw.get(field)!r}; it must be a whole number above 0")
+    c = FAMILIES[family] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
+    if c["hidden_act"] != "silu" or c["mlp_bias"]:
+        raise HubError(
+            f"hidden_act {c['hidden_act']!r} with mlp_bias {c['mlp_bias']}: only silu without bias is supported"
+        )
+    if c["attention_bias"] and family != "Qwen2ForCausalLM":
+        raise HubError(f"attention_bias in {family} is not supported, only Qwen2's")
+    if c.get("use_sliding_window") is False:
+        c["sliding_window"] = None
+    elif c.get("use_sliding_window") and (c.get("max_window_layers") or 0) > 0:
+        raise HubError("use_sliding_window with max_window_layers above 0: a window in some layers is not supported")
+    heads, rope = c["num_attention_heads"], _rope(c)
+    try:
+        return LlamaConfig(
+            vocab_size=c["vocab_size"],
+            dim=c["hidden_size"],
+            layers=c["num_hidden_layers"],
+            heads=heads,
+            kv_heads=c.get("num_key_value_heads", heads),
+            head_dim=c.get("head_dim", c["hidden_size"] // heads),
+            hidden=c["intermediate_size"],
+            rope_theta=rope.pop("rope_theta"),
+            rope_scaling=RopeScaling(**rope) if rope else None,
+            norm_eps=c["rms_norm_eps"],
+            tie_embeddings=c["tie_word_embeddings"],
+            attention_bias=c["attention_bias"],
+            qk_norm=family == "Qwen3ForCausalLM",
+            sliding_window=c["sliding_window"],
+            param_dtype=_dtype(c),
+        )
+    except ValueError as error:
+        raise HubError(str(error)) from None
+
+
+def _rope(c: Json) -> Json:
+    """rope_theta, and the numbers of RopeScaling where there is scaling."""
+    given = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
+    kind = given.get("rope_type", given.get("type", "default"))
+    theta = {"rope_theta": float(given.get("rope_theta", c["rope_theta"]))}
+    try:
+        if kind == "default":
+            return theta
+        if kind == "linear":
+            return theta | {"factor": float(given["factor"])}
+        if kind == "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            return theta | {name: float(given[name]) for name in names}
+    except KeyError as error:
+        raise HubError(f"rope type {kind!r} lacks the field {error}") from None
+    raise HubError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+
+
+def _dtype(c: Json) -> str:
+    dtype = str(c.get("dtype") or c.get("torch_dtype") or "float32").removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise HubError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+    return dtype
+
+
+def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **facts: Any) -> Json:
+    """config.json in both dialects.
+
+    Args:
+      cfg: the model.
+      raw: the config.json that the model came with, whose other fields are kept; None for a model of our own.
+      dtype: of the stored weights.
+      **facts: fields to set, such as max_position_embeddings and eos_token_id.
+    """
+    family = "Qwen3" if cfg.qk_norm else "Qwen2" if cfg.attention_bias else "Mistral" if cfg.sliding_window else "Llama"
+    theirs: Json = {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.dim,
+        "intermediate_size": cfg.hidden,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "attention_dropout": 0.0,
+    }
+    if family == "Mistral":
+        theirs["sliding_window"] = cfg.sliding_window
+    if family in ("Llama", "Qwen3"):
+        theirs["attention_bias"] = False
+    scaling = cfg.rope_scaling
+    rope: Json = {"rope_type": "default"}
+    if scaling:
+        numbers = {k: v for k, v in scaling._asdict().items() if v is not None}
+        rope = {"rope_type": "llama3" if scaling.low_freq_factor else "linear", **numbers}
+    return (raw or theirs) | {
+        "rope_theta": cfg.rope_theta,
+        "rope_scaling": rope if scaling else None,
+        "rope_parameters": rope | {"rope_theta": cfg.rope_theta},
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        **facts,
+    }

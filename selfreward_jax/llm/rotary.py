@@ -1,0 +1,48 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864), halves rotated as a pair. Letters as in llama.py."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class RopeScaling(NamedTuple):
+    """Slower turning for longer texts than a model was first trained on.
+
+    With a factor alone, every frequency is divided by it ("linear"). With the other three, Llama 3.1's rule: waves
+    shorter than original / high_freq_factor tokens stay, waves longer than original / low_freq_factor are divided by
+    the factor, and those between are blended.
+    """
+
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: float | None = None
+
+
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
+    """Radians a position [H/2], float32."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequency
+    factor, low, high, original = scaling
+    if low is None:
+        return frequency / factor
+    waves = original * frequency / (2 * math.pi)  # that fit into the original context
+    share = jnp.clip((waves - low) / (high - low), 0, 1)  # 1: left as it is
+    return share * frequency + (1 - share) * frequency / factor
+
+
+def turns(
+    positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, T, 1, H/2] in float32."""
+    angle = positions_BT[..., None, None].astype(jnp.float32) * frequencies(head_dim, theta, scaling)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns each pair (x[i], x[i + H/2]) by its position's angle."""
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

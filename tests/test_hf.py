@@ -1,0 +1,294 @@
+"""Hugging Face folders: the same logits as transformers, the same bytes out as in, and no folder that lies."""
+
+import json
+import shutil
+from pathlib import Path
+
+import hf_folders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file, save_file
+
+from selfreward_jax.llm import hf
+from selfreward_jax.llm.attention import Segment, causal_mask
+from selfreward_jax.llm.hf_config import HubError, read_config, write_config
+from selfreward_jax.llm.llama import Llama, weights
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings
+
+GOLDEN = np.load(Path(__file__).parent / "goldens" / "hf_logits.npz")
+STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k" / "hf"
+CLOSE = {"atol": 1e-4, "rtol": 0}  # on logits of order 10
+
+
+def read(path, **changed):
+    """(config, params) of a folder, in float32 unless changed."""
+    cfg, _ = read_config(epath.Path(path))
+    cfg = cfg.__class__(**(vars(cfg) | {"param_dtype": "float32"} | changed))
+    return cfg, hf.load(epath.Path(path), cfg, declared_shardings(weights(cfg), make_mesh()))
+
+
+@pytest.fixture(scope="module", params=hf_folders.FAMILIES)
+def model(request, tmp_path_factory):
+    return request.param, *read(hf_folders.write(tmp_path_factory.mktemp(request.param), request.param))
+
+
+def test_the_full_forward_equals_transformers(model):
+    family, cfg, params = model
+    for i, ids in enumerate(hf_folders.tokens()):
+        logits = Llama(cfg).apply({"params": params}, ids[None])[0]
+        np.testing.assert_allclose(logits, GOLDEN[f"{family}/{i}"], **CLOSE)
+        assert np.abs(logits).max() > 10
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
+    """Both texts in one batch: their first tokens read at once, the others one by one from the cache."""
+    family, cfg, params = model
+    texts, read_at_once = hf_folders.tokens(), 8
+    longest = max(map(len, texts))
+    width = read_at_once + 4  # the prompts are of 12 and 8 tokens
+    lengths = np.array([12, 8])
+    offset = width - lengths if side == "left" else np.zeros(2, int)
+    tokens = np.zeros((2, width), np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, offset[row] : offset[row] + lengths[row]] = text[: lengths[row]]
+    slots = np.arange(width)
+    real = (slots >= offset[:, None]) & (slots < (offset + lengths)[:, None])
+    positions = jnp.asarray(np.clip(slots - offset[:, None], 0, None))
+    # A padding token looks at itself, so that no softmax is empty.
+    mask = (causal_mask(width)[None] & real[:, None, :]) | jnp.eye(width, dtype=bool)
+    apply = lambda tokens, **inputs: Llama(cfg).apply({"params": params}, tokens, method="hidden", **inputs)  # noqa: E731
+    hidden, (k, v) = apply(tokens, positions_BT=positions, mask_BTT=mask)
+    found = [list(Llama(cfg).apply({"params": params}, hidden[r][real[r]], method="unembed")) for r in (0, 1)]
+
+    past, window = [(k, v, real, positions)], cfg.sliding_window or 10_000
+    for step in range(longest - 12):
+        at = jnp.asarray(lengths + step)[:, None]
+        new = np.array([text[min(n + step, len(text) - 1)] for text, n in zip(texts, lengths, strict=True)])[:, None]
+        segments = [
+            Segment(k, v, (ok & (where > at - window))[:, None, :]) for k, v, ok, where in past
+        ]  # the caller's masks hold the window
+        hidden, (k, v) = apply(new, positions_BT=at, past=segments)
+        past.append((k, v, np.ones((2, 1), bool), at))
+        for row in (0, 1):
+            found[row].append(Llama(cfg).apply({"params": params}, hidden[row, 0], method="unembed"))
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(np.stack(found[row][: len(text)]), GOLDEN[f"{family}/{row}"], **CLOSE)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama32", "qwen2", "qwen3"])
+@pytest.mark.parametrize("shard_bytes", [1e9, 9000])
+def test_out_come_the_bytes_that_went_in(tmp_path, family, stored, shard_bytes):
+    given = hf_folders.write(tmp_path / "in", family, stored)
+    cfg, params = read(given, param_dtype=stored)
+    (out := tmp_path / "out").mkdir()
+    hf.save(epath.Path(out), cfg, params, stored, shard_bytes)
+    files = sorted(out.glob("*.safetensors"))
+    written = {name: x for file in files for name, x in load_file(file).items()}
+    wanted = load_file(given / "model.safetensors")
+    assert written.keys() == wanted.keys()
+    for name, x in wanted.items():
+        assert (x.dtype, x.shape, x.tobytes()) == (written[name].dtype, written[name].shape, written[name].tobytes())
+    assert (len(files) > 1) == (shard_bytes == 9000)
+    (out / "config.json").write_text(json.dumps(write_config(cfg, None, stored)))
+    again, back = read(out, param_dtype=stored)
+    assert again == cfg
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_every_field_of_both_dialects_comes_back(model):
+    _, cfg, _ = model
+    made = write_config(cfg, None, "float32")
+    for dialect in (("rope_parameters", "dtype"), ("rope_theta", "rope_scaling", "torch_dtype")):
+        kept = {k: v for k, v in made.items() if k not in dialect}
+        assert hf_config_of(kept) == cfg
+
+
+def hf_config_of(raw):
+    from selfreward_jax.llm.hf_config import _parse
+
+    return _parse(raw)
+
+
+def test_a_sharded_load_equals_a_whole_one_and_reads_the_parts_alone(tmp_path):
+    """Eight devices in a process of their own would be slower to start; index arithmetic is what can go wrong."""
+    _, whole = read(hf_folders.write(tmp_path, "qwen3"))
+    folder = hf.Folder(epath.Path(tmp_path))
+    for name, cut in (
+        ("wq", (slice(8, 16), slice(2, 4), slice(0, 16))),
+        ("wo", (slice(1, 3), slice(0, 16), slice(16, 32))),
+    ):
+        place = hf.PLACES[name]
+        part = folder.read(place.name.format(1), place, whole["layers"][name].shape[1:], cut)
+        np.testing.assert_array_equal(part, whole["layers"][name][1][cut])
+
+
+# --- the real model --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="the shared data are not here")
+def test_a_real_model_tells_its_story():
+    import sentencepiece
+
+    from selfreward_jax.generate import sampler
+
+    cfg, params = read(STORIES)
+    cache = sampler.empty_cache(cfg, 1, 200)
+    logits, prompt = sampler.prefill(cfg, params, jnp.array([[1]]), jnp.array([1]))
+    keys = jax.random.split(jax.random.key(0), 1)
+    greedy = (jnp.float32(0), jnp.float32(1))
+    samples, _ = sampler.decode(cfg, params, logits, prompt, jnp.array([1]), cache, keys, *greedy, stop_ids=())
+    ids = samples.tokens[0].tolist()
+    assert ids == STORY
+    text = sentencepiece.SentencePieceProcessor(str(STORIES / "tokenizer.model")).decode(ids)
+    assert text.startswith("Once upon a time, there was a little girl named Lily.")
+
+
+# transformers' own greedy continuation of BOS by 200 tokens (tests/goldens/make_hf_story.py).
+STORY = json.loads((Path(__file__).parent / "goldens" / "hf_story.json").read_text())
+
+
+# --- folders that lie ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return hf_folders.write(tmp_path / "model", "llama2")
+
+
+def refused(folder, *said):
+    with pytest.raises(HubError) as error:
+        read(folder)
+    assert "\n" not in str(error.value)
+    for part in said:
+        assert part in str(error.value), str(error.value)
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "file", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", ".safetensors", 3]
+)
+def test_an_index_that_points_elsewhere_is_refused(folder, file):
+    (folder / hf.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
+    refused(folder, "model.norm.weight", repr(file), "plain names")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}'])
+def test_an_index_that_is_none_is_refused(folder, text):
+    (folder / hf.INDEX).write_text(text)
+    refused(folder, hf.INDEX, "cannot be read")
+
+
+def test_an_index_that_names_the_wrong_file_is_refused(folder):
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    rewrite(folder, lambda t: t.pop("model.norm.weight"))
+    where = dict.fromkeys(load_file(folder / "other.safetensors"), "model.safetensors")
+    (folder / hf.INDEX).write_text(json.dumps({"weight_map": where}))
+    refused(folder, "model.norm.weight", "does not hold it")
+
+
+@pytest.mark.parametrize("cut", [1, 1000, 20_000])
+def test_a_truncated_file_is_refused(folder, cut):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-cut])
+    refused(folder, "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize("lie", ["beyond", "overlap", "shape", "json", "length"])
+def test_a_header_that_lies_is_refused(folder, lie):
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    entry = header["model.norm.weight"]
+    if lie == "beyond":
+        entry["data_offsets"] = [len(raw), len(raw) + 128]
+    if lie == "overlap":
+        entry["data_offsets"] = [0, 128]
+    if lie == "shape":
+        entry["shape"] = [31]
+    text = b"{" * size if lie == "json" else json.dumps(header).encode()
+    announced = 1 << 60 if lie == "length" else len(text)
+    path.write_bytes(announced.to_bytes(8, "little") + text + raw[8 + size :])
+    refused(folder, "model.safetensors", "damaged")
+
+
+def test_a_missing_tensor_is_named(folder):
+    rewrite(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(folder, "lacks", "model.layers.1.mlp.up_proj.weight")
+
+
+def test_a_missing_head_is_explained(folder):
+    rewrite(folder, lambda t: t.pop("lm_head.weight"))
+    refused(folder, "lm_head.weight", "tie_word_embeddings")
+
+
+def test_an_extra_tensor_is_named(folder):
+    rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)}))
+    refused(folder, "model.layers.0.self_attn.q_proj.bias", "no use")
+
+
+def test_tensors_known_to_be_idle_are_passed_over(folder):
+    rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}))
+    read(folder)
+
+
+def test_a_wrong_shape_is_told_with_both(folder):
+    rewrite(folder, lambda t: t.update({"model.norm.weight": np.ones(31, np.float32)}))
+    refused(folder, "model.norm.weight", "(31,)", "(32,)")
+
+
+def test_a_wrong_dtype_is_refused(folder):
+    rewrite(folder, lambda t: t.update({"model.norm.weight": np.ones(32, np.int8)}))
+    refused(folder, "model.norm.weight", "I8", "BF16")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(folder, bad):
+    rewrite(folder, lambda t: t["model.layers.2.self_attn.o_proj.weight"].__setitem__((3, 4), bad))
+    refused(folder, "model.layers.2.self_attn.o_proj.weight", "not finite")
+
+
+def test_a_pickle_alone_is_refused_unread(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
+    refused(folder, "pytorch_model.bin", "convert it to safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, ["'GPT2LMHeadModel'", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
+        ({"architectures": None}, ["None", "LlamaForCausalLM"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, ["'yarn'", "default, linear, llama3"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, ["'llama3'", "low_freq_factor"]),
+        ({"hidden_act": "gelu"}, ["'gelu'", "silu"]),
+        ({"attention_bias": True}, ["attention_bias", "LlamaForCausalLM"]),
+        ({"num_hidden_layers": "three"}, ["num_hidden_layers", "'three'"]),
+        ({"hidden_size": None}, ["hidden_size", "None"]),
+        ({"num_key_value_heads": 3}, ["4", "3", "divisible"]),
+        ({"torch_dtype": "int8"}, ["'int8'", "bfloat16"]),
+    ],
+)
+def test_a_config_that_is_not_supported_says_what_is(tmp_path, changed, said):
+    refused(hf_folders.write(tmp_path, "llama2", **changed), "config.json", *said)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_config_that_is_no_object_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    refused(folder, "config.json")
+
+
+def test_no_folder_is_refused(tmp_path):
+    refused(tmp_path / "nowhere", "config.json", "nowhere")
