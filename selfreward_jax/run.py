@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import config, storage
 from selfreward_jax.generate.engine import Engine, row_number
+from selfreward_jax.llm.chat import Chat
+from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, weights
-from selfreward_jax.llm.tokenizer import SentencePiece, Tokenizer
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import declared_shardings, row_multiple
 from selfreward_jax.train import checkpoints
@@ -47,7 +48,7 @@ class Run:
         self._claim()
         self._started = time.monotonic()
         self._spent = storage.read_json(self.dir / "spent.json") or {"seconds": 0.0, "peak_memory_bytes": 0}
-        self._tokenizer: Tokenizer | None = None
+        self._chat: Chat | None = None
         self._held: tuple[str, Params] | None = None
 
     def _claim(self) -> None:
@@ -108,16 +109,16 @@ class Run:
         return row_number(f"{self.cfg.seed} {model} {stage}")
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = SentencePiece((self.dir / "tokenizer" / "tokenizer.model").read_bytes())
-        return self._tokenizer
+    def chat(self) -> Chat:
+        """The run's tokenizer and chat format."""
+        if self._chat is None:
+            self._chat = read_chat(self.dir / "tokenizer")
+        return self._chat
 
     def llama(self, dropout: float = 0.0) -> LlamaConfig:
         """The model's shapes, with this rate of dropout."""
         shape = {k: v for k, v in self.cfg.model.items() if k != "max_length"}
-        return LlamaConfig(vocab_size=self.tokenizer.vocab_size, dropout=dropout, **shape)
+        return LlamaConfig(vocab_size=self.chat.tokenizer.vocab_size, dropout=dropout, **shape)
 
     @property
     def shardings(self) -> Any:
@@ -146,7 +147,7 @@ class Run:
         return Engine(
             self.llama(),
             self.params(model),
-            self.tokenizer,
+            self.chat,
             self.mesh,
             rows=self.cfg.generate.rows,
             max_length=self.cfg.model.max_length,

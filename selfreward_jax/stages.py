@@ -14,7 +14,7 @@ from selfreward_jax import storage
 from selfreward_jax.generate.engine import Sampling
 from selfreward_jax.llm import chat
 from selfreward_jax.llm.llama import Llama, parameter_count
-from selfreward_jax.llm.tokenizer import train_sentencepiece
+from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import new_prompts, seeds, templates
 from selfreward_jax.method.candidates import answers as finished_answers
@@ -76,7 +76,7 @@ def _write_seed(run: Run, name: str, rows: list[Row], **facts: Any) -> None:
 
 
 def tokenizer(run: Run) -> None:
-    """tokenizer/tokenizer.model, trained on all training texts of the seeds."""
+    """tokenizer/: a tokenizer trained on all training texts of the seeds, and our chat template."""
     path = run.dir / "tokenizer" / "tokenizer.model"
     if path.exists():
         return
@@ -88,8 +88,10 @@ def tokenizer(run: Run) -> None:
         model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)
     except RuntimeError as error:  # SentencePiece says in its own words what is too small or too large
         raise StageError(f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds: {error}") from None
-    storage.write_atomic(path, model)
-    say(f"tokenizer: {run.tokenizer.vocab_size} pieces")
+    storage.write_json(path.parent / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
+    storage.write_atomic(path.parent / "chat_template.jinja", chat.our_template("control").encode())
+    storage.write_atomic(path, model)  # last: it says that the folder is whole
+    say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
 
 
 # --- training --------------------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def base(run: Run) -> None:
     if not _is_trained(run, "m0"):
         texts = [row["text"] for row in run.rows("seed", "documents").rows()]
         width = run.cfg.base.width
-        examples = [piece for text in texts for piece in chat.pieces(chat.document(run.tokenizer, text), width)]
+        examples = [piece for text in texts for piece in chat.pieces(run.chat.document(text), width)]
         model = Llama(run.llama())
         say(f"model: {parameter_count(run.llama()):,} parameters, {run.mesh.size} device(s)")
         # Jitted with out_shardings: each device makes its own part.
@@ -135,7 +137,7 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
                 prompt_template(run),
                 Random(f"{run.cfg.seed} prompt rows"),
             )
-    return {name: [chat.example(run.tokenizer, r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
+    return {name: [run.chat.example(r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
 
 
 def shown_prompts(run: Run) -> list[str]:
@@ -187,9 +189,8 @@ def preferences(run: Run, t: int) -> None:
     if _is_trained(run, name):
         return
     settings = run.cfg.dpo
-    encode = partial(chat.example, run.tokenizer)
     pairs = [
-        dpo.Pair(encode(r["prompt"], r["chosen"]), encode(r["prompt"], r["rejected"]))
+        dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
         for r in run.rows(name, "pairs").rows()
     ]
     start = run.params(previous)
@@ -336,7 +337,7 @@ def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, st
 
 def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[Row]:
     room = run.cfg.model.max_length - max_new
-    kept = [row for row in asked if len(chat.prompt_ids(run.tokenizer, row["prompt"])) <= room]
+    kept = [row for row in asked if len(run.chat.prompt_ids(row["prompt"])) <= room]
     if len(kept) < len(asked):
         say(f"{label}: {len(asked) - len(kept)} of {len(asked)} prompts are longer than {room} tokens, left out")
     if not kept:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from selfreward_jax.generate.engine import Engine, Request, Sampling, sample_keys
-from selfreward_jax.llm import chat
+from selfreward_jax.llm.chat import Chat, our_template
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.parallel.mesh import make_mesh
@@ -14,19 +14,17 @@ from selfreward_jax.parallel.mesh import make_mesh
 class Letters:
     """A tokenizer of the letters a to h."""
 
-    pieces = (BOS, EOS, USER, ASSISTANT, END)
+    controls = {piece: i for i, piece in enumerate((BOS, EOS, USER, ASSISTANT, END))}
     vocab_size = 13
 
-    def encode(self, text):
+    def encode(self, text, follows="control"):
         return [5 + "abcdefgh".index(letter) for letter in text]
 
     def decode(self, ids):
         return "".join("abcdefgh"[i - 5] for i in ids if i >= 5)
 
-    def control(self, piece):
-        return self.pieces.index(piece)
 
-
+CHAT = Chat(Letters(), our_template("control"), BOS, EOS, [1])
 CFG = LlamaConfig(vocab_size=13, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, tie_embeddings=False)
 HOW = Sampling(samples=2, temperature=1.0, top_p=0.95, max_new=8)
 KEY = jax.random.key(5)
@@ -38,7 +36,7 @@ BATCHES = [{"r1", "r3"}, {"r4", "r0"}, {"r2"}]
 @pytest.fixture(scope="module")
 def make_engine(random_params):
     params = random_params(CFG, seed=2)  # some samples stop and some are cut off
-    return lambda rows=4, max_length=24: Engine(CFG, params, Letters(), make_mesh(), rows=rows, max_length=max_length)
+    return lambda rows=4, max_length=24: Engine(CFG, params, CHAT, make_mesh(), rows=rows, max_length=max_length)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def test_completions_come_in_the_order_of_requests_and_samples(completions):
 
 
 def test_a_completion_holds_what_was_drawn_up_to_its_stop(completions):
-    stops = set(chat.stop_ids(Letters()))
+    stops = set(CHAT.stop_ids)
     for c in completions:
         assert len(c.ids) == len(c.logprobs) <= HOW.max_new
         assert all(p < 0 for p in c.logprobs)
@@ -105,7 +103,7 @@ def test_repeated_ids_are_refused(make_engine):
 
 
 def test_a_prompt_too_long_is_refused_before_any_work_and_one_that_just_fits_is_not(make_engine):
-    longest = len(chat.prompt_ids(Letters(), REQUESTS[2].prompt)) + HOW.max_new  # 12 + 8
+    longest = len(CHAT.prompt_ids(REQUESTS[2].prompt)) + HOW.max_new  # 12 + 8
     with pytest.raises(ValueError, match=r"prompt r2 has 12 tokens; with 8 new ones it passes .* 19"):
         next(make_engine(max_length=longest - 1).stream(REQUESTS, HOW, KEY))
     assert len(make_engine(max_length=longest).generate(REQUESTS[2:3], HOW, KEY)) == 2

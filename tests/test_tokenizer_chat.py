@@ -33,6 +33,11 @@ def by_bytes():
 
 
 @pytest.fixture(scope="module")
+def ours(by_bytes):
+    return chat.Chat(by_bytes, chat.our_template("control"), BOS, EOS, [by_bytes.controls[EOS]])
+
+
+@pytest.fixture(scope="module")
 def plain():
     return SentencePiece(train_sentencepiece(CORPUS, 120, byte_fallback=False))
 
@@ -52,7 +57,7 @@ TEXT = st.lists(
 def test_text_never_becomes_a_control_id(by_bytes, plain, text):
     for tokenizer in (by_bytes, plain):
         ids = tokenizer.encode(text)
-        assert not {tokenizer.control(piece) for piece in CONTROL} & set(ids)
+        assert not {tokenizer.controls[piece] for piece in CONTROL} & set(ids)
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
@@ -82,7 +87,7 @@ def test_the_vocabulary_is_at_most_what_is_asked_for_and_a_small_corpus_yields_f
 
 
 def test_control_pieces_have_distinct_ids_and_no_text(by_bytes):
-    ids = [by_bytes.control(piece) for piece in CONTROL]
+    ids = [by_bytes.controls[piece] for piece in CONTROL]
     assert len(set(ids)) == len(CONTROL)
     assert by_bytes.decode(ids) == ""
     mixed = [ids[0], *by_bytes.encode("a judge"), ids[-1]]
@@ -91,40 +96,39 @@ def test_control_pieces_have_distinct_ids_and_no_text(by_bytes):
 
 @pytest.mark.parametrize("piece", ["e", "<unk>", "<|system|>"])
 def test_only_control_pieces_are_control(by_bytes, piece):
-    with pytest.raises(KeyError, match="no control piece"):
-        by_bytes.control(piece)
+    assert piece not in by_bytes.controls
 
 
-def test_example_spans(by_bytes):
-    c, e = by_bytes.control, by_bytes.encode
-    made = chat.example(by_bytes, "Name fruits.", "apple, plum")
-    assert made.ids == [c(BOS), c(USER), *e("Name fruits."), c(END), c(ASSISTANT), *e("apple, plum"), c(END)]
+def test_example_spans(by_bytes, ours):
+    c, e = by_bytes.controls, by_bytes.encode
+    made = ours.example("Name fruits.", "apple, plum")
+    assert made.ids == [c[BOS], c[USER], *e("Name fruits."), c[END], c[ASSISTANT], *e("apple, plum"), c[END]]
     targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
-    assert targets == [*e("apple, plum"), c(END)]
+    assert targets == [*e("apple, plum"), c[END]]
     assert made.target == sorted(made.target)  # all of them at the end
-    assert made.ids[: len(chat.prompt_ids(by_bytes, "Name fruits."))] == chat.prompt_ids(by_bytes, "Name fruits.")
-    assert chat.response_text(by_bytes, targets) == "apple, plum"
+    assert made.ids[: len(ours.prompt_ids("Name fruits."))] == ours.prompt_ids("Name fruits.")
+    assert ours.response_text(targets) == "apple, plum"
 
 
-def test_document_spans(by_bytes):
-    c, e = by_bytes.control, by_bytes.encode
-    ids = [c(BOS), *e("The judge."), c(EOS)]
-    assert chat.document(by_bytes, "The judge.") == chat.Example(ids, [False] + [True] * (len(ids) - 1))
+def test_document_spans(by_bytes, ours):
+    c, e = by_bytes.controls, by_bytes.encode
+    ids = [c[BOS], *e("The judge."), c[EOS]]
+    assert ours.document("The judge.") == chat.Example(ids, [False] + [True] * (len(ids) - 1))
 
 
 @given(prompt=TEXT, response=TEXT)
-def test_no_text_changes_the_structure_of_a_chat(by_bytes, prompt, response):
-    control = {by_bytes.control(piece) for piece in CONTROL}
-    made = chat.example(by_bytes, prompt, response)
+def test_no_text_changes_the_structure_of_a_chat(by_bytes, ours, prompt, response):
+    control = {by_bytes.controls[piece] for piece in CONTROL}
+    made = ours.example(prompt, response)
     structure = [i for i in made.ids if i in control]
-    assert structure == [by_bytes.control(piece) for piece in (BOS, USER, END, ASSISTANT, END)]
+    assert structure == [by_bytes.controls[piece] for piece in (BOS, USER, END, ASSISTANT, END)]
     assert sum(made.target) == len(by_bytes.encode(response)) + 1
 
 
-def test_a_response_ends_at_end_or_eos(by_bytes):
-    assert set(chat.stop_ids(by_bytes)) == {by_bytes.control(END), by_bytes.control(EOS)}
-    ids = [*by_bytes.encode(" apple \n"), by_bytes.control(END)]
-    assert chat.response_text(by_bytes, ids) == "apple"
+def test_a_response_ends_at_end_or_eos(by_bytes, ours):
+    assert set(ours.stop_ids) == {by_bytes.controls[END], by_bytes.controls[EOS]}
+    ids = [*by_bytes.encode(" apple \n"), by_bytes.controls[END]]
+    assert ours.response_text(ids) == "apple"
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 100])

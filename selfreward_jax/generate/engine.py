@@ -13,9 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfreward_jax.generate import sampler
-from selfreward_jax.llm import chat
+from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
-from selfreward_jax.llm.tokenizer import Tokenizer
 from selfreward_jax.parallel.sharding import by_row, row_multiple
 
 
@@ -50,7 +49,7 @@ class Engine:
     """Generates with one model. Rows of a batch are sharded over the mesh's `data` and `fsdp` axes.
 
     Args:
-      cfg, params, tokenizer: the model.
+      cfg, params, chat: the model and its chat format.
       mesh: where it runs.
       rows: samples decoded at once; the batch size of the device program.
       max_length: most tokens of prompt and completion together; longer prompts are refused.
@@ -62,19 +61,19 @@ class Engine:
         self,
         cfg: LlamaConfig,
         params: Params,
-        tokenizer: Tokenizer,
+        chat: Chat,
         mesh: Mesh,
         *,
         rows: int,
         max_length: int,
     ) -> None:
-        self.cfg, self.params, self.tokenizer, self.mesh = cfg, params, tokenizer, mesh
+        self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.rows, self.max_length = rows, max_length
         self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
 
     def fits(self, prompt: str, max_new: int) -> bool:
         """Whether `prompt` leaves room for `max_new` tokens."""
-        return len(chat.prompt_ids(self.tokenizer, prompt)) + max_new <= self.max_length
+        return len(self.chat.prompt_ids(prompt)) + max_new <= self.max_length
 
     def generate(self, requests: Sequence[Request], how: Sampling, key: jax.Array) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
@@ -102,7 +101,7 @@ class Engine:
         """
         if len({r.id for r in requests}) != len(requests):
             raise ValueError("request ids repeat; every id must name one row")
-        ids = [chat.prompt_ids(self.tokenizer, r.prompt) for r in requests]
+        ids = [self.chat.prompt_ids(r.prompt) for r in requests]
         for request, tokens in zip(requests, ids, strict=True):
             if len(tokens) + how.max_new > self.max_length:
                 raise ValueError(
@@ -153,10 +152,10 @@ class Engine:
             keys,
             np.float32(how.temperature),
             np.float32(how.top_p),
-            stop_ids=chat.stop_ids(self.tokenizer),
+            stop_ids=self.chat.stop_ids,
         )
         out, logprobs, count = jax.device_get(samples)
-        stops = set(chat.stop_ids(self.tokenizer))
+        stops = set(self.chat.stop_ids)
         completions = []
         for row in range(len(requests) * how.samples):
             drawn = out[row, : count[row]].tolist()
@@ -165,7 +164,7 @@ class Engine:
                 Completion(
                     id=requests[row // how.samples].id,
                     sample=row % how.samples,
-                    text=chat.response_text(self.tokenizer, drawn),
+                    text=self.chat.response_text(drawn),
                     ids=drawn,
                     logprobs=logprobs[row, : count[row]].tolist(),
                     finished=finished,

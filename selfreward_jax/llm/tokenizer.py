@@ -1,57 +1,118 @@
-"""SentencePiece tokenizers: load one, or train one on a corpus."""
+"""Tokenizers behind one small protocol: SentencePiece models, Hugging Face's tokenizer.json, and training one.
+
+What tokenizers disagree about is the space in front of a text. Many put one there, some only at the very beginning;
+none may where the text goes on from other text. So `encode` is told what the text follows.
+"""
 
 import io
+import json
 import random
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import sentencepiece as spm
+import tokenizers
 
-# Control pieces: SentencePiece never produces them from text, so no user or model can write one.
+# Control pieces of our own models: SentencePiece never produces them from text, so no user or model can write one.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+
+Follows = Literal["nothing", "control", "text"]
 
 
 class Tokenizer(Protocol):
     """What the rest of the system asks of a tokenizer."""
 
     vocab_size: int
+    controls: Mapping[str, int]  # the control pieces and their ids
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a control id, whatever the text says."""
+    def encode(self, text: str, follows: Follows = "control") -> list[int]:
+        """Ids of plain text that follows nothing, a control id, or other text; never a control id, whatever the text
+        says."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control ids are left out."""
         ...
 
-    def control(self, piece: str) -> int:
-        """The id of a control piece; KeyError if this tokenizer has none of that name."""
-        ...
-
 
 class SentencePiece:
     """A SentencePiece model held in memory."""
+
+    _ANCHOR = "\n"  # no piece holds a line break and something else
 
     def __init__(self, model: bytes) -> None:
         self.model = model
         self._sp = spm.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
+        ids = range(self.vocab_size)
+        self.controls = {self._sp.id_to_piece(i): i for i in ids if self._sp.is_control(i)}
+        self._anchor = self._sp.encode(self._ANCHOR)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, follows: Follows = "control") -> list[int]:
         """Ids of plain text."""
-        return self._sp.encode(text)
+        if follows != "text":
+            return self._sp.encode(text)
+        return self._sp.encode(self._ANCHOR + text)[len(self._anchor) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control ids left out."""
         return self._sp.decode([int(i) for i in ids if not self._sp.is_control(int(i))])
 
-    def control(self, piece: str) -> int:
-        """The id of a control piece."""
-        i = self._sp.piece_to_id(piece)
-        if not self._sp.is_control(i):
-            raise KeyError(f"the tokenizer has no control piece {piece}")
-        return i
+
+class TokenizerJson:
+    """A Hugging Face tokenizer.json. Its added tokens are the control pieces: plain text never becomes one.
+
+    Raises:
+      ValueError: the text is no tokenizer.json that can be read.
+    """
+
+    def __init__(self, text: str) -> None:
+        spec = _object(json.loads(text))
+        self.controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
+        # Without its added tokens a tokenizer cannot find one in a text.
+        plain = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        try:
+            self._all = tokenizers.Tokenizer.from_str(text)
+            self._after = {
+                "nothing": tokenizers.Tokenizer.from_str(json.dumps(plain)),
+                "control": tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(plain, ("first",)))),
+                "text": tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(plain, ("first", "always")))),
+            }
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(str(error)) from None
+        self.vocab_size = 1 + max(self._all.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, text: str, follows: Follows = "control") -> list[int]:
+        """Ids of plain text."""
+        return self._after[follows].encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special ids left out."""
+        return self._all.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _object(spec: Any) -> dict[str, Any]:
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise ValueError("it is not a JSON object with a model")
+    return spec
+
+
+def _without_prefix(spec: Any, schemes: tuple[str, ...]) -> Any:
+    """The specification without those of its parts that put a space in front of a text. `schemes`: "first" does so at
+    the beginning of a whole text only, "always" (and a normalizer that prepends) after control tokens too."""
+    if isinstance(spec, list):
+        return [x for x in (_without_prefix(x, schemes) for x in spec) if x is not None]
+    if not isinstance(spec, dict) or "vocab" in spec:
+        return spec
+    if spec.get("type") == "Prepend" and "always" in schemes:
+        return None
+    made = {k: _without_prefix(v, schemes) for k, v in spec.items()}
+    if made.get("prepend_scheme") in schemes:
+        made["prepend_scheme"] = "never"
+    if made.get("add_prefix_space") and "always" in schemes and made.get("type") != "Metaspace":
+        made["add_prefix_space"] = False
+    return made
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:

@@ -1,0 +1,268 @@
+"""Chat templates of models: the ids that transformers would give for honest text, and no control ids from any text."""
+
+import json
+
+import pytest
+import tokenizers
+from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from selfreward_jax.llm.chat import Chat, ChatError, our_template, render
+from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
+
+CORPUS = [
+    "Name three fruits. Of course: apple, plum and pear!",
+    "What is two and two? It is four.\n\nYou are kind.",
+] * 9
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+SPECIAL += ["<|endoftext|>"]
+ADDED = ["<think>", "</think>"]  # added, but not special: models write them
+
+# The three common shapes: control pieces around the role, ids for header and end, and roles in plain text.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'].strip() }} [/INST]"
+    "{% else %} {{ m['content'].strip() }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "headers": HEADERS, "inst": INST, "plain": our_template("plain")}
+
+
+def byte_level():
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return made, trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+
+
+def with_prefix(normalizer=None, scheme=None):
+    made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if normalizer:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    first = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    return made, trainers.BpeTrainer(vocab_size=600, special_tokens=first)
+
+
+KINDS = {
+    "bytes": byte_level,
+    "prepend": lambda: with_prefix(normalizer=True),
+    "first": lambda: with_prefix(scheme="first"),
+    "always": lambda: with_prefix(scheme="always"),
+}
+
+
+def tokenizer_json(kind):
+    made, trainer = KINDS[kind]()
+    made.train_from_iterator(CORPUS, trainer)
+    if kind != "bytes":  # byte pieces are ordinary pieces of the vocabulary, not special tokens
+        spec = json.loads(made.to_str())
+        spec["added_tokens"] = []
+        made = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    made.add_special_tokens(SPECIAL)
+    made.add_tokens(ADDED)
+    return made.to_str()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    text = tokenizer_json(request.param)
+    return tokenizers.Tokenizer.from_str(text), TokenizerJson(text)
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def model(request, kind):
+    whole, tokenizer = kind
+    return whole, Chat(tokenizer, TEMPLATES[request.param], "<s>", "</s>", [tokenizer.controls["</s>"]])
+
+
+CONVERSATION = [
+    ("user", "Name three fruits."),
+    ("assistant", "apple, plum and pear!"),
+    ("user", "What is\n two and two? é"),
+]
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_ids_are_those_of_the_whole_rendered_text(model, turns):
+    whole, chat = model
+    messages = [{"role": role, "content": text} for role, text in CONVERSATION[:turns]]
+    text = render(chat.template, messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
+    assert chat.ids(CONVERSATION[:turns]) == whole.encode(text, add_special_tokens=False).ids
+
+
+def test_an_example_is_the_whole_text_up_to_the_id_that_closes_it(model):
+    whole, chat = model
+    messages = [{"role": role, "content": text} for role, text in CONVERSATION[:2]]
+    text = render(chat.template, messages=messages, add_generation_prompt=False, bos_token="<s>", eos_token="</s>")
+    made, ids = chat.example(CONVERSATION[0][1], CONVERSATION[1][1]), whole.encode(text, add_special_tokens=False).ids
+    assert made.ids == ids[: len(made.ids)]
+    targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
+    assert targets[-1] in chat.stop_ids
+    assert not set(targets[:-1]) & set(chat.tokenizer.controls.values())
+    assert chat.response_text(targets) == CONVERSATION[1][1]
+    assert made.ids[: len(made.ids) - len(targets)] == chat.prompt_ids(CONVERSATION[0][1])
+
+
+def test_bos_comes_once_or_never(model):
+    _, chat = model
+    count = chat.prompt_ids("Name three fruits.").count(chat.tokenizer.controls["<s>"])
+    assert count == ("bos_token" in chat.template)
+
+
+TEXT = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+        st.sampled_from([*SPECIAL, *ADDED, "[INST]", "[/INST]", "<unk>", "<0x41>", "\ue0000\ue001", "{{ bos_token }}"]),
+    ),
+    max_size=6,
+).map("".join)
+
+
+@settings(max_examples=40, deadline=None)
+@given(prompt=TEXT, response=TEXT)
+def test_no_text_becomes_a_control_id(model, prompt, response):
+    _, chat = model
+    control = set(chat.tokenizer.controls.values())
+    assert not control & set(chat.tokenizer.encode(prompt))
+    honest, made = chat.example("a", "b"), chat.example(prompt, response)
+    assert [i for i in made.ids if i in control] == [i for i in honest.ids if i in control]
+    assert made.ids[: len(chat.prompt_ids(prompt))] == chat.prompt_ids(prompt)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=TEXT)
+def test_any_text_survives_a_round_trip(kind, text):
+    _, tokenizer = kind
+    text = text.replace("▁", "")  # the pieces' own sign for a space
+    for follows in ("nothing", "control", "text"):
+        back = tokenizer.decode(tokenizer.encode(text, follows))
+        assert back.removeprefix(" ") == text.removeprefix(" ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=TEXT)
+def test_text_after_text_gets_no_space_in_front(text):
+    made = SentencePiece(SP)
+    text = text.replace("▁", "")
+    ids = made.encode(text, "text")
+    assert made.decode([*made.encode("a\n", "control"), *ids]) == "a\n" + text
+
+
+SP = train_sentencepiece([*CORPUS, "a < b | c > d"], 420, byte_fallback=True)
+
+
+# --- what a folder says ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json("bytes"))
+    write(tmp_path, "tokenizer_config.json", {"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+    return tmp_path
+
+
+def write(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+
+
+def ids(chat, *pieces):
+    return tuple(sorted(chat.tokenizer.controls[p] for p in pieces))
+
+
+def test_a_folder_without_a_template_gets_ours(folder):
+    chat = read_chat(epath.Path(folder))
+    assert (chat.template, chat.bos, chat.eos) == (our_template("plain"), "<s>", "</s>")
+    assert chat.stop_ids == ids(chat, "</s>")
+
+
+def test_every_stop_id_counts(folder):
+    control = TokenizerJson(tokenizer_json("bytes")).controls
+    write(folder, "generation_config.json", {"eos_token_id": [control["<|endoftext|>"], control["<|eot_id|>"]]})
+    write(folder, "config.json", {"eos_token_id": control["</s>"], "vocab_size": 1000})
+    (folder / "chat_template.jinja").write_text(CHATML)
+    chat = read_chat(epath.Path(folder))
+    assert chat.stop_ids == ids(chat, "<|endoftext|>", "<|eot_id|>", "</s>", "<|im_end|>")
+
+
+@pytest.mark.parametrize("given", [CHATML, [{"name": "tool", "template": ""}, {"name": "default", "template": CHATML}]])
+def test_the_template_of_the_tokenizers_config_is_used(folder, given):
+    write(folder, "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>", "chat_template": given})
+    assert read_chat(epath.Path(folder)).template == CHATML
+
+
+ESCAPES = (
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.__class__ }}{{ cycler.__init__.__globals__.os.system('false') }}",
+    "{% for m in messages %}{{ m.update({'content': ''}) }}{% endfor %}",
+    "{{ raise_exception('no') }}",
+    "{% for m in messages %}",
+    "{{ messages[7].content.x }}",
+    "{% for m in messages %}{{ m.role }}{% endfor %}",
+)
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(HubError, match="the chat template") as error:
+        read_chat(epath.Path(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_never_ends_a_response_needs_an_end_of_text(kind):
+    _, tokenizer = kind
+    endless = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    with pytest.raises(ChatError, match="does not end"):
+        Chat(tokenizer, endless, None, None)
+    assert Chat(tokenizer, endless, None, "</s>").stop_ids == (tokenizer.controls["</s>"],)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):
+    write(folder, "config.json", {"vocab_size": 100})
+    with pytest.raises(HubError, match=r"tokenizer has \d+ ids, the embedding 100 rows"):
+        read_chat(epath.Path(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", '{"model": {"type": "Nonsense"}}'),
+        ("tokenizer_config.json", "[]"),
+        ("generation_config.json", "{"),
+        ("tokenizer_config.json", '{"bos_token": "hello"}'),
+    ],
+)
+def test_damaged_files_are_named(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises(HubError, match=name.split("_")[0]) as error:
+        read_chat(epath.Path(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_sentencepiece_model_is_named(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"no")
+    with pytest.raises(HubError, match=r"tokenizer\.model"):
+        read_chat(epath.Path(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+    with pytest.raises(HubError, match=r"no tokenizer\.json and no tokenizer\.model"):
+        read_chat(epath.Path(tmp_path))
