@@ -32,6 +32,7 @@ def defaults() -> ConfigDict:
     c.tokenizer.byte_fallback = False  # spell unknown characters as bytes (256 pieces)
 
     c.model = ConfigDict()
+    c.model.init = ""  # a Hugging Face folder that is M0: its tokenizer and shapes replace the next ones, to qk_norm
     c.model.dim = 96
     c.model.layers = 3
     c.model.heads = 4

@@ -3,6 +3,7 @@
 import sys
 
 from selfreward_jax import command, config, loop
+from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.stages import StageError
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         loop.run(*command.parse(argv))
-    except (config.ConfigError, SeedError, StorageError, TemplateError, StageError, Diverged) as error:
+    except (config.ConfigError, SeedError, StorageError, TemplateError, HubError, StageError, Diverged) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,5 +1,6 @@
 """One run: its settings, its working directory, its mesh, and the models that lie there."""
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import config, storage
 from selfreward_jax.generate.engine import Engine, row_number
 from selfreward_jax.llm.chat import Chat
+from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, weights
 from selfreward_jax.parallel.mesh import make_mesh
@@ -83,6 +85,7 @@ class Run:
         c = self.cfg
         paths = (c.data.ift, c.data.eft, c.judge.template, c.prompts.template)
         files = [epath.Path(p) for p in paths if p]
+        files += [epath.Path(c.model.init) / "config.json"] * bool(c.model.init)
         return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
     def spent(self) -> dict[str, float]:
@@ -117,8 +120,12 @@ class Run:
 
     def llama(self, dropout: float = 0.0) -> LlamaConfig:
         """The model's shapes, with this rate of dropout."""
-        shape = {k: v for k, v in self.cfg.model.items() if k != "max_length"}
-        return LlamaConfig(vocab_size=self.chat.tokenizer.vocab_size, dropout=dropout, **shape)
+        given = {k: v for k, v in self.cfg.model.items() if k not in ("init", "max_length")}
+        if not self.cfg.model.init:
+            return LlamaConfig(vocab_size=self.chat.tokenizer.vocab_size, dropout=dropout, **given)
+        found, _ = read_config(self.dir / "tokenizer")
+        ours = {k: given[k] for k in ("dtype", "scan_layers", "remat")}
+        return dataclasses.replace(found, dropout=dropout, param_dtype="float32", **ours)
 
     @property
     def shardings(self) -> Any:

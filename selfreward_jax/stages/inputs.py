@@ -1,0 +1,62 @@
+"""What several stages start from: templates, and seed rows as prompts and as training texts."""
+
+from collections.abc import Iterable
+from functools import partial
+from random import Random
+from typing import Any
+
+from selfreward_jax.llm import chat
+from selfreward_jax.method import judge as judging
+from selfreward_jax.method import new_prompts, seeds, templates
+from selfreward_jax.run import Run
+
+Row = dict[str, Any]
+
+
+class StageError(RuntimeError):
+    """A stage cannot go on; the message says what is wrong and what to do. Nothing made so far is lost."""
+
+
+def check_templates(run: Run) -> None:
+    """Reads the templates before any work: one that cannot be used shows now, not when its stage comes."""
+    judge_template(run)
+    prompt_template(run)
+
+
+def judge_template(run: Run) -> str:
+    """The judge's template."""
+    return templates.load(run.cfg.judge.template, {"prompt", "response"})
+
+
+def prompt_template(run: Run) -> str:
+    """The template that asks for a new prompt."""
+    return templates.load(run.cfg.prompts.template, {"examples"})
+
+
+def shown_prompts(run: Run) -> list[str]:
+    """Seed prompts fit to be shown as examples: those in the form that a new prompt must have."""
+    settings = run.cfg.prompts
+    prompts = [row["prompt"] for row in run.rows("seed", "ift").rows()]
+    return [p for p in prompts if not new_prompts.form_fault(p, settings.least_words, settings.most_words)]
+
+
+def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
+    """Training texts of the seed sets: ift, eft (the judge's task), prompts (the prompt writer's task)."""
+    ift = run.rows("seed", "ift").rows()
+    rows: dict[str, list[Row]] = {}
+    for name in names:
+        if name == "ift":
+            rows[name] = ift
+        elif name == "eft":
+            template = judge_template(run)
+            rows[name] = seeds.judge_rows(run.rows("seed", "eft").rows(), partial(judging.judge_prompt, template))
+        else:
+            settings = run.cfg.prompts
+            rows[name] = seeds.prompt_rows(
+                shown_prompts(run),
+                run.cfg.data.prompt_rows,
+                settings.seed_shots + settings.own_shots,
+                prompt_template(run),
+                Random(f"{run.cfg.seed} prompt rows"),
+            )
+    return {name: [run.chat.example(r["prompt"], r["response"]) for r in of] for name, of in rows.items()}

@@ -1,0 +1,155 @@
+"""A round's rows: new prompts, answers, judgements, pairs."""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from selfreward_jax.generate.engine import Sampling
+from selfreward_jax.method import judge as judging
+from selfreward_jax.method import new_prompts
+from selfreward_jax.method.candidates import answers as finished_answers
+from selfreward_jax.method.candidates import candidates
+from selfreward_jax.method.pairs import build_pairs, gather
+from selfreward_jax.report.progress import Progress, say
+from selfreward_jax.run import Run
+from selfreward_jax.stages.inputs import StageError, judge_template, prompt_template, shown_prompts
+
+Row = dict[str, Any]
+
+
+def sampling(settings: Any) -> Sampling:
+    """How a stage draws."""
+    return Sampling(settings.get("samples", 1), settings.temperature, settings.top_p, settings.max_new)
+
+
+def prompts(run: Run, t: int) -> None:
+    """m_t/prompts.jsonl: new prompts by m_(t-1)."""
+    out = run.rows(f"m{t}", "prompts")
+    if out.manifest is not None:
+        return
+    settings = run.cfg.prompts
+    begun = out.begun()
+    # Only whole waves count: which prompts are new depends on all before them.
+    begun = begun[: len(begun) // settings.wave * settings.wave]
+    out.restart_from(begun)
+    known = [row["prompt"] for name in ("ift", "eft") for row in run.rows("seed", name).rows()]
+    earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
+    splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
+    kept_out = [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
+    accepted = sum(row["fault"] is None for row in begun)
+    progress = Progress(f"m{t} prompts", settings.count, accepted)
+
+    def keep(wave: list[Row]) -> None:
+        out.append(wave)
+        progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
+
+    rows = new_prompts.write_prompts(
+        run.engine(f"m{t - 1}"),
+        settings,
+        prompt_template(run),
+        sampling(settings),
+        run.key(f"m{t}", "prompts"),
+        seeds=shown_prompts(run),
+        own=earlier,
+        forbidden=[*known, *earlier, *kept_out],
+        name=f"m{t}",
+        seed=run.cfg.seed,
+        begun=begun,
+        keep=keep,
+    )
+    faults = dict(Counter(row["fault"] for row in rows if row["fault"]))
+    good = [{"id": r["id"], "prompt": r["prompt"]} for r in rows if r["fault"] is None]
+    if not good:
+        raise StageError(
+            f"m{t} prompts: none of {len(rows)} attempts passed the filters ({faults}); the model does not write "
+            "prompts yet: in a new --workdir train M1 longer, or loosen prompts.most_rouge and prompts.*_words"
+        )
+    tokens = sum(row["tokens"] for row in rows)
+    out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, seconds=progress.seconds)
+    progress.close(f"of {len(rows)} attempts, turned down: {faults}")
+    run.spent()
+
+
+def _generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **facts: Any) -> list[Row]:
+    """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
+    `ids`."""
+    out, label = run.rows(owner, stage), f"{owner} {stage}"
+    begun = {row["id"]: row for row in out.begun()}
+    progress = Progress(label, len(ids), len(begun))
+    for batch in stream(run.key(owner, stage), begun.keys()):
+        new = [row for row in batch if row["id"] not in begun]
+        out.append(new)
+        begun |= {row["id"]: row for row in new}
+        progress.add(len(new), sum(row["tokens"] for row in new))
+    rows = [begun[i] for i in ids]
+    out.finish(rows, tokens=sum(row["tokens"] for row in rows), seconds=progress.seconds, **facts)
+    progress.close()
+    run.spent()
+    return rows
+
+
+def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
+    """OWNER/STAGE.jsonl: answers of `model` to the prompts `asked`."""
+    if run.rows(owner, stage).manifest is not None:
+        return
+    kept = _short_enough(run, asked, settings.max_new, f"{owner} {stage}")
+    stream = partial(candidates, run.engine(model), kept, sampling(settings))
+    _generated(run, owner, stage, [row["id"] for row in kept], stream, left_out=len(asked) - len(kept))
+
+
+def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[Row]:
+    room = run.cfg.model.max_length - max_new
+    kept = [row for row in asked if len(run.chat.prompt_ids(row["prompt"])) <= room]
+    if len(kept) < len(asked):
+        say(f"{label}: {len(asked) - len(kept)} of {len(asked)} prompts are longer than {room} tokens, left out")
+    if not kept:
+        raise StageError(f"{label}: no prompt fits into {room} tokens: in a new --workdir raise model.max_length")
+    return kept
+
+
+def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str) -> dict[str, Any] | None:
+    """OWNER/STAGE.jsonl: judgements by `model` of the answers `judged`, rows {id, prompt, response}. Returns the
+    judge's health, None if the file was whole."""
+    if run.rows(owner, stage).manifest is not None:
+        return None
+    settings, template = run.cfg.judge, judge_template(run)
+    as_prompts = [{**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged]
+    fit = {row["id"] for row in _short_enough(run, as_prompts, settings.max_new, f"{owner} {stage}")}
+    kept = [a for a in judged if a["id"] in fit]
+    ask = partial(judging.judge, run.engine(model), kept, template, sampling(settings))
+    stream = partial(ask, least_votes=settings.least_votes)
+    rows = _generated(run, owner, stage, [a["id"] for a in kept], stream, left_out=len(judged) - len(kept))
+    health = judging.health(rows)
+    say(f"{owner} {stage}: {health}")
+    return health
+
+
+def self_judge(run: Run, t: int) -> None:
+    """m_t/judgements.jsonl: m_(t-1) judges its own answers."""
+    found = finished_answers(run.rows(f"m{t}", "candidates").rows())
+    judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
+
+
+def pairs(run: Run, t: int) -> None:
+    """m_t/pairs.jsonl: best against worst answer of each prompt."""
+    out = run.rows(f"m{t}", "pairs")
+    if out.manifest is not None:
+        return
+    judgements = run.rows(f"m{t}", "judgements").rows()
+    found = finished_answers(run.rows(f"m{t}", "candidates").rows())
+    health, least = judging.health(judgements), run.cfg.judge.least_parse_rate
+    if (health["parse_rate"] or 0.0) < least:
+        raise StageError(
+            f"m{t} judgements: the judge is too weak, {health['parse_rate'] or 0:.0%} of its votes can be read and "
+            f"judge.least_parse_rate is {least} ({health}): in a new --workdir train M1 longer, or give it more "
+            "judged rows"
+        )
+    rows, counts = build_pairs(gather(found, judgements))
+    if not rows:
+        raise StageError(
+            f"m{t} pairs: no prompt has two answers with different scores ({counts}; judge: "
+            f"{health}); the judge cannot tell answers apart: in a new --workdir train it longer, give it more "
+            "judged rows, or draw more votes (judge.samples)"
+        )
+    out.finish(rows, counts=counts, tokens=0, seconds=0.0)
+    say(f"m{t} pairs: {counts}")

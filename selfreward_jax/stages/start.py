@@ -1,0 +1,122 @@
+"""Before M1: seed rows, tokenizer, and M0."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from selfreward_jax import storage
+from selfreward_jax.llm import chat, hf
+from selfreward_jax.llm.hf_config import HubError, read_config
+from selfreward_jax.llm.hf_tokenizer import FILES as TOKENIZER_FILES
+from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.llm.llama import Llama, parameter_count
+from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
+from selfreward_jax.method import seeds
+from selfreward_jax.report.progress import Progress, say
+from selfreward_jax.run import Run
+from selfreward_jax.stages.inputs import StageError, judge_template, prompt_template, shown_prompts
+from selfreward_jax.stages.training import is_trained, train_packed
+from selfreward_jax.train import checkpoints
+
+Row = dict[str, Any]
+
+
+def seed(run: Run) -> None:
+    """seed/*.jsonl: instruction rows, judged rows, held-out prompts and ranked answers, plain documents."""
+    last = run.rows("seed", "documents")
+    if last.manifest is not None:
+        return
+    progress = Progress("seed", 0)
+    make = seeds.from_files if run.cfg.data.ift else seeds.from_world
+    sets, report = make(run.cfg.data, run.cfg.seed)
+    for name, rows in sets.items():
+        if name != "documents":
+            _write_seed(run, name, rows)
+    shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
+    if (shown := len(shown_prompts(run))) <= shots:
+        raise seeds.SeedError(
+            f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
+            f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
+            "prompts.seed_shots"
+        )
+    if report:
+        storage.write_json(run.dir / "seed" / "report.json", report)
+        say(f"seed files: {report}")
+    _write_seed(run, "documents", sets["documents"], seconds=progress.seconds)
+    progress.add(sum(map(len, sets.values())))
+    progress.close(", ".join(f"{len(rows)} {name}" for name, rows in sets.items()))
+
+
+def _write_seed(run: Run, name: str, rows: list[Row], **facts: Any) -> None:
+    run.rows("seed", name).finish([{"id": f"{name}/{i}", **row} for i, row in enumerate(rows)], **facts)
+
+
+def tokenizer(run: Run) -> None:
+    """tokenizer/: the tokenizer and chat template of model.init; or a tokenizer trained on all training texts of the
+    seeds, and our template."""
+    folder = run.dir / "tokenizer"
+    if (folder / "manifest.json").exists():
+        return
+    if run.cfg.model.init:
+        _adopt_tokenizer(run, epath.Path(run.cfg.model.init), folder)
+    else:
+        _train_tokenizer(run, folder)
+    storage.write_json(folder / "manifest.json", {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size})
+    say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
+
+
+def _adopt_tokenizer(run: Run, source: epath.Path, folder: epath.Path) -> None:
+    _, raw = read_config(source)
+    read_chat(source)  # refuses what cannot be used before anything is copied
+    if (most := raw.get("max_position_embeddings", run.cfg.model.max_length)) < run.cfg.model.max_length:
+        raise HubError(
+            f"model.max_length is {run.cfg.model.max_length}, but {source} was made for {most} tokens: lower "
+            "model.max_length"
+        )
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            storage.write_atomic(folder / name, (source / name).read_bytes())
+
+
+def _train_tokenizer(run: Run, folder: epath.Path) -> None:
+    rows = [row for name in ("ift", "eft", "documents") for row in run.rows("seed", name).rows()]
+    texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
+    texts += [judge_template(run), prompt_template(run)]
+    settings = run.cfg.tokenizer
+    try:
+        model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)
+    except RuntimeError as error:  # SentencePiece says in its own words what is too small or too large
+        raise StageError(f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds: {error}") from None
+    storage.write_json(folder / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
+    storage.write_atomic(folder / "chat_template.jinja", chat.our_template("control").encode())
+    storage.write_atomic(folder / "tokenizer.model", model)
+
+
+def base(run: Run) -> None:
+    """m0: the weights of model.init; or a base model trained on plain documents, from random weights."""
+    if is_trained(run, "m0"):
+        return
+    if run.cfg.model.init:
+        _adopt_weights(run, epath.Path(run.cfg.model.init))
+    else:
+        texts = [row["text"] for row in run.rows("seed", "documents").rows()]
+        width = run.cfg.base.width
+        examples = [piece for text in texts for piece in chat.pieces(run.chat.document(text), width)]
+        model = Llama(run.llama())
+        say(f"model: {parameter_count(run.llama()):,} parameters, {run.mesh.size} device(s)")
+        # Jitted with out_shardings: each device makes its own part.
+        init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), int))["params"], out_shardings=run.shardings)
+        start = init(run.key("m0", "init"))
+        train_packed(run, "m0", "base", examples, start)
+
+
+def _adopt_weights(run: Run, source: epath.Path) -> None:
+    progress = Progress("m0 init", 1)
+    checkpoints.save(run.dir / "m0" / "checkpoint", hf.load(source, run.llama(), run.shardings))
+    facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0, "seconds": progress.seconds}
+    storage.write_json(run.dir / "m0" / "manifest.json", facts)
+    progress.add(1)
+    progress.close(f"{parameter_count(run.llama()):,} parameters of {source}")
+    run.spent()

@@ -1,0 +1,123 @@
+"""The trained models: SFT to M1, DPO to M2, M3, ..."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from selfreward_jax import storage
+from selfreward_jax.llm import chat
+from selfreward_jax.llm.llama import Llama
+from selfreward_jax.report.progress import Progress, say
+from selfreward_jax.run import Run
+from selfreward_jax.stages.inputs import StageError, seed_examples
+from selfreward_jax.train import checkpoints, dpo, sft, trainer
+
+
+def supervised(run: Run) -> None:
+    """m1: the base model trained on IFT, EFT and few-shot prompt rows."""
+    if not is_trained(run, "m1"):
+        examples = [e for rows in seed_examples(run, ("ift", "eft", "prompts")).values() for e in rows]
+        train_packed(run, "m1", "sft", examples, run.params("m0"))
+
+
+def preferences(run: Run, t: int) -> None:
+    """m_t: DPO on the pairs of round t, started from m_(t-1), which is the reference."""
+    name, previous = f"m{t}", f"m{t - 1}"
+    if is_trained(run, name):
+        return
+    settings = run.cfg.dpo
+    pairs = [
+        dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
+        for r in run.rows(name, "pairs").rows()
+    ]
+    start = run.params(previous)
+    reference = dpo.reference_logprobs(Llama(run.llama()), start, pairs, settings.batch, run.mesh)
+    replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
+    replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
+    steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
+    model = Llama(run.llama(settings.dropout))
+    tokens = 2 * settings.batch * dpo.pair_width(pairs) + bool(replay) * settings.replay_batch * settings.replay_width
+    _train(run, name, "dpo", dpo.loss_fn(model, settings), steps, batch_at, start, tokens, rows=len(pairs))
+
+
+def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
+    """The texts of at most `width` tokens; says how many are left out."""
+    kept = [e for e in examples if len(e.ids) <= width]
+    if len(kept) < len(examples):
+        say(f"{what}: {len(examples) - len(kept)} of {len(examples)} texts are longer than {width} tokens, left out")
+    if not kept:
+        raise StageError(f"{what}: no text fits into {width} tokens; raise the width")
+    return kept
+
+
+def is_trained(run: Run, model: str) -> bool:
+    """Whether the model is whole on disk."""
+    trained = (run.dir / model / "manifest.json").exists()
+    if trained and (steps := run.dir / model / "steps").exists():
+        steps.rmtree()  # a kill came between the manifest and this
+    return trained
+
+
+def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Any) -> None:
+    """NAME/checkpoint: trained from `start` on the texts, packed, by the settings of `stage`."""
+    settings = run.cfg[stage]
+    examples = fitting(examples, settings.width, f"{name} {stage}")
+    model = Llama(run.llama(settings.dropout))
+    steps, batch_at = sft.batches_of(examples, settings, run.seed(name, stage), run.mesh)
+    tokens = settings.batch * settings.width
+    _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, rows=len(examples))
+
+
+def _train(
+    run: Run,
+    name: str,
+    stage: str,
+    loss_fn: trainer.LossFn,
+    steps: int,
+    batch_at: Any,
+    start: Any,
+    tokens_a_step: int,
+    rows: int,
+) -> None:
+    """Trains from `start` (or from the latest saved step) and leaves NAME/checkpoint and NAME/manifest.json."""
+    settings = run.cfg[stage]
+    rate = trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup)
+    optimizer = trainer.make_optimizer(rate, run.cfg.optimizer)
+    shardings = trainer.state_shardings(optimizer, run.abstract_params(), run.shardings, run.mesh)
+
+    def fresh(params: Any) -> trainer.State:
+        # A copy: the update donates its state, and `start` may still be held as the model it is.
+        return trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    path = run.dir / name / "steps"
+    if (step := checkpoints.latest_step(path)) is not None:
+        state = checkpoints.restore(path / str(step), jax.eval_shape(fresh, start), shardings)
+        say(f"{name} {stage}: going on from step {step}")
+    else:
+        state = jax.jit(fresh, out_shardings=shardings)(start)
+    del start
+    run.release()
+    progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        run.log(model=name, stage=stage, step=step, **metrics)
+        progress.add(1, tokens_a_step, note=f"loss {metrics['loss']:.3f}")
+
+    state = trainer.fit(
+        state,
+        trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
+        batch_at,
+        steps,
+        run.key(name, stage),
+        save_every=run.cfg.save_every,
+        path=path,
+        report=report,
+    )
+    checkpoints.save(run.dir / name / "checkpoint", state.params)
+    facts = {"stage": stage, "rows": rows, "steps": steps, "tokens": steps * tokens_a_step}
+    storage.write_json(run.dir / name / "manifest.json", {**facts, "seconds": progress.seconds})
+    if path.exists():
+        path.rmtree()
+    progress.close()
+    run.spent()
