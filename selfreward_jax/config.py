@@ -1,5 +1,6 @@
 """Every setting: its unit, its default, the scales, and the checks that come before any work."""
 
+import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -144,6 +145,29 @@ def get(scale: str = "") -> ConfigDict:
         raise ConfigError(f"scale {scale!r} is not known; scales: tiny, {', '.join(SCALES)}")
     c.update_from_flattened_dict(SCALES[scale])
     return c
+
+
+def from_stored(stored: dict[str, Any]) -> ConfigDict:
+    """The settings that a working directory's config.json holds.
+
+    Raises:
+      ConfigError: it has a field that is no setting, or lacks one.
+    """
+    c = defaults()
+    stored = {name: value for name, value in stored.items() if name != "inputs"}
+    if difference := _missing(json.loads(c.to_json()), stored):
+        raise ConfigError(f"config.json of another version: {difference}")
+    with c.unlocked():
+        c.update(stored)
+    c.dpo.replay_sets = tuple(c.dpo.replay_sets)
+    return c
+
+
+def _missing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        return f"the field {prefix}{name} is only in {'this program' if name in ours else 'the file'}"
+    parts = [_missing(ours[n], theirs[n], f"{prefix}{n}.") for n in ours if isinstance(ours[n], dict)]
+    return next(filter(None, parts), None)
 
 
 SCALES: dict[str, dict[str, Any]] = {

@@ -31,14 +31,16 @@ class Run:
     Args:
       cfg: checked settings.
       directory: the working directory; made if it is not there.
+      claim: whether the run will write there, and so must be of the same settings as what is there.
 
     Raises:
       config.ConfigError: the settings cannot work, or the directory holds a run with other ones.
     """
 
-    def __init__(self, cfg: ConfigDict, directory: str) -> None:
+    def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True) -> None:
         self.cfg = cfg
-        config.check(cfg, row_devices=1)
+        if claim:
+            config.check(cfg, row_devices=1)
         self.dir = epath.Path(directory)
         if "://" not in directory:
             self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
@@ -46,12 +48,25 @@ class Run:
             self.mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor)
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
-        config.check(cfg, row_multiple(self.mesh))
-        self._claim()
+        if claim:
+            config.check(cfg, row_multiple(self.mesh))
+            self._claim()
         self._started = time.monotonic()
         self._spent = storage.read_json(self.dir / "spent.json") or {"seconds": 0.0, "peak_memory_bytes": 0}
         self._chat: Chat | None = None
         self._held: tuple[str, Params] | None = None
+
+    @classmethod
+    def reopen(cls, directory: str) -> "Run":
+        """The run of a working directory, to be read.
+
+        Raises:
+          config.ConfigError: there is no run, or it was made by another version of the settings.
+        """
+        stored = storage.read_json(epath.Path(directory) / "config.json")
+        if not isinstance(stored, dict) or "iterations" not in stored:
+            raise config.ConfigError(f"workdir {directory} holds no run: there is no config.json of one")
+        return cls(config.from_stored(stored), directory, claim=False)
 
     def _claim(self) -> None:
         """Writes config.json, or makes sure that the one there is ours."""

@@ -1,5 +1,9 @@
 """What several test files share."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,30 @@ from selfreward_jax.llm.llama import Weight, weights
 
 # Tests compile many small programs and run each of them once.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(workdir, iterations, *options):
+    """The main command at the smallest scale."""
+    config = f"--config=configs/iter{iterations}.py:micro"
+    return [sys.executable, "-m", "selfreward_jax.main", config, f"--workdir={workdir}", *options]
+
+
+def run(workdir, iterations, *options):
+    """Runs it."""
+    done = subprocess.run(command(workdir, iterations, *options), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """An uninterrupted run to M2. Tests must leave it as it is."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    run(workdir, 2)
+    return workdir
 
 
 @pytest.fixture(scope="session")

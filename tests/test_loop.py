@@ -10,20 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, command, run
 
-ROOT = Path(__file__).parent.parent
 FILES = ("prompts", "candidates", "judgements", "pairs")
-
-
-def command(workdir: Path, iterations: int, *options: str) -> list[str]:
-    config = f"--config=configs/iter{iterations}.py:micro"
-    return [sys.executable, "-m", "selfreward_jax.main", config, f"--workdir={workdir}", *options]
-
-
-def run(workdir: Path, iterations: int, *options: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(workdir, iterations, *options), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def contents(workdir: Path) -> dict[str, str]:
@@ -43,14 +32,6 @@ def contents(workdir: Path) -> dict[str, str]:
     for path in sorted(workdir.glob("*/*.jsonl")):
         found[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run to M2."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    run(workdir, 2)
-    return workdir
 
 
 def test_the_loop_reaches_m2_and_sums_up(whole):

@@ -19,10 +19,13 @@ from selfreward_jax.parallel.sharding import by_row, row_multiple
 
 
 class Request(NamedTuple):
-    """A prompt to be answered; `id` names the row and seeds its random numbers."""
+    """A prompt to be answered; `id` names the row and seeds its random numbers.
+
+    prompt: what a user says; or a conversation, as (role, text) turns.
+    """
 
     id: str
-    prompt: str
+    prompt: str | Sequence[tuple[str, str]]
 
 
 class Sampling(NamedTuple):
@@ -53,6 +56,7 @@ class Engine:
       mesh: where it runs.
       rows: samples decoded at once; the batch size of the device program.
       max_length: most tokens of prompt and completion together; longer prompts are refused.
+      raw: prompts are plain text to be continued, not messages to be answered.
     """
 
     BUCKET = 16  # prompt lengths are rounded up to a multiple of this, to compile few programs
@@ -66,14 +70,21 @@ class Engine:
         *,
         rows: int,
         max_length: int,
+        raw: bool = False,
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
-        self.rows, self.max_length = rows, max_length
+        self.rows, self.max_length, self.raw = rows, max_length, raw
         self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
 
-    def fits(self, prompt: str, max_new: int) -> bool:
+    def ids(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
+        """The ids that the model is given for a request's prompt."""
+        if not isinstance(prompt, str):
+            return self.chat.ids(prompt)
+        return self.chat.opening(prompt) if self.raw else self.chat.prompt_ids(prompt)
+
+    def fits(self, prompt: str | Sequence[tuple[str, str]], max_new: int) -> bool:
         """Whether `prompt` leaves room for `max_new` tokens."""
-        return len(self.chat.prompt_ids(prompt)) + max_new <= self.max_length
+        return len(self.ids(prompt)) + max_new <= self.max_length
 
     def generate(self, requests: Sequence[Request], how: Sampling, key: jax.Array) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
@@ -101,7 +112,7 @@ class Engine:
         """
         if len({r.id for r in requests}) != len(requests):
             raise ValueError("request ids repeat; every id must name one row")
-        ids = [self.chat.prompt_ids(r.prompt) for r in requests]
+        ids = [self.ids(r.prompt) for r in requests]
         for request, tokens in zip(requests, ids, strict=True):
             if len(tokens) + how.max_new > self.max_length:
                 raise ValueError(

@@ -139,12 +139,26 @@ class Chat:
             follows = "control"
         return ids
 
+    def text(self, prompt: str, response: str) -> str:
+        """A prompt and its response as they are written, control pieces too."""
+        piece_of = {i: piece for piece, i in self.tokenizer.controls.items()}
+        parts = [*self._format(("user",), True), *self._tail]
+        said = (prompt, response)
+        return "".join(
+            piece_of[p] if isinstance(p, int) else p if isinstance(p, str) else said[p.message] for p in parts
+        )
+
+    def opening(self, text: str) -> list[int]:
+        """Ids of plain text that goes on."""
+        ids = [self.tokenizer.controls[self.bos]] if self.bos else []
+        ids += self.tokenizer.encode(text, "nothing") if text else []
+        if not ids:
+            raise ChatError("a model without a token that begins a text cannot go on from an empty one")
+        return ids
+
     def document(self, text: str) -> Example:
         """Plain text for a base model: everything after the first id is a target."""
-        c = self.tokenizer.controls
-        ids = (
-            [c[p] for p in (self.bos,) if p] + self.tokenizer.encode(text, "nothing") + [c[p] for p in (self.eos,) if p]
-        )
+        ids = self.opening(text) + ([self.tokenizer.controls[self.eos]] if self.eos else [])
         return Example(ids, [False] + [True] * (len(ids) - 1))
 
     def response_text(self, ids: Sequence[int]) -> str:

@@ -92,3 +92,85 @@ def _template(folder: epath.Path, settings: dict[str, Any]) -> str | None:
     if isinstance(given, list):  # several, by name
         given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}.get("default")
     return given
+
+
+def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path) -> None:
+    """Writes the tokenizer files of a model into `folder`: those of `source`, what is missing made.
+
+    A SentencePiece model of our own gets a tokenizer.json beside it, which is what other programs read.
+    """
+    for name in FILES:
+        if name != "config.json" and (source / name).exists():
+            (folder / name).write_bytes((source / name).read_bytes())
+    (folder / "chat_template.jinja").write_text(chat.template)
+    settings = _json(source / "tokenizer_config.json")
+    if not (folder / "tokenizer.json").exists() and "tokenizer_class" not in settings:
+        (folder / "tokenizer.json").write_text(sentencepiece_json(chat.tokenizer))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings |= {"bos_token": chat.bos, "eos_token": chat.eos, "clean_up_tokenization_spaces": False}
+    settings.pop("chat_template", None)  # the file of its own counts
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    generation = _json(source / "generation_config.json") | {"eos_token_id": list(chat.stop_ids)}
+    if chat.bos:
+        generation["bos_token_id"] = chat.tokenizer.controls[chat.bos]
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def sentencepiece_json(tokenizer: SentencePiece) -> str:
+    """tokenizer.json of a SentencePiece BPE model that puts a space in front of every text and changes no character.
+
+    SentencePiece merges the pair of neighbours whose union has the best score; tokenizer.json lists pairs in the order
+    in which they merge. So: all ways to cut a piece in two pieces, in the order of the piece's score.
+    """
+    pieces = tokenizer.pieces()
+    ids = {p.text: i for i, p in enumerate(pieces)}
+    pairs = []
+    for piece in pieces:
+        if piece.kind == "normal" and len(piece.text) > 1:
+            cuts = [(piece.text[:i], piece.text[i:]) for i in range(1, len(piece.text))]
+            pairs += [(-piece.score, ids[a], ids[b], a, b) for a, b in cuts if a in ids and b in ids]
+    by_bytes = any(p.kind == "byte" for p in pieces)
+    space = "\u2581"
+    fuse = [{"type": "ByteFallback"}, {"type": "Fuse"}] if by_bytes else [{"type": "Fuse"}]
+    spec = {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": i,
+                "content": p.text,
+                "special": True,
+                "normalized": False,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+            }
+            for i, p in enumerate(pieces)
+            if p.kind == "control"
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": space},
+                {"type": "Replace", "pattern": {"String": " "}, "content": space},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": space}, "content": " "},
+                *fuse,
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": next(p.text for p in pieces if p.kind == "unknown"),
+            "fuse_unk": True,
+            "byte_fallback": by_bytes,
+            "vocab": ids,
+            "merges": [[a, b] for *_, a, b in sorted(pairs)],
+        },
+    }
+    return json.dumps(spec, ensure_ascii=False)

@@ -8,7 +8,7 @@ import io
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import sentencepiece as spm
 import tokenizers
@@ -36,6 +36,14 @@ class Tokenizer(Protocol):
         ...
 
 
+class Piece(NamedTuple):
+    """A piece of a SentencePiece vocabulary; kind: normal, control, byte or unknown."""
+
+    text: str
+    score: float
+    kind: str
+
+
 class SentencePiece:
     """A SentencePiece model held in memory."""
 
@@ -58,6 +66,13 @@ class SentencePiece:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control ids left out."""
         return self._sp.decode([int(i) for i in ids if not self._sp.is_control(int(i))])
+
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, by id."""
+        sp = self._sp
+        ask = {"control": sp.is_control, "byte": sp.is_byte, "unknown": sp.is_unknown}
+        kinds = [next((k for k, is_kind in ask.items() if is_kind(i)), "normal") for i in range(self.vocab_size)]
+        return [Piece(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in enumerate(kinds)]
 
 
 class TokenizerJson:

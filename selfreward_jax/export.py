@@ -1,0 +1,89 @@
+"""Writes a model of a run as a folder that transformers, vLLM, llama.cpp and Ollama load.
+
+python -m selfreward_jax.export --workdir=runs/a --model=m3 --to=out/
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from etils import epath
+
+from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.llm import hf
+from selfreward_jax.llm.chat import Chat
+from selfreward_jax.llm.hf_config import DTYPES, HubError, write_config
+from selfreward_jax.llm.hf_tokenizer import write_tokenizer
+from selfreward_jax.report.card import card
+from selfreward_jax.saved import Saved, open_model
+
+
+def main(argv: list[str]) -> int:
+    """Exports. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    parser = argparse.ArgumentParser(
+        "selfreward_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="the run's working directory")
+    parser.add_argument("--model", default="", help="which model, such as m3; the last one if not given")
+    parser.add_argument("--to", required=True, help="the folder to write; it must not be there yet")
+    parser.add_argument("--dtype", default="", choices=["", *DTYPES], help="of the weights; as they came if not given")
+    parser.add_argument("--shard_gb", type=float, default=5.0, help="most gigabytes a file")
+    parser.error = _refuse
+    try:
+        options = parser.parse_args(argv[1:])
+        to = epath.Path(options.to)
+        if to.exists():
+            raise ConfigError(f"--to {to} is there already: give another name, or move it away")
+        model = open_model(options.workdir, options.model)
+        write(model, to, options.dtype or _stored_dtype(model), options.shard_gb * 1e9)
+    except (ConfigError, HubError, OSError) as error:
+        print(f"selfreward_jax: {error}", file=sys.stderr)
+        return 2
+    print(f"{model.name} -> {to}")
+    return 0
+
+
+def _refuse(message: str) -> None:
+    raise ConfigError(message)
+
+
+def _stored_dtype(model: Saved) -> str:
+    origin = model.origin or {}
+    return str(origin.get("dtype") or origin.get("torch_dtype") or "float32")
+
+
+def write(model: Saved, to: epath.Path, dtype: str, shard_bytes: float) -> None:
+    """Writes the whole folder beside `to`, and gives it its name when it is whole."""
+    making = to.with_name(to.name + ".partial")
+    if making.exists():
+        making.rmtree()
+    making.mkdir(parents=True)
+    assert model.run is not None, "what is exported is a run's model"
+    write_tokenizer(making, model.chat, model.run.dir / "tokenizer")
+    storage.write_json(making / "config.json", write_config(model.cfg, model.origin, dtype, **_token_facts(model)))
+    hf.save(making, model.cfg, model.params, dtype, shard_bytes)
+    (making / "Modelfile").write_text(modelfile(model.chat))
+    (making / "README.md").write_text(card(model.run, model.name, dtype))
+    making.rename(to)
+
+
+def _token_facts(model: Saved) -> dict[str, Any]:
+    if model.origin:
+        return {}
+    ids = model.chat.tokenizer.controls
+    facts = {"max_position_embeddings": model.max_length, "eos_token_id": list(model.chat.stop_ids)}
+    return facts | ({"bos_token_id": ids[model.chat.bos]} if model.chat.bos else {})
+
+
+def modelfile(chat: Chat) -> str:
+    """Ollama's Modelfile: where the weights are, the template in Go's dialect, and the pieces that end a response."""
+    piece_of = {i: piece for piece, i in chat.tokenizer.controls.items()}
+    stops = "".join(f"PARAMETER stop {json.dumps(piece_of[i])}\n" for i in chat.stop_ids if i in piece_of)
+    template = chat.text("{{ .Prompt }}", "{{ .Response }}").removeprefix(chat.bos or "")  # Ollama adds the first piece
+    return f'FROM .\nTEMPLATE """{template}"""\n{stops}'
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,64 @@
+"""A model at rest: one of a run's, or a Hugging Face folder."""
+
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+from jax.sharding import Mesh
+
+from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.llm import hf
+from selfreward_jax.llm.chat import Chat
+from selfreward_jax.llm.hf_config import read_config
+from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.llm.llama import LlamaConfig, Params, weights
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.run import Run
+
+
+class Saved(NamedTuple):
+    """A model with all that is needed to use it."""
+
+    name: str  # "m3", or the folder's
+    cfg: LlamaConfig
+    params: Params
+    chat: Chat
+    mesh: Mesh
+    max_length: int  # tokens
+    origin: dict[str, Any] | None  # config.json of the Hugging Face folder that it is, or was trained from
+    run: Run | None
+
+
+def open_model(path: str, name: str = "") -> Saved:
+    """Opens a model.
+
+    Args:
+      path: a working directory, or a Hugging Face folder.
+      name: which model of a working directory, such as "m3"; the last one if not given.
+
+    Raises:
+      ConfigError: there is no such model.
+      HubError: the folder cannot be used.
+    """
+    found = storage.read_json(epath.Path(path) / "config.json")
+    if isinstance(found, dict) and "architectures" in found:
+        return _of_folder(epath.Path(path))
+    run = Run.reopen(path)
+    models = sorted(p.parent.name for p in run.dir.glob("m*/checkpoint") if re.fullmatch(r"m\d+", p.parent.name))
+    models = [m for m in models if (run.dir / m / "manifest.json").exists()]
+    if not models or (name and name not in models):
+        raise ConfigError(f"workdir {path} holds {', '.join(models) or 'no model'}" + f", not {name}" * bool(name))
+    name = name or max(models, key=lambda m: int(m[1:]))
+    origin = read_config(run.dir / "tokenizer")[1] if run.cfg.model.init else None
+    return Saved(name, run.llama(), run.params(name), run.chat, run.mesh, run.cfg.model.max_length, origin, run)
+
+
+def _of_folder(folder: epath.Path) -> Saved:
+    cfg, raw = read_config(folder)
+    chat = read_chat(folder)
+    cfg, mesh = dataclasses.replace(cfg, dtype=cfg.param_dtype), make_mesh()
+    params = hf.load(folder, cfg, declared_shardings(weights(cfg), mesh))
+    return Saved(folder.name, cfg, params, chat, mesh, raw.get("max_position_embeddings", 2048), raw, None)

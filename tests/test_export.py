@@ -1,0 +1,245 @@
+"""Models out of a run and into use: the exported folder, answering a file of prompts, and a conversation."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfreward_jax import export
+from selfreward_jax.generate import __main__ as generate
+from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
+from selfreward_jax.llm.llama import Llama
+from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
+from selfreward_jax.saved import open_model
+
+PROMPT = "This is Hanna. Which five instruments would suit my story?"
+
+
+def ended(program, *argv):
+    """Exit code and standard error of a program run in this process."""
+    err = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", err)
+        code = program.main(["program", *argv])
+    return code, err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def exported(whole, tmp_path_factory):
+    to = tmp_path_factory.mktemp("export") / "m2"
+    assert ended(export, f"--workdir={whole}", "--model=m2", f"--to={to}", "--shard_gb=0.0001")[0] == 0
+    return to
+
+
+@pytest.fixture(scope="module")
+def both(whole, exported):
+    return open_model(str(whole), "m2"), open_model(str(exported))
+
+
+def test_the_exported_model_is_the_model(both):
+    ours, theirs = both
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    ids = ours.chat.prompt_ids(PROMPT)
+    assert theirs.chat.prompt_ids(PROMPT) == ids
+    assert theirs.chat.stop_ids == ours.chat.stop_ids
+    assert theirs.chat.example(PROMPT, "Sure, Hanna!") == ours.chat.example(PROMPT, "Sure, Hanna!")
+    logits = [Llama(m.cfg).apply({"params": m.params}, np.array([ids])) for m in both]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_the_folder_holds_what_other_programs_look_for(exported):
+    names = {p.name for p in exported.iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert {"chat_template.jinja", "Modelfile", "README.md", "model.safetensors.index.json"} <= names
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {n for n in names if n.endswith(".safetensors")}
+    assert index["metadata"]["total_size"] == 4 * sum(x.size for x in jax.tree.leaves(open_model(str(exported)).params))
+    modelfile = (exported / "Modelfile").read_text()
+    assert 'TEMPLATE """<|user|>{{ .Prompt }}<|end|><|assistant|>{{ .Response }}<|end|>"""' in modelfile
+    assert 'PARAMETER stop "<|end|>"' in modelfile
+
+
+def test_the_card_has_the_runs_own_figures_and_hashes(whole, exported):
+    card = (exported / "README.md").read_text()
+    figures = json.loads((whole / "m2" / "eval.json").read_text())
+    assert f"| oracle mean | {figures['oracle']['mean']:.4g} |" in card
+    assert json.loads((whole / "m2" / "pairs.manifest.json").read_text())["sha256"] in card
+    assert json.loads((whole / "seed" / "ift.manifest.json").read_text())["sha256"] in card
+    settings = json.loads(card.split("```json\n")[1].split("```")[0])
+    assert settings == json.loads((whole / "config.json").read_text())
+
+
+def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    message = [{"role": "user", "content": PROMPT}]
+    ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    ours = both[0]
+    assert ids == ours.chat.prompt_ids(PROMPT)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(Llama(ours.cfg).apply({"params": ours.params}, np.array([ids]))[0], logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--workdir=WHOLE", "--to=HERE"], "is there already"),
+        (["--workdir=WHOLE", "--model=m7", "--to=HERE/new"], "holds m0, m1, m2, not m7"),
+        (["--workdir=HERE", "--to=HERE/new"], "holds no run"),
+        (["--workdir=WHOLE"], "--to"),
+        (["--workdir=WHOLE", "--to=HERE/new", "--dtype=int8"], "int8"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_one_line(whole, tmp_path, argv, said):
+    code, err = ended(export, *[a.replace("WHOLE", str(whole)).replace("HERE", str(tmp_path)) for a in argv])
+    assert (code, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_other_settings_is_not_opened(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "old")
+    stored = json.loads((whole / "config.json").read_text())
+    stored["dpo"]["gamma"] = 1.0
+    (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
+    code, err = ended(export, f"--workdir={tmp_path}/old", f"--to={tmp_path}/new")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "dpo.gamma" in err
+
+
+# --- tokenizer.json of a SentencePiece model -------------------------------------------------------------------
+
+WORDS = [
+    "the judge",
+    " two  spaces",
+    "fruits",
+    "Score: 5",
+    "\n",
+    "\n\n",
+    "é",
+    "ü",
+    "<",
+    "<|end|>",
+    "<bos>",
+    "ab",
+    "aab",
+]
+TEXT = st.lists(
+    st.one_of(st.sampled_from(WORDS), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)), max_size=8
+).map("".join)
+CORPUS = ["The judge reads the fruits: apple, plum.\nScore: 5", "two  spaces, é ü", "a < b | c > d aab abab"] * 3
+PIECES = {
+    by_bytes: SentencePiece(train_sentencepiece(CORPUS, 420 if by_bytes else 110, by_bytes))
+    for by_bytes in (True, False)
+}
+
+
+@pytest.mark.parametrize("by_bytes", [True, False])
+@settings(max_examples=300, deadline=None)
+@given(text=TEXT)
+def test_tokenizer_json_gives_the_ids_of_its_sentencepiece_model(by_bytes, text):
+    ours = PIECES[by_bytes]
+    theirs = TokenizerJson(sentencepiece_json(ours))
+    text = text.replace("\0", "")  # SentencePiece has its own mind about the null character
+    for follows in ("nothing", "control", "text"):
+        assert theirs.encode(text, follows) == ours.encode(text, follows)
+    unknown = next(i for i, p in enumerate(ours.pieces()) if p.kind == "unknown")
+    if unknown not in (ids := ours.encode(text)):  # each has its own sign for what it does not know
+        assert theirs.decode(ids) == ours.decode(ids)
+    assert theirs.controls == ours.controls
+
+
+# --- answering a file ------------------------------------------------------------------------------------------
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_of_prompts_is_answered_in_its_order(exported, tmp_path):
+    rows = [{"prompt": PROMPT}, {"prompt": "Hi.", "id": "short"}, {"prompt": PROMPT + " " + PROMPT, "id": "long"}]
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "o.jsonl"
+    argv = [f"--model={exported}", f"--prompts={prompts}", f"--out={out}", "--chat", "--samples=2", "--max_new=8"]
+    code, err = ended(generate, *argv, "--logprobs")
+    assert code == 0, err
+    made = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["id"], r["prompt"]) for r in made] == [("1", PROMPT), ("short", "Hi."), ("long", f"{PROMPT} {PROMPT}")]
+    for row in made:
+        assert len(row["responses"]) == 2
+        for response in row["responses"]:
+            assert 1 <= len(response["ids"]) == len(response["logprobs"]) <= 8
+            assert all(p < 0 for p in response["logprobs"])
+    again = tmp_path / "again.jsonl"
+    assert ended(generate, *[a.replace(str(out), str(again)) for a in argv])[0] == 0
+    without = [{**r, "responses": [{k: x[k] for k in ("text", "finished")} for x in r["responses"]]} for r in made]
+    assert [json.loads(line) for line in again.read_text().splitlines()] == without
+
+
+def test_a_workdir_answers_too_and_raw_text_is_continued(whole, tmp_path):
+    prompts, out = write(tmp_path / "p.jsonl", {"prompt": "Among the birds are"}), tmp_path / "o.jsonl"
+    argv = [f"--model={whole}", "--name=m0", f"--prompts={prompts}", f"--out={out}", "--temperature=0", "--max_new=4"]
+    assert ended(generate, *argv, "--logprobs")[0] == 0
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    model = open_model(str(whole), "m0")
+    ids = model.chat.opening("Among the birds are")
+    for drawn in row["responses"][0]["ids"]:
+        assert drawn == int(Llama(model.cfg).apply({"params": model.params}, np.array([ids]))[0, -1].argmax())
+        ids.append(drawn)
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "said"),
+    [
+        ('{"prompt": "a"}\nno', [], "line 2 is not JSON"),
+        ('{"prompt": 3}', [], 'line 1 is no object with a "prompt"'),
+        ('{"prompt": "a", "id": "x"}\n\n{"prompt": "b", "id": "x"}', [], "line 3: the id 'x'"),
+        ("\n", [], "has no prompts"),
+        ('{"prompt": "' + "word " * 300 + '"}', [], "pass the 256 of the model"),
+        ('{"prompt": "a"}', ["--out=PROMPTS"], "is there already"),
+        ('{"prompt": "a"}', ["--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        ('{"prompt": "a"}', ["--model=nowhere"], "nowhere"),
+        ('{"prompt": "a"}', ["--top_p=0"], "--top_p is 0"),
+        ('{"prompt": "a"}', ["--samples=0"], "--samples is 0"),
+        ('{"prompt": "a"}', ["--max_new=some"], "some"),
+    ],
+)
+def test_what_cannot_be_answered_is_told_in_one_line(exported, tmp_path, text, argv, said):
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    prompts.write_text(text)
+    given_argv = [f"--model={exported}", f"--prompts={prompts}", f"--out={out}", "--max_new=4"]
+    code, err = ended(generate, *given_argv, *[a.replace("PROMPTS", str(prompts)) for a in argv])
+    assert (code, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert not out.exists()
+
+
+def test_a_conversation_remembers_its_turns_until_an_empty_line(both, capsys):
+    model = both[1]
+    options = Namespace(
+        chat=False, interactive=True, samples=1, temperature=0.0, top_p=1.0, max_new=6, max_length=0, seed=0
+    )
+    generate.converse(model, options, io.StringIO("Hi.\nHi.\n\nHi.\n" + "word " * 300 + "\n"))
+    out, err = capsys.readouterr()
+    first, _, third = out.splitlines()
+    assert first == third  # the same beginning, greedily
+    assert "too long" in err
+
+
+def test_the_programs_run_as_modules():
+    for program in ("export", "generate"):
+        argv = [sys.executable, "-m", f"selfreward_jax.{program}", "--help"]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"selfreward_jax.{program}" in done.stdout
