@@ -42,6 +42,7 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     stages.supervised(r)
     evaluate(r, 1)
     for t in range(2, cfg.iterations + 1):
+        stages.check_judge(r, f"m{t - 1}")
         stages.prompts(r, t)
         asked = r.rows(f"m{t}", "prompts").rows()
         stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")

@@ -157,4 +157,5 @@ def test_health_counts_votes_answers_and_scores():
     assert health["parse_rate"] == pytest.approx(2 / 6)
     assert health["histogram"] == {"4": 2}
     assert health["unscored"] == 1
+    assert health["spread"] == 0.0
     assert judging.health([])["parse_rate"] is None

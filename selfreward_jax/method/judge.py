@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import pstdev
 from typing import Any
 
 from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
@@ -95,7 +96,8 @@ def by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
 
 
 def health(judgements: Sequence[Row]) -> dict[str, Any]:
-    """How the judge did: votes, share readable, histogram of votes (rounded), answers without a score."""
+    """How the judge did: votes, share readable, histogram of votes (rounded), their standard deviation, answers
+    without a score."""
     votes = [v["score"] for row in judgements for v in row["votes"]]
     readable = [v for v in votes if v is not None]
     return {
@@ -103,5 +105,6 @@ def health(judgements: Sequence[Row]) -> dict[str, Any]:
         "votes": len(votes),
         "parse_rate": len(readable) / len(votes) if votes else None,
         "histogram": {str(k): n for k, n in sorted(Counter(round(v) for v in readable).items())},
+        "spread": round(pstdev(readable), 3) if readable else None,
         "unscored": sum(row["score"] is None for row in judgements),
     }

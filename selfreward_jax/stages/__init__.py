@@ -2,7 +2,7 @@
 what it makes is whole, and goes on from what is there if it is not."""
 
 from selfreward_jax.stages.inputs import StageError, check_templates
-from selfreward_jax.stages.rounds import answer, judge, pairs, prompts, self_judge
+from selfreward_jax.stages.rounds import answer, check_judge, judge, pairs, prompts, self_judge
 from selfreward_jax.stages.start import base, seed, tokenizer
 from selfreward_jax.stages.training import preferences, supervised
 
@@ -10,6 +10,7 @@ __all__ = [
     "StageError",
     "answer",
     "base",
+    "check_judge",
     "check_templates",
     "judge",
     "pairs",

@@ -130,6 +130,22 @@ def self_judge(run: Run, t: int) -> None:
     judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
 
 
+def check_judge(run: Run, model: str) -> None:
+    """Stops a round before its first stage if `model` could not judge the fixed set of answers."""
+    _readable(run, f"{model} eval_judgements", run.rows(model, "eval_judgements").rows())
+
+
+def _readable(run: Run, label: str, judgements: list[Row]) -> dict[str, Any]:
+    health, least = judging.health(judgements), run.cfg.judge.least_parse_rate
+    if (health["parse_rate"] or 0.0) < least:
+        raise StageError(
+            f"{label}: the judge is too weak, {health['parse_rate'] or 0:.0%} of its votes can be read and "
+            f"judge.least_parse_rate is {least} ({health}): in a new --workdir train M1 longer, or give it more "
+            "judged rows"
+        )
+    return health
+
+
 def pairs(run: Run, t: int) -> None:
     """m_t/pairs.jsonl: best against worst answer of each prompt."""
     out = run.rows(f"m{t}", "pairs")
@@ -137,13 +153,7 @@ def pairs(run: Run, t: int) -> None:
         return
     judgements = run.rows(f"m{t}", "judgements").rows()
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
-    health, least = judging.health(judgements), run.cfg.judge.least_parse_rate
-    if (health["parse_rate"] or 0.0) < least:
-        raise StageError(
-            f"m{t} judgements: the judge is too weak, {health['parse_rate'] or 0:.0%} of its votes can be read and "
-            f"judge.least_parse_rate is {least} ({health}): in a new --workdir train M1 longer, or give it more "
-            "judged rows"
-        )
+    health = _readable(run, f"m{t} judgements", judgements)
     rows, counts = build_pairs(gather(found, judgements))
     if not rows:
         raise StageError(
