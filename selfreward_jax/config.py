@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from selfreward_jax.scales import SCALES
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names the field, its value and the remedy."""
@@ -33,7 +35,7 @@ def defaults() -> ConfigDict:
     c.tokenizer.byte_fallback = False  # spell unknown characters as bytes (256 pieces)
 
     c.model = ConfigDict()
-    c.model.init = ""  # a Hugging Face folder that is M0: its tokenizer and shapes replace the next ones, to qk_norm
+    c.model.init = ""  # M0: a Hugging Face folder, or hub:OWNER/NAME@REVISION; replaces the shapes to qk_norm
     c.model.dim = 96
     c.model.layers = 3
     c.model.heads = 4
@@ -168,79 +170,6 @@ def _missing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> 
         return f"the field {prefix}{name} is only in {'this program' if name in ours else 'the file'}"
     parts = [_missing(ours[n], theirs[n], f"{prefix}{n}.") for n in ours if isinstance(ours[n], dict)]
     return next(filter(None, parts), None)
-
-
-SCALES: dict[str, dict[str, Any]] = {
-    # Seconds, for tests: every stage runs, nothing is learnt.
-    "micro": {
-        "data.ift_rows": 64,
-        "data.eft_rows": 96,
-        "data.prompt_rows": 32,
-        "data.documents": 64,
-        "data.heldout_prompts": 8,
-        "data.ranked_prompts": 6,
-        "tokenizer.vocab_size": 640,
-        "model.dim": 32,
-        "model.layers": 2,
-        "model.heads": 2,
-        "model.head_dim": 16,
-        "model.hidden": 64,
-        "base.epochs": 8.0,
-        "base.batch": 4,
-        "sft.epochs": 10.0,
-        "sft.batch": 4,
-        "sft.lr": 2e-2,
-        "sft.lr_end": 2e-3,
-        "judge.least_parse_rate": 0.0,
-        "prompts.count": 8,
-        "prompts.wave": 16,
-        "prompts.most_attempts": 32,
-        "dpo.epochs": 2.0,
-        "dpo.batch": 4,
-        "dpo.replay_batch": 2,
-        "generate.rows": 32,
-        "save_every": 5,
-    },
-    # A user's own seeds, from scratch on a CPU: --config.data.ift=FILE --config.data.eft=FILE
-    "scratch": {
-        "data.ift_rows": 0,
-        "data.eft_rows": 0,
-        "data.prompt_rows": 600,
-        "tokenizer.vocab_size": 2048,
-        "tokenizer.byte_fallback": True,
-        "model.dim": 128,
-        "model.layers": 4,
-        "model.heads": 4,
-        "model.kv_heads": 2,
-        "model.hidden": 344,
-        "model.max_length": 512,
-        "base.epochs": 4.0,
-        "base.width": 512,
-        "base.batch": 12,
-        "sft.epochs": 4.0,
-        "sft.width": 512,
-        "sft.batch": 12,
-        "prompts.count": 200,
-        "prompts.max_new": 64,
-        "prompts.most_rouge": 0.7,
-        "prompts.least_words": 3,
-        "prompts.most_words": 60,
-        "prompts.most_attempts": 1024,
-        "candidates.max_new": 128,
-        "judge.max_new": 24,
-        "judge.least_parse_rate": 0.1,
-        "dpo.epochs": 2.0,
-        "dpo.lr": 1e-4,
-        "dpo.lr_end": 1e-5,
-        "dpo.batch": 16,
-        "dpo.replay_batch": 4,
-        "dpo.replay_width": 512,
-        "generate.rows": 128,
-        "evaluate.max_new": 128,
-        "data.heldout_prompts": 64,
-        "data.ranked_prompts": 120,
-    },
-}
 
 
 AT_LEAST = {

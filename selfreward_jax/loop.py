@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import stages, storage
 from selfreward_jax.evaluate import models as measure
+from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import summary
@@ -32,9 +33,9 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     r = Run(cfg, workdir)
     say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
     try:
-        stages.check_templates(r)
+        stages.check_inputs(r)
         stages.seed(r)
-    except (TemplateError, SeedError):
+    except (TemplateError, HubError, SeedError):
         r.disclaim()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
-from selfreward_jax.llm import hf
+from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
@@ -36,13 +36,15 @@ def open_model(path: str, name: str = "") -> Saved:
     """Opens a model.
 
     Args:
-      path: a working directory, or a Hugging Face folder.
+      path: a working directory, a Hugging Face folder, or hub:OWNER/NAME@REVISION.
       name: which model of a working directory, such as "m3"; the last one if not given.
 
     Raises:
       ConfigError: there is no such model.
       HubError: the folder cannot be used.
     """
+    if path.startswith(hub.PREFIX):
+        return _of_folder(hub.folder(path))
     found = storage.read_json(epath.Path(path) / "config.json")
     if isinstance(found, dict) and "architectures" in found:
         return _of_folder(epath.Path(path))

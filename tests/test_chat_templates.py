@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, ChatError, our_template, render
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.llm.hf_tokenizer import read_chat
@@ -266,3 +267,41 @@ def test_a_damaged_sentencepiece_model_is_named(tmp_path):
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     with pytest.raises(HubError, match=r"no tokenizer\.json and no tokenizer\.model"):
         read_chat(epath.Path(tmp_path))
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["hub:meta/llama", "hub:meta/llama@", "hub:llama@main", "hub:../x/y@z", "hub:a/b@c/d"])
+def test_a_hub_name_without_a_revision_is_refused_unasked(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(HubError, match="name a revision"):
+        hub.folder(name)
+
+
+def test_a_hub_name_asks_for_its_revision_and_for_no_code(monkeypatch, tmp_path):
+    asked = {}
+
+    def download(name, **how):
+        asked.update(how, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub.folder("hub:HuggingFaceTB/SmolLM2-135M@93efa2f") == epath.Path(tmp_path)
+    assert (asked["name"], asked["revision"]) == ("HuggingFaceTB/SmolLM2-135M", "93efa2f")
+    assert not [p for p in asked["allow_patterns"] if p.endswith((".bin", ".py", ".pt", "*"))]
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    def download(*_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(HubError, match=r"cannot be had from the hub .*no route to host") as error:
+        hub.folder("hub:a/b@c")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(HubError, match="'SmolLM2-135M'"):
+        hub.folder("SmolLM2-135M")

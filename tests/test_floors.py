@@ -28,6 +28,7 @@ FORBIDDEN = {
     "parallel": {PACKAGE},
     "storage": {PACKAGE},
     "config": {PACKAGE},
+    "scales": {PACKAGE},
 }
 
 
@@ -53,7 +54,7 @@ def floor(name):
 def faults(floor_name, names):
     """Those of `names` that a file of that floor may not import."""
     forbidden = FORBIDDEN[floor_name] | PROGRAMS
-    own = {name for name in names if name.split(".")[0] == PACKAGE and floor(name) != floor_name}
+    own = {name for name in names if name.split(".")[0] == PACKAGE and floor(name) not in (floor_name, "scales")}
     whole = own if PACKAGE in forbidden else set()
     oracle = (
         {n for n in names if f"{n}.".startswith(f"{PACKAGE}.worlds.oracle.")} if floor_name != "evaluate" else set()

@@ -90,7 +90,12 @@ def test_another_configuration_is_refused_in_one_line(whole):
 
 @pytest.mark.parametrize(
     ("field", "said"),
-    [("judge.template", "no template"), ("prompts.template", "no template"), ("data.ift", "cannot be read")],
+    [
+        ("judge.template", "no template"),
+        ("prompts.template", "no template"),
+        ("data.ift", "cannot be read"),
+        ("model.init", "no such folder"),
+    ],
 )
 def test_a_refused_file_leaves_the_directory_free(tmp_path, field, said):
     wrong = [f"--config.{field}={tmp_path}/none"] + [f"--config.data.eft={tmp_path}/none"] * (field == "data.ift")

@@ -1,7 +1,7 @@
 """The stages. Each makes one file or one model of the working directory from earlier ones: it does nothing if
 what it makes is whole, and goes on from what is there if it is not."""
 
-from selfreward_jax.stages.inputs import StageError, check_templates
+from selfreward_jax.stages.inputs import StageError, check_inputs
 from selfreward_jax.stages.rounds import answer, check_judge, judge, pairs, prompts, self_judge
 from selfreward_jax.stages.start import base, seed, tokenizer
 from selfreward_jax.stages.training import preferences, supervised
@@ -10,8 +10,8 @@ __all__ = [
     "StageError",
     "answer",
     "base",
+    "check_inputs",
     "check_judge",
-    "check_templates",
     "judge",
     "pairs",
     "preferences",

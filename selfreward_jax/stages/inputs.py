@@ -5,7 +5,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from selfreward_jax.llm import chat
+from selfreward_jax.llm import chat, hub
+from selfreward_jax.llm.hf_config import HubError, read_config
+from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import new_prompts, seeds, templates
 from selfreward_jax.run import Run
@@ -17,10 +19,20 @@ class StageError(RuntimeError):
     """A stage cannot go on; the message says what is wrong and what to do. Nothing made so far is lost."""
 
 
-def check_templates(run: Run) -> None:
-    """Reads the templates before any work: one that cannot be used shows now, not when its stage comes."""
+def check_inputs(run: Run) -> None:
+    """Reads the templates and the description of the model before any work: what cannot be used shows now, not when its
+    stage comes."""
     judge_template(run)
     prompt_template(run)
+    if run.cfg.model.init:
+        folder = hub.folder(run.cfg.model.init)
+        _, raw = read_config(folder)
+        read_chat(folder)
+        if (most := raw.get("max_position_embeddings", run.cfg.model.max_length)) < run.cfg.model.max_length:
+            raise HubError(
+                f"model.max_length is {run.cfg.model.max_length}, but {folder} was made for {most} tokens: lower "
+                "model.max_length"
+            )
 
 
 def judge_template(run: Run) -> str:

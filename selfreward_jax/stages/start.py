@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from selfreward_jax import storage
-from selfreward_jax.llm import chat, hf
-from selfreward_jax.llm.hf_config import HubError, read_config
+from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import FILES as TOKENIZER_FILES
-from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import Llama, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import seeds
@@ -60,21 +58,14 @@ def tokenizer(run: Run) -> None:
     if (folder / "manifest.json").exists():
         return
     if run.cfg.model.init:
-        _adopt_tokenizer(run, epath.Path(run.cfg.model.init), folder)
+        _adopt_tokenizer(hub.folder(run.cfg.model.init), folder)
     else:
         _train_tokenizer(run, folder)
     storage.write_json(folder / "manifest.json", {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size})
     say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
 
 
-def _adopt_tokenizer(run: Run, source: epath.Path, folder: epath.Path) -> None:
-    _, raw = read_config(source)
-    read_chat(source)  # refuses what cannot be used before anything is copied
-    if (most := raw.get("max_position_embeddings", run.cfg.model.max_length)) < run.cfg.model.max_length:
-        raise HubError(
-            f"model.max_length is {run.cfg.model.max_length}, but {source} was made for {most} tokens: lower "
-            "model.max_length"
-        )
+def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             storage.write_atomic(folder / name, (source / name).read_bytes())
@@ -99,7 +90,7 @@ def base(run: Run) -> None:
     if is_trained(run, "m0"):
         return
     if run.cfg.model.init:
-        _adopt_weights(run, epath.Path(run.cfg.model.init))
+        _adopt_weights(run, hub.folder(run.cfg.model.init))
     else:
         texts = [row["text"] for row in run.rows("seed", "documents").rows()]
         width = run.cfg.base.width
