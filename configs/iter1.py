@@ -3,11 +3,14 @@
     python -m selfreward_jax.main --config=configs/iter1.py --workdir=runs/a
 
 Hardware: two CPU cores, under 2 GB of memory. Time: about 3 minutes.
-Expect an M1 that answers as its mixed seeds do (oracle mean about 3.1 of 5, one answer in ten perfect) and a judge
-that orders 96 % of pairs rightly.
+Expect an M1 that answers as its mixed seeds do (oracle mean about 2.8 of 5, one answer in twenty perfect) and a judge
+that orders 98 to 99 % of pairs rightly.
 
-Scales: iter1.py:tiny (the default, the embedded world), iter1.py:micro (a check of a minute), iter1.py:scratch
-(your own seeds: --config.data.ift=FILE --config.data.eft=FILE).
+Scales, after a colon: tiny (the default, the embedded world), micro (a check of a minute), scratch (your own seeds, a
+model of a million parameters from random weights: --config.data.ift=FILE --config.data.eft=FILE).
+With your own seeds and --config.model.init=FOLDER, meant for the machine in brackets and not yet run there:
+smollm2_135m [one GPU or TPU chip of 16 GB], tinyllama [one of 80 GB], llama3_8b and qwen3_8b [8 of 80 GB],
+llama2_70b [64 of 95 GB; the paper's own model and rates].
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,14 @@
     python -m selfreward_jax.main --config=configs/iter3.py --workdir=runs/a
 
 Hardware: two CPU cores, under 2 GB of memory. Time: about 6 minutes.
-Expect M2 against M1 about +70 points (win - lose), M3 against M2 about +27, M3 against M1 about +85.
+Expect, in points (win - lose): M2 against M1 about +84, M3 against M2 about +30, M3 against M1 about +92; nine answers of
+ten perfect at M3; and a judge that is no worse than it was.
 
-Scales: iter3.py:tiny (the default, the embedded world), iter3.py:micro (a check of a minute), iter3.py:scratch
-(your own seeds: --config.data.ift=FILE --config.data.eft=FILE).
+Scales, after a colon: tiny (the default, the embedded world), micro (a check of a minute), scratch (your own seeds, a
+model of a million parameters from random weights: --config.data.ift=FILE --config.data.eft=FILE).
+With your own seeds and --config.model.init=FOLDER, meant for the machine in brackets and not yet run there:
+smollm2_135m [one GPU or TPU chip of 16 GB], tinyllama [one of 80 GB], llama3_8b and qwen3_8b [8 of 80 GB],
+llama2_70b [64 of 95 GB; the paper's own model and rates].
 """
 
 from ml_collections import ConfigDict

@@ -100,7 +100,6 @@ class Run:
         c = self.cfg
         paths = (c.data.ift, c.data.eft, c.judge.template, c.prompts.template)
         files = [epath.Path(p) for p in paths if p]
-        files += [epath.Path(c.model.init) / "config.json"] if c.model.init else []
         return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
     def spent(self) -> dict[str, float]:

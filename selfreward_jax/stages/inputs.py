@@ -24,7 +24,7 @@ def check_inputs(run: Run) -> None:
     stage comes."""
     judge_template(run)
     prompt_template(run)
-    if run.cfg.model.init:
+    if run.cfg.model.init and not (run.dir / "m0" / "manifest.json").exists():
         folder = hub.folder(run.cfg.model.init)
         _, raw = read_config(folder)
         read_chat(folder)
