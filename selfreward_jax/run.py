@@ -92,8 +92,9 @@ class Run:
             ) from None
 
     def disclaim(self) -> None:
-        """Takes config.json back: nothing was made here, so other settings may use the directory."""
-        (self.dir / "config.json").unlink(missing_ok=True)
+        """Takes config.json back where nothing was made, so that other settings may use the directory."""
+        if self.rows("seed", "documents").manifest is None:
+            (self.dir / "config.json").unlink(missing_ok=True)
 
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
