@@ -1,6 +1,8 @@
 """Chat templates of models: the ids that transformers would give for honest text, and no control ids from any text."""
 
+import functools
 import json
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -165,6 +167,52 @@ def test_text_after_text_gets_no_space_in_front(text):
 
 
 SP = train_sentencepiece([*CORPUS, "a < b | c > d"], 420, byte_fallback=True)
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+REAL = [SHARED / "tokenizers" / "mistral_v1.model", SHARED / "stories260k" / "hf" / "tokenizer.model"]
+CONTROL_TEXT = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        st.sampled_from(["<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<0x0A>", "<|eot_id|>", " ", "\n", "Hello"]),
+    ),
+    max_size=6,
+).map("".join)
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda p: p.name)
+@settings(max_examples=200, deadline=None)
+@given(text=CONTROL_TEXT)
+def test_real_tokenizers_keep_any_text_and_make_no_control_ids(path, text):
+    if not path.exists():
+        pytest.skip("the shared data are not here")
+    made = real(path)
+    text = text.replace("▁", "").replace("\0", "")
+    for follows in ("nothing", "control"):
+        ids = made.encode(text, follows)
+        assert not set(ids) & set(made.controls.values())
+        if path == REAL[0]:  # the other one normalises: it has no two spaces in a row
+            assert made.decode(ids) == text
+    after = made.encode(text, "text")
+    assert not set(after) & set(made.controls.values())
+    whole = made.decode(made.encode("a\n" + text))
+    assert made.decode([*made.encode("a\n"), *after]) == whole
+
+
+@functools.cache
+def real(path):
+    return SentencePiece(path.read_bytes())
+
+
+@pytest.mark.skipif(not REAL[0].exists(), reason="the shared data are not here")
+def test_a_llama_chat_with_a_real_tokenizer():
+    """Pieces worked out by hand from the vocabulary: one space in front of [INST], none doubled, BOS once."""
+    made = real(REAL[0])
+    chat = Chat(made, INST, "<s>", "</s>")
+    piece = {p.text: i for i, p in enumerate(made.pieces())}
+    head = [piece[p] for p in ("<s>", "▁[", "INST", "]", "▁Hello", "▁[", "/", "INST", "]")]
+    assert chat.prompt_ids("Hello") == head
+    assert chat.example("Hello", "Yes").ids == [*head, piece["▁Yes"], piece["▁"], piece["</s>"]]
 
 
 # --- what a folder says ----------------------------------------------------------------------------------------
