@@ -72,13 +72,20 @@ def test_every_row_is_in_its_place(whole):
         assert {pair["chosen"], pair["rejected"]} <= {v for k, v in finished.items() if k.startswith(pair["id"] + "/")}
 
 
-def test_a_second_run_redoes_nothing_and_a_longer_one_adds(whole):
-    before = contents(whole)
-    times = {p: p.stat().st_mtime_ns for p in whole.glob("m*/**/*") if p.is_file()}
-    run(whole, 1)
-    run(whole, 2)
-    assert contents(whole) == before
+def test_a_second_run_redoes_nothing_and_a_longer_one_adds(whole, tmp_path):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-rp", str(whole), str(workdir)], check=True)
+    before = contents(workdir)
+    times = {p: p.stat().st_mtime_ns for p in workdir.glob("m*/**/*") if p.is_file()}
+    run(workdir, 1)
+    run(workdir, 2)
+    assert contents(workdir) == before
+    run(workdir, 3)
+    after = contents(workdir)
+    assert {name: after[name] for name in before} == before
     assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert (workdir / "m3" / "eval.json").exists()
+    assert list(json.loads((workdir / "summary.json").read_text())["models"]) == ["m1", "m2", "m3"]
 
 
 def test_another_configuration_is_refused_in_one_line(whole):

@@ -37,7 +37,16 @@ FAMILIES: dict[str, Json] = {
 }
 ROPE_TYPES = ("default", "linear", "llama3")
 DTYPES = ("float32", "bfloat16", "float16")
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_WHOLE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+)
 
 
 def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
@@ -60,14 +69,12 @@ def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
 
 
 def _parse(raw: Json) -> LlamaConfig:
-    architectures = raw.get("architectures") or [None]
-    family = architectures[0]
-    if family not in FAMILIES:
+    architectures = raw.get("architectures")
+    family = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    if not isinstance(family, str) or family not in FAMILIES:
         raise HubError(f"architecture {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-    for field in _REQUIRED:
-        if not isinstance(raw.get(field), int) or raw[field] < 1:
-            raise HubError(f"{field} is {raw.get(field)!r}; it must be a whole number above 0")
     c = FAMILIES[family] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
+    _check_kinds(c)
     if c["hidden_act"] != "silu" or c["mlp_bias"]:
         raise HubError(
             f"hidden_act {c['hidden_act']!r} with mlp_bias {c['mlp_bias']}: only silu without bias is supported"
@@ -101,12 +108,30 @@ def _parse(raw: Json) -> LlamaConfig:
         raise HubError(str(error)) from None
 
 
+def _check_kinds(c: Json) -> None:
+    for field in _WHOLE:
+        value = c.get(field, 1 if field in ("num_key_value_heads", "head_dim", "sliding_window") else None)
+        if type(value) is not int or value < 1:
+            if field == "sliding_window" and value is None:
+                continue
+            raise HubError(f"{field} is {value!r}; it must be a whole number above 0")
+    for field in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        if not isinstance(c[field], bool):
+            raise HubError(f"{field} is {c[field]!r}; it must be true or false")
+    for field in ("rms_norm_eps", "rope_theta"):
+        if not isinstance(c[field], int | float) or not 0 < c[field] < float("inf"):
+            raise HubError(f"{field} is {c[field]!r}; it must be a number above 0")
+    for field in ("rope_parameters", "rope_scaling"):
+        if not isinstance(c.get(field, {}), dict):
+            raise HubError(f"{field} is {c[field]!r}; it must be an object")
+
+
 def _rope(c: Json) -> Json:
     """rope_theta, and the numbers of RopeScaling where there is scaling."""
     given = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
     kind = given.get("rope_type", given.get("type", "default"))
-    theta = {"rope_theta": float(given.get("rope_theta", c["rope_theta"]))}
     try:
+        theta = {"rope_theta": float(given.get("rope_theta", c["rope_theta"]))}
         if kind == "default":
             return theta
         if kind == "linear":
@@ -116,6 +141,8 @@ def _rope(c: Json) -> Json:
             return theta | {name: float(given[name]) for name in names}
     except KeyError as error:
         raise HubError(f"rope type {kind!r} lacks the field {error}") from None
+    except (TypeError, ValueError) as error:
+        raise HubError(f"rope type {kind!r} has a field that is no number ({error})") from None
     raise HubError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
 
 
