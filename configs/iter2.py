@@ -2,7 +2,7 @@
 
     python -m selfreward_jax.main --config=configs/iter2.py --workdir=runs/a
 
-Hardware: two CPU cores, under 2 GB of memory. Time: about 5 minutes.
+Hardware: two CPU cores, under 2 GB of memory. Time: about 4 minutes.
 Expect M2 against M1 to win about 86 % of comparisons and to lose about 3 %.
 
 Scales, after a colon: tiny (the default, the embedded world), micro (a check of a minute), scratch (your own seeds, a

@@ -2,7 +2,7 @@
 
     python -m selfreward_jax.main --config=configs/iter3.py --workdir=runs/a
 
-Hardware: two CPU cores, under 2 GB of memory. Time: about 6 minutes.
+Hardware: two CPU cores, under 2 GB of memory. Time: about 5 minutes.
 Expect, in points (win - lose): M2 against M1 about +84, M3 against M2 about +30, M3 against M1 about +92; nine
 answers of ten perfect at M3; and a judge that is no worse than it was.
 
