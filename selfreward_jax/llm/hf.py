@@ -85,6 +85,14 @@ def _declared(cfg: LlamaConfig) -> Iterator[tuple[str, int | None, Weight]]:
             yield name, None, declared
 
 
+class Stored(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class Folder:
     """The tensors of a model folder: opened and checked against each other, not read.
 
@@ -94,14 +102,15 @@ class Folder:
 
     def __init__(self, path: epath.Path) -> None:
         self.path = path
-        self._tensors: dict[str, tuple[str, Any]] = {}  # name -> its file, its slices
+        self._tensors: dict[str, Stored] = {}
         where = self._index()
         for file in sorted(set(where.values())) if where is not None else [ONE_FILE]:
-            opened = self._open(file)
-            for name in opened.keys():  # noqa: SIM118  (not a dictionary)
-                self._tensors[name] = file, opened.get_slice(name)
+            with self._open(file) as opened:
+                for name in opened.keys():  # noqa: SIM118  (not a dictionary)
+                    tensor = opened.get_slice(name)
+                    self._tensors[name] = Stored(file, tuple(tensor.get_shape()), tensor.get_dtype())
         for name, file in (where or {}).items():
-            if self._tensors.get(name, ("",))[0] != file:
+            if name not in self._tensors or self._tensors[name].file != file:
                 raise HubError(
                     f"{path / INDEX} places {name} in {file}, which does not hold it: download the folder again"
                 )
@@ -145,28 +154,30 @@ class Folder:
                     "; if the model shares it with the embedding, set tie_word_embeddings" if "lm_head" in name else ""
                 )
                 raise HubError(f"{self.path} lacks the tensor {name} that its config.json asks for{tied}")
-            file, tensor = self._tensors[name]
-            if (found := tuple(tensor.get_shape())) != shape:
+            file, found, dtype = self._tensors[name]
+            if found != shape:
                 raise HubError(f"{self.path / file}: {name} has shape {found}, config.json asks for {shape}")
-            if (dtype := tensor.get_dtype()) not in ("F32", "BF16", "F16"):
+            if dtype not in ("F32", "BF16", "F16"):
                 raise HubError(f"{self.path / file}: {name} is stored as {dtype}; F32, BF16 and F16 are supported")
         idle = {"lm_head.weight"} if cfg.tie_embeddings else set()
-        for name, (file, _) in self._tensors.items():
+        for name, (file, *_) in self._tensors.items():
             if name not in wanted | dict.fromkeys(idle) and not _IDLE.fullmatch(name):
                 raise HubError(f"{self.path / file} has the tensor {name}, which this architecture has no use for")
 
     def read(self, name: str, place: Place, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
         """The part `index` of one layer's weight, in our layout; `shape` is the whole weight's."""
-        tensor = self._tensors[name][1]
         bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
-        if place.name.endswith("bias"):
-            part = tensor[_flat(bounds, shape)]
-        elif place.inputs is None:
-            part = tensor[tuple(slice(a, b) for a, b in bounds)]
-        else:
-            i = place.inputs
-            part = tensor[_flat(bounds[i:], shape[i:]), _flat(bounds[:i], shape[:i])].T
-        return part.reshape([b - a for a, b in bounds])
+        # Opened for each tensor: what a mapping has touched counts as ours until it is closed.
+        with self._open(self._tensors[name].file) as opened:
+            tensor = opened.get_slice(name)
+            if place.name.endswith("bias"):
+                part = tensor[_flat(bounds, shape)]
+            elif place.inputs is None:
+                part = tensor[tuple(slice(a, b) for a, b in bounds)]
+            else:
+                i = place.inputs
+                part = tensor[_flat(bounds[i:], shape[i:]), _flat(bounds[:i], shape[:i])].T
+            return part.reshape([b - a for a, b in bounds])
 
 
 def _flat(bounds: list[tuple[int, int]], shape: tuple[int, ...]) -> slice:
@@ -189,7 +200,7 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
 
     def tensor(name: str, place: Place, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            return folder.read(name, place, shape, index).astype(dtype)
+            return folder.read(name, place, shape, index).astype(dtype, copy=False)
 
         return jax.make_array_from_callback(shape, sharding, part)
 
@@ -201,7 +212,8 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
         stack = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
         put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
         for i in range(cfg.layers):
-            stack = put(stack, tensor(place.name.format(i), place, shape[1:], of_layer), i, 0)
+            # One layer at a time: without waiting, the host would run ahead and hold them all.
+            stack = jax.block_until_ready(put(stack, tensor(place.name.format(i), place, shape[1:], of_layer), i, 0))
         return stack
 
     is_weight = lambda x: isinstance(x, Weight)  # noqa: E731
@@ -211,9 +223,9 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
 
 
 def _check_finite(path: epath.Path, params: Params) -> None:
-    good = jax.device_get(
-        jax.jit(lambda p: jax.tree.map(lambda x: jnp.isfinite(x).all(tuple(range(1, x.ndim))), p))(params)
-    )
+    # The largest magnitude tells (NaN stays NaN), without an array of truth values as large as the weights.
+    largest = jax.jit(lambda p: jax.tree.map(lambda x: jnp.abs(x).max(tuple(range(1, x.ndim))), p))
+    good = jax.tree.map(np.isfinite, jax.device_get(largest(params)))
     for key_path, rows in jax.tree_util.tree_leaves_with_path(good):
         if not rows.all():
             name = PLACES[key_path[-1].key].name.format(int(np.argmin(rows)))
