@@ -137,8 +137,9 @@ def _rope(c: Json) -> Json:
         if kind == "linear":
             return theta | {"factor": float(given["factor"])}
         if kind == "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-            return theta | {name: float(given[name]) for name in names}
+            original = {"original_max_position_embeddings": int(given["original_max_position_embeddings"])}
+            names = ("factor", "low_freq_factor", "high_freq_factor")
+            return theta | {name: float(given[name]) for name in names} | original
     except KeyError as error:
         raise HubError(f"rope type {kind!r} lacks the field {error}") from None
     except (TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ class RopeScaling(NamedTuple):
     factor: float
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
-    original_max_position_embeddings: float | None = None
+    original_max_position_embeddings: int | None = None
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
