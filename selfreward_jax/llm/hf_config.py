@@ -137,9 +137,10 @@ def _rope(c: Json) -> Json:
         if kind == "linear":
             return theta | {"factor": float(given["factor"])}
         if kind == "llama3":
-            original = {"original_max_position_embeddings": int(given["original_max_position_embeddings"])}
             names = ("factor", "low_freq_factor", "high_freq_factor")
-            return theta | {name: float(given[name]) for name in names} | original
+            numbers = {name: float(given[name]) for name in names}
+            original = int(given["original_max_position_embeddings"])
+            return theta | numbers | {"original_max_position_embeddings": original}
     except KeyError as error:
         raise HubError(f"rope type {kind!r} lacks the field {error}") from None
     except (TypeError, ValueError) as error:
