@@ -243,3 +243,54 @@ def test_the_programs_run_as_modules():
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"selfreward_jax.{program}" in done.stdout
+
+
+# --- folders that lie, through the program ---------------------------------------------------------------------
+
+
+def points_elsewhere(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "../x.safetensors"}}')
+
+
+def truncated(folder):
+    path = folder / "model-00001-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def pickled(folder):
+    for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
+
+
+def escaping(folder):
+    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}")
+
+
+def too_small(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+
+
+def unknown(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
+
+
+@pytest.mark.parametrize("spoil", [points_elsewhere, truncated, pickled, escaping, too_small, unknown])
+def test_a_folder_that_lies_ends_every_program_with_one_line(exported, tmp_path, spoil):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    spoil(folder)
+    prompts, out = write(tmp_path / "p.jsonl", {"prompt": "Hi."}), tmp_path / "o.jsonl"
+    code, err = ended(generate, f"--model={folder}", f"--prompts={prompts}", f"--out={out}")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert err.startswith("selfreward_jax: ")
+    assert not out.exists()
+    argv = [f"--config={ROOT}/configs/iter2.py:micro", f"--workdir={tmp_path}/run", f"--config.model.init={folder}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "selfreward_jax.main", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("selfreward_jax: ")

@@ -1,7 +1,10 @@
 """Hugging Face folders: the same logits as transformers, the same bytes out as in, and no folder that lies."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import hf_folders
@@ -117,14 +120,48 @@ def hf_config_of(raw):
     return _parse(raw)
 
 
-def test_a_sharded_load_equals_a_whole_one_and_reads_the_parts_alone(tmp_path):
-    """Eight devices in a process of their own would be slower to start; index arithmetic is what can go wrong."""
+EIGHT = """
+import json, sys
+import jax, numpy as np
+from etils import epath
+from selfreward_jax.llm import hf
+from selfreward_jax.llm.hf_config import read_config
+from selfreward_jax.llm.llama import weights
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings
+
+assert jax.device_count() == 8
+path = epath.Path(sys.argv[1])
+cfg, _ = read_config(path)
+read, whole = [], hf.Folder.read
+def counted(self, name, place, shape, index):
+    part = whole(self, name, place, shape, index)
+    read.append(part.size / np.prod(shape))
+    return part
+hf.Folder.read = counted
+one, many = (hf.load(path, cfg, declared_shardings(weights(cfg), make_mesh(f, t))) for f, t in ((1, 1), (4, 2)))
+jax.tree.map(np.testing.assert_array_equal, one, many)
+wq = many["layers"]["wq"]
+assert {s.data.shape for s in wq.addressable_shards} == {(3, 8, 2, 16)}, wq.sharding
+shares = read[len(read) // 2:]
+print(json.dumps(min(shares)))
+"""
+
+
+def test_a_load_on_eight_devices_equals_one_and_reads_the_parts_alone(tmp_path):
+    folder = hf_folders.write(tmp_path, "qwen3")
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    argv = [sys.executable, "-c", EIGHT, str(folder)]
+    done = subprocess.run(argv, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == 1 / 8  # of a matrix split four ways by two
+
+
+def test_a_part_of_a_weight_is_read_as_that_part(tmp_path):
     _, whole = read(hf_folders.write(tmp_path, "qwen3"))
     folder = hf.Folder(epath.Path(tmp_path))
-    for name, cut in (
-        ("wq", (slice(8, 16), slice(2, 4), slice(0, 16))),
-        ("wo", (slice(1, 3), slice(0, 16), slice(16, 32))),
-    ):
+    cuts = {"wq": (slice(8, 16), slice(2, 4), slice(0, 16)), "wo": (slice(1, 3), slice(0, 16), slice(16, 32))}
+    for name, cut in cuts.items():
         place = hf.PLACES[name]
         part = folder.read(place.name.format(1), place, whole["layers"][name].shape[1:], cut)
         np.testing.assert_array_equal(part, whole["layers"][name][1][cut])
