@@ -158,4 +158,5 @@ def test_health_counts_votes_answers_and_scores():
     assert health["histogram"] == {"4": 2}
     assert health["unscored"] == 1
     assert health["spread"] == 0.0
+    assert health["cut_off"] == 0
     assert judging.health([])["parse_rate"] is None

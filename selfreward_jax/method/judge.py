@@ -78,7 +78,10 @@ def judge(
 
 
 def _judged(completions: Sequence[Completion], least_votes: int) -> Row:
-    votes = [{"text": c.text, "score": parse_score(c.text) if c.finished else None} for c in completions]
+    votes = [
+        {"text": c.text, "finished": c.finished, "score": parse_score(c.text) if c.finished else None}
+        for c in completions
+    ]
     return {
         "id": completions[0].id,
         "score": mean_score([v["score"] for v in votes], least_votes),
@@ -96,14 +99,15 @@ def by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
 
 
 def health(judgements: Sequence[Row]) -> dict[str, Any]:
-    """How the judge did: votes, share readable, histogram of votes (rounded), their standard deviation, answers
-    without a score."""
+    """How the judge did: votes, share readable, votes cut off at their greatest length, histogram of votes (rounded),
+    their standard deviation, answers without a score."""
     votes = [v["score"] for row in judgements for v in row["votes"]]
     readable = [v for v in votes if v is not None]
     return {
         "answers": len(judgements),
         "votes": len(votes),
         "parse_rate": len(readable) / len(votes) if votes else None,
+        "cut_off": sum(not v.get("finished", True) for row in judgements for v in row["votes"]),
         "histogram": {str(k): n for k, n in sorted(Counter(round(v) for v in readable).items())},
         "spread": round(pstdev(readable), 3) if readable else None,
         "unscored": sum(row["score"] is None for row in judgements),

@@ -138,10 +138,12 @@ def check_judge(run: Run, model: str) -> None:
 def _readable(run: Run, label: str, judgements: list[Row]) -> dict[str, Any]:
     health, least = judging.health(judgements), run.cfg.judge.least_parse_rate
     if (health["parse_rate"] or 0.0) < least:
+        remedy = "train M1 longer, or give it more judged rows"
+        if health["cut_off"] > health["votes"] / 2:
+            remedy = f"raise judge.max_new, {run.cfg.judge.max_new} tokens now, at which most votes were cut off"
         raise StageError(
             f"{label}: the judge is too weak, {health['parse_rate'] or 0:.0%} of its votes can be read and "
-            f"judge.least_parse_rate is {least} ({health}): in a new --workdir train M1 longer, or give it more "
-            "judged rows"
+            f"judge.least_parse_rate is {least} ({health}): in a new --workdir {remedy}"
         )
     return health
 
