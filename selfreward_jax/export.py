@@ -14,7 +14,7 @@ from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.hf_config import DTYPES, HubError, write_config
+from selfreward_jax.llm.hf_config import DTYPES, HubError, stored_dtype, write_config
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import card
 from selfreward_jax.saved import Saved, open_model
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         if to.exists():
             raise ConfigError(f"--to {to} is there already: give another name, or move it away")
         model = open_model(options.workdir, options.model)
-        write(model, to, options.dtype or _stored_dtype(model), options.shard_gb * 1e9)
+        write(model, to, options.dtype or stored_dtype(model.origin or {}), options.shard_gb * 1e9)
     except (ConfigError, HubError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
@@ -49,11 +49,6 @@ def _refuse(message: str) -> None:
     raise ConfigError(message)
 
 
-def _stored_dtype(model: Saved) -> str:
-    origin = model.origin or {}
-    return str(origin.get("dtype") or origin.get("torch_dtype") or "float32")
-
-
 def write(model: Saved, to: epath.Path, dtype: str, shard_bytes: float) -> None:
     """Writes the whole folder beside `to`, and gives it its name when it is whole."""
     making = to.with_name(to.name + ".partial")
@@ -61,7 +56,7 @@ def write(model: Saved, to: epath.Path, dtype: str, shard_bytes: float) -> None:
         making.rmtree()
     making.mkdir(parents=True)
     assert model.run is not None, "what is exported is a run's model"
-    write_tokenizer(making, model.chat, model.run.dir / "tokenizer")
+    write_tokenizer(making, model.chat, model.run.dir / "tokenizer", own=model.origin is None)
     storage.write_json(making / "config.json", write_config(model.cfg, model.origin, dtype, **_token_facts(model)))
     hf.save(making, model.cfg, model.params, dtype, shard_bytes)
     (making / "Modelfile").write_text(modelfile(model.chat))

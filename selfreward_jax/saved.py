@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 from etils import epath
 from jax.sharding import Mesh
 
-from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.hf_config import read_config
+from selfreward_jax.llm.hf_config import read_config, read_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, weights
 from selfreward_jax.parallel.mesh import make_mesh
@@ -45,8 +44,8 @@ def open_model(path: str, name: str = "") -> Saved:
     """
     if path.startswith(hub.PREFIX):
         return _of_folder(hub.folder(path))
-    found = storage.read_json(epath.Path(path) / "config.json")
-    if isinstance(found, dict) and "architectures" in found:
+    described = epath.Path(path) / "config.json"
+    if described.exists() and "architectures" in read_object(described):
         return _of_folder(epath.Path(path))
     run = Run.reopen(path)
     models = sorted(p.parent.name for p in run.dir.glob("m*/checkpoint") if re.fullmatch(r"m\d+", p.parent.name))

@@ -14,8 +14,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfreward_jax import answer as generate
 from selfreward_jax import export
-from selfreward_jax.generate import __main__ as generate
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
@@ -210,6 +210,7 @@ def test_a_workdir_answers_too_and_raw_text_is_continued(whole, tmp_path):
         ('{"prompt": "a"}', ["--out=PROMPTS"], "is there already"),
         ('{"prompt": "a"}', ["--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         ('{"prompt": "a"}', ["--model=nowhere"], "nowhere"),
+        ('{"prompt": "a"}', ["--out=/proc/nowhere/o.jsonl"], "/proc/nowhere"),
         ('{"prompt": "a"}', ["--top_p=0"], "--top_p is 0"),
         ('{"prompt": "a"}', ["--samples=0"], "--samples is 0"),
         ('{"prompt": "a"}', ["--max_new=some"], "some"),
@@ -277,7 +278,23 @@ def unknown(folder):
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
 
 
-@pytest.mark.parametrize("spoil", [points_elsewhere, truncated, pickled, escaping, too_small, unknown])
+def no_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def no_text(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+
+
+def no_tokens(folder):
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(spec | {"added_tokens": [{"id": 3}]}))
+
+
+LIES = [no_json, no_text, no_tokens, points_elsewhere, truncated, pickled, escaping, too_small, unknown]
+
+
+@pytest.mark.parametrize("spoil", LIES)
 def test_a_folder_that_lies_ends_every_program_with_one_line(exported, tmp_path, spoil):
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)

@@ -49,6 +49,21 @@ _WHOLE = (
 )
 
 
+def read_object(path: epath.Path) -> Json:
+    """The JSON object of a file.
+
+    Raises:
+      HubError: there is no such file, or it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HubError(f"{path} cannot be read ({error}): it must be a JSON file of a model folder") from None
+    if not isinstance(found, dict):
+        raise HubError(f"{path} is not a JSON object")
+    return found
+
+
 def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
     """The model's shapes and options, with its stored dtype as `param_dtype`, and config.json as it is.
 
@@ -56,12 +71,7 @@ def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
       HubError: there is no readable config.json, or it asks for what is not supported.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise HubError(f"{path} cannot be read ({error}): give a Hugging Face model folder") from None
-    if not isinstance(raw, dict):
-        raise HubError(f"{path} is not a JSON object")
+    raw = read_object(path)
     try:
         return _parse(raw), raw
     except HubError as error:
@@ -102,7 +112,7 @@ def _parse(raw: Json) -> LlamaConfig:
             attention_bias=c["attention_bias"],
             qk_norm=family == "Qwen3ForCausalLM",
             sliding_window=c["sliding_window"],
-            param_dtype=_dtype(c),
+            param_dtype=stored_dtype(c),
         )
     except ValueError as error:
         raise HubError(str(error)) from None
@@ -148,7 +158,8 @@ def _rope(c: Json) -> Json:
     raise HubError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
 
 
-def _dtype(c: Json) -> str:
+def stored_dtype(c: Json) -> str:
+    """The dtype that a config.json says its weights have; float32 if it says none."""
     dtype = str(c.get("dtype") or c.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
         raise HubError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax.llm.chat import Chat, ChatError, our_template
-from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.hf_config import HubError, read_object
 from selfreward_jax.llm.tokenizer import SentencePiece, Tokenizer, TokenizerJson
 
 # What a folder's tokenizer is made of; a run that starts from a folder keeps a copy of these.
@@ -45,7 +45,7 @@ def read_chat(folder: epath.Path) -> Chat:
         if token is None:
             ids = _ids(generation.get(f"{name}_token_id")) or _ids(config.get(f"{name}_token_id"))
             token = piece_of.get(ids[0]) if ids else None
-        if token is not None and token not in tokenizer.controls:
+        if token is not None and (not isinstance(token, str) or token not in tokenizer.controls):
             raise HubError(f"{folder}: {name}_token {token!r} is no control piece of the tokenizer")
         named[name] = token
     stops = {*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))}
@@ -69,15 +69,7 @@ def _tokenizer(folder: epath.Path) -> Tokenizer:
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise HubError(f"{path} cannot be read ({error}): it must be JSON") from None
-    if not isinstance(found, dict):
-        raise HubError(f"{path} is not a JSON object")
-    return found
+    return read_object(path) if path.exists() else {}
 
 
 def _ids(value: Any) -> list[int]:
@@ -87,26 +79,32 @@ def _ids(value: Any) -> list[int]:
 
 def _template(folder: epath.Path, settings: dict[str, Any]) -> str | None:
     if (path := folder / "chat_template.jinja").exists():
-        return path.read_text()
+        try:
+            return path.read_text()
+        except (OSError, ValueError) as error:
+            raise HubError(f"{path} cannot be read ({error})") from None
     given = settings.get("chat_template")
     if isinstance(given, list):  # several, by name
         given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}.get("default")
     return given
 
 
-def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path) -> None:
+def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, own: bool) -> None:
     """Writes the tokenizer files of a model into `folder`: those of `source`, what is missing made.
 
-    A SentencePiece model of our own gets a tokenizer.json beside it, which is what other programs read.
+    A SentencePiece model of our own gets a tokenizer.json beside it, which is what other programs read. One that came
+    with a folder may change texts in ways of its own: other programs get it as it is.
     """
     for name in FILES:
         if name != "config.json" and (source / name).exists():
             (folder / name).write_bytes((source / name).read_bytes())
     (folder / "chat_template.jinja").write_text(chat.template)
     settings = _json(source / "tokenizer_config.json")
-    if not (folder / "tokenizer.json").exists() and "tokenizer_class" not in settings:
+    if own:
         (folder / "tokenizer.json").write_text(sentencepiece_json(chat.tokenizer))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    elif not (folder / "tokenizer.json").exists():
+        settings.setdefault("tokenizer_class", "LlamaTokenizer")
     settings |= {"bos_token": chat.bos, "eos_token": chat.eos, "clean_up_tokenization_spaces": False}
     settings.pop("chat_template", None)  # the file of its own counts
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

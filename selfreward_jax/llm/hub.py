@@ -22,14 +22,14 @@ def folder(name: str) -> epath.Path:
     if not name.startswith(PREFIX):
         if not (epath.Path(name) / "config.json").exists():
             raise HubError(
-                f"model.init is {name!r}, and no such folder has a config.json: give a Hugging Face model folder, "
+                f"model {name!r}: there is no such folder with a config.json; give a Hugging Face model folder, "
                 "or hub:OWNER/NAME@REVISION"
             )
         return epath.Path(name)
     found = _NAME.fullmatch(name)
     if not found:
         raise HubError(
-            f"model.init is {name!r}: name a revision, as in hub:OWNER/NAME@REVISION; a branch may hold another model "
+            f"model {name!r}: name a revision, as in hub:OWNER/NAME@REVISION; a branch may hold another model "
             "tomorrow, a commit does not"
         )
     import huggingface_hub  # only where it is asked for

@@ -84,10 +84,10 @@ class TokenizerJson:
 
     def __init__(self, text: str) -> None:
         spec = _object(json.loads(text))
-        self.controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
         # Without its added tokens a tokenizer cannot find one in a text.
         plain = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         try:
+            self.controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
             self._all = tokenizers.Tokenizer.from_str(text)
             self._after = {
                 "nothing": tokenizers.Tokenizer.from_str(json.dumps(plain)),
