@@ -4,20 +4,22 @@
     python -m selfreward_jax.generate --model=FOLDER_OR_WORKDIR --interactive
 
 FILE.jsonl has rows {"prompt": ...}, with an "id" if you like. With --chat a prompt is what a user says, else it is a
-text to be continued.
+text to be continued. With --format=alpaca_eval the prompts are a list of {"instruction": ...} and the answers
+AlpacaEval's model_outputs.json; with --format=mt_bench they are MT-Bench's question.jsonl and its file of answers.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import jax
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import formats, storage
 from selfreward_jax.config import ConfigError
+from selfreward_jax.formats import Asked
 from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
@@ -47,8 +49,10 @@ def _options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="a Hugging Face folder, or a working directory")
     parser.add_argument("--name", default="", help="which model of a working directory, such as m1; else the last")
-    parser.add_argument("--prompts", help="JSON lines with a prompt each")
-    parser.add_argument("--out", help="JSON lines to write")
+    parser.add_argument("--prompts", help="JSON lines, or a JSON list, with a prompt each")
+    parser.add_argument("--out", help="the file to write")
+    parser.add_argument("--format", default="rows", choices=formats.FORMATS, help="of both files; all but rows chat")
+    parser.add_argument("--label", default="", help="the model's name in the file of a benchmark; else its own")
     parser.add_argument("--chat", action="store_true", help="prompts are what a user says")
     parser.add_argument("--interactive", action="store_true", help="a conversation in the terminal")
     parser.add_argument("--samples", type=int, default=1, help="answers a prompt")
@@ -68,6 +72,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
             _refuse(f"--{name} is {getattr(options, name)}; it must be at least {least}")
     if not 0 < options.top_p <= 1:
         _refuse(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
+    if options.format != "rows":
+        options.chat = True
+        formats.check_use(options.format, options.out or "", options.samples, options.logprobs)
     return options
 
 
@@ -77,15 +84,8 @@ def _refuse(message: str) -> None:
 
 def _engine(model: Saved, options: argparse.Namespace, rows: int) -> Engine:
     longest = min(options.max_length or model.max_length, model.max_length)
-    return Engine(
-        model.cfg,
-        model.params,
-        model.chat,
-        model.mesh,
-        rows=rows,
-        max_length=longest,
-        raw=not (options.chat or options.interactive),
-    )
+    raw = not (options.chat or options.interactive)
+    return Engine(model.cfg, model.params, model.chat, model.mesh, rows=rows, max_length=longest, raw=raw)
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
@@ -93,7 +93,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 
 def answer_file(options: argparse.Namespace) -> None:
-    """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt of the file, in its order.
+    """Answers each prompt of the file, in its order.
 
     Raises:
       ConfigError: a row is no prompt or too long, or the output is there already.
@@ -101,19 +101,39 @@ def answer_file(options: argparse.Namespace) -> None:
     out = storage.RowFile(epath.Path(options.out))
     if out.path.exists():
         raise ConfigError(f"--out {options.out} is there already: give another name, or move it away")
-    rows = list(read_prompts(options.prompts))
+    asked = formats.read_asked(options.prompts, options.format)
     model = open_model(options.model, options.name)
     engine, how = _engine(model, options, options.rows), _sampling(options)
-    for row in rows:
-        if not engine.fits(row["prompt"], how.max_new):
-            raise ConfigError(
-                f"{options.prompts}: prompt {row['id']} has {len(engine.ids(row['prompt']))} tokens, which with "
-                f"--max_new {how.max_new} pass the {engine.max_length} of the model: shorten it, or lower --max_new"
-            )
+    for a in asked:
+        prompt = a.turns[0] if options.format == "rows" else a.talk([""] * (len(a.turns) - 1))
+        _check_room(engine, options, a.id, prompt, len(a.turns))
+    out.restart_from([])  # what cannot be written is known before the work
+    if options.format == "rows":
+        _answer_rows(out, asked, model, engine, options)
+    else:
+        answers, label = answer_turns(engine, asked, how, options), options.label or model.name
+        storage.write_atomic(out.path, formats.encode_answers(options.format, asked, answers, label, time.time()))
+        out.partial.unlink()
+
+
+def _check_room(engine: Engine, options: argparse.Namespace, name: str, prompt: Any, answers: int = 1) -> None:
+    length = len(engine.ids(prompt))
+    if length + answers * options.max_new > engine.max_length:
+        raise ConfigError(
+            f"{options.prompts}: prompt {name} has {length} tokens, which with --max_new {options.max_new}"
+            + f" for each of {answers} turns" * (answers > 1)
+            + f" pass the {engine.max_length} of the model: shorten it, or lower --max_new"
+        )
+
+
+def _answer_rows(
+    out: storage.RowFile, asked: Sequence[Asked], model: Saved, engine: Engine, options: argparse.Namespace
+) -> None:
+    """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     made: dict[str, Row] = {}
-    out.restart_from([])
-    progress = Progress(f"{model.name}", len(rows))
-    for batch in engine.stream([Request(r["id"], r["prompt"]) for r in rows], how, jax.random.key(options.seed)):
+    how, progress = _sampling(options), Progress(model.name, len(asked))
+    requests = [Request(a.id, a.turns[0]) for a in asked]
+    for batch in engine.stream(requests, how, jax.random.key(options.seed)):
         for c in batch:
             row = made.setdefault(c.id, {"id": c.id, "responses": []})
             details = {"ids": c.ids, "logprobs": c.logprobs} if options.logprobs else {}
@@ -121,37 +141,29 @@ def answer_file(options: argparse.Namespace) -> None:
         out.append([made[i] for i in dict.fromkeys(c.id for c in batch)])
         progress.add(len({c.id for c in batch}), sum(len(c.ids) for c in batch))
     facts = {"model": options.model, "name": model.name, "sampling": how._asdict(), "seed": options.seed}
-    out.finish([{"id": r["id"], "prompt": r["prompt"], **made[r["id"]]} for r in rows], **facts)
+    out.finish([{"id": a.id, "prompt": a.turns[0], **made[a.id]} for a in asked], **facts)
     progress.close()
 
 
-def read_prompts(path: str) -> Iterator[Row]:
-    """Rows {id, prompt} of a file; a row without an id gets its line's number.
-
-    Raises:
-      ConfigError: the file cannot be read, a row is malformed, or two rows share an id.
-    """
-    try:
-        lines = epath.Path(path).read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path} cannot be read ({error})") from None
-    seen = set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path} line {number} is not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise ConfigError(f'{path} line {number} is no object with a "prompt" that is text')
-        name = str(row.get("id", number))
-        if name in seen:
-            raise ConfigError(f"{path} line {number}: the id {name!r} has been used before")
-        seen.add(name)
-        yield {"id": name, "prompt": row["prompt"]}
-    if not seen:
-        raise ConfigError(f"{path} has no prompts")
+def answer_turns(
+    engine: Engine, asked: Sequence[Asked], how: Sampling, options: argparse.Namespace
+) -> dict[str, list[list[str]]]:
+    """For each id `how.samples` choices, each with the answer to every turn, given the conversation so far."""
+    said: dict[str, list[list[str]]] = {a.id: [[] for _ in range(how.samples)] for a in asked}
+    progress = Progress(options.format, how.samples * sum(len(a.turns) for a in asked))
+    for turn in range(max(len(a.turns) for a in asked)):
+        now = {
+            f"{a.id}/{i}/{turn}": (a, said[a.id][i]) for a in asked if len(a.turns) > turn for i in range(how.samples)
+        }
+        requests = [Request(name, a.talk(answers)) for name, (a, answers) in now.items()]
+        for request in requests:
+            _check_room(engine, options, request.id, request.prompt)
+        for batch in engine.stream(requests, how._replace(samples=1), jax.random.key(options.seed)):
+            for c in batch:
+                now[c.id][1].append(c.text)
+            progress.add(len(batch), sum(len(c.ids) for c in batch))
+    progress.close()
+    return said
 
 
 def converse(model: Saved, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:

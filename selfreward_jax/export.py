@@ -1,6 +1,7 @@
-"""Writes a model of a run as a folder that transformers, vLLM, llama.cpp and Ollama load.
+"""Writes a model of a run as a folder that transformers, vLLM, llama.cpp and Ollama load; or pairs as TRL reads them.
 
 python -m selfreward_jax.export --workdir=runs/a --model=m3 --to=out/
+python -m selfreward_jax.export --workdir=runs/a --pairs=m2 --to=pairs.jsonl [--form=standard]
 """
 
 import argparse
@@ -10,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import formats, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Chat
@@ -27,7 +28,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     parser.add_argument("--model", default="", help="which model, such as m3; the last one if not given")
-    parser.add_argument("--to", required=True, help="the folder to write; it must not be there yet")
+    parser.add_argument("--to", required=True, help="what to write; it must not be there yet")
+    parser.add_argument("--pairs", default="", help="not a model: the preference pairs of a round, such as m2")
+    parser.add_argument("--form", default=formats.FORMS[0], choices=formats.FORMS, help="of the pairs")
     parser.add_argument("--dtype", default="", choices=["", *DTYPES], help="of the weights; as they came if not given")
     parser.add_argument("--shard_gb", type=float, default=5.0, help="most gigabytes a file")
     parser.error = _refuse
@@ -36,17 +39,41 @@ def main(argv: list[str]) -> int:
         to = epath.Path(options.to)
         if to.exists():
             raise ConfigError(f"--to {to} is there already: give another name, or move it away")
-        model = open_model(options.workdir, options.model)
-        write(model, to, options.dtype or stored_dtype(model.origin or {}), options.shard_gb * 1e9)
-    except (ConfigError, HubError, OSError) as error:
+        if options.model and options.pairs:
+            raise ConfigError(f"--model={options.model} and --pairs={options.pairs} are two things: give one of them")
+        what = write_pairs(options, to) if options.pairs else write_model(options, to)
+    except (ConfigError, HubError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
-    print(f"{model.name} -> {to}")
+    print(f"{what} -> {to}")
     return 0
 
 
 def _refuse(message: str) -> None:
     raise ConfigError(message)
+
+
+def write_pairs(options: argparse.Namespace, to: epath.Path) -> str:
+    """Writes the preference pairs of a round as JSON lines, and says what it wrote.
+
+    Raises:
+      ConfigError: the round has no pairs.
+    """
+    run = epath.Path(options.workdir)
+    path = run / options.pairs / "pairs.jsonl"
+    if not path.exists():
+        there = sorted(p.parent.name for p in run.glob("m*/pairs.jsonl"))
+        raise ConfigError(f"workdir {run} holds pairs of {', '.join(there) or 'no round'}, not of {options.pairs}")
+    rows = formats.preferences(storage.RowFile(path).rows(), options.form)
+    storage.write_atomic(to, storage.encode_rows(rows))
+    return f"{len(rows)} pairs of {options.pairs}"
+
+
+def write_model(options: argparse.Namespace, to: epath.Path) -> str:
+    """Writes a model of the run, and says which."""
+    model = open_model(options.workdir, options.model)
+    write(model, to, options.dtype or stored_dtype(model.origin or {}), options.shard_gb * 1e9)
+    return model.name
 
 
 def write(model: Saved, to: epath.Path, dtype: str, shard_bytes: float) -> None:

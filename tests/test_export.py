@@ -99,6 +99,10 @@ def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
         (["--workdir=HERE", "--to=HERE/new"], "holds no run"),
         (["--workdir=WHOLE"], "--to"),
         (["--workdir=WHOLE", "--to=HERE/new", "--dtype=int8"], "int8"),
+        (["--workdir=WHOLE", "--to=HERE/new", "--pairs=m1"], "holds pairs of m2, not of m1"),
+        (["--workdir=HERE", "--to=HERE/new", "--pairs=m2"], "holds pairs of no round, not of m2"),
+        (["--workdir=WHOLE", "--to=HERE/new", "--pairs=m2", "--model=m2"], "give one of them"),
+        (["--workdir=WHOLE", "--to=HERE/new", "--pairs=m2", "--form=xml"], "xml"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_one_line(whole, tmp_path, argv, said):
@@ -116,6 +120,24 @@ def test_a_run_of_other_settings_is_not_opened(whole, tmp_path):
     code, err = ended(export, f"--workdir={tmp_path}/old", f"--to={tmp_path}/new")
     assert (code, err.count("\n")) == (2, 1), err
     assert "dpo.gamma" in err
+
+
+def test_pairs_leave_a_run_as_they_are_in_it(whole, tmp_path):
+    stored = [json.loads(line) for line in (whole / "m2" / "pairs.jsonl").read_text().splitlines()]
+    assert ended(export, f"--workdir={whole}", "--pairs=m2", f"--to={tmp_path}/new/pairs.jsonl") == (0, "")
+    made = [json.loads(line) for line in (tmp_path / "new" / "pairs.jsonl").read_text().splitlines()]
+    assert [r["score_chosen"] for r in made] == [r["chosen_score"] for r in stored]
+    for side in ("prompt", "chosen", "rejected"):
+        assert [r[side][0]["content"] for r in made] == [r[side] for r in stored]
+
+
+def test_pairs_that_were_changed_by_hand_are_not_exported(whole, tmp_path):
+    shutil.copytree(whole / "m2", tmp_path / "m2", ignore=shutil.ignore_patterns("checkpoint"))
+    with (tmp_path / "m2" / "pairs.jsonl").open("a") as f:
+        f.write("{}\n")
+    code, err = ended(export, f"--workdir={tmp_path}", "--pairs=m2", f"--to={tmp_path}/new.jsonl")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "manifest" in err
 
 
 # --- tokenizer.json of a SentencePiece model -------------------------------------------------------------------

@@ -8,15 +8,22 @@ import pytest
 
 PACKAGE = "selfreward_jax"
 ROOT = Path(__file__).parents[1] / PACKAGE
-PROGRAMS = {"main", "export", "answer"}
-ABOVE = {"loop", "stages", "saved"}
+PROGRAMS = {
+    "main",
+    "export",
+    "answer",
+    "evaluation",
+    "harness",
+}  # harness is what another program, lm_eval, starts from
+ABOVE = {"loop", "stages", "saved", "formats"}
 
 # What each floor may not import. Nothing imports a program.
 FORBIDDEN = {
     "command": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds"},
     "loop": set(),
-    "stages": {"loop", "saved"},
-    "saved": {"loop", "stages", "report", "evaluate", "method"},
+    "stages": {"loop", "formats"},
+    "saved": {"loop", "stages", "report", "evaluate", "method", "formats"},
+    "formats": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "jax", "jaxlib"},
     "report": ABOVE,
     "run": ABOVE | {"report", "evaluate"},
     "evaluate": ABOVE | {"report"},

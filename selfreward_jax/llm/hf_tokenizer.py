@@ -101,7 +101,7 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, own: boo
     (folder / "chat_template.jinja").write_text(chat.template)
     settings = _json(source / "tokenizer_config.json")
     if own:
-        (folder / "tokenizer.json").write_text(sentencepiece_json(chat.tokenizer))
+        (folder / "tokenizer.json").write_text(sentencepiece_json(chat.tokenizer, chat.bos))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     elif not (folder / "tokenizer.json").exists():
         settings.setdefault("tokenizer_class", "LlamaTokenizer")
@@ -114,11 +114,12 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, own: boo
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-def sentencepiece_json(tokenizer: SentencePiece) -> str:
+def sentencepiece_json(tokenizer: SentencePiece, bos: str | None = None) -> str:
     """tokenizer.json of a SentencePiece BPE model that puts a space in front of every text and changes no character.
 
     SentencePiece merges the pair of neighbours whose union has the best score; tokenizer.json lists pairs in the order
-    in which they merge. So: all ways to cut a piece in two pieces, in the order of the piece's score.
+    in which they merge. So: all ways to cut a piece in two pieces, in the order of the piece's score. `bos` is put in
+    front of every text that is encoded with special tokens, as our documents begin.
     """
     pieces = tokenizer.pieces()
     ids = {p.text: i for i, p in enumerate(pieces)}
@@ -153,7 +154,7 @@ def sentencepiece_json(tokenizer: SentencePiece) -> str:
             ],
         },
         "pre_tokenizer": None,
-        "post_processor": None,
+        "post_processor": _begins_with(bos, ids) if bos else None,
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -172,3 +173,14 @@ def sentencepiece_json(tokenizer: SentencePiece) -> str:
         },
     }
     return json.dumps(spec, ensure_ascii=False)
+
+
+def _begins_with(bos: str, ids: dict[str, int]) -> dict[str, Any]:
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    text, other = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, other],
+        "special_tokens": {bos: {"id": bos, "ids": [ids[bos]], "tokens": [bos]}},
+    }

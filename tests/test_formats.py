@@ -1,0 +1,270 @@
+"""Benchmarks' files and preference pairs: what is read and written, and that the programs they are for take them."""
+
+import io
+import json
+import sys
+
+import jax
+import pytest
+from etils import epath
+
+from selfreward_jax import answer, export, formats
+from selfreward_jax.config import ConfigError
+from selfreward_jax.generate.engine import Engine, Request, Sampling
+from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.saved import open_model
+
+INSTRUCTIONS = [
+    {
+        "dataset": "koala",
+        "instruction": "Name five trees.",
+        "output": "Oak.",
+        "generator": "other",
+        "datasplit": "eval",
+    },
+    {"instruction": "Hi.", "output": "Hello there, friend.", "generator": "other"},
+]
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["Name five trees.", "Two more."]},
+    {"question_id": 82, "category": "math", "turns": ["Hi.", "Why?", "When?"], "reference": ["4"]},
+]
+PAIRS = [
+    {"id": "m2/0", "prompt": "Hi.", "chosen": "Sure!", "rejected": "No.", "chosen_score": 4.5, "rejected_score": 1.0},
+    {"id": "m2/1", "prompt": "So?", "chosen": "Yes.", "rejected": "é", "chosen_score": 3.0, "rejected_score": 2.0},
+]
+
+
+def ended(program, *argv):
+    """Exit code and standard error of a program run in this process."""
+    err = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", err)
+        code = program.main(["program", *argv])
+    return code, err.getvalue()
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def exported(whole, tmp_path_factory):
+    to = tmp_path_factory.mktemp("formats") / "m2"
+    assert ended(export, f"--workdir={whole}", "--model=m2", f"--to={to}")[0] == 0
+    return to
+
+
+# --- rows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [json.dumps(INSTRUCTIONS, indent=1), lines(*INSTRUCTIONS)])
+def test_alpaca_eval_is_read_as_a_list_or_as_lines_and_written_with_its_own_fields(tmp_path, text):
+    (tmp_path / "in").write_text(text)
+    asked = formats.read_asked(str(tmp_path / "in"), "alpaca_eval")
+    answers = {a.id: [[f"answer to {a.turns[0]}"]] for a in asked}
+    assert json.loads(formats.encode_answers("alpaca_eval", asked, answers, "m2", 0.0)) == [
+        {
+            "dataset": "koala",
+            "datasplit": "eval",
+            "instruction": "Name five trees.",
+            "output": "answer to Name five trees.",
+            "generator": "m2",
+        },
+        {"instruction": "Hi.", "output": "answer to Hi.", "generator": "m2"},
+    ]
+
+
+def test_mt_bench_answers_have_an_id_that_follows_from_what_they_say(tmp_path):
+    (tmp_path / "in").write_text(lines(*QUESTIONS))
+    asked = formats.read_asked(str(tmp_path / "in"), "mt_bench")
+    assert [a.turns for a in asked] == [tuple(q["turns"]) for q in QUESTIONS]
+    answers = {"81": [["a", "b"], ["c", "d"]], "82": [["x", "y", "z"]]}
+    first, second = formats.mt_bench_answers(asked, answers, "m2", 12.5)
+    assert set(first) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert (first["question_id"], first["model_id"], first["tstamp"]) == (81, "m2", 12.5)
+    assert first["choices"] == [{"index": 0, "turns": ["a", "b"]}, {"index": 1, "turns": ["c", "d"]}]
+    again = formats.mt_bench_answers(asked, answers, "m2", 99.0)[0]
+    assert again["answer_id"] == first["answer_id"]
+    others = [formats.mt_bench_answers(asked, answers, "m3", 12.5)[0], second]
+    others += formats.mt_bench_answers(asked[:1], {"81": [["a", "B"]]}, "m2", 12.5)
+    assert len({first["answer_id"], *(o["answer_id"] for o in others)}) == 4
+
+
+def test_pairs_become_text_or_messages_with_their_scores():
+    scores = {"score_chosen": 4.5, "score_rejected": 1.0}
+    plain = {"prompt": "Hi.", "chosen": "Sure!", "rejected": "No.", **scores}
+    assert formats.preferences(PAIRS, "standard")[0] == plain
+    said = {k: [{"role": "user" if k == "prompt" else "assistant", "content": plain[k]}] for k in list(plain)[:3]}
+    assert formats.preferences(PAIRS, "conversational")[0] == said | scores
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("alpaca_eval", '[{"prompt": "a"}]', 'entry 1 is no object with a "instruction" that is text'),
+        ("alpaca_eval", '[{"instruction": "a"}, 3]', "entry 2 is no object"),
+        ("alpaca_eval", '[{"instruction": "a"}', "is not JSON"),
+        ("alpaca_eval", "[]", "has no prompts"),
+        ("mt_bench", '{"question_id": 1, "turns": "a"}', 'line 1 is no object with a "turns" that is a list of texts'),
+        ("mt_bench", '{"question_id": 1, "turns": []}', "a list of texts"),
+        ("mt_bench", '{"turns": ["a"]}', 'line 1 has no "question_id"'),
+        ("mt_bench", lines(*QUESTIONS, QUESTIONS[0]), "line 3: the id '81'"),
+    ],
+)
+def test_what_is_no_file_of_prompts_is_told(tmp_path, name, text, said):
+    (tmp_path / "in").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        formats.read_asked(str(tmp_path / "in"), name)
+    assert said in str(caught.value)
+
+
+# --- the programs ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outputs(exported, tmp_path_factory):
+    """model_outputs.json and the instructions that it answers."""
+    folder = tmp_path_factory.mktemp("alpaca")
+    (folder / "in.json").write_text(json.dumps(INSTRUCTIONS))
+    argv = [f"--model={exported}", f"--prompts={folder}/in.json", f"--out={folder}/model_outputs.json"]
+    code, err = ended(answer, *argv, "--format=alpaca_eval", "--max_new=8", "--label=ours")
+    assert code == 0, err
+    return folder / "model_outputs.json", folder / "in.json"
+
+
+def test_instructions_are_answered_as_what_a_user_says(exported, outputs, tmp_path):
+    made = json.loads(outputs[0].read_text())
+    assert [(r["instruction"], r["generator"]) for r in made] == [("Name five trees.", "ours"), ("Hi.", "ours")]
+    assert sorted(p.name for p in outputs[0].parent.iterdir()) == ["in.json", "model_outputs.json"]
+    (tmp_path / "in.jsonl").write_text(lines(*({"prompt": r["instruction"], "id": i} for i, r in enumerate(made))))
+    argv = [f"--model={exported}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl", "--max_new=8"]
+    assert ended(answer, *argv, "--chat", "--temperature=0")[0] == 0
+    argv = [f"--model={exported}", f"--prompts={outputs[1]}", f"--out={tmp_path}/out.json", "--max_new=8"]
+    assert ended(answer, *argv, "--format=alpaca_eval", "--temperature=0")[0] == 0
+    greedy = json.loads((tmp_path / "out.json").read_text())
+    assert [r["output"] for r in greedy] == [r["responses"][0]["text"] for r in read_lines(tmp_path / "out.jsonl")]
+
+
+def test_each_turn_is_answered_with_the_conversation_so_far(exported, tmp_path):
+    (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
+    argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/ours.jsonl"]
+    code, err = ended(answer, *argv, "--format=mt_bench", "--max_new=8", "--temperature=0", "--samples=2")
+    assert code == 0, err
+    made = read_lines(tmp_path / "ours.jsonl")
+    assert [(r["question_id"], r["model_id"]) for r in made] == [(81, "m2"), (82, "m2")]
+    model = open_model(str(exported))
+    engine = Engine(model.cfg, model.params, model.chat, model.mesh, rows=1, max_length=model.max_length)
+    for question, row in zip(QUESTIONS, made, strict=True):
+        assert [c["index"] for c in row["choices"]] == [0, 1]
+        talk = []
+        for turn, said in zip(question["turns"], row["choices"][1]["turns"], strict=True):
+            talk.append(("user", turn))
+            (drawn,) = engine.generate([Request("x", talk)], Sampling(1, 0.0, 1.0, 8), jax.random.key(0))
+            assert said == drawn.text
+            talk.append(("assistant", said))
+
+
+def test_choices_are_samples_of_their_own(exported, tmp_path):
+    (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
+    argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", "--format=mt_bench", "--max_new=8"]
+    for name in ("once", "again"):
+        argv_out = [*argv, f"--out={tmp_path}/{name}.jsonl", "--samples=3", "--temperature=1", "--top_p=1"]
+        assert ended(answer, *argv_out)[0] == 0
+    once, again = (read_lines(tmp_path / f"{name}.jsonl") for name in ("once", "again"))
+    assert [r["choices"] for r in once] == [r["choices"] for r in again]
+    assert [r["answer_id"] for r in once] == [r["answer_id"] for r in again]
+    assert len({c["turns"][0] for c in once[0]["choices"]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--format=alpaca_eval", "--out=o.jsonl"], "end in .json"),
+        (["--format=mt_bench", "--out=o.json"], "end in .jsonl"),
+        (["--format=alpaca_eval", "--samples=2"], "one answer for each"),
+        (["--format=alpaca_eval", "--logprobs"], "--logprobs"),
+        (["--format=alpaca_eval"], "no object with"),
+        (["--format=mt_bench", "--out=HERE/o.jsonl", "--max_new=100"], "for each of 3 turns pass the 256"),
+        (["--format=elo"], "elo"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told_in_one_line(exported, tmp_path, argv, said):
+    (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
+    given = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/o.json"]
+    code, err = ended(answer, *given, *[a.replace("HERE", str(tmp_path)) for a in argv])
+    assert (code, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert [p.name for p in tmp_path.iterdir()] == ["question.jsonl"]
+
+
+# --- the programs that these files are for ---------------------------------------------------------------------
+
+
+def test_alpaca_eval_reads_the_outputs_and_puts_them_before_its_annotator(outputs, tmp_path):
+    alpaca_eval = pytest.importorskip("alpaca_eval", exc_type=ImportError)
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "prompt.txt").write_text("{instruction}\n(a) {output_1}\n(b) {output_2}\n")
+    # The decoder is alpaca_eval's own for tests: it says the same to everything.
+    (tmp_path / "judge" / "configs.yaml").write_text(
+        f"""judge:
+  prompt_template: {tmp_path}/judge/prompt.txt
+  fn_completions: test_completions
+  completions_kwargs: {{value: (b)}}
+  completion_parser_kwargs: {{outputs_to_match: {{1: '\\(a\\)', 2: '\\(b\\)'}}}}
+  is_randomize_output_order: false
+"""
+    )
+    board, annotated = alpaca_eval.evaluate(
+        model_outputs=outputs[0],
+        reference_outputs=outputs[1],
+        annotators_config=tmp_path / "judge",
+        fn_metric="get_winrate",
+        sort_by="win_rate",
+        precomputed_leaderboard=None,
+        is_return_instead_of_print=True,
+        is_cache_leaderboard=False,
+        output_path=None,
+        caching_path=None,
+    )
+    made = json.loads(outputs[0].read_text())
+    assert list(board.index) == ["ours"]
+    assert board.loc["ours", "win_rate"] == 100.0
+    assert [a["output_2"] for a in annotated] == [r["output"] for r in made]
+    assert [a["output_1"] for a in annotated] == [r["output"] for r in INSTRUCTIONS]
+
+
+@pytest.mark.parametrize("form", formats.FORMS)
+def test_trl_trains_on_the_pairs(whole, exported, tmp_path, form):
+    trl = pytest.importorskip("trl", exc_type=ImportError)
+    datasets, transformers = pytest.importorskip("datasets"), pytest.importorskip("transformers")
+    assert ended(export, f"--workdir={whole}", "--pairs=m2", f"--to={tmp_path}/p.jsonl", f"--form={form}")[0] == 0
+    rows, chat = read_lines(whole / "m2" / "pairs.jsonl"), read_chat(epath.Path(exported))
+    files = {"data_files": str(tmp_path / "p.jsonl"), "cache_dir": str(tmp_path / "cache")}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    trainer = trl.DPOTrainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(exported),
+        args=trl.DPOConfig(
+            str(tmp_path / "dpo"), per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to=[]
+        ),
+        train_dataset=datasets.load_dataset("json", split="train", **files),
+        processing_class=tokenizer,
+    )
+    made = trainer.train_dataset
+    assert made["score_chosen"] == [r["chosen_score"] for r in rows]
+    for row, theirs in zip(rows, made, strict=True):
+        for side in ("chosen", "rejected"):
+            ids = theirs["prompt_ids"] + theirs[f"{side}_ids"]
+            if form == "conversational":  # the very tokens and targets of our own DPO
+                ours = chat.example(row["prompt"], row[side])
+                assert ids == ours.ids
+                assert [False] * len(theirs["prompt_ids"]) + [True] * len(theirs[f"{side}_ids"]) == ours.target
+            else:
+                assert tokenizer.decode(ids) == row["prompt"] + row[side] + "<eos>"
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"].shape == batch["completion_mask"].shape
+    assert batch["input_ids"].shape[0] == 2 * min(4, len(rows))
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(0.6931, abs=1e-4)  # policy = reference

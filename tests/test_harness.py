@@ -1,0 +1,239 @@
+"""lm-evaluation-harness over our models: offline tasks of each kind, against our own forward and its own hf backend."""
+
+import json
+import shutil
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from selfreward_jax.export import main as export
+from selfreward_jax.llm.llama import Llama
+from selfreward_jax.saved import open_model
+from selfreward_jax.train import losses
+
+TEXTS = ["This is Hanna.", " two  spaces ", "a<|end|>b<bos>c", "<bos><|user|>Hi.<|end|><|assistant|>", "é\n\nü"]
+
+
+def asked(*args):
+    """A request, as lm_eval makes them."""
+    return SimpleNamespace(args=args)
+
+
+@pytest.fixture(scope="module")
+def harness():
+    pytest.importorskip("lm_eval")
+    from selfreward_jax import harness
+
+    return harness
+
+
+@pytest.fixture(scope="module")
+def exported(whole, tmp_path_factory):
+    to = tmp_path_factory.mktemp("harness") / "m2"
+    assert export(["export", f"--workdir={whole}", "--model=m2", f"--to={to}"]) == 0
+    return to
+
+
+@pytest.fixture(scope="module")
+def model(harness, whole):
+    return harness.HarnessLM(str(whole), name="m2", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def tasks(whole, tmp_path_factory):
+    """Which answer is better (multiple_choice), what is the answer (generate_until), and both read (rolling)."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [json.loads(line) for line in (whole / "m2" / "pairs.jsonl").read_text().splitlines()[:5]]
+    rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]
+    rows[0]["prompt"] = " ".join([rows[0]["prompt"]] * 8)  # longer than the model in the tests that shorten it
+    (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    source = {"data_files": {"test": str(folder / "rows.json")}, "cache_dir": str(folder / "cache")}
+    data = {"dataset_path": "json", "dataset_kwargs": source, "test_split": "test"}
+    greedy = {"until": [","], "max_gen_toks": 12, "do_sample": False}
+    pick = {"doc_to_text": "{{prompt}}", "doc_to_choice": "{{[chosen, rejected]}}", "doc_to_target": 0}
+    say = {"doc_to_text": "{{prompt}}", "doc_to_target": "{{chosen}}", "generation_kwargs": greedy}
+    read = {"doc_to_text": "", "doc_to_target": "{{prompt}} {{chosen}} {{rejected}}"}
+    kinds = [("multiple_choice", pick, "acc"), ("generate_until", say, "exact_match")]
+    kinds += [("loglikelihood_rolling", read, "byte_perplexity")]
+    return [{"task": k, "output_type": k, **data, **how, "metric_list": [{"metric": m}]} for k, how, m in kinds]
+
+
+def evaluated(model, tasks, **options):
+    """What lm_eval found: figures of each task, and responses of each document."""
+    import lm_eval
+
+    found = lm_eval.simple_evaluate(model=model, tasks=tasks, bootstrap_iters=0, **options)
+    responses = {
+        kind: [[r for (r,) in s["resps"]] for s in sorted(samples, key=lambda s: s["doc_id"])]
+        for kind, samples in found["samples"].items()
+    }
+    return found["results"], responses
+
+
+@partial(jax.jit, static_argnames="cfg")
+def forward(cfg, params, tokens):
+    model = Llama(cfg)
+    return losses.token_logprobs(model, params, tokens), model.apply({"params": params}, tokens).argmax(-1)
+
+
+def plain(saved, ids):
+    """Log-probs of ids, and the likeliest token after each, by one plain forward; padded, to compile it once."""
+    tokens = np.zeros((1, 192), np.int32)
+    tokens[0, : len(ids)] = ids
+    logprobs, likeliest = forward(saved.cfg, saved.params, tokens)
+    return np.array(logprobs)[0, : len(ids)], np.array(likeliest)[0, : len(ids)]
+
+
+def direct(saved, context, continuation):
+    """Log-prob of ids after ids, and whether they are the likeliest."""
+    logprobs, likeliest = plain(saved, context + continuation)
+    n = len(context)
+    return float(logprobs[n:].sum()), likeliest[n - 1 : -1].tolist() == continuation
+
+
+def greedy(saved, context, most):
+    """The likeliest ids after others, up to a stop id."""
+    said = []
+    while len(said) < most and not (said and said[-1] in saved.chat.stop_ids):
+        said.append(int(plain(saved, context + said)[1][-1]))
+    return said
+
+
+def test_without_lm_eval_the_module_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "selfreward_jax.harness", raising=False)
+    for name in ("lm_eval", "lm_eval.api.model", "lm_eval.models.utils"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="pip install lm_eval"):
+        __import__("selfreward_jax.harness")
+    sys.modules.pop("selfreward_jax.harness", None)
+
+
+def test_each_kind_of_task_is_what_a_plain_forward_gives(model, tasks):
+    results, responses = evaluated(model, tasks)
+    saved, chat = model.model, model.chat
+    rows = [json.loads(x) for x in epath.Path(tasks[0]["dataset_kwargs"]["data_files"]["test"]).read_text().split("\n")]
+    right = 0
+    for row, found in zip(rows, responses["multiple_choice"], strict=True):
+        context = chat.opening(row["prompt"])
+        expected = []
+        for answer in (row["chosen"], row["rejected"]):
+            whole = chat.opening(f"{row['prompt']} {answer}")
+            expected.append(direct(saved, whole[: len(context)], whole[len(context) :]))
+        np.testing.assert_allclose([f[0] for f in found], [e[0] for e in expected], atol=1e-4)
+        assert [f[1] for f in found] == [e[1] for e in expected]
+        right += expected[0][0] > expected[1][0]
+    assert results["multiple_choice"]["acc,none"] == right / len(rows)
+    for row, (found,) in zip(rows, responses["generate_until"], strict=True):
+        drawn = greedy(saved, chat.opening(row["prompt"]), 12)
+        assert found == chat.tokenizer.decode([t for t in drawn if t not in chat.stop_ids]).split(",")[0]
+    for row, (found,) in zip(rows, responses["loglikelihood_rolling"], strict=True):
+        text = chat.opening(f"{row['prompt']} {row['chosen']} {row['rejected']}")
+        assert found == pytest.approx(direct(saved, [model.prefix_token_id], text)[0], abs=1e-3)
+
+
+def test_a_long_text_is_read_in_windows_that_predict_each_token_once(harness, whole):
+    model = harness.HarnessLM(str(whole), name="m2", batch_size=3, max_length=16)
+    text = "This is Hanna. Name five trees to use in my birthday. " * 4
+    ids = model.tok_encode(text)
+    assert len(ids) % 16  # the last window is not whole
+    expected = 0.0
+    for start in range(0, len(ids), 16):
+        end = min(start + 16, len(ids))
+        context = ids[max(0, end - 17) : start] if start else [model.prefix_token_id]
+        expected += direct(model.model, context, ids[start:end])[0]
+    assert model.loglikelihood_rolling([asked(text)], disable_tqdm=True) == pytest.approx([expected], abs=1e-3)
+
+
+def test_greedy_is_what_the_model_itself_would_say(model):
+    context = model.chat.prompt_ids("Hi.")
+    said = greedy(model.model, context, 4)
+    other = [*said[:-1], (said[-1] + 1) % model.model.cfg.vocab_size]
+    found = model._loglikelihood_tokens([(None, context, said), (None, context, other)], disable_tqdm=True)
+    assert [is_greedy for _, is_greedy in found] == [True, False]
+
+
+def test_a_few_logits_at_a_time_give_the_same(harness, model, monkeypatch):
+    saved = model.model
+    tokens = np.random.default_rng(0).integers(3, saved.cfg.vocab_size, (3, 20))
+    expected, _ = forward(saved.cfg, saved.params, tokens)
+    for at_once in (1, 7 * 3 * saved.cfg.vocab_size, 1 << 25):
+        monkeypatch.setattr(harness, "LOGITS_AT_ONCE", at_once)
+        score = jax.jit(harness.score.__wrapped__, static_argnums=0)
+        logprobs, likeliest = score(saved.cfg, saved.params, tokens)
+        np.testing.assert_allclose(logprobs, expected, atol=1e-5)
+        assert likeliest.shape == tokens.shape
+
+
+def test_samples_differ_by_request_and_not_from_run_to_run(model):
+    how = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0, "top_p": 0.95}
+    requests = [asked("This is Hanna.", how), asked("This is Hanna.", how), asked("", {**how, "top_p": 1.0})]
+    once, again = (model.generate_until(requests, disable_tqdm=True) for _ in range(2))
+    assert once == again
+    assert once[0] != once[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"top_k": 5, "temperature": 1.0}, "top_k"), ({"num_beams": 4}, "num_beams"), ({"max_gen_toks": 256}, "256 new")],
+)
+def test_what_cannot_be_done_is_said(model, how, said):
+    with pytest.raises(ValueError, match=said):
+        model.generate_until([asked("Hi.", how)], disable_tqdm=True)
+
+
+def test_the_last_message_goes_on_where_no_answer_is_asked_for(model):
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Sure, "}]
+    assert model.apply_chat_template(talk[:1]) == "<bos><|user|>Hi.<|end|><|assistant|>"
+    assert model.apply_chat_template(talk, add_generation_prompt=False) == "<bos><|user|>Hi.<|end|><|assistant|>Sure,"
+    assert model.tok_encode(model.apply_chat_template(talk[:1])) == model.chat.prompt_ids("Hi.")
+
+
+# --- against lm_eval's own hf backend --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_hf_backend_finds_the_same_in_the_exported_folder(harness, whole, exported, tasks, chat):
+    pytest.importorskip("torch")
+    options = {"add_bos_token": True, "max_length": 64, "batch_size": 4}
+    ours = harness.HarnessLM(str(whole), name="m2", **options)
+    run = partial(evaluated, tasks=tasks, apply_chat_template=chat)
+    figures, found = run(ours)
+    theirs = {"pretrained": str(exported), "dtype": "float32", **options}
+    figures_hf, found_hf = run("hf", model_args=theirs, device="cpu")
+    assert figures["multiple_choice"] == figures_hf["multiple_choice"]
+    assert found["generate_until"] == found_hf["generate_until"]
+    for kind in ("multiple_choice", "loglikelihood_rolling"):
+        np.testing.assert_allclose(found[kind], found_hf[kind], atol=1e-4)
+
+
+@pytest.mark.parametrize("spoil", ["as exported", "says so", "says no", "post-processor"])
+def test_a_text_has_the_ids_that_transformers_gives_it(harness, exported, tmp_path, spoil):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"says so": {"add_bos_token": True}, "says no": {"add_bos_token": False}}.get(spoil, {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if spoil == "post-processor":
+        import tokenizers
+
+        made = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        made.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
+        made.save(str(folder / "tokenizer.json"))
+    ours, theirs = harness.HarnessLM(str(folder)), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        begun = text.startswith("<bos>")  # lm_eval adds no second one
+        expected = theirs(text, **({"add_special_tokens": False} if begun else {}))["input_ids"]
+        assert ours.tok_encode(text) == expected, text
+
+
+def test_a_model_is_opened_by_its_run_or_by_its_folder(harness, whole, exported):
+    saved = open_model(str(whole), "m2")
+    for lm in (harness.HarnessLM(str(whole), "m2"), harness.HarnessLM(str(exported))):
+        assert (lm.max_length, lm.eot_token_id) == (saved.max_length, saved.chat.tokenizer.controls["<eos>"])
+        assert "/" not in lm.tokenizer_name
