@@ -19,8 +19,10 @@ def defaults() -> ConfigDict:
     c.iterations = 2  # train M1 ... M_iterations
 
     c.data = ConfigDict()
-    c.data.ift = ""  # JSONL file of {prompt, response}; empty: the embedded world
-    c.data.eft = ""  # JSONL file of scored answers; empty: the embedded world
+    c.data.ift = ""  # where instructions and answers come from (method/sources.py); empty: the embedded world
+    c.data.eft = ""  # where ranked or scored answers come from; empty: the embedded world
+    c.data.language = "en"  # rows that name another language are left out; empty: none are
+    c.data.shared_to_ift = 0.5  # share of the prompts found in both that IFT gets; EFT gets the others
     c.data.ift_rows = 6000  # instruction rows used; 0: all of a file
     c.data.eft_rows = 5000  # judged rows used; 0: all of a file
     c.data.prompt_rows = 1500  # few-shot rows that teach writing prompts, made of the IFT prompts
@@ -29,6 +31,14 @@ def defaults() -> ConfigDict:
     c.data.ranked_prompts = 256  # prompts of the fixed set that measures the judge
     c.data.ranked_answers = 4  # answers to each of them (embedded world)
     c.data.most_bad = 0.01  # share of malformed rows above which a file is refused
+
+    c.eft = ConfigDict()  # judged rows, where the seeds bring no written judgements
+    c.eft.source = (
+        "scores"  # scores: one line made of the score; baseline: written by the SFT baseline, as in the paper
+    )
+    c.eft.samples = 4  # judgements the baseline writes of each answer
+    c.eft.agreement = "strict"  # strict: it orders every pair as the human does; weak: none the other way round
+    c.eft.most_share = 0.4  # share of the judged rows that may have the commonest score; 1: any
 
     c.tokenizer = ConfigDict()
     c.tokenizer.vocab_size = 768  # pieces, at most
@@ -60,6 +70,7 @@ def defaults() -> ConfigDict:
     c.optimizer.clip = 1.0  # global gradient norm
     c.optimizer.muon_rms = 0.2  # muon updates scaled to this root mean square, as adamw's are
 
+    c.baseline = False  # train and measure the SFT baseline too: IFT alone, the paper's "SFT" rows
     for name, epochs in (("base", 2.0), ("sft", 1.25)):
         c[name] = ConfigDict()
         c[name].epochs = epochs
@@ -70,9 +81,11 @@ def defaults() -> ConfigDict:
         c[name].warmup = 20  # steps
         c[name].dropout = 0.0
         c[name].accumulate = 1  # microbatches a step
+    c.sft.sets = ("ift", "eft", "prompts")  # what M1 is trained on
 
     c.prompts = ConfigDict()  # new prompts
     c.prompts.template = "new_prompt"
+    c.prompts.writer = ""  # who writes them in every round: a folder or working directory, or world; empty: M_(t-1)
     c.prompts.count = 600  # accepted prompts a round
     c.prompts.wave = 256  # attempts made together
     c.prompts.most_attempts = 4096
@@ -92,7 +105,10 @@ def defaults() -> ConfigDict:
     c.candidates.max_new = 48
 
     c.judge = ConfigDict()
+    c.judge.by = "model"  # or random: dice, the control
     c.judge.template = "judge_short"
+    c.judge.form = "points"  # what a judgement ends in: points (Score: 0 to 5) or choice (Choice: A to E)
+    c.judge.readout = "votes"  # the score: the votes' mean, or expected: the mean over each vote's score tokens
     c.judge.samples = 3  # votes an answer
     c.judge.temperature = 0.7
     c.judge.top_p = 0.95
@@ -100,7 +116,13 @@ def defaults() -> ConfigDict:
     c.judge.least_votes = 1  # readable votes an answer needs
     c.judge.least_parse_rate = 0.5  # share of readable votes below which the run stops
 
+    c.pairs = ConfigDict()
+    c.pairs.rho = 0.0  # length control: share of the score range within which length decides; 0: off
+
     c.dpo = ConfigDict()
+    c.dpo.loss = "sigmoid"  # train/preference.py has the names
+    c.dpo.label_smoothing = 0.0  # share of pairs taken to be the wrong way round (cdpo, robust)
+    c.dpo.gamma = 0.5  # margin that simpo asks for
     c.dpo.epochs = 2.0
     c.dpo.batch = 16  # pairs a step
     c.dpo.lr = 2e-3
@@ -115,6 +137,21 @@ def defaults() -> ConfigDict:
     c.dpo.replay_batch = 16  # packed rows a step
     c.dpo.replay_width = 256
     c.dpo.accumulate = 1
+    c.dpo.eval_every = 0  # steps between early-stopping comparisons; 0: none
+    c.dpo.eval_prompts = 253  # validation prompts of a comparison
+
+    c.compare = ConfigDict()  # head to head where a model judges
+    c.compare.form = "scores"  # scores: each answer judged alone; pairwise: side by side, in both orders
+    c.compare.template = "judge_pairwise"
+    c.compare.max_new = 112
+
+    c.endpoint = ConfigDict()  # head to head where an OpenAI-compatible server judges
+    c.endpoint.url = ""  # up to and with /v1
+    c.endpoint.model = ""
+    c.endpoint.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
+    c.endpoint.most_calls = 1000  # paid requests an evaluation may make
+    c.endpoint.retries = 5  # of a request that failed for a reason that may pass
+    c.endpoint.timeout = 60.0  # seconds
 
     c.generate = ConfigDict()
     c.generate.rows = 256  # samples decoded together
@@ -122,6 +159,7 @@ def defaults() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.split = "heldout"  # or "validation", for choosing settings
     c.evaluate.samples = 2  # answers to each prompt
+    c.evaluate.best_of = 1  # drawn for each of them, of which the model's own judge takes the best
     c.evaluate.temperature = 0.7
     c.evaluate.top_p = 0.9
     c.evaluate.max_new = 48
@@ -161,7 +199,7 @@ def from_stored(stored: dict[str, Any]) -> ConfigDict:
         raise ConfigError(f"config.json of another version: {difference}")
     with c.unlocked():
         c.update(stored)
-    c.dpo.replay_sets = tuple(c.dpo.replay_sets)
+    c.dpo.replay_sets, c.sft.sets = tuple(c.dpo.replay_sets), tuple(c.sft.sets)
     return c
 
 
@@ -183,6 +221,13 @@ AT_LEAST = {
     "prompts.seed_shots": 0,
     "prompts.own_shots": 0,
     "evaluate.samples": 1,
+    "evaluate.best_of": 1,
+    "eft.samples": 1,
+    "dpo.eval_every": 0,
+    "dpo.eval_prompts": 1,
+    "compare.max_new": 1,
+    "endpoint.most_calls": 0,
+    "endpoint.retries": 0,
     "data.ift_rows": 0,
     "data.eft_rows": 0,
     "data.documents": 1,
@@ -202,6 +247,7 @@ AT_LEAST = {
     "base.accumulate": 1,
     "sft.accumulate": 1,
     "dpo.accumulate": 1,
+    "dpo.gamma": 0,
     "generate.rows": 1,
     "parallel.fsdp": 1,
     "parallel.tensor": 1,
@@ -211,6 +257,13 @@ CHOICES = {
     "optimizer.name": ("adamw", "muon"),
     "model.dtype": ("float32", "bfloat16"),
     "evaluate.split": ("heldout", "validation"),
+    "eft.source": ("scores", "baseline"),
+    "eft.agreement": ("strict", "weak"),
+    "judge.by": ("model", "random"),
+    "judge.form": ("points", "choice"),
+    "judge.readout": ("votes", "expected"),
+    "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
+    "compare.form": ("scores", "pairwise"),
 }
 
 
@@ -240,6 +293,14 @@ def _check_data(c: ConfigDict) -> None:
     if bool(c.data.ift) != bool(c.data.eft):
         given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
+    for field, top in (("data.shared_to_ift", 1.0), ("eft.most_share", 1.0), ("pairs.rho", 0.5)):
+        if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.rho" and value == top):
+            below = "below" if field == "pairs.rho" else "at most"
+            raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")
+    if c.eft.source == "baseline" and not c.baseline:
+        raise ConfigError(
+            "eft.source is 'baseline' but baseline is False: the SFT baseline writes EFT; set --config.baseline"
+        )
     if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
         raise ConfigError(
             f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
@@ -266,9 +327,21 @@ def _check_training(c: ConfigDict, row_devices: int) -> None:
     for stage in ("base", "sft", "dpo"):
         if not c[stage].epochs > 0:
             raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
-    for name in c.dpo.replay_sets:
-        if name not in ("ift", "eft", "prompts"):
-            raise ConfigError(f"dpo.replay_sets has {name!r}; the sets are ift, eft, prompts")
+    if not c.dpo.beta > 0:
+        raise ConfigError(f"dpo.beta is {c.dpo.beta}; it must be above 0")
+    if not 0 <= c.dpo.label_smoothing < 0.5:
+        raise ConfigError(f"dpo.label_smoothing is {c.dpo.label_smoothing}; it must be at least 0 and below 0.5")
+    if c.dpo.label_smoothing and c.dpo.loss not in ("cdpo", "robust"):
+        raise ConfigError(
+            f"dpo.label_smoothing is {c.dpo.label_smoothing}, which dpo.loss {c.dpo.loss!r} ignores: set it to 0, or "
+            "take cdpo or robust"
+        )
+    for field, sets in (("dpo.replay_sets", c.dpo.replay_sets), ("sft.sets", c.sft.sets)):
+        for name in sets:
+            if name not in ("ift", "eft", "prompts"):
+                raise ConfigError(f"{field} has {name!r}; the sets are ift, eft, prompts")
+    if not c.sft.sets:
+        raise ConfigError("sft.sets is empty; M1 needs something to learn from: ift, eft, prompts")
 
 
 def _check_sampling(c: ConfigDict) -> None:
@@ -297,8 +370,8 @@ def _field(c: ConfigDict, path: str) -> Any:
     return c
 
 
-# Fields that may change between runs in one working directory: they add to what is there and change nothing.
-GROWING = ("iterations",)
+# Fields that may change between runs in one working directory: they add to what is there, or serve evaluations.
+GROWING = ("iterations", "endpoint")
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

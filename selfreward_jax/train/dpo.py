@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel.sharding import by_row
-from selfreward_jax.train import batches, losses
+from selfreward_jax.train import batches, losses, preference
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, place
 
@@ -45,8 +45,13 @@ def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batc
 
 
 def loss_fn(model: Llama, settings: Any) -> LossFn:
-    """weight * DPO + nll * mean negative log-prob of the chosen (Iterative RPO, arXiv 2404.19733, eq. 1)
-    + replay * SFT loss on seed rows. With weight 0 it is supervised training on the chosen answers."""
+    """weight * a loss of preference.py + nll * NLL of the chosen + replay * SFT loss on seed rows.
+
+    The NLL is that of Iterative RPO (arXiv 2404.19733, eq. 1): each chosen response's own mean over its |y| tokens,
+    then the mean over pairs. TRL's `sft` beside `sigmoid` is the mean over all chosen tokens of the microbatch, in
+    which long responses weigh more; of one pair at a time both are the same. With weight 0 it is supervised training
+    on the chosen answers.
+    """
 
     def loss(params: Params, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, Metrics]:
         key = key if model.cfg.dropout else None
@@ -55,12 +60,14 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
         tokens = jnp.concatenate([batch["chosen_tokens"], batch["rejected_tokens"]])
         target = jnp.concatenate([batch["chosen_target"], batch["rejected_target"]])
         chosen, rejected = jnp.split(losses.sequence_logprobs(model, params, tokens, target, key=pair_key), 2)
-        each, margin = losses.dpo_loss(
-            chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], settings.beta
+        lengths = jnp.split(jnp.sum(target, axis=-1), 2)
+        pairs = preference.PairLogProbs(chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], *lengths)
+        each, margin = preference.pair_loss(
+            settings.loss, pairs, settings.beta, settings.label_smoothing, settings.gamma
         )
         share = 1 / batch["pair_total"]
         dpo = jnp.sum(each) * share
-        nll = -jnp.sum(chosen / jnp.sum(batch["chosen_target"], axis=-1)) * share
+        nll = -jnp.sum(chosen / pairs.chosen_length) * share
         total = settings.weight * dpo + settings.nll * nll
         metrics = {
             "dpo": dpo,

@@ -79,25 +79,3 @@ def sft_loss(
     """
     total = jnp.sum(target_BT) if total is None else total
     return -jnp.sum(sequence_logprobs(model, params, tokens_BT, target_BT, **inputs)) / total
-
-
-def dpo_loss(
-    chosen_B: jax.Array,
-    rejected_B: jax.Array,
-    reference_chosen_B: jax.Array,
-    reference_rejected_B: jax.Array,
-    beta: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Direct preference optimisation (arXiv 2305.18290, eq. 7).
-
-    Args:
-      chosen_B, rejected_B: sequence log-probs under the policy.
-      reference_chosen_B, reference_rejected_B: the same under the reference.
-      beta: strength of the pull to the reference.
-
-    Returns:
-      Losses [B], -log sigmoid(margin), and margins [B], beta times the difference of the log-ratios. With the
-      policy equal to the reference every loss is log 2.
-    """
-    margin_B = beta * ((chosen_B - reference_chosen_B) - (rejected_B - reference_rejected_B))
-    return -jax.nn.log_sigmoid(margin_B), margin_B
