@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import resource
 import sys
 import time
@@ -112,6 +113,11 @@ class Run:
         }
         storage.write_json(self.dir / "spent.json", spent)
         return spent
+
+    def models(self) -> list[str]:
+        """The finished models, in the order in which they are made: m0, sft, m1, m2, ..."""
+        made = [p.parent.name for p in self.dir.glob("*/manifest.json") if re.fullmatch(r"m\d+|sft", p.parent.name)]
+        return sorted(made, key=lambda name: 0.5 if name == "sft" else int(name[1:]))
 
     def rows(self, *names: str) -> storage.RowFile:
         """The row file of that name, such as rows("m2", "pairs")."""

@@ -1,7 +1,6 @@
 """A model at rest: one of a run's, or a Hugging Face folder."""
 
 import dataclasses
-import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -48,11 +47,10 @@ def open_model(path: str, name: str = "") -> Saved:
     if described.exists() and "architectures" in read_object(described):
         return _of_folder(epath.Path(path))
     run = Run.reopen(path)
-    models = sorted(p.parent.name for p in run.dir.glob("m*/checkpoint") if re.fullmatch(r"m\d+", p.parent.name))
-    models = [m for m in models if (run.dir / m / "manifest.json").exists()]
+    models = run.models()
     if not models or (name and name not in models):
         raise ConfigError(f"workdir {path} holds {', '.join(models) or 'no model'}" + f", not {name}" * bool(name))
-    name = name or max(models, key=lambda m: int(m[1:]))
+    name = name or models[-1]
     origin = read_config(run.dir / "tokenizer")[1] if run.cfg.model.init else None
     return Saved(name, run.llama(), run.params(name), run.chat, run.mesh, run.cfg.model.max_length, origin, run)
 

@@ -1,11 +1,12 @@
 """Agreement with a true ranking: each figure by hand, the correlations against SciPy."""
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from selfreward_jax.evaluate.agreement import agreement, kendall, ranks, spearman
+from selfreward_jax.evaluate.agreement import agreement, intervals, kendall, parts, ranks, ratios, spearman
 from selfreward_jax.evaluate.models import judge_figures, ranked_answers
 
 SCORES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 2.5, 4, 4.5, 5])), min_size=2, max_size=9)
@@ -136,3 +137,49 @@ def test_the_length_baseline_prefers_the_longer_answer():
     judged = [{"id": f"r/{i}", "score": s, "votes": [{"score": s}]} for i, s in enumerate((1.0, 4.0))]
     figures = judge_figures(ranked, judged)
     assert (figures["pairwise_accuracy"], figures["length_accuracy"]) == (1.0, 0.0)
+
+
+def drawn(count, answers, seed):
+    """Instructions whose judge is right by halves."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 6, (count, answers)).astype(float)
+    return [(t.tolist(), np.clip(np.round(t + rng.normal(0, 2, answers)), 0, 5).tolist()) for t in truth]
+
+
+def test_intervals_are_scipys_bootstrap_over_instructions():
+    instructions = drawn(120, 3, 1)
+    table = parts(instructions)
+    found = intervals(instructions)
+    for name in ("pairwise_accuracy", "exact_match", "five_best", "spearman", "kendall"):
+
+        def figure(chosen, axis, name=name):
+            rows = table[chosen.astype(int)]  # [..., rows, columns]
+            return ratios(rows.sum(-2))[name]
+
+        theirs = stats.bootstrap(
+            (np.arange(len(table)),), figure, n_resamples=3000, method="percentile", vectorized=True, rng=0
+        ).confidence_interval
+        assert found[name] == pytest.approx([theirs.low, theirs.high], abs=0.015), name
+        assert found[name][0] <= agreement(instructions)[name] <= found[name][1]
+
+
+def test_intervals_are_wider_with_fewer_instructions_and_the_same_each_time():
+    few, many = (intervals(drawn(n, 4, 2))["pairwise_accuracy"] for n in (20, 500))
+    assert few[1] - few[0] > 3 * (many[1] - many[0])
+    assert intervals(drawn(20, 4, 2))["pairwise_accuracy"] == few
+
+
+def test_intervals_of_a_perfect_judge_and_of_one_that_says_nothing():
+    perfect = intervals([([1, 2, 5], [1.0, 2.0, 5.0])] * 4)
+    assert perfect["pairwise_accuracy"] == [1, 1]
+    assert perfect["kendall"] == pytest.approx([1, 1])
+    silent = intervals([([1, 2], [None, None])] * 4)
+    assert silent["pairwise_accuracy"] is None
+    assert intervals([])["spearman"] is None
+
+
+def test_a_judge_that_gives_one_score_to_all():
+    found = intervals([([1, 2, 3], [4, 4, 4])] * 5)
+    assert found["pairwise_accuracy"] == [0.5, 0.5]
+    assert found["tie_rate"] == [1, 1]
+    assert found["spearman"] is None

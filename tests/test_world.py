@@ -11,8 +11,8 @@ import pytest
 
 from selfreward_jax import config
 from selfreward_jax.evaluate import oracle as measure
-from selfreward_jax.method.judge import parse_score
 from selfreward_jax.method.new_prompts import form_fault
+from selfreward_jax.method.verdicts import parse_score
 from selfreward_jax.worlds import lists, oracle
 from selfreward_jax.worlds.words import TOPICS
 
@@ -105,31 +105,15 @@ def answers(*stars):
 
 
 @pytest.mark.usefixtures("starred")
-def test_versus_by_hand():
+def test_more_points_win():
     ours, theirs = answers([3, 2], [5, 0], [1, 1]), answers([2, 2], [4, 1], [0, 0])
-    figures = measure.versus(ours, theirs)  # won tied | won lost | won won
-    assert figures["win"] == pytest.approx(4 / 6)
-    assert figures["tie"] == pytest.approx(1 / 6)
-    assert figures["lose"] == pytest.approx(1 / 6)
-    # Margins of the prompts: 1/2, 0, 1; their variance is 1/4.
-    assert figures["error"] == pytest.approx((1 / 4 / 3) ** 0.5)
+    assert measure.verdicts(ours, theirs) == [[1, 0], [1, -1], [1, 1]]
 
 
 @pytest.mark.usefixtures("starred")
-def test_versus_turns_round_with_its_sides():
-    rng = Random(0)
-    ours, theirs = (answers(*[[rng.randint(0, 5) for _ in range(3)] for _ in range(20)]) for _ in range(2))
-    one, other = measure.versus(ours, theirs), measure.versus(theirs, ours)
-    assert (one["win"], one["tie"], one["lose"]) == (other["lose"], other["tie"], other["win"])
-    assert one["error"] == pytest.approx(other["error"])
-    assert one["win"] + one["tie"] + one["lose"] == pytest.approx(1)
-    assert measure.versus(ours, ours) == {"win": 0, "tie": 1, "lose": 0, "error": 0}
-
-
-@pytest.mark.usefixtures("starred")
-def test_versus_refuses_answers_to_other_prompts():
+def test_answers_to_other_prompts_are_refused():
     with pytest.raises(ValueError, match="same prompts"):
-        measure.versus(answers([1], [2]), answers([1], [2])[::-1])
+        measure.verdicts(answers([1], [2]), answers([1], [2])[::-1])
 
 
 @pytest.mark.usefixtures("starred")

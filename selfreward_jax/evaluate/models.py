@@ -3,8 +3,8 @@
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.evaluate import oracle
-from selfreward_jax.evaluate.agreement import agreement
+from selfreward_jax.evaluate import head_to_head, oracle
+from selfreward_jax.evaluate.agreement import agreement, intervals
 
 Row = dict[str, Any]
 
@@ -42,6 +42,7 @@ def judge_figures(ranked: list[Row], judgements: list[Row]) -> dict[str, Any]:
     votes = [v["score"] for j in judgements for v in j["votes"]]
     return {
         **agreement(instructions),
+        "interval": intervals(instructions),
         "length_accuracy": agreement(lengths)["pairwise_accuracy"],
         "parse_rate": sum(v is not None for v in votes) / len(votes) if votes else None,
     }
@@ -57,7 +58,7 @@ def answer_figures(rows: list[Row], has_oracle: bool) -> dict[str, Any]:
     return figures | ({"oracle": oracle.figures(rows)} if has_oracle else {})
 
 
-def versus(directory: Any, models: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+def versus(directory: Any, models: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Head to head of each model with every other, from their answers in the working directory."""
     rows = {m: storage.read_rows(directory / m / "eval_answers.jsonl") for m in models}
-    return {a: {b: oracle.versus(rows[a], rows[b]) for b in models if b != a} for a in models}
+    return {a: {b: head_to_head.record(oracle.verdicts(rows[a], rows[b])) for b in models if b != a} for a in models}

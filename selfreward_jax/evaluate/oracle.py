@@ -1,9 +1,9 @@
 """What the embedded world's oracle says of a model's answers to held-out prompts, alone and head to head."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.worlds import oracle
 
 Row = dict[str, Any]
@@ -29,31 +29,15 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def versus(ours: Sequence[Row], theirs: Sequence[Row]) -> dict[str, float]:
-    """Head to head on the same prompts, sample by sample: the answer with more points wins.
+def verdicts(ours: Sequence[Row], theirs: Sequence[Row]) -> list[list[int]]:
+    """Verdicts on the same prompts, sample by sample: the answer with more points wins.
 
-    Returns:
-      `win`, `tie`, `lose` as fractions, and `error`, the standard error of win - lose over prompts.
+    Raises:
+      ValueError: the rows are of other prompts.
     """
     if [r["prompt"] for r in ours] != [r["prompt"] for r in theirs]:
         raise ValueError("the two models did not answer the same prompts")
-    margins = []
-    win = tie = lose = 0
-    for a, b in zip(points(ours), points(theirs), strict=True):
-        signs = []
-        for p, q in zip(a, b, strict=True):
-            difference = sum(p.values()) - sum(q.values())
-            signs.append((difference > 0) - (difference < 0))
-        win += signs.count(1)
-        tie += signs.count(0)
-        lose += signs.count(-1)
-        margins.append(sum(signs) / len(signs))
-    games = win + tie + lose
-    mean = sum(margins) / len(margins)
-    spread = sum((m - mean) ** 2 for m in margins) / max(1, len(margins) - 1)
-    return {
-        "win": win / games,
-        "tie": tie / games,
-        "lose": lose / games,
-        "error": math.sqrt(spread / len(margins)),
-    }
+    return [
+        [sign(sum(p.values()) - sum(q.values())) for p, q in zip(a, b, strict=True)]
+        for a, b in zip(points(ours), points(theirs), strict=True)
+    ]

@@ -43,6 +43,8 @@ They are of this run alone, on its own held-out prompts.
 
 
 def _history(name: str) -> str:
+    if name == "sft":
+        return "its baseline, after supervised training on instructions alone."
     t = int(name[1:])
     if t == 0:
         return "its base."
@@ -69,7 +71,8 @@ def _figures(run: Run, name: str) -> str:
 def _hashes(run: Run, name: str) -> str:
     lines = ["| file | rows | sha256 |", "|---|---|---|"]
     files = [("seed", s) for s in ("ift", "eft", "documents")]
-    files += [(f"m{t}", s) for t in range(2, int(name[1:]) + 1) for s in ("prompts", "judgements", "pairs")]
+    rounds = 0 if name == "sft" else int(name[1:])
+    files += [(f"m{t}", s) for t in range(2, rounds + 1) for s in ("prompts", "judgements", "pairs")]
     for owner, stage in files:
         if manifest := run.rows(owner, stage).manifest:
             lines.append(f"| {owner}/{stage}.jsonl | {manifest['rows']} | `{manifest['sha256']}` |")

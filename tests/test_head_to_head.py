@@ -1,0 +1,83 @@
+"""Head to head: verdicts counted, their intervals, and the pairwise judge in both orders."""
+
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from selfreward_jax.evaluate.head_to_head import record, sign
+from selfreward_jax.method.compare import Game, both_orders, by_prompt, games, settle
+
+
+def test_a_record_by_hand():
+    found = record([[1, 0], [1, -1], [1, 1]])
+    assert (found["win"], found["tie"], found["lose"]) == pytest.approx((4 / 6, 1 / 6, 1 / 6))
+    assert found["margin"] == pytest.approx(0.5)
+    # Margins of the prompts: 1/2, 0, 1; their variance is 1/4.
+    assert found["error"] == pytest.approx((1 / 4 / 3) ** 0.5)
+
+
+def test_a_record_turns_round_with_its_sides():
+    rng = Random(0)
+    verdicts = [[rng.choice([-1, 0, 0, 1]) for _ in range(3)] for _ in range(40)]
+    one, other = record(verdicts), record([[-v for v in row] for row in verdicts])
+    assert (one["win"], one["tie"], one["lose"]) == (other["lose"], other["tie"], other["win"])
+    assert one["error"] == pytest.approx(other["error"])
+    assert one["interval"]["win"] == other["interval"]["lose"]
+    assert one["interval"]["margin"] == pytest.approx([-x for x in reversed(other["interval"]["margin"])])
+
+
+def test_a_model_ties_with_itself():
+    found = record([[0, 0]] * 5)
+    assert (found["win"], found["tie"], found["lose"], found["error"]) == (0, 1, 0, 0)
+    assert found["interval"]["tie"] == [1, 1]
+    assert record([[1]])["error"] == 0  # one prompt tells nothing of its spread
+
+
+def test_the_interval_is_the_bootstraps_over_prompts():
+    rng = np.random.default_rng(3)
+    verdicts = [rng.choice([-1, 0, 1], size=2, p=[0.2, 0.3, 0.5]).tolist() for _ in range(150)]
+    margins = np.array(verdicts).mean(1)
+    theirs = stats.bootstrap((margins,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+    assert record(verdicts)["interval"]["margin"] == pytest.approx([theirs.low, theirs.high], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("ours_first", "theirs_first", "verdict"),
+    [
+        ("a", "b", 1),
+        ("b", "a", -1),
+        ("a", "a", 0),  # whoever stands first
+        ("b", "b", 0),
+        ("tie", "tie", 0),
+        ("a", "tie", 0),
+        ("a", None, 0),
+        (None, "a", 0),
+        (None, None, 0),
+    ],
+)
+def test_both_orders_must_agree(ours_first, theirs_first, verdict):
+    assert settle(ours_first, theirs_first) == verdict
+
+
+def test_the_second_prompt_has_the_answers_the_other_way_round():
+    one, other = both_orders("{prompt}|{first}|{second}", Game("g", "p", "{second}", "theirs"))
+    assert (one, other) == ("p|{second}|theirs", "p|theirs|{second}")
+
+
+def rows(**responses):
+    return [{"id": p, "prompt": p, "responses": [{"text": t} for t in texts]} for p, texts in responses.items()]
+
+
+def test_games_meet_sample_by_sample_on_the_prompts_of_both():
+    played = games(rows(p=["a", "b"], q=["c", "d"], r=["e"]), rows(q=["C"], p=["A", "B"]))
+    assert [(g.id, g.ours, g.theirs) for g in played] == [("p/0", "a", "A"), ("p/1", "b", "B"), ("q/0", "c", "C")]
+    assert by_prompt(played, [1, -1, 0]) == [[1, -1], [0]]
+
+
+@given(st.floats(-5, 5))
+def test_sign(x):
+    assert sign(x) == np.sign(x)
