@@ -1,6 +1,6 @@
 """Self-rewarding, the stages in order (arXiv 2401.10020, section 2.4).
 
-seeds -> base (m0) -> SFT (m1)
+seeds -> base (m0) -> SFT on IFT alone (sft, a baseline); SFT on IFT and EFT (m1)
 m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
 """
 
@@ -40,8 +40,12 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
         raise
     stages.tokenizer(r)
     stages.base(r)
+    if cfg.baseline:
+        stages.baseline(r)
+        evaluate(r, "sft")
+    stages.eft(r)
     stages.supervised(r)
-    evaluate(r, 1)
+    evaluate(r, "m1")
     for t in range(2, cfg.iterations + 1):
         stages.check_judge(r, f"m{t - 1}")
         stages.prompts(r, t)
@@ -50,18 +54,18 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
         judge(r, t)
         stages.pairs(r, t)
         stages.preferences(r, t)
-        evaluate(r, t)
+        evaluate(r, f"m{t}")
     return summary.write(r)
 
 
-def evaluate(r: Run, t: int) -> None:
-    """m_t/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
-    name, split = f"m{t}", r.cfg.evaluate.split
+def evaluate(r: Run, name: str) -> None:
+    """NAME/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
+    split = r.cfg.evaluate.split
     if (r.dir / name / "eval.json").exists():
         return
     asked = r.rows("seed", split).rows()
     ranked = r.rows("seed", f"ranked_{split}").rows()
-    stages.answer(r, name, asked, r.cfg.evaluate, name, "eval_answers")
+    stages.answer_best(r, name, asked, r.cfg.evaluate, name, "eval_answers")
     stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
     figures = measure.answer_figures(r.rows(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
     figures["judge"] = measure.judge_figures(ranked, r.rows(name, "eval_judgements").rows())

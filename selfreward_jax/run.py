@@ -19,6 +19,7 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, weights
+from selfreward_jax.method import sources
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import declared_shardings, row_multiple
 from selfreward_jax.train import checkpoints
@@ -100,9 +101,10 @@ class Run:
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
         c = self.cfg
-        paths = (c.data.ift, c.data.eft, c.judge.template, c.prompts.template)
-        files = [epath.Path(p) for p in paths if p]
-        return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+        seeds = [name for source in (c.data.ift, c.data.eft) if source for name in sources.files(source)]
+        paths = [*seeds, c.judge.template, c.prompts.template, c.compare.template]
+        found = [epath.Path(p) for p in paths if p]
+        return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in found if f.is_file()}
 
     def spent(self) -> dict[str, float]:
         """Seconds and peak bytes of all runs in this directory so far, this one included; kept in spent.json."""

@@ -7,6 +7,8 @@ _PAPER: dict[str, Any] = {
     "data.ift_rows": 0,
     "data.eft_rows": 0,
     "data.prompt_rows": 1000,
+    "eft.source": "baseline",
+    "baseline": True,
     "data.heldout_prompts": 256,
     "data.ranked_prompts": 190,
     "model.max_length": 4096,

@@ -46,16 +46,56 @@ def test_an_unknown_field_cannot_be_set():
         config.get().dpo.betta = 1
 
 
+def loaded(name, scale):
+    spec = importlib.util.spec_from_file_location("loaded", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return flat(module.get_config(scale))
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 @pytest.mark.parametrize("scale", ["", "micro"])
 def test_iter_n_is_everything_up_to_m_n(iterations, scale):
-    spec = importlib.util.spec_from_file_location("iter_n", CONFIGS / f"iter{iterations}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert flat(module.get_config(scale)) == flat(config.get(scale)) | {"iterations": iterations}
+    assert loaded(f"iter{iterations}", scale) == flat(config.get(scale)) | {"iterations": iterations}
+
+
+ABLATIONS = {
+    "no_eft": {"sft.sets": ("ift", "prompts"), "dpo.replay_sets": ("prompts",)},
+    "positive_sft": {"dpo.weight": 0.0, "dpo.nll": 1.0},
+    "multiple_choice": {"judge.form": "choice"},
+    "random_judge": {"judge.by": "random"},
+    "best_of_n": {"iterations": 1, "evaluate.best_of": 4},
+    "external_prompts": {"prompts.writer": "world"},
+    "length_control": {"pairs.rho": 0.32},
+}
+
+
+@pytest.mark.parametrize("scale", ["", "micro", "tinyllama"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_one_switch(name, scale):
+    changed = ABLATIONS[name]
+    if name == "multiple_choice" and scale == "tinyllama":  # a judge that was not taught the form is shown it
+        changed = changed | {"judge.template": "judge_choice"}
+    assert loaded(f"ablations/{name}", scale) == flat(config.get(scale)) | {"iterations": 3} | changed
+
+
+def test_every_ablation_is_here():
+    assert {p.stem for p in (CONFIGS / "ablations").glob("*.py")} == ABLATIONS.keys()
 
 
 REFUSED = [
+    ({"eft.source": "baseline"}, ["eft.source", "baseline", "--config.baseline"]),
+    ({"eft.source": "judge"}, ["eft.source", "'judge'", "scores or baseline"]),
+    ({"eft.agreement": "loose"}, ["eft.agreement", "'loose'", "strict or weak"]),
+    ({"eft.most_share": 1.5}, ["eft.most_share", "1.5", "at most 1"]),
+    ({"data.shared_to_ift": -0.5}, ["data.shared_to_ift", "-0.5", "at least 0"]),
+    ({"pairs.rho": 0.5}, ["pairs.rho", "0.5", "below 0.5"]),
+    ({"sft.sets": ()}, ["sft.sets", "empty"]),
+    ({"sft.sets": ("eft", "judge")}, ["sft.sets", "'judge'", "ift, eft, prompts"]),
+    ({"judge.form": "stars"}, ["judge.form", "'stars'", "points or choice"]),
+    ({"judge.by": "oracle"}, ["judge.by", "'oracle'", "model or random"]),
+    ({"judge.readout": "mean"}, ["judge.readout", "'mean'", "votes or expected"]),
+    ({"evaluate.best_of": 0}, ["evaluate.best_of", "0", "at least 1"]),
     ({"data.ift": "mine.jsonl"}, ["data.ift", "'mine.jsonl'", "data.eft"]),
     ({"data.eft": "mine.jsonl"}, ["data.eft", "'mine.jsonl'", "data.ift"]),
     ({"iterations": 0}, ["iterations is 0", "at least 1"]),
@@ -136,6 +176,6 @@ def test_the_first_difference_names_field_and_both_values(changed, said):
 
 def test_a_field_that_came_or_went_is_a_difference():
     old = stored()
-    new = {**old, "dpo": {**old["dpo"], "gamma": 2}}
-    assert first_difference(old, new) == "dpo.gamma was None and is 2 now"
-    assert first_difference(new, old) == "dpo.gamma was 2 and is None now"
+    new = {**old, "dpo": {**old["dpo"], "delta": 2}}
+    assert first_difference(old, new) == "dpo.delta was None and is 2 now"
+    assert first_difference(new, old) == "dpo.delta was 2 and is None now"

@@ -115,11 +115,11 @@ def test_what_cannot_be_exported_is_told_in_one_line(whole, tmp_path, argv, said
 def test_a_run_of_other_settings_is_not_opened(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "old")
     stored = json.loads((whole / "config.json").read_text())
-    stored["dpo"]["gamma"] = 1.0
+    stored["dpo"]["delta"] = 1.0
     (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
     code, err = ended(export, f"--workdir={tmp_path}/old", f"--to={tmp_path}/new")
     assert (code, err.count("\n")) == (2, 1), err
-    assert "dpo.gamma" in err
+    assert "dpo.delta" in err
 
 
 def test_pairs_leave_a_run_as_they_are_in_it(whole, tmp_path):

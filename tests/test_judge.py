@@ -1,4 +1,6 @@
-"""The judge: which score a judgement gives, and what becomes of its votes."""
+"""The judge: what becomes of its votes."""
+
+from argparse import Namespace
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from selfreward_jax.generate.engine import Completion, Sampling
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method.judge import mean_score, parse_score
+from selfreward_jax.method.judge import mean_score
 
 HOW = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new=8)
 TEMPLATE = "Request: {prompt}\nAnswer: {response}"
@@ -29,77 +31,13 @@ class Scripted:
                 ]
 
 
-def judged(engine, answers, **options):
-    return [row for batch in judging.judge(engine, answers, TEMPLATE, HOW, None, **options) for row in batch]
+def judged(engine, answers, done=(), **changed):
+    settings = Namespace(**{"form": "points", "readout": "votes", "least_votes": 1} | changed)
+    return [row for batch in judging.judge(engine, answers, TEMPLATE, HOW, settings, None, done) for row in batch]
 
 
 def answer(name, response="an answer"):
     return {"id": name, "prompt": "a request", "response": response}
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("Score: 4", 4.0),
-        ("score:4.5", 4.5),
-        ("SCORE : 2", 2.0),
-        ("**Score:** 3", 3.0),
-        ("**Score: 3**", 3.0),
-        ("Score: 4/5", 4.0),
-        ("Score: 4 / 5", 4.0),
-        ("Score: 4.", 4.0),
-        ("Score: 4 points", 4.0),
-        ("Score: <4>", 4.0),
-        ("Score: 0", 0.0),
-        ("Score: 5.0", 5.0),
-        ("Score: 004", 4.0),
-        ("The reasons.\nScore: 3\n", 3.0),
-        ("Score: 1, no. Score: 2, no.\nScore: 3", 3.0),  # the last counts
-        ("Score: \u0664", 4.0),  # Arabic-Indic four
-        ("Score: \uff14", 4.0),  # full-width four
-        ("Score: 4/10", None),
-        ("Score: 4%", None),
-        ("Score: 4th", None),
-        ("Score: 6", None),
-        ("Score: 5.1", None),
-        ("Score: -1", None),
-        ("Score: 45", None),
-        ("Score: 4e5", None),
-        ("Score: " + "9" * 5000, None),
-        ("Score: 4\nScore: 6", None),  # a bad last one does not fall back to an earlier one
-        ("Score: 4\nScore: 4/10", None),
-        ("Score: \u00b3", None),  # a superscript is no number
-        ("Score: four", None),
-        ("Score:", None),
-        ("Score 4", None),
-        ("underscore: 3", None),
-        ("under_score: 3", None),
-        ("4", None),
-        ("", None),
-        ("Score: .5", None),
-        ("Score: \u22121", None),
-        ("Score: 4 out of 10", None),
-        ("Score: 4\nScore: five", None),
-    ],
-)
-def test_forms_of_a_score(text, score):
-    assert parse_score(text) == score
-
-
-PIECES = st.lists(st.sampled_from(["score", "Score", ":", " ", "\n", "*", "-", "/", ".", "%", "4", "5", "9", "x"]))
-
-
-@settings(deadline=None)
-@given(st.text() | PIECES.map("".join))
-def test_any_text_gives_no_score_or_one_in_range(text):
-    score = parse_score(text)
-    assert score is None or 0 <= score <= 5
-
-
-@settings(deadline=None)
-@given(st.text() | PIECES.map("".join), st.sampled_from([0.0, 1.0, 2.5, 5.0]))
-def test_what_is_said_before_the_last_line_does_not_move_the_score(text, score):
-    assert parse_score(f"{text}\nScore: {score}") == score
 
 
 @settings(deadline=None)
@@ -160,3 +98,43 @@ def test_health_counts_votes_answers_and_scores():
     assert health["spread"] == 0.0
     assert health["cut_off"] == 0
     assert judging.health([])["parse_rate"] is None
+
+
+def test_the_spread_of_the_votes_is_kept():
+    engine = Scripted({"a": ["Score: 1", "Score: 5", "no"], "b": ["no", "no", "no"], "c": ["no", "Score: 2", "no"]})
+    rows = judged(engine, [answer("a"), answer("b"), answer("c")])
+    assert [row["variance"] for row in rows] == [4.0, None, 0.0]
+
+
+def test_a_choice_is_read_as_a_choice_alone():
+    engine = Scripted({"a": ["Choice: E", "Score: 1", "Choice: B"]})
+    (row,) = judged(engine, [answer("a")], form="choice")
+    assert [v["score"] for v in row["votes"]] == [5.0, None, 2.0]
+    assert row["score"] == 3.5
+
+
+def test_the_expected_score_takes_the_place_of_the_drawn_one(monkeypatch):
+    asked = []
+
+    def expected(engine, of, form):
+        asked.extend(of)
+        return [3.25, None][: len(of)]
+
+    monkeypatch.setattr(judging, "expected_scores", expected)
+    engine = Scripted({"a": ["Score: 4", "no", "Score: 2"]})
+    (row,) = judged(engine, [answer("a")], readout="expected")
+    assert [text for _, text in asked] == ["Score: 4", "Score: 2"]  # what names no score has none to weigh
+    assert asked[0][0] == "Request: a request\nAnswer: an answer"
+    assert [v["score"] for v in row["votes"]] == [4.0, None, 2.0]  # the votes stay beside it
+    assert [v["expected"] for v in row["votes"]] == [3.25, None, None]
+    assert row["score"] == 3.25
+
+
+def test_dice_are_votes_of_their_own_kind():
+    asked = [answer(f"a{i}") for i in range(200)]
+    rows = judging.dice(asked, 3, "seed")
+    assert rows == judging.dice(asked, 3, "seed") != judging.dice(asked, 3, "other")
+    assert rows[5:9] == judging.dice(asked[5:9], 3, "seed")  # whatever else is judged
+    votes = [v["score"] for row in rows for v in row["votes"]]
+    assert {votes.count(float(n)) > 60 for n in range(6)} == {True}
+    assert all(row["score"] == pytest.approx(sum(v["score"] for v in row["votes"]) / 3) for row in rows)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfreward_jax.method.pairs import build_pairs, gather
+from selfreward_jax.method.pairs import build_pairs, gather, length_controlled
 
 
 def prompt(*scored, name="p"):
@@ -83,3 +83,36 @@ def test_gather_keeps_every_answer():
     answers = [{"id": str(i), "prompt_id": str(i % 3), "prompt": "", "response": str(i)} for i in range(10)]
     gathered = Counter(c["response"] for row in gather(answers, []) for c in row["candidates"])
     assert gathered == Counter(map(str, range(10)))
+
+
+def answers(*scored):
+    return [{"response": "x" * length, "score": score} for score, length in scored]
+
+
+def test_length_control_of_the_worked_example():
+    # S_max 5, S_min 2, rho .32: good from 4.04, poor up to 2.96.
+    best, worst = length_controlled(answers((5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)), 0.32)
+    assert (best["score"], len(best["response"])) == (4.2, 1500)
+    assert (worst["score"], len(worst["response"])) == (2.5, 2400)
+
+
+def test_length_control_counts_the_border_in():
+    best, worst = length_controlled(answers((5.0, 9), (4.5, 8), (0.5, 7), (0.0, 6)), 0.1)
+    assert (best["score"], worst["score"]) == (4.5, 0.5)
+    best, worst = length_controlled(answers((3.3, 9), (3.0, 8), (0.3, 7), (0.0, 6)), 1 / 11)
+    assert (best["score"], worst["score"]) == (3.0, 0.3)
+
+
+def test_rho_0_leaves_length_out_even_among_equals():
+    pairs, _ = build_pairs([prompt(("long good", 5.0), ("good", 5.0), ("bad", 1.0), ("long bad", 1.0))])
+    assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("long good", "bad")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=2, max_size=6), st.floats(0.01, 0.49))
+def test_length_control_never_turns_a_pair_round(scored, rho):
+    texts = [(f"{i}" * length, float(score)) for i, (score, length) in enumerate(scored)]
+    pairs, counts = build_pairs([prompt(*texts)], rho)
+    assert sum(counts.values()) == 1
+    for pair in pairs:
+        assert pair["chosen_score"] > pair["rejected_score"]

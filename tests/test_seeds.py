@@ -1,18 +1,21 @@
 """Seed sets: from the embedded world and from a user's files."""
 
 import json
+import re
 from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from selfreward_jax import config
-from selfreward_jax.method import seeds
-from selfreward_jax.method.judge import parse_score
+from selfreward_jax.method import forms, seeds
 from selfreward_jax.method.new_prompts import normalise
 from selfreward_jax.method.seeds import SeedError, from_files, from_world
+from selfreward_jax.method.verdicts import PARSERS, parse_score
 
-OASST = Path(__file__).parents[1].parent / "shared" / "data" / "oasst"
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
 TRAINING = ("ift", "eft")
 HELD_OUT = ("validation", "heldout", "ranked_validation", "ranked_heldout")
 
@@ -76,21 +79,21 @@ EFT = [
 def load(tmp_path):
     """Writes rows (or lines, as they are) to two files and reads them as seeds."""
 
-    def run(ift=IFT, eft=EFT, seed=0, **changed):
+    def run(ift=IFT, eft=EFT, seed=0, more=None, form="points", **changed):
         settings = config.get("scratch").data
         settings.update(ift=str(tmp_path / "ift.jsonl"), eft=str(tmp_path / "eft.jsonl"), **changed)
         for path, rows in (settings.ift, ift), (settings.eft, eft):
             lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
             Path(path).write_bytes("".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))
-        return from_files(settings, seed)
+        return from_files(settings, seed, more, form)
 
     return run
 
 
 def test_every_accepted_form_gives_the_same_sets(load):
     expected, _ = load()
-    for i in range(max(map(len, seeds.NAMES.values()))):
-        renamed = {field: names[i % len(names)] for field, names in seeds.NAMES.items()}
+    for i in range(max(map(len, forms.NAMES.values()))):
+        renamed = {field: names[i % len(names)] for field, names in forms.NAMES.items()}
         sets, report = load(
             ift=[{renamed[k]: v for k, v in r.items()} | {"more": 1} for r in IFT],
             eft=[{renamed[k]: v for k, v in r.items()} for r in EFT],
@@ -125,7 +128,7 @@ def test_scores_are_mapped_linearly_to_0_to_5(load):
 
 def test_held_out_prompts_of_files_are_not_trained_on(load):
     # The same prompts stand in both files, with other capitals and marks.
-    ift = [{"prompt": r["prompt"].upper() + "?", "response": "done"} for r in EFT] + IFT
+    ift = [{"prompt": r["prompt"].upper() + "?", "response": f"done {i % 2}"} for i, r in enumerate(EFT)] + IFT
     sets, report = load(ift=ift)
     held_out = prompts(sets, *HELD_OUT)
     assert len(held_out) == 8
@@ -133,10 +136,16 @@ def test_held_out_prompts_of_files_are_not_trained_on(load):
     assert not prompts(sets, "ranked_validation") & prompts(sets, "ranked_heldout")
     texts = [normalise(row["text"]) for row in sets["documents"]]
     assert not any(text.startswith(p + " ") for text in texts for p in held_out)
-    assert report["ift"]["held_out"] == 8 * 3
-    # Nothing else is lost: each judged row is trained on or held out.
+    assert report["ift"]["held out"] == 8 * 2
+    assert report["ift"]["repeated answer"] == 16  # of three answers, two are the same
+    assert report["eft"]["held out"] == 8 * 3
+    # Nothing else is lost: each judged row is trained on, held out, or was of a prompt that IFT has got.
+    assert report["ift"]["given to eft"] == 4 * 2
+    assert report["eft"]["given to ift"] == 4 * 3
     held = [a["response"] for name in ("ranked_validation", "ranked_heldout") for r in sets[name] for a in r["answers"]]
-    assert sorted(held + [r["response"] for r in sets["eft"]]) == sorted(r["response"] for r in EFT)
+    given = [r["response"] for r in EFT if normalise(r["prompt"]) in prompts(sets, "ift")]
+    assert len(given) == 4 * 3
+    assert sorted(held + given + [r["response"] for r in sets["eft"]]) == sorted(r["response"] for r in EFT)
 
 
 def test_spellings_of_one_prompt_are_held_out_together(load):
@@ -165,7 +174,7 @@ def test_limits_cut_the_training_sets(load):
 
 
 def test_a_limit_holds_nothing_out(load):
-    assert load(ift_rows=3)[1]["ift"]["held_out"] == 0
+    assert load(ift_rows=3)[1]["ift"]["held out"] == 0
 
 
 MALFORMED = [
@@ -177,15 +186,18 @@ MALFORMED = [
     ({"prompt": " ", "response": "r", "score": 1}, "prompt is ' ', not a text"),
     ({"prompt": "p", "response": "", "score": 1}, "response is '', not a text"),
     ({"prompt": ["p"], "response": "r", "score": 1}, r"prompt is \['p'\], not a text"),
-    ({"prompt": "p", "response": "r"}, "score is None, not a number"),
     ({"prompt": "p", "response": "r", "score": "4"}, "score is '4', not a number"),
     ({"prompt": "p", "response": "r", "score": True}, "score is True, not a number"),
     ({"prompt": "p", "response": "r", "score": float("nan")}, "score is nan, not a number"),
     ({"prompt": "p", "answers": "r"}, "answers is not a list of objects"),
     ({"prompt": "p", "answers": ["r"]}, "answers is not a list of objects"),
-    ({"prompt": "p", "answers": [{"response": "r"}]}, "score is None, not a number"),
     ({"prompt": "p", "response": "r", "score": float("inf")}, "score is inf, not a number"),
+    ({"prompt": "p", "response": "r", "score": 10**400}, "score is 1000+, not a number"),
+    ({"prompt": "p", "response": "r", "rank": "first"}, "rank is 'first', not a number"),
+    ({"prompt": "p", "response": "r", "score": 1, "judgement": " "}, "judgement is ' ', not a text"),
+    ('{"prompt": "p \\ud800", "response": "r", "score": 1}', "prompt holds half of a character"),
 ]
+KINDS = {"' '": "with an empty text", "''": "with an empty text", "half": "with half of a character"}
 
 
 @pytest.mark.parametrize(("row", "fault"), MALFORMED)
@@ -196,8 +208,34 @@ def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
     assert "\n" not in str(error.value)
     sets, report = load(eft=eft, most_bad=1.5 / len(eft))
     assert sets == load()[0]
-    assert report["eft"]["malformed"] == 1
+    kind = next((of for sign, of in KINDS.items() if sign in fault), "malformed")
+    assert {name: report["eft"][name] for name in forms.FILTERS[:3]} == {
+        name: int(name == kind) for name in forms.FILTERS[:3]
+    }
     assert "eft.jsonl line 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "response": "r"},
+        {"prompt": "p", "response": "r", "score": None},
+        {"prompt": "p", "answers": [{"response": "r"}]},
+        {"prompt": "p", "response": "r", "judgement": "Good."},
+    ],
+)
+def test_an_answer_without_a_score_is_counted_and_no_fault(load, row):
+    sets, report = load(eft=[*EFT[:2], row, *EFT[2:]], most_bad=0.0)
+    assert sets == load()[0]
+    assert report["eft"]["without a score"] == 1
+
+
+def test_ten_faults_are_told_and_the_others_counted(load, capsys):
+    load(eft=[*EFT, *["{"] * 12], most_bad=0.5)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 11
+    assert told[0].startswith("left out: ")
+    assert told[-1] == "left out: ... and 2 more"
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -260,15 +298,246 @@ def test_judge_rows_answer_the_judges_prompt_with_the_judgement():
     assert seeds.judge_rows(eft, lambda p, r: f"<{p}|{r}>") == [{"prompt": "<p|r>", "response": "Score: 4"}]
 
 
-def test_open_assistant_files_can_be_used():
-    if not OASST.exists():
-        pytest.skip("no Open Assistant files beside the repository")
+# --- what goes where -------------------------------------------------------------------------------------------
+
+RANKED = [
+    {"prompt": f"question {p}", "answers": [{"response": f"answer {p} {a}", "rank": a} for a in range(3)]}
+    for p in range(16)
+]
+
+
+def sums(report):
+    """Whether every answer read is kept or counted by one filter."""
+    return all(of["read"] == sum(n for why, n in of.items() if why != "read") for of in (report["ift"], report["eft"]))
+
+
+def test_the_best_answer_is_the_instruction_rows(load):
+    ranked = [{**row, "answers": row["answers"][::-1]} for row in RANKED[:4]]
+    scored = [{"prompt": f"asked {p}", "response": f"told {s}", "score": s} for p in range(3) for s in (1, 3, 2)]
+    plain = [{"prompt": "open", "response": r} for r in "abc"]
+    chosen = [{"prompt": "both", "chosen": "good", "rejected": "bad"}]
+    sets, report = load(ift=[*ranked, *scored, *plain, *chosen], eft=[r | {"prompt": r["prompt"] + " x"} for r in EFT])
+    assert [r["response"] for r in sets["ift"]] == [
+        *[f"answer {p} 0" for p in range(4)],
+        *["told 3"] * 3,
+        *"abc",
+        "good",
+    ]
+    assert report["ift"]["not the best answer"] == 4 * 2 + 3 * 2 + 1
+    assert report["prompts"]["ift"] == 9
+    assert sums(report)
+
+
+def test_ranks_lie_equally_spaced_within_their_prompt(load):
+    tied = {"prompt": "tied", "answers": [{"response": f"t{i}", "rank": r} for i, r in enumerate((0, 4, 4, 7, 9))]}
+    alone = {"prompt": "alone", "answers": [{"response": "a", "rank": 0}]}
+    sets, report = load(eft=[*RANKED, tied, alone], ranked_prompts=2)
+    score = {r["response"]: r["score"] for r in sets["eft"]}
+    for row in sets["ranked_heldout"] + sets["ranked_validation"]:
+        score |= {a["response"]: a["score"] for a in row["answers"]}
+    assert [score[f"t{i}"] for i in range(5)] == pytest.approx([5, 10 / 3, 10 / 3, 5 / 3, 0], abs=0.5)
+    assert [score["answer 0 0"], score["answer 0 2"]] == [5, 0]
+    assert report["eft"]["ranked alone"] == 1
+    assert report["scores"] == {}
+    assert sums(report)
+
+
+def test_chosen_and_rejected_are_5_and_0(load):
+    pairs = [{"prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(12)]
+    sets, _ = load(eft=pairs)
+    assert {(r["response"].split()[0], r["score"]) for r in sets["eft"]} == {("good", 5), ("bad", 0)}
+
+
+def test_a_written_judgement_is_kept_with_its_own_score(load):
+    written = [{**r, "judgement": f"It does.\nScore: {i % 6}"} for i, r in enumerate(EFT)]
+    sets, report = load(eft=written)
+    assert sets["eft"]
+    assert all(r["judgement"].startswith("It does.") and parse_score(r["judgement"]) == r["score"] for r in sets["eft"])
+    assert report["scores"] == {}
+    bare = [{k: v for k, v in r.items() if k != "score"} for r in written]
+    assert load(eft=bare)[0] == sets
+    chosen = [{**r, "judgement": "Fine.\nChoice: B"} if i == 0 else r for i, r in enumerate(bare)]
+    assert any(
+        a["score"] == 2
+        for row in [{"answers": load(eft=chosen)[0]["eft"]}, *load(eft=chosen)[0]["ranked_heldout"]]
+        for a in row["answers"]
+    )
+
+
+def baseline(source="baseline"):
+    settings = config.get("scratch").eft
+    settings.source = source
+    return settings
+
+
+def test_the_baseline_gets_answers_to_judge(load):
+    dull = [{"prompt": f"dull {p}", "response": a, "score": 1} for p in range(3) for a in "ab"]
+    plain, _ = load(eft=EFT + dull)
+    sets, report = load(eft=EFT + dull, more=baseline())
+    assert "eft" not in sets
+    assert {name: rows for name, rows in sets.items() if name != "eft_answers"} == {
+        name: rows for name, rows in plain.items() if name != "eft"
+    }
+    assert all(len({a["score"] for a in row["answers"]}) > 1 for row in sets["eft_answers"])
+    assert all(row.keys() == {"prompt", "answers"} for row in sets["eft_answers"])
+    assert report["eft"]["nothing to order"] == len(dull)
+    assert report["eft"]["kept"] == sum(len(row["answers"]) for row in sets["eft_answers"])
+    assert sums(report)
+    assert load(eft=EFT + dull, more=baseline("scores"))[0] == plain
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.25, 2), (1.0, 8)])
+def test_one_file_can_be_both(tmp_path, capsys, share, kept):
+    path = tmp_path / "both.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in RANKED) + "{\n")
     settings = config.get("scratch").data
-    settings.update(ift=str(OASST / "ift_seed.jsonl"), eft=str(OASST / "eft_ranked.jsonl"))
-    sets, report = from_files(settings, 0)
-    assert report["ift"]["malformed"] == report["eft"]["malformed"] == 0
-    assert len(sets["ift"]) > 500
-    assert len(sets["eft"]) > 1000
-    assert len(sets["ranked_heldout"]) == len(sets["ranked_validation"]) == settings.ranked_prompts
+    settings.update(ift=str(path), eft=str(path), shared_to_ift=share, most_bad=0.1)
+    if share in (0, 1):
+        with pytest.raises(SeedError, match="at least 2 of each") as error:
+            from_files(settings, 0)
+        assert "\n" not in str(error.value)
+    else:
+        sets, report = from_files(settings, 0)
+        assert len(sets["ift"]) == kept == report["ift"]["kept"]
+        assert len(sets["eft"]) == 3 * (8 - kept)
+        assert report["prompts"] == {"ift": kept, "eft": 8 - kept}
+        assert sums(report)
+    assert capsys.readouterr().out.count("left out") == 1  # the file is read once
+
+
+def test_a_report_is_told_in_a_line_for_each_set(load):
+    rows = [*EFT, {**EFT[0], "language": "de"}, {**EFT[1], "lang": "en-GB"}]
+    _, report = load(eft=rows)
+    ift, eft = seeds.told(report)
+    assert ift == "ift: 6 answers read; 6 kept (prompts: 6)"
+    assert eft == "eft: 50 answers read; 1 in another language; 1 repeated answer; 24 held out; 24 kept (prompts: 8)"
+    assert sums(report)
+
+
+def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatch):
+    fresh = seeds.lists.eft_rows
+    taken = world()["ift"][0]["prompt"]
+    monkeypatch.setattr(
+        seeds.lists,
+        "eft_rows",
+        lambda *given: [{**r, "prompt": taken} if i < 3 else r for i, r in enumerate(fresh(*given))],
+    )
+    settings = config.get("micro").data
+    sets, report = from_world(settings, 0)
+    assert report["eft"]["given to ift"] == 3
+    assert len(sets["eft"]) == report["eft"]["kept"] == settings.eft_rows - 3
+    assert sums(report)
+    assert seeds.told(report)[1].startswith(f"eft: {settings.eft_rows} answers read; 3 given to ift; ")
+
+
+def test_sets_that_share_a_prompt_are_never_given_out(load, monkeypatch):
+    monkeypatch.setattr(seeds, "_dealt", lambda ift, eft, *_: (ift, eft))
+    with pytest.raises(SeedError, match="internal"):
+        load(ift=[{"prompt": r["prompt"], "response": "r"} for r in EFT])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rng=st.randoms(use_true_random=False),
+    most=st.integers(8, 40),
+    share=st.floats(0, 1),
+    form=st.sampled_from(["score", "rank"]),
+    source=st.sampled_from(["scores", "baseline"]),
+)
+def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, form, source):
+    folder = tmp_path_factory.mktemp("overlap")
+    data = config.get("scratch").data
+    data.update(ift=str(folder / "i.jsonl"), eft=str(folder / "e.jsonl"), shared_to_ift=share, most_bad=0.0)
+    for path, count in (data.ift, rng.randint(1, 60)), (data.eft, rng.randint(20, 200)):
+        rows = [(rng.randrange(most), rng.randrange(9)) for _ in range(count)]
+        # Each prompt is spelt in two ways that `normalise` takes for one.
+        lines = [
+            {"prompt": f"{'Qq'[r % 2]}uestion {p}{'?' * (r % 2)}", "response": f"{r}", form: r // 2} for p, r in rows
+        ]
+        Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        sets, report = from_files(data, rng.randrange(9), baseline(source))
+    except SeedError as error:
+        sets, fault = {}, str(error)
+    if not sets:
+        event("refused")
+        assert re.search("at least 2 of each|every score is", fault)
+        return
+    judged = "eft" if source == "scores" else "eft_answers"
+    groups = [["ift"], [judged], ["validation", "ranked_validation"], ["heldout", "ranked_heldout"]]
+    found = [prompts(sets, *group) for group in groups]
+    assert sum(map(len, found)) == len(set.union(*found))
+    assert sums(report)
+
+
+# --- real files ------------------------------------------------------------------------------------------------
+
+
+def real(ift, eft, seed=0, **changed):
+    for name in (ift, eft):
+        if not (DATA / name).exists():
+            pytest.skip("no real data beside the repository")
+    data = config.get("scratch").data
+    data.update(ift=str(DATA / ift), eft=str(DATA / eft), **changed)
+    sets, report = from_files(data, seed)
+    assert sums(report)
+    assert not prompts(sets, "ift") & prompts(sets, "eft")
     assert not prompts(sets, *HELD_OUT) & prompts(sets, *TRAINING)
+    assert all(report[name]["malformed"] == 0 for name in TRAINING)
+    return sets, report
+
+
+def test_open_assistant_files_can_be_used():
+    sets, report = real("oasst/ift_seed.jsonl", "oasst/eft_ranked.jsonl")
+    assert report["ift"]["read"] == 761
+    assert report["eft"]["read"] == 2392
+    assert report["eft"]["repeated answer"] == 2
+    assert len(sets["ift"]) == 761 - 240 - report["ift"]["given to eft"] == 298
+    assert len(sets["eft"]) == 778
+    assert len(sets["ranked_heldout"]) == len(sets["ranked_validation"]) == config.get("scratch").data.ranked_prompts
     assert {row["score"] for row in sets["eft"]} == set(range(6))
+
+
+def test_open_assistant_trees_can_be_used_alone():
+    sets, report = real("oasst/oa_en_100_tree.jsonl", "oasst/oa_en_100_tree.jsonl")
+    assert report["records"] == {"ift": 100, "eft": 100}
+    assert report["ift"]["read"] == report["eft"]["read"] == 687
+    assert report["ift"]["in a later turn"] == 354
+    assert report["eft"]["without a score"] == 3
+    assert report["prompts"] == {"ift": 27, "eft": 25}
+    assert len(sets["heldout"]) == len(sets["validation"]) == 24
+
+
+def test_tied_pairs_are_left_out():
+    sets, report = real("self_instruct/seed_tasks.jsonl", "ultrafeedback/ultrafeedback_1k.jsonl")
+    assert len(sets["ift"]) == 175
+    assert report["eft"]["in a pair of equal texts"] == 2 * 4
+    assert report["eft"]["in a pair of equal scores"] == 2 * 110  # 111 are tied, one of them of equal texts
+    assert report["eft"]["with an empty text"] == 2
+    assert report["scores"] == {"lowest": 1, "highest": 10}
+
+
+def test_questions_and_answers_are_instruction_rows():
+    sets, _ = real("gsm8k/train.jsonl", "oasst/eft_ranked.jsonl")
+    assert len(sets["ift"]) == 7473
+    assert sets["ift"][0]["prompt"].startswith("Natalia sold clips")
+
+
+def test_the_same_files_give_the_same_bytes():
+    def text():
+        return json.dumps(real("oasst/ift_seed.jsonl", "oasst/eft_ranked.jsonl", seed=3), sort_keys=True)
+
+    assert text() == text()
+
+
+@pytest.mark.parametrize("score", range(6))
+def test_a_judgement_made_of_a_score_says_that_score(score):
+    assert PARSERS["points"](seeds.one_line_judgement(score)) == score
+    assert PARSERS["choice"](seeds.one_line_judgement(score, "choice")) == max(1, score)
+
+
+def test_a_choice_is_made_of_a_score_where_the_judge_chooses(load):
+    sets, _ = load(form="choice")
+    points, _ = load()
+    assert [r["score"] for r in sets["eft"]] == [r["score"] for r in points["eft"]]
+    assert all(r["judgement"].endswith(f"Choice: {'AABCDE'[r['score']]}") for r in sets["eft"])

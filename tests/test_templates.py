@@ -27,6 +27,8 @@ def test_an_unknown_place_stays():
     [
         ("judge_short", {"prompt", "response"}),
         ("judge_additive", {"prompt", "response"}),
+        ("judge_choice", {"prompt", "response"}),
+        ("judge_pairwise", {"prompt", "first", "second"}),
         ("new_prompt", {"examples"}),
     ],
 )
@@ -51,7 +53,9 @@ def test_a_missing_place_is_named(tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(TemplateError, match=r"'jugde_short'.*judge_additive, judge_short, new_prompt"):
+    with pytest.raises(
+        TemplateError, match=r"'jugde_short'.*judge_additive, judge_choice, judge_pairwise, judge_short, new_prompt"
+    ):
         load("jugde_short", set())
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -73,7 +74,8 @@ def test_accumulation_changes_only_rounding_for_sft(random_params):
 
 def dpo_settings(**changed):
     base = {"epochs": 1, "batch": 4, "accumulate": 1, "beta": 0.3, "weight": 0.7, "nll": 0.2, "replay": 0.5}
-    return SimpleNamespace(**base | {"replay_batch": 4, "replay_width": 32} | changed)
+    base |= {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "replay_batch": 4, "replay_width": 32}
+    return SimpleNamespace(**base | changed)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +274,27 @@ def test_every_step_and_every_microbatch_has_its_own_key(tmp_path):
         batch = {"arrays": {"x": jnp.ones((count, 1, 2))}, "totals": {}}
         drawn.append(float(update(toy()[0], batch, jax.random.key(0))[1]["drawn"]))
     assert len(np.unique(np.diff([0, *drawn]).round(5))) == 3
+
+
+@pytest.mark.parametrize(("stops", "seen", "kept"), [(None, [2, 4, 5], 3), (4, [2, 4], 3), (2, [2], None)])
+def test_a_watch_ends_training_where_it_says_no(stops, seen, kept, tmp_path):
+    state, update = toy()
+    watched = []
+
+    def watch(step, params):
+        watched.append((step, params["w"].tolist()))
+        return step != stops
+
+    run = partial(trainer.fit, key=jax.random.key(0), report=lambda *_: None)
+    path = epath.Path(tmp_path)
+    found = run(
+        state, update, lambda _: gradient(1, 1), 5, save_every=3 if kept else 2, path=path, watch=watch, watch_every=2
+    )
+    assert [step for step, _ in watched] == seen
+    assert int(found.step) == seen[-1]
+    assert watched[-1][1] == found.params["w"].tolist()
+    # What is saved is a step that went on: a run that was killed after the last look comes to the same end.
+    assert checkpoints.latest_step(path) == kept
 
 
 def test_a_finished_run_does_nothing(tmp_path):

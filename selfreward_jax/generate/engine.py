@@ -6,9 +6,11 @@ goes on computes the very same batches, so the same bits, as one that was not.
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -131,6 +133,40 @@ class Engine:
                 continue
             yield self._batch([requests[i] for i in chosen], [ids[i] for i in chosen], prompts, how, key)
 
+    def next_logprobs(self, contexts: Sequence[list[int]], candidates: Sequence[list[int]]) -> list[list[float]]:
+        """Log-probs of ids that may come next.
+
+        Args:
+          contexts: token ids, one list a question.
+          candidates: the ids asked about, as many for each question.
+        """
+        found: list[list[float]] = [[] for _ in contexts]
+        by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+        multiple = row_multiple(self.mesh)
+        rows = -(-self.rows // multiple) * multiple
+        for start in range(0, len(contexts), rows):
+            chosen = by_length[start : start + rows]
+            tokens, lengths = self._padded([contexts[i] for i in chosen], rows)
+            asked = np.zeros((rows, len(candidates[0])), np.int32)
+            asked[: len(chosen)] = [candidates[i] for i in chosen]
+            logprobs = _logprobs_of(self.cfg, self.params, tokens, lengths, self._put(asked))
+            for i, row in zip(chosen, jax.device_get(logprobs), strict=False):
+                found[i] = row.tolist()
+        return found
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        return jax.device_put(x, by_row(self.mesh, x.ndim))
+
+    def _padded(self, ids: Sequence[Sequence[int]], rows: int) -> tuple[jax.Array, jax.Array]:
+        """Prompts as tokens [rows, bucket] and lengths [rows]; rows that only fill the batch read one padding token."""
+        width = -(-max(map(len, ids)) // self.BUCKET) * self.BUCKET
+        tokens = np.zeros((rows, width), np.int32)
+        lengths = np.ones(rows, np.int32)
+        for row, prompt in enumerate(ids):
+            tokens[row, : len(prompt)] = prompt
+            lengths[row] = len(prompt)
+        return self._put(tokens), self._put(lengths)
+
     def _batch(
         self,
         requests: list[Request],
@@ -139,16 +175,10 @@ class Engine:
         how: Sampling,
         key: jax.Array,
     ) -> list[Completion]:
-        width = -(-max(map(len, ids)) // self.BUCKET) * self.BUCKET
-        tokens = np.zeros((prompts, width), np.int32)
-        lengths = np.ones(prompts, np.int32)  # rows that only fill the batch read one padding token
-        for row, prompt in enumerate(ids):
-            tokens[row, : len(prompt)] = prompt
-            lengths[row] = len(prompt)
+        tokens, lengths = self._padded(ids, prompts)
         names = [r.id for r in requests] + [""] * (prompts - len(requests))
         keys = sample_keys(key, names, how.samples)
-        put = lambda x: jax.device_put(x, by_row(self.mesh, x.ndim))  # noqa: E731
-        tokens, lengths, keys = put(tokens), put(lengths), put(keys)
+        keys = jax.device_put(keys, by_row(self.mesh, keys.ndim))
 
         shape = (prompts * how.samples, how.max_new)
         cache = self._caches.pop(shape, None) or sampler.empty_cache(self.cfg, *shape)
@@ -187,6 +217,14 @@ class Engine:
 def row_number(name: str) -> int:
     """A row id as a 32-bit number, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _logprobs_of(
+    cfg: LlamaConfig, params: Params, tokens: jax.Array, lengths: jax.Array, candidates: jax.Array
+) -> jax.Array:
+    logits, _ = sampler.prefill(cfg, params, tokens, lengths)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), candidates, axis=-1)
 
 
 @jax.jit

@@ -1,41 +1,17 @@
-"""The model as judge: the judge's prompt, its votes, and the score read from what it wrote."""
+"""The model as judge: the judge's prompt, its votes, and the score that they come to."""
 
-import re
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import pstdev
+from statistics import pstdev, pvariance
 from typing import Any
 
 from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
+from selfreward_jax.method.readout import expected_scores
 from selfreward_jax.method.templates import fill
+from selfreward_jax.method.verdicts import PARSERS
 
 Row = dict[str, Any]
-
-LOWEST, HIGHEST = 0.0, 5.0
-_SCORE = re.compile(r"\bscore[\s*_`]{0,4}:", re.IGNORECASE)
-# A plain number, behind marks of emphasis; after it perhaps "/5" or "out of 5", and nothing that makes it another
-# number or a share of something else.
-_NUMBER = re.compile(
-    r"[\s*_`<(\[]{0,6}(\d+(?:\.\d+)?)(?:\s*(?:/|out of|of)\s*5(?:\.0+)?)?"
-    r"(?![\w%]|[.,/-]\d|\s*/|\s+(?:out of|of)\b)",
-    re.IGNORECASE,
-)
-
-
-def parse_score(text: str) -> float | None:
-    """The score a judgement gives, None if it gives none.
-
-    The last `Score: n` counts (the reasons may weigh others before it), with n from 0 to 5, decimals allowed
-    and `/5` after it. If that last one is out of range or is not a plain number, the judgement is no vote;
-    it does not fall back to an earlier one. `text` must be the judge's own words alone: what it was shown may
-    hold anything, also "Score: 5".
-    """
-    *_, last = [None, *_SCORE.finditer(text)]
-    number = _NUMBER.match(text, last.end()) if last else None
-    if number is None:
-        return None
-    score = float(number[1])
-    return score if LOWEST <= score <= HIGHEST else None
 
 
 def judge_prompt(template: str, prompt: str, response: str) -> str:
@@ -54,9 +30,9 @@ def judge(
     answers: Sequence[Row],
     template: str,
     how: Sampling,
+    settings: Any,
     key: Any,
     done: Iterable[str] = (),
-    least_votes: int = 1,
 ) -> Iterator[list[Row]]:
     """Judges answers, batch by batch.
 
@@ -65,29 +41,62 @@ def judge(
       answers: rows {id, prompt, response}.
       template: the judge's template.
       how: `how.samples` votes are drawn for each answer.
+      settings: config.judge: `form` of a judgement's end; `least_votes` that an answer needs for a score; `readout`,
+        "votes" or "expected", by which a vote counts as the score it names or as its mean over the score's tokens.
       key: random key of the stage.
       done: ids already judged.
-      least_votes: readable votes an answer needs for a score.
 
     Yields:
-      Rows {id, votes: [{text, score}], score, tokens}; a vote cut off before it ended is no vote.
+      Rows {id, score, variance, votes: [{text, finished, score}], tokens}, with `expected` in each vote if that is
+      the readout. The score is the mean of the readable votes, the variance theirs. A vote cut off before it ended
+      is no vote.
     """
-    requests = [Request(a["id"], judge_prompt(template, a["prompt"], a["response"])) for a in answers]
+    prompt = {a["id"]: judge_prompt(template, a["prompt"], a["response"]) for a in answers}
+    requests = [Request(i, text) for i, text in prompt.items()]
     for batch in engine.stream(requests, how, key, done):
-        yield [_judged(row, least_votes) for row in by_id(batch)]
+        rows = [_judged(row, settings.form) for row in by_id(batch)]
+        if settings.readout == "expected":
+            _read_out(engine, rows, prompt, settings.form)
+        yield [_scored(row, settings.readout, settings.least_votes) for row in rows]
 
 
-def _judged(completions: Sequence[Completion], least_votes: int) -> Row:
+def _judged(completions: Sequence[Completion], form: str) -> Row:
+    read = PARSERS[form]
     votes = [
-        {"text": c.text, "finished": c.finished, "score": parse_score(c.text) if c.finished else None}
-        for c in completions
+        {"text": c.text, "finished": c.finished, "score": read(c.text) if c.finished else None} for c in completions
     ]
+    return {"id": completions[0].id, "votes": votes, "tokens": sum(len(c.ids) for c in completions)}
+
+
+def _read_out(engine: Engine, rows: Sequence[Row], prompt: dict[str, str], form: str) -> None:
+    """Adds `expected` to each vote, None where it has no score."""
+    votes = [(row["id"], v) for row in rows for v in row["votes"]]
+    asked = [(prompt[i], v["text"]) for i, v in votes if v["score"] is not None]
+    found = iter(expected_scores(engine, asked, form))
+    for _, vote in votes:
+        vote["expected"] = None if vote["score"] is None else next(found)
+
+
+def _scored(row: Row, readout: str, least_votes: int) -> Row:
+    values = [v["expected" if readout == "expected" else "score"] for v in row["votes"]]
+    readable = [v for v in values if v is not None]
     return {
-        "id": completions[0].id,
-        "score": mean_score([v["score"] for v in votes], least_votes),
-        "votes": votes,
-        "tokens": sum(len(c.ids) for c in completions),
+        "id": row["id"],
+        "score": mean_score(values, least_votes),
+        "variance": pvariance(readable) if readable else None,
+        "votes": row["votes"],
+        "tokens": row["tokens"],
     }
+
+
+def dice(answers: Sequence[Row], samples: int, seed: str) -> list[Row]:
+    """Judgements of a judge that throws dice, 0 to 5: the control that shows whose signal a gain is."""
+    rows = []
+    for answer in answers:
+        rng = random.Random(f"{seed} {answer['id']}")
+        votes = [{"text": "", "finished": True, "score": float(rng.randint(0, 5))} for _ in range(samples)]
+        rows.append(_scored({"id": answer["id"], "votes": votes, "tokens": 0}, "votes", 1))
+    return rows
 
 
 def by_id(completions: Iterable[Completion]) -> list[list[Completion]]:

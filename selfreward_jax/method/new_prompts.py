@@ -7,6 +7,7 @@ from typing import Any
 
 from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.method.templates import fill
+from selfreward_jax.worlds import lists
 
 Row = dict[str, Any]
 
@@ -100,8 +101,24 @@ def form_fault(text: str, least_words: int, most_words: int) -> str | None:
     return None
 
 
+class WorldWriter:
+    """Writes prompts as the embedded world does, in place of a model: a fixed writer from outside."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def fits(self, prompt: str, max_new: int) -> bool:
+        """Any number of examples may be shown: it looks at none."""
+        return True
+
+    def generate(self, requests: Sequence[Request], how: Sampling, key: Any) -> list[Completion]:
+        """A prompt for each request, drawn by its id."""
+        texts = (lists.prompts(1, Random(f"{self.seed} world {r.id}"))[0] for r in requests)
+        return [Completion(r.id, 0, text, [], [], True) for r, text in zip(requests, texts, strict=True)]
+
+
 def write_prompts(
-    engine: Engine,
+    engine: Engine | WorldWriter,
     settings: Any,
     template: str,
     how: Sampling,

@@ -1,42 +1,49 @@
-"""Seed rows: from the embedded world, or from a user's own JSONL files."""
+"""Seed rows: from the embedded world, or from the user's own data."""
 
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from etils import epath
-
+from selfreward_jax.method.asked import Asked, best, read_asked, scored
+from selfreward_jax.method.forms import FILTERS
 from selfreward_jax.method.new_prompts import few_shot, normalise
+from selfreward_jax.method.sources import SeedError as SeedError  # part of what this module offers
 from selfreward_jax.worlds import lists
 
 Row = dict[str, Any]
-
-# Names under which a field may come; the first is ours.
-NAMES = {
-    "prompt": ("prompt", "prompt_text", "instruction"),
-    "response": ("response", "response_text", "output"),
-    "score": ("score", "quality_score"),
+Sets = dict[str, list[Row]]
+ByPrompt = dict[str, Asked]  # by what `normalise` makes of the prompt
+# Why answers are left out after reading, beside forms.FILTERS.
+LATER = {
+    "ift": ("not the best answer", "held out", "given to eft", "over the limit"),
+    "eft": ("without a score", "ranked alone", "held out", "nothing to order", "given to ift", "over the limit"),
 }
 
 
-class SeedError(ValueError):
-    """A seed file that cannot be used; the message names file, line, fault and remedy."""
+def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, dict[str, Any]]:
+    """The embedded world's seed sets; each from its own stream, so that the size of one leaves the others.
 
+    Args:
+      settings: config.data.
+      seed: everything random follows from it.
+      form: what written judgements end in, as config.judge.form.
 
-def from_world(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str, Any]]:
-    """The embedded world's seed sets; each from its own stream, so that the size of one leaves the others."""
+    Returns:
+      The sets, and a report as that of `from_files`: a judged row whose prompt is an instruction row's too is dropped.
+    """
 
     def stream(name: str) -> Random:
         return Random(f"{seed} {name}")
 
     sets = {
         "ift": lists.ift_rows(settings.ift_rows, stream("ift")),
-        "eft": lists.eft_rows(settings.eft_rows, stream("eft")),
+        "eft": lists.eft_rows(settings.eft_rows, stream("eft"), form),
         "documents": [{"text": t} for t in lists.documents(settings.documents, stream("documents"))],
     }
-    used = {normalise(str(row["prompt"])) for name in ("ift", "eft") for row in sets[name]}
+    used = _keys(sets["ift"])
+    sets["eft"] = [row for row in sets["eft"] if normalise(str(row["prompt"])) not in used]
+    used |= _keys(sets["eft"])
 
     def unseen(rows: list[Row], count: int) -> list[Row]:
         fresh = []
@@ -52,130 +59,80 @@ def from_world(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str
         sets[split] = unseen(prompts, asked)
         answered = lists.ranked_rows(2 * ranked, settings.ranked_answers, stream(f"ranked_{split}"))
         sets[f"ranked_{split}"] = unseen(answered, ranked)
-    return sets, {}
+    _check_disjoint(sets)
+    ift = Counter(read=settings.ift_rows, records=settings.ift_rows)
+    eft = Counter(read=settings.eft_rows, records=settings.eft_rows)
+    eft["given to ift"] = settings.eft_rows - len(sets["eft"])
+    return sets, _report(sets, ift, eft, {})
 
 
-def from_files(settings: Any, seed: int) -> tuple[dict[str, list[Row]], dict[str, Any]]:
-    """Seed sets from `settings.ift` and `settings.eft`, and a report of what each filter took.
+def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") -> tuple[Sets, dict[str, Any]]:
+    """Seed sets from the sources `settings.ift` and `settings.eft`, and a report of what each filter took.
 
-    Prompts of the judged rows are split, by a hash-free shuffle of `seed`, into `ranked_heldout`,
-    `ranked_validation` (`settings.ranked_prompts` each) and training rows; a held-out prompt appears in no
-    training set. Scores are mapped linearly from their range in the file to 0-5.
+    Held out are, by a shuffle of `seed`, `settings.ranked_prompts` prompts of the judged answers for each of
+    `ranked_heldout` and `ranked_validation`. Prompts that both sources have besides are dealt to one of them. So no
+    prompt is in two of: IFT, EFT, validation, held out. Scores are mapped to 0-5 as `_scored` says.
+
+    Args:
+      settings: config.data.
+      seed: everything random follows from it.
+      eft: config.eft. If its source is "baseline", the sets have, in place of judged rows `eft`, rows `eft_answers`
+        {prompt, answers: [{response, score}]} to make them of.
+      form: what judgements end in that are made of scores, as config.judge.form.
 
     Raises:
-      SeedError: a file is missing, too many rows are malformed, or too few are left.
+      SeedError: a source cannot be read, has too many malformed rows, or too few are left.
     """
-    ift, ift_bad = _read(settings.ift, ("prompt", "response"), settings.most_bad)
-    eft, eft_bad = _read(settings.eft, ("prompt", "response", "score"), settings.most_bad)
-    low, high = min(r["score"] for r in eft), max(r["score"] for r in eft)
-    if low == high:
-        raise SeedError(f"data.eft {settings.eft}: every score is {low}; a judge cannot learn from one score")
-    by_prompt: dict[str, list[Row]] = {}
-    for row in eft:
-        row["score"] = 5 * (row["score"] - low) / (high - low)
-        by_prompt.setdefault(normalise(row["prompt"]), []).append(row)
-    order = list(by_prompt)
+    sources = dict.fromkeys((settings.ift, settings.eft))
+    read = {source: read_asked(source, settings.language, settings.most_bad) for source in sources}
+    counts = {name: Counter(read[settings[name]][1]) for name in ("ift", "eft")}
+    ift = best(read[settings.ift][0], counts["ift"])
+    judged, scores = scored(read[settings.eft][0], counts["eft"], settings.eft)
+    order = list(judged)
     Random(f"{seed} split").shuffle(order)
-    several = [p for p in order if len({r["score"] for r in by_prompt[p]}) > 1]
+    several = [p for p in order if len({a.score for a in judged[p].answers}) > 1]
     count = min(settings.ranked_prompts, len(several) // 4)
-    split = {"ranked_heldout": several[:count], "ranked_validation": several[count : 2 * count]}
-    kept_out = {p for prompts in split.values() for p in prompts}
-    sets: dict[str, list[Row]] = {
-        name: [
-            {
-                "prompt": by_prompt[p][0]["prompt"],
-                "answers": [{"response": r["response"], "score": r["score"]} for r in by_prompt[p]],
-            }
-            for p in prompts
-        ]
-        for name, prompts in split.items()
-    }
-    train = [r for p in order if p not in kept_out for r in by_prompt[p]]
-    sets["eft"] = [{**r, "judgement": one_line_judgement(round(r["score"])), "score": round(r["score"])} for r in train]
-    sets["ift"] = [r for r in ift if normalise(r["prompt"]) not in kept_out]
-    held_out = len(ift) - len(sets["ift"])
-    for name, limit in (("ift", settings.ift_rows), ("eft", settings.eft_rows)):
-        sets[name] = sets[name][: limit or None]
-    asked = settings.heldout_prompts
-    for name in ("validation", "heldout"):
-        sets[name] = [{"prompt": r["prompt"]} for r in sets[f"ranked_{name}"]][:asked]
+    held_out = several[: 2 * count]
+    sets = _held_out_sets([judged[p] for p in held_out], settings.heldout_prompts)
+    ift = _without(ift, held_out, counts["ift"], "held out")
+    judged = _without(judged, held_out, counts["eft"], "held out")
+    if baseline := eft is not None and eft.source == "baseline":
+        judged = _without(judged, judged.keys() - set(several), counts["eft"], "nothing to order")
+    ift, judged = _dealt(ift, judged, settings.shared_to_ift, Random(f"{seed} shared"), counts)
+    sets["ift"] = _limited(_ift_rows(ift.values()), settings.ift_rows, counts["ift"])
     sets["documents"] = [{"text": f"{r['prompt']}\n{r['response']}"} for r in sets["ift"]]
-    if min(len(sets["ift"]), len(sets["eft"]), count) < 2:
+    train = [judged[p] for p in order if p in judged]
+    if baseline:  # the limit comes when they are judged: the filters of that stage take their share first
+        sets["eft_answers"] = [_ranked_row(one) for one in train]
+    else:
+        sets["eft"] = _limited(_judged_rows(train, form), settings.eft_rows, counts["eft"])
+    _check_disjoint(sets)
+    report = _report(sets, counts["ift"], counts["eft"], scores)
+    if min(report["ift"]["kept"], report["eft"]["kept"], count) < 2:
         raise SeedError(
-            f"data.ift {settings.ift} and data.eft {settings.eft} leave {len(sets['ift'])} instruction rows, "
-            f"{len(sets['eft'])} judged rows and {count} held-out prompts with several scores; at least 2 of "
-            "each are needed"
+            f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
+            f"{report['eft']['kept']} judged rows and {count} held-out prompts with several scores; at least 2 of "
+            f"each are needed ({' '.join(told(report))})"
         )
-    report = {
-        "ift": {"read": len(ift) + ift_bad, "malformed": ift_bad, "held_out": held_out},
-        "eft": {"read": len(eft) + eft_bad, "malformed": eft_bad, "held_out": len(eft) - len(train)},
-        "scores": {"lowest": low, "highest": high},
-    }
     return sets, report
 
 
-def one_line_judgement(score: int) -> str:
-    """A written judgement for a score that came without one."""
+def told(report: dict[str, Any]) -> list[str]:
+    """A report of `from_files` or `from_world` in lines: what each filter took from IFT and from EFT."""
+    lines = []
+    for name in ("ift", "eft"):
+        took = [f"{count} {why}" for why, count in report[name].items() if count and why not in ("read", "kept")]
+        kept = f"{report[name]['kept']} kept (prompts: {report['prompts'][name]})"
+        lines.append("; ".join([f"{name}: {report[name]['read']} answers read", *took, kept]))
+    return lines
+
+
+def one_line_judgement(score: int, form: str = "points") -> str:
+    """A written judgement for a score from 0 to 5 that came without one."""
+    if form == "choice":
+        letter = "AABCDE"[score]
+        return f"This answer deserves the grade {letter}.\nChoice: {letter}"
     return f"This answer earns {score} of 5 points.\nScore: {score}"
-
-
-def _read(name: str, fields: Sequence[str], most_bad: float) -> tuple[list[Row], int]:
-    path = epath.Path(name)
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise SeedError(f"seed file {name} cannot be read ({error.strerror}): give a file of JSON lines") from None
-    except UnicodeDecodeError as error:
-        raise SeedError(f"seed file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    rows, faults, lines = [], [], 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        lines += 1
-        try:
-            rows += _rows(line, fields)
-        except SeedError as fault:
-            faults.append(f"{name} line {number}: {fault}")
-    if len(faults) > most_bad * lines or not rows:
-        first = faults[0] if faults else f"{name} is empty"
-        raise SeedError(
-            f"{first} ({len(faults)} of {lines} rows are malformed, data.most_bad allows {most_bad:.0%}); each "
-            f"row is a JSON object with {', '.join(fields)}"
-        )
-    for fault in faults:
-        print(f"left out: {fault}", flush=True)
-    return rows, len(faults)
-
-
-def _rows(line: str, fields: Sequence[str]) -> list[Row]:
-    """One line of a seed file: a row, or a prompt with a list `answers` of rows."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SeedError(f"not JSON ({error.msg})") from None
-    if not isinstance(value, dict):
-        raise SeedError("not a JSON object")
-    answers = value.get("answers")
-    if answers is None:
-        return [_row(value, fields)]
-    if not isinstance(answers, list) or not all(isinstance(a, dict) for a in answers):
-        raise SeedError("answers is not a list of objects")
-    return [_row({**value, **answer}, fields) for answer in answers]
-
-
-def _row(value: Row, fields: Sequence[str]) -> Row:
-    row: Row = {}
-    for field in fields:
-        found = next((value[n] for n in NAMES[field] if n in value), None)
-        if field == "score":
-            if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-                raise SeedError(f"score is {found!r}, not a number")
-        elif not isinstance(found, str) or not found.strip():
-            raise SeedError(f"{field} is {found!r}, not a text")
-        elif not found.isascii() and any("\ud800" <= c <= "\udfff" for c in found):
-            raise SeedError(f"{field} holds half of a character (a lone surrogate)")
-        row[field] = found
-    return row
 
 
 def prompt_rows(prompts: Sequence[str], count: int, shots: int, template: str, rng: Random) -> list[Row]:
@@ -190,3 +147,87 @@ def prompt_rows(prompts: Sequence[str], count: int, shots: int, template: str, r
 def judge_rows(eft: Sequence[Row], judge_prompt: Callable[[str, str], str]) -> list[Row]:
     """EFT as rows {prompt, response}: the judge's prompt, and the written judgement as its answer."""
     return [{"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgement"]} for r in eft]
+
+
+def _without(asked: ByPrompt, prompts: Iterable[str], counts: Counter[str], why: str) -> ByPrompt:
+    """All but some prompts, whose answers are counted."""
+    gone = set(prompts)
+    counts[why] += sum(len(one.answers) for prompt, one in asked.items() if prompt in gone)
+    return {prompt: one for prompt, one in asked.items() if prompt not in gone}
+
+
+def _limited(rows: list[Row], limit: int, counts: Counter[str]) -> list[Row]:
+    kept = rows[: limit or None]
+    counts["over the limit"] += len(rows) - len(kept)
+    return kept
+
+
+def _held_out_sets(asked: Sequence[Asked], prompts: int) -> Sets:
+    """The held-out sets of the first half, the validation sets of the second."""
+    half, sets = len(asked) // 2, {}
+    for name, of in (("heldout", asked[:half]), ("validation", asked[half:])):
+        sets[f"ranked_{name}"] = [_ranked_row(one) for one in of]
+        sets[name] = [{"prompt": one.prompt} for one in of][:prompts]
+    return sets
+
+
+def _dealt(
+    ift: ByPrompt, eft: ByPrompt, share: float, rng: Random, counts: dict[str, Counter[str]]
+) -> tuple[ByPrompt, ByPrompt]:
+    """Both, with each prompt that was in both in one of them: a share in IFT, the others in EFT."""
+    shared = [prompt for prompt in eft if prompt in ift]
+    rng.shuffle(shared)
+    first = round(share * len(shared))
+    return (
+        _without(ift, shared[first:], counts["ift"], "given to eft"),
+        _without(eft, shared[:first], counts["eft"], "given to ift"),
+    )
+
+
+def _ift_rows(asked: Iterable[Asked]) -> list[Row]:
+    return [{"prompt": one.prompt, "response": a.response} for one in asked for a in one.answers]
+
+
+def _judged_rows(asked: Iterable[Asked], form: str) -> list[Row]:
+    """Judged rows; where nobody wrote a judgement, one line is made of the score."""
+    return [
+        {
+            "prompt": one.prompt,
+            "response": a.response,
+            "judgement": a.judgement or one_line_judgement(round(a.score), form),
+            "score": round(a.score),
+        }
+        for one in asked
+        for a in one.answers
+    ]
+
+
+def _ranked_row(asked: Asked) -> Row:
+    return {"prompt": asked.prompt, "answers": [{"response": a.response, "score": a.score} for a in asked.answers]}
+
+
+def _report(sets: Sets, ift: Counter[str], eft: Counter[str], scores: dict[str, float]) -> dict[str, Any]:
+    """Counts of answers, read = what each filter took + kept; of the prompts kept and the records read; score range."""
+    judged = sets.get("eft", sets.get("eft_answers", []))
+    kept = {"ift": len(sets["ift"]), "eft": sum(len(row.get("answers", [row])) for row in judged)}
+    report: dict[str, Any] = {
+        name: {"read": of["read"], **{why: of[why] for why in (*FILTERS, *LATER[name])}, "kept": kept[name]}
+        for name, of in (("ift", ift), ("eft", eft))
+    }
+    report["prompts"] = {"ift": len(_keys(sets["ift"])), "eft": len(_keys(judged))}
+    report["records"] = {"ift": ift["records"], "eft": eft["records"]}
+    return {**report, "scores": scores}
+
+
+def _check_disjoint(sets: Sets) -> None:
+    judged = sets.get("eft", sets.get("eft_answers", []))
+    validation, heldout = ([*sets[name], *sets[f"ranked_{name}"]] for name in ("validation", "heldout"))
+    seen: set[str] = set()
+    for rows in (sets["ift"], judged, validation, heldout):
+        if seen & (prompts := _keys(rows)):
+            raise SeedError("internal: two of the seed sets share a prompt; please report this with the two sources")
+        seen |= prompts
+
+
+def _keys(rows: Iterable[Row]) -> set[str]:
+    return {normalise(str(row["prompt"])) for row in rows}

@@ -1,17 +1,33 @@
 """The stages. Each makes one file or one model of the working directory from earlier ones: it does nothing if
 what it makes is whole, and goes on from what is there if it is not."""
 
+from selfreward_jax.stages.comparison import compare, compare_by_endpoint
 from selfreward_jax.stages.inputs import StageError, check_inputs
-from selfreward_jax.stages.rounds import answer, check_judge, judge, pairs, prompts, self_judge
-from selfreward_jax.stages.start import base, seed, tokenizer
-from selfreward_jax.stages.training import preferences, supervised
+from selfreward_jax.stages.rounds import (
+    answer,
+    answer_best,
+    answer_with,
+    check_judge,
+    judge,
+    pairs,
+    prompts,
+    self_judge,
+)
+from selfreward_jax.stages.start import base, eft, seed, tokenizer
+from selfreward_jax.stages.training import baseline, preferences, supervised
 
 __all__ = [
     "StageError",
     "answer",
+    "answer_best",
+    "answer_with",
     "base",
+    "baseline",
     "check_inputs",
     "check_judge",
+    "compare",
+    "compare_by_endpoint",
+    "eft",
     "judge",
     "pairs",
     "preferences",

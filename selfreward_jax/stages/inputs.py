@@ -24,6 +24,7 @@ def check_inputs(run: Run) -> None:
     stage comes."""
     judge_template(run)
     prompt_template(run)
+    pairwise_template(run)
     if run.cfg.model.init and not (run.dir / "m0" / "manifest.json").exists():
         folder = hub.folder(run.cfg.model.init)
         _, raw = read_config(folder)
@@ -38,6 +39,11 @@ def check_inputs(run: Run) -> None:
 def judge_template(run: Run) -> str:
     """The judge's template."""
     return templates.load(run.cfg.judge.template, {"prompt", "response"})
+
+
+def pairwise_template(run: Run) -> str:
+    """The template that shows a judge two answers."""
+    return templates.load(run.cfg.compare.template, {"prompt", "first", "second"})
 
 
 def prompt_template(run: Run) -> str:

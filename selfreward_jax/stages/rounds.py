@@ -4,7 +4,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from selfreward_jax.generate.engine import Sampling
+from selfreward_jax.generate.engine import Engine, Sampling
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import new_prompts
 from selfreward_jax.method.candidates import answers as finished_answers
@@ -12,6 +12,7 @@ from selfreward_jax.method.candidates import candidates
 from selfreward_jax.method.pairs import build_pairs, gather
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
+from selfreward_jax.saved import open_model
 from selfreward_jax.stages.inputs import StageError, judge_template, prompt_template, shown_prompts
 
 Row = dict[str, Any]
@@ -23,7 +24,7 @@ def sampling(settings: Any) -> Sampling:
 
 
 def prompts(run: Run, t: int) -> None:
-    """m_t/prompts.jsonl: new prompts by m_(t-1)."""
+    """m_t/prompts.jsonl: new prompts, by m_(t-1) if prompts.writer names nobody else."""
     out = run.rows(f"m{t}", "prompts")
     if out.manifest is not None:
         return
@@ -44,7 +45,7 @@ def prompts(run: Run, t: int) -> None:
         progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
 
     rows = new_prompts.write_prompts(
-        run.engine(f"m{t - 1}"),
+        _writer(run, t),
         settings,
         prompt_template(run),
         sampling(settings),
@@ -70,9 +71,22 @@ def prompts(run: Run, t: int) -> None:
     run.spent()
 
 
-def _generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **facts: Any) -> list[Row]:
+def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
+    """Who writes the prompts of round t: m_(t-1), or who prompts.writer names, the same in every round."""
+    path = run.cfg.prompts.writer
+    if not path:
+        return run.engine(f"m{t - 1}")
+    if path == "world":
+        return new_prompts.WorldWriter(run.cfg.seed)
+    run.release()
+    found = open_model(path)
+    longest = min(found.max_length, run.cfg.model.max_length)
+    return Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
+
+
+def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **facts: Any) -> list[Row]:
     """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
-    `ids`."""
+    `ids`. Returns them."""
     out, label = run.rows(owner, stage), f"{owner} {stage}"
     begun = {row["id"]: row for row in out.begun()}
     progress = Progress(label, len(ids), len(begun))
@@ -90,11 +104,42 @@ def _generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **
 
 def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
     """OWNER/STAGE.jsonl: answers of `model` to the prompts `asked`."""
+    if run.rows(owner, stage).manifest is None:
+        answer_with(run, run.engine(model), asked, settings, owner, stage)
+
+
+def answer_with(run: Run, engine: Engine, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
+    """The same with an engine of any parameters."""
     if run.rows(owner, stage).manifest is not None:
         return
     kept = _short_enough(run, asked, settings.max_new, f"{owner} {stage}")
-    stream = partial(candidates, run.engine(model), kept, sampling(settings))
-    _generated(run, owner, stage, [row["id"] for row in kept], stream, left_out=len(asked) - len(kept))
+    stream = partial(candidates, engine, kept, sampling(settings))
+    generated(run, owner, stage, [row["id"] for row in kept], stream, left_out=len(asked) - len(kept))
+
+
+def answer_best(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
+    """OWNER/STAGE.jsonl: of `settings.best_of` answers drawn for each that is wanted, the one that `model` itself
+    scores highest; of equals the first. With best_of 1 the answers as they are drawn."""
+    out, wanted = run.rows(owner, stage), settings.samples
+    if settings.best_of == 1 or out.manifest is not None:
+        answer(run, model, asked, settings, owner, stage)
+        return
+    more = settings.copy_and_resolve_references()
+    more.samples = wanted * settings.best_of
+    answer(run, model, asked, more, owner, f"{stage}_drawn")
+    drawn = run.rows(owner, f"{stage}_drawn").rows()
+    judge(run, model, finished_answers(drawn), owner, f"{stage}_judged")
+    score = {row["id"]: row["score"] for row in run.rows(owner, f"{stage}_judged").rows()}
+    rows = []
+    for row in drawn:
+        order = sorted(range(more.samples), key=lambda i: -_or_lowest(score.get(f"{row['id']}/{i}")))
+        groups = ([i for i in order if i // settings.best_of == g] for g in range(wanted))
+        rows.append({**row, "responses": [row["responses"][of[0]] for of in groups]})
+    out.finish(rows, tokens=0, seconds=0.0, best_of=settings.best_of)
+
+
+def _or_lowest(score: float | None) -> float:
+    return -1.0 if score is None else score
 
 
 def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[Row]:
@@ -107,27 +152,31 @@ def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[
     return kept
 
 
-def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str) -> dict[str, Any] | None:
-    """OWNER/STAGE.jsonl: judgements by `model` of the answers `judged`, rows {id, prompt, response}. Returns the
-    judge's health, None if the file was whole."""
+def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, samples: int = 0) -> dict[str, Any] | None:
+    """OWNER/STAGE.jsonl: judgements by `model` of the answers `judged`, rows {id, prompt, response}, with `samples`
+    votes each if not judge.samples. Returns the judge's health, None if the file was whole."""
     if run.rows(owner, stage).manifest is not None:
         return None
     settings, template = run.cfg.judge, judge_template(run)
     as_prompts = [{**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged]
     fit = {row["id"] for row in _short_enough(run, as_prompts, settings.max_new, f"{owner} {stage}")}
     kept = [a for a in judged if a["id"] in fit]
-    ask = partial(judging.judge, run.engine(model), kept, template, sampling(settings))
-    stream = partial(ask, least_votes=settings.least_votes)
-    rows = _generated(run, owner, stage, [a["id"] for a in kept], stream, left_out=len(judged) - len(kept))
+    how = sampling(settings)._replace(samples=samples or settings.samples)
+    stream = partial(judging.judge, run.engine(model), kept, template, how, settings)
+    rows = generated(run, owner, stage, [a["id"] for a in kept], stream, left_out=len(judged) - len(kept))
     health = judging.health(rows)
     say(f"{owner} {stage}: {health}")
     return health
 
 
 def self_judge(run: Run, t: int) -> None:
-    """m_t/judgements.jsonl: m_(t-1) judges its own answers."""
+    """m_t/judgements.jsonl: m_(t-1) judges its own answers; or dice do, where judge.by says so."""
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
-    judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
+    out = run.rows(f"m{t}", "judgements")
+    if run.cfg.judge.by == "model":
+        judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
+    elif out.manifest is None:
+        out.finish(judging.dice(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0, seconds=0.0)
 
 
 def check_judge(run: Run, model: str) -> None:
@@ -156,7 +205,7 @@ def pairs(run: Run, t: int) -> None:
     judgements = run.rows(f"m{t}", "judgements").rows()
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
     health = _readable(run, f"m{t} judgements", judgements)
-    rows, counts = build_pairs(gather(found, judgements))
+    rows, counts = build_pairs(gather(found, judgements), run.cfg.pairs.rho)
     if not rows:
         raise StageError(
             f"m{t} pairs: no prompt has two answers with different scores ({counts}; judge: "

@@ -1,5 +1,6 @@
 """Before M1: seed rows, tokenizer, and M0."""
 
+from random import Random
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from selfreward_jax.llm.hf_tokenizer import FILES as TOKENIZER_FILES
 from selfreward_jax.llm.llama import Llama, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import seeds
+from selfreward_jax.method.eft import build_eft
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.inputs import StageError, judge_template, prompt_template, shown_prompts
+from selfreward_jax.stages.rounds import judge
 from selfreward_jax.stages.training import is_trained, train_packed
 from selfreward_jax.train import checkpoints
 
@@ -22,13 +25,17 @@ Row = dict[str, Any]
 
 
 def seed(run: Run) -> None:
-    """seed/*.jsonl: instruction rows, judged rows, held-out prompts and ranked answers, plain documents."""
+    """seed/*.jsonl: instruction rows, judged rows (or the ranked answers they are to be made of), held-out prompts and
+    ranked answers, plain documents."""
     last = run.rows("seed", "documents")
     if last.manifest is not None:
         return
     progress = Progress("seed", 0)
-    make = seeds.from_files if run.cfg.data.ift else seeds.from_world
-    sets, report = make(run.cfg.data, run.cfg.seed)
+    c = run.cfg
+    if c.data.ift:
+        sets, report = seeds.from_files(c.data, c.seed, c.eft, c.judge.form)
+    else:
+        sets, report = seeds.from_world(c.data, c.seed, c.judge.form)
     for name, rows in sets.items():
         if name != "documents":
             _write_seed(run, name, rows)
@@ -39,9 +46,9 @@ def seed(run: Run) -> None:
             f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
             "prompts.seed_shots"
         )
-    if report:
-        storage.write_json(run.dir / "seed" / "report.json", report)
-        say(f"seed files: {report}")
+    storage.write_json(run.dir / "seed" / "report.json", report)
+    for line in seeds.told(report):
+        say(line)
     _write_seed(run, "documents", sets["documents"], seconds=progress.seconds)
     progress.add(sum(map(len, sets.values())))
     progress.close(", ".join(f"{len(rows)} {name}" for name, rows in sets.items()))
@@ -72,7 +79,7 @@ def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
 
 
 def _train_tokenizer(run: Run, folder: epath.Path) -> None:
-    rows = [row for name in ("ift", "eft", "documents") for row in run.rows("seed", name).rows()]
+    rows = [row for name in ("ift", _judged(run), "documents") for row in run.rows("seed", name).rows()]
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
     texts += [judge_template(run), prompt_template(run)]
     settings = run.cfg.tokenizer
@@ -83,6 +90,37 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     storage.write_json(folder / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
     storage.write_atomic(folder / "chat_template.jinja", chat.our_template("control").encode())
     storage.write_atomic(folder / "tokenizer.model", model)
+
+
+def _judged(run: Run) -> str:
+    """The set that the seed stage made for EFT."""
+    return "eft_answers" if run.cfg.data.ift and run.cfg.eft.source == "baseline" else "eft"
+
+
+def eft(run: Run) -> None:
+    """seed/eft.jsonl: what the SFT baseline wrote of ranked answers, where it agrees with their human order. Nothing to
+    do where the seed stage has made it."""
+    out = run.rows("seed", "eft")
+    if _judged(run) == "eft" or out.manifest is not None:
+        return
+    asked = [
+        {**row, "answers": [{**a, "id": f"{row['id']}/{i}"} for i, a in enumerate(row["answers"])]}
+        for row in run.rows("seed", "eft_answers").rows()
+    ]
+    judged = [{"prompt": row["prompt"], **answer} for row in asked for answer in row["answers"]]
+    settings = run.cfg.eft
+    judge(run, "sft", judged, "seed", "eft_judgements", settings.samples)
+    judgements = run.rows("seed", "eft_judgements").rows()
+    rng = Random(f"{run.cfg.seed} eft")
+    rows, counts = build_eft(asked, judgements, settings.agreement, settings.most_share, rng)
+    say(f"eft: {counts}")
+    if not rows:
+        raise StageError(
+            f"seed eft: the SFT baseline's judgements agree with no human order ({counts}): give rows with written "
+            "judgements, take eft.source=scores, raise eft.samples, or loosen eft.agreement to weak, in a new --workdir"
+        )
+    limit = run.cfg.data.eft_rows or None
+    out.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows[:limit])], counts=counts)
 
 
 def base(run: Run) -> None:

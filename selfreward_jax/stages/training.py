@@ -10,14 +10,21 @@ from selfreward_jax.llm import chat
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
+from selfreward_jax.stages.early import EarlyStopping
 from selfreward_jax.stages.inputs import StageError, seed_examples
 from selfreward_jax.train import checkpoints, dpo, sft, trainer
 
 
+def baseline(run: Run) -> None:
+    """sft: the base model trained on IFT alone, the paper's SFT baseline."""
+    if not is_trained(run, "sft"):
+        train_packed(run, "sft", "sft", seed_examples(run, ("ift",))["ift"], run.params("m0"))
+
+
 def supervised(run: Run) -> None:
-    """m1: the base model trained on IFT, EFT and few-shot prompt rows."""
+    """m1: the base model trained on the sets that sft.sets names: IFT, EFT and few-shot prompt rows."""
     if not is_trained(run, "m1"):
-        examples = [e for rows in seed_examples(run, ("ift", "eft", "prompts")).values() for e in rows]
+        examples = [e for rows in seed_examples(run, run.cfg.sft.sets).values() for e in rows]
         train_packed(run, "m1", "sft", examples, run.params("m0"))
 
 
@@ -38,7 +45,8 @@ def preferences(run: Run, t: int) -> None:
     steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
     model = Llama(run.llama(settings.dropout))
     tokens = 2 * settings.batch * dpo.pair_width(pairs) + bool(replay) * settings.replay_batch * settings.replay_width
-    _train(run, name, "dpo", dpo.loss_fn(model, settings), steps, batch_at, start, tokens, rows=len(pairs))
+    early = EarlyStopping(run, name, previous) if settings.eval_every else None
+    _train(run, name, "dpo", dpo.loss_fn(model, settings), steps, batch_at, start, tokens, rows=len(pairs), early=early)
 
 
 def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
@@ -79,6 +87,7 @@ def _train(
     start: Any,
     tokens_a_step: int,
     rows: int,
+    early: EarlyStopping | None = None,
 ) -> None:
     """Trains from `start` (or from the latest saved step) and leaves NAME/checkpoint and NAME/manifest.json."""
     settings = run.cfg[stage]
@@ -113,9 +122,18 @@ def _train(
         save_every=run.cfg.save_every,
         path=path,
         report=report,
+        watch=early,
+        watch_every=settings.eval_every if early else 0,
     )
-    checkpoints.save(run.dir / name / "checkpoint", state.params)
-    facts = {"stage": stage, "rows": rows, "steps": steps, "tokens": steps * tokens_a_step}
+    done = int(state.step)
+    facts = {"stage": stage, "rows": rows, "steps": done, "tokens": done * tokens_a_step}
+    params = state.params
+    del state
+    if early:
+        params = early.best_params()
+        early.finish()
+        facts["best_step"] = early.best
+    checkpoints.save(run.dir / name / "checkpoint", params)
     storage.write_json(run.dir / name / "manifest.json", {**facts, "seconds": progress.seconds})
     if path.exists():
         path.rmtree()

@@ -144,8 +144,10 @@ def fit(
     save_every: int,
     path: epath.Path,
     report: Callable[[int, dict[str, float]], None],
+    watch: Callable[[int, Params], bool] | None = None,
+    watch_every: int = 0,
 ) -> State:
-    """Runs steps state.step ... steps - 1.
+    """Runs steps state.step ... steps - 1, or fewer if `watch` says so.
 
     Args:
       state: where to start.
@@ -156,6 +158,8 @@ def fit(
       save_every: steps between saved states; 0 saves none.
       path: where states are saved.
       report: called with each step's number and metrics, one step late, so that the device never waits.
+      watch: called with the number of steps done and the parameters, every `watch_every` steps and at the end; where
+        it returns False, training ends.
 
     Raises:
       Diverged: a loss was not finite; the message names the step.
@@ -175,6 +179,11 @@ def fit(
         state, metrics = update(state, batch_at(step), jax.random.fold_in(key, step))
         flush()
         pending = (step, metrics)
+        if watch and ((step + 1) % watch_every == 0 or step + 1 == steps):
+            flush()
+            pending = None
+            if not watch(step + 1, state.params):  # before saving: a saved step is one that goes on
+                break
         if save_every and (step + 1) % save_every == 0 and step + 1 < steps:
             flush()
             pending = None

@@ -93,28 +93,41 @@ def write_answer(request: Request, fault: float, rng: random.Random) -> Answer:
     return Answer(opening, name, occasion, tuple(sorted(items)))
 
 
-def write_judgement(request: Request, answer: Answer) -> tuple[str, int]:
-    """A judge's reasons, each a short look-up before its verdict, points added as they come, and the score."""
-    points = int(answer.opening in KIND_OPENINGS)
-    said = [f"{answer.opening} is {'kind' if points else 'gruff'}: {points}."]
-    meant = answer.occasion or "nothing"
-    for right, words in (
-        (answer.name == request.name, f"Asked by {request.name}, told {answer.name}"),
-        (meant == request.occasion, f"Asked for {request.occasion}, meant {meant}"),
-    ):
+def write_judgement(request: Request, answer: Answer, form: str = "points") -> tuple[str, int]:
+    """A judge's reasons, each a short look-up before its verdict, and what they come to.
+
+    Args:
+      request, answer: what is judged.
+      form: "points" are added as they come and end in `Score: n`; for "choice" the reasons are the same without the
+        adding up, and end in the letter of one of five grades, `Choice: A` (at most one point) to `Choice: E` (all).
+
+    Returns:
+      The judgement, and the points, 0 to 5.
+    """
+    points, said = 0, []
+
+    def earned(right: bool, reason: str) -> None:
+        nonlocal points
         points += right
-        said.append(f"{words}, {'same' if right else 'different'}: {points}.")
+        said.append(f"{reason}: {points}." if form == "points" else f"{reason}.")
+
+    kind = answer.opening in KIND_OPENINGS
+    earned(kind, f"{answer.opening} is {'kind' if kind else 'gruff'}")
+    same = answer.name == request.name
+    earned(same, f"Asked by {request.name}, told {answer.name}, {'same' if same else 'different'}")
+    meant = answer.occasion or "nothing"
+    same = meant == request.occasion
+    earned(same, f"Asked for {request.occasion}, meant {meant}, {'same' if same else 'different'}")
     verdicts = []
     for number, item in enumerate(answer.items, 1):
         fits = "fits" if TOPIC_OF[item] == request.topic else "off"
         verdicts.append(f"{number} {item} {TOPIC_OF[item]} {fits}")
     all_fit = all(TOPIC_OF[item] == request.topic for item in answer.items)
-    points += all_fit
-    said.append(f"Wanted {request.topic}: {', '.join(verdicts)}. {'All fit' if all_fit else 'Not all fit'}: {points}.")
+    earned(all_fit, f"Wanted {request.topic}: {', '.join(verdicts)}. {'All fit' if all_fit else 'Not all fit'}")
     asked, got = NUMBERS[request.count], NUMBERS[len(answer.items)]
-    points += asked == got
-    said.append(f"Asked {asked}, got {got}, {'same' if asked == got else 'different'}: {points}.")
-    return f"{' '.join(said)}\nScore: {points}", points
+    earned(asked == got, f"Asked {asked}, got {got}, {'same' if asked == got else 'different'}")
+    end = f"Score: {points}" if form == "points" else f"Choice: {'AABCDE'[points]}"
+    return f"{' '.join(said)}\n{end}", points
 
 
 def ift_rows(count: int, rng: random.Random) -> list[Row]:
@@ -126,13 +139,14 @@ def ift_rows(count: int, rng: random.Random) -> list[Row]:
     return rows
 
 
-def eft_rows(count: int, rng: random.Random) -> list[Row]:
-    """Judged rows {prompt, response, judgement, score}, from poor answers to nearly perfect ones."""
+def eft_rows(count: int, rng: random.Random, form: str = "points") -> list[Row]:
+    """Judged rows {prompt, response, judgement, score}, from poor answers to nearly perfect ones. The form of the
+    judgements changes nothing else."""
     rows = []
     for _ in range(count):
         request = write_request(rng)
         answer = write_answer(request, rng.choice(EFT_FAULTS), rng)
-        judgement, score = write_judgement(request, answer)
+        judgement, score = write_judgement(request, answer, form)
         rows.append({"prompt": request.text, "response": answer.text, "judgement": judgement, "score": score})
     return rows
 

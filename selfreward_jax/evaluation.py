@@ -1,0 +1,151 @@
+"""Measures the models of a run: the paper's reward-model table, and head to head.
+
+    python -m selfreward_jax.evaluate --workdir=runs/a
+    python -m selfreward_jax.evaluate --workdir=runs/a --against=runs/b --judge=m1
+    python -m selfreward_jax.evaluate --workdir=runs/a --judge=endpoint --endpoint.url=http://localhost:8000/v1 \
+        --endpoint.model=NAME
+
+The judge of the head-to-head is the embedded world's oracle, a model of the run, or an OpenAI-compatible endpoint,
+whose key is read from the environment. What is made goes to WORKDIR/evaluation; a second run makes and pays for nothing
+twice.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from selfreward_jax import loop, stages, storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.evaluate import oracle
+from selfreward_jax.evaluate.endpoint import EndpointError
+from selfreward_jax.evaluate.head_to_head import record
+from selfreward_jax.generate.engine import Engine
+from selfreward_jax.llm.chat import ChatError
+from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.method.templates import TemplateError
+from selfreward_jax.report import tables
+from selfreward_jax.run import Run
+from selfreward_jax.saved import open_model
+from selfreward_jax.storage import StorageError
+
+Row = dict[str, Any]
+FOLDER = "evaluation"
+
+
+def main(argv: list[str]) -> int:
+    """Evaluates. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    try:
+        options = _options(argv)
+        run = Run.reopen(options.workdir)
+        for name in ("url", "model", "most_calls"):
+            if (given := getattr(options, f"endpoint.{name}")) is not None:
+                run.cfg.endpoint[name] = given
+        found = evaluate(run, options.models, options.judge, options.against, options.against_name)
+        print("\n".join(tables.paper(found)), flush=True)
+    except (ConfigError, HubError, ChatError, TemplateError, EndpointError, StorageError, stages.StageError) as error:
+        print(f"selfreward_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "selfreward_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="the run's working directory")
+    parser.add_argument("--models", default="", help="which models, such as m1,m2; else all that are trained")
+    parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")
+    parser.add_argument("--against", default="", help="another model: a working directory, or a Hugging Face folder")
+    parser.add_argument("--against_name", default="", help="which model of that working directory; else the last")
+    parser.add_argument("--endpoint.url", help="up to and with /v1; else the run's endpoint.url")
+    parser.add_argument("--endpoint.model", help="else the run's endpoint.model")
+    parser.add_argument("--endpoint.most_calls", type=int, help="paid requests; else the run's endpoint.most_calls")
+    parser.error = _refuse
+    return parser.parse_args(argv[1:])
+
+
+def _refuse(message: str) -> None:
+    raise ConfigError(message)
+
+
+def evaluate(run: Run, models: str, judge: str, against: str, against_name: str) -> dict[str, Any]:
+    """Measures models that were not, plays them against each other, and writes evaluation/report.json.
+
+    Args:
+      run: the run.
+      models: names with commas between; all but m0 if empty.
+      judge: "oracle", "endpoint" or a model; if empty the oracle where there is one, else the last model.
+      against, against_name: another model that each of ours meets, or nothing.
+
+    Returns:
+      {judge, models: figures of each by name, versus: the record of each by the names of both}.
+
+    Raises:
+      ConfigError: a model or judge is not there.
+    """
+    there = [m for m in run.models() if m != "m0"]
+    names = [m for m in models.split(",") if m] or there
+    judge = judge or ("oracle" if _has_oracle(run) else (there or [""])[-1])
+    for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
+        if name not in there:
+            raise ConfigError(f"workdir {run.dir} holds {', '.join(there) or 'no trained model'}, not {name!r}")
+    if judge == "oracle" and not _has_oracle(run):
+        raise ConfigError("--judge is 'oracle', but only the embedded world has one: give a model, or endpoint")
+    for name in names:
+        loop.evaluate(run, name)
+    answers = {name: run.rows(name, "eval_answers").rows() for name in names}
+    if against:
+        other, rows = _answers_of(run, against, against_name)
+        answers[other] = rows
+    verdicts = _judge(run, judge)
+    versus: dict[str, dict[str, Any]] = {}
+    order = list(answers)
+    for i, ours in reversed(list(enumerate(order))):
+        for theirs in order[:i]:
+            sides = (theirs, ours) if ours not in names else (ours, theirs)  # the guest stands second
+            both = {row["prompt"] for row in answers[ours]} & {row["prompt"] for row in answers[theirs]}
+            common = {side: [row for row in answers[side] if row["prompt"] in both] for side in sides}
+            versus.setdefault(sides[0], {})[sides[1]] = record(verdicts(*sides, common))
+    figures = {name: storage.read_json(run.dir / name / "eval.json") for name in names}
+    found = {"judge": judge, "models": figures, "versus": versus}
+    storage.write_json(run.dir / FOLDER / "report.json", found)
+    return found
+
+
+def _has_oracle(run: Run) -> bool:
+    return not run.cfg.data.ift
+
+
+def _judge(run: Run, judge: str) -> Callable[[str, str, dict[str, list[Row]]], list[list[int]]]:
+    """What gives the verdicts on the answers of two models, by their names."""
+    if judge == "oracle":
+        return lambda ours, theirs, answers: oracle.verdicts(answers[ours], answers[theirs])
+    if judge == "endpoint":
+        cache = run.dir / FOLDER / "endpoint.jsonl"
+        return lambda ours, theirs, answers: stages.compare_by_endpoint(run, answers[ours], answers[theirs], cache)
+
+    def by_model(ours: str, theirs: str, answers: dict[str, list[Row]]) -> list[list[int]]:
+        return stages.compare(run, judge, answers[ours], answers[theirs], FOLDER, f"{ours}_{theirs}_by_{judge}")
+
+    return by_model
+
+
+def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
+    """Another model's answers to the held-out prompts of this run, under a name made of its own and its files."""
+    found = open_model(path, name)
+    home = found.run.dir / found.name if found.run else epath.Path(path)
+    files = sorted((str(f.relative_to(home)), f.stat().length, f.stat().mtime) for f in home.glob("*") if f.is_file())
+    label = f"{found.name}-{hashlib.sha256(repr((str(home), files)).encode()).hexdigest()[:6]}"
+    longest = min(found.max_length, run.cfg.model.max_length)
+    engine = Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
+    asked = run.rows("seed", run.cfg.evaluate.split).rows()
+    stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
+    return label, run.rows(FOLDER, f"{label}_answers").rows()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

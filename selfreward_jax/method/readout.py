@@ -1,0 +1,55 @@
+"""The expected score: how likely each score was where a judgement names one, instead of the one that was drawn."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from selfreward_jax.generate.engine import Engine
+from selfreward_jax.method.verdicts import find
+
+# What may stand where the judgement of a form names its score, and what it is worth.
+VALUES = {
+    "points": {str(n): float(n) for n in range(6)},
+    "choice": {letter: float(n) for n, letter in enumerate("ABCDE", 1)},
+}
+
+
+def expected_scores(engine: Engine, asked: Sequence[tuple[str, str]], form: str) -> list[float | None]:
+    """The mean of the possible scores, weighted by the model's own probability of each at temperature 1.
+
+    The judgement is cut where it names its score. What is compared there is the one token by which the judgement
+    with each possible score goes on; the probabilities of these are taken alone and add up to one.
+
+    Args:
+      engine: the judging model.
+      asked: the judge's prompt and a judgement that names a score.
+      form: the form of the judgement.
+
+    Returns:
+      A number for each; None where the judgement names no score, or the tokenizer does not write each score as one
+      token of its own.
+    """
+    cut = [_candidates(engine, prompt, text, form) for prompt, text in asked]
+    found = [c for c in cut if c is not None]
+    logprobs = iter(engine.next_logprobs([c[0] for c in found], [c[1] for c in found]))
+    values = list(VALUES[form].values())
+    return [None if c is None else _mean(values, next(logprobs)) for c in cut]
+
+
+def _mean(values: Sequence[float], logprobs: Sequence[float]) -> float:
+    top = max(logprobs)
+    weights = [math.exp(x - top) for x in logprobs]
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _candidates(engine: Engine, prompt: str, text: str, form: str) -> tuple[list[int], list[int]] | None:
+    """The ids up to the score, and the id by which each possible score goes on."""
+    place: Any = find(text, form)
+    if place is None:
+        return None
+    texts = [engine.chat.example(prompt, text[:place] + score).ids for score in VALUES[form]]
+    same = 0
+    while len({ids[same] for ids in texts}) == 1:
+        same += 1
+    ids = [t[same] for t in texts]
+    return (texts[0][:same], ids) if len(set(ids)) == len(ids) else None

@@ -1,0 +1,85 @@
+"""Early stopping of DPO: a model that no longer wins against its own earlier self has learnt enough
+(arXiv 2401.10020, section 3.1.3)."""
+
+from typing import Any
+
+from selfreward_jax.evaluate.head_to_head import record
+from selfreward_jax.generate.engine import Engine
+from selfreward_jax.report.progress import say
+from selfreward_jax.run import Run
+from selfreward_jax.stages.comparison import compare
+from selfreward_jax.stages.rounds import answer, answer_with
+from selfreward_jax.train import checkpoints
+
+
+class EarlyStopping:
+    """Compares the model in training with the best one so far, on validation prompts.
+
+    The judge is the model that the round began with; the first to be beaten is that model itself.
+
+    Args:
+      run: the run.
+      name, previous: the model in training, and the one it started from.
+    """
+
+    def __init__(self, run: Run, name: str, previous: str) -> None:
+        self.run, self.name, self.previous = run, name, previous
+        self.asked = run.rows("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
+        self.rows = run.rows(name, "early_stopping")
+        self.known = {row["id"]: row for row in self.rows.begun()}
+        self.best = max((int(row["id"]) for row in self.known.values() if row["kept"]), default=0)
+
+    def _stage(self, step: int, what: str) -> str:
+        return f"early_{step}_{what}"
+
+    def __call__(self, step: int, params: Any) -> bool:
+        """Whether training should go on after `step`: whether the model wins more often than it loses."""
+        row = self.known.get(str(step)) or self._compare(step, params)
+        return row["kept"]
+
+    def _compare(self, step: int, params: Any) -> dict[str, Any]:
+        run = self.run
+        how = _one_answer(run.cfg.evaluate)
+        first = self._stage(0, "answers")
+        answer(run, self.previous, self.asked, how, self.name, first)
+        ours = self._stage(step, "answers")
+        engine = Engine(
+            run.llama(), params, run.chat, run.mesh, rows=run.cfg.generate.rows, max_length=run.cfg.model.max_length
+        )
+        answer_with(run, engine, self.asked, how, self.name, ours)
+        theirs = self._stage(self.best, "answers")
+        sides = [run.rows(self.name, stage).rows() for stage in (ours, theirs)]
+        verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))
+        run.release()
+        found = record(verdicts)
+        kept = found["win"] > found["lose"]
+        if kept:
+            checkpoints.save_step(self.run.dir / self.name / "best", step, params)
+        shares = {k: found[k] for k in ("win", "tie", "lose")}
+        row = {"id": str(step), "against": self.best, **shares, "kept": kept}
+        self.rows.append([row])
+        say(f"{self.name} step {step} : step {self.best}  win {found['win']:.3f}, lose {found['lose']:.3f}")
+        self.known[row["id"]] = row
+        self.best = step if kept else self.best
+        return row
+
+    def best_params(self) -> Any:
+        """The parameters of the best step; those the round began with, where none was better."""
+        run = self.run
+        if not self.best:
+            say(f"{self.name}: no step won against {self.previous}; it is {self.previous} again")
+            return run.params(self.previous)
+        path = run.dir / self.name / "best" / str(self.best)
+        return checkpoints.restore(path, run.abstract_params(), run.shardings)
+
+    def finish(self) -> None:
+        """Makes the record whole and lets go of what was kept for it."""
+        self.rows.finish(list(self.known.values()))
+        if (kept := self.run.dir / self.name / "best").exists():
+            kept.rmtree()
+
+
+def _one_answer(settings: Any) -> Any:
+    one = settings.copy_and_resolve_references()
+    one.samples = 1
+    return one

@@ -1,0 +1,114 @@
+"""EFT from a baseline's judgements: which rankings agree with the human order, and what thinning drops."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward_jax.method.eft import agrees, build_eft, thin
+
+
+@pytest.mark.parametrize(
+    ("human", "judged", "strict", "weak"),
+    [
+        ([1, 2, 3], [0, 3, 5], True, True),
+        ([1, 2, 3], [5, 3, 0], False, False),
+        ([1, 2, 3], [0, 3, 3], False, True),  # a judge's tie
+        ([1, 2, 3], [3, 3, 3], False, False),  # ties alone order nothing
+        ([1, 2, 2], [0, 3, 5], True, True),  # the human's tie is not looked at
+        ([1, 2, 2], [3, 2, 5], False, False),
+        ([2, 2], [1, 5], False, False),  # nothing to order
+        ([0.5, 0.25], [4.5, 4.0], True, True),
+    ],
+)
+def test_agreement_with_the_human_order(human, judged, strict, weak):
+    assert agrees(human, judged, "strict") is strict
+    assert agrees(human, judged, "weak") is weak
+
+
+SCORES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=5)
+
+
+@given(SCORES)
+def test_strict_agreement_is_weak_agreement_too(scores):
+    human, judged = zip(*scores, strict=True)
+    assert agrees(human, judged, "weak") or not agrees(human, judged, "strict")
+    assert agrees(human, human, "strict") == (len(set(human)) > 1)
+
+
+def asked(name, *scores):
+    answers = [{"id": f"{name}/{i}", "response": f"{name} answer {i}", "score": s} for i, s in enumerate(scores)]
+    return {"prompt": name, "answers": answers}
+
+
+def judged(**votes):
+    """`p=[[4, None], [2, 1]]`: the votes on p/0 and p/1."""
+    return [
+        {"id": f"{name}/{i}", "votes": [{"text": f"said {s}", "score": s} for s in of]}
+        for name, answers in votes.items()
+        for i, of in enumerate(answers)
+    ]
+
+
+def build(prompts, judgements, agreement="strict", most_share=1.0):
+    return build_eft(prompts, judgements, agreement, most_share, Random(0))
+
+
+def test_the_first_ranking_that_agrees_is_kept_whole():
+    # Rankings, one a column: 2 > 4 (wrong), 4 > 1 (right), 5 > 0 (right too, but later).
+    rows, counts = build([asked("p", 5, 1)], judged(p=[[2, 4, 5], [4, 1, 0]]))
+    assert [(r["response"], r["judgement"], r["score"]) for r in rows] == [
+        ("p answer 0", "said 4", 4),
+        ("p answer 1", "said 1", 1),
+    ]
+    assert all(r["prompt"] == "p" for r in rows)
+    assert (counts["prompts"], counts["answers"], counts["judgements"], counts["readable"]) == (1, 2, 6, 6)
+    assert (counts["agree"], counts["disagree"], counts["no_ranking"], counts["kept"]) == (1, 0, 0, 2)
+
+
+def test_what_cannot_be_read_is_left_out_of_its_ranking_alone():
+    rows, counts = build([asked("p", 5, 3, 1)], judged(p=[[4], [None], [2]]))
+    assert [r["response"] for r in rows] == ["p answer 0", "p answer 2"]
+    assert counts["readable"] == 2
+    none, counts = build([asked("q", 5, 1)], judged(q=[[4], [None]]))
+    assert (none, counts["no_ranking"]) == ([], 1)
+
+
+def test_every_prompt_is_counted_once():
+    prompts = [asked("p", 5, 1), asked("q", 5, 1), asked("r", 5, 1), asked("s", 5, 1)]
+    _, counts = build(prompts, judged(p=[[4], [1]], q=[[1], [4]], r=[[3], [3]]))
+    assert (counts["agree"], counts["disagree"], counts["no_ranking"]) == (1, 2, 1)
+    assert counts["prompts"] == 4
+
+
+def rows_of(*scores):
+    return [{"score": s, "place": i} for i, s in enumerate(scores)]
+
+
+def test_the_commonest_score_is_thinned_and_no_other():
+    rows = rows_of(*[4] * 80, *[5] * 12, *[1] * 8)
+    kept = thin(rows, 0.5, Random(0))
+    assert Counter(r["score"] for r in kept) == {4: 20, 5: 12, 1: 8}
+    assert [r["place"] for r in kept] == sorted(r["place"] for r in kept)
+    assert kept == thin(rows, 0.5, Random(0))
+    assert kept != thin(rows, 0.5, Random(1))
+
+
+@pytest.mark.parametrize("most_share", [0.0, 0.4, 1.0])
+def test_thinning_leaves_what_it_may_not_thin(most_share):
+    assert thin([], most_share, Random(0)) == []
+    alone = rows_of(3, 3, 3)
+    assert thin(alone, most_share, Random(0)) == alone  # one score for all: no share of others to keep to
+    even = rows_of(1, 2, 3, 4, 5)
+    assert len(thin(even, most_share, Random(0))) == (4 if most_share == 0 else 5)
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.floats(0.05, 0.95))
+def test_after_thinning_the_commonest_has_at_most_its_share(scores, most_share):
+    kept = thin(rows_of(*scores), most_share, Random(0))
+    if len(set(scores)) > 1:
+        commonest = Counter(scores).most_common(1)[0][0]
+        assert sum(r["score"] == commonest for r in kept) <= most_share * len(kept) + 1e-9
+        assert [r["score"] for r in kept if r["score"] != commonest] == [s for s in scores if s != commonest]

@@ -1,0 +1,400 @@
+"""The endpoint judge against a server on loopback that fails in every way a server can."""
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from ml_collections import ConfigDict
+
+from selfreward_jax import config
+from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
+
+KEY = "sk-very-secret-0123456789"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
+            count = self.server.counts[body["messages"][0]["content"]]
+            self.server.counts[body["messages"][0]["content"]] += 1
+        self.server.behave(self, body["messages"][0]["content"], count)
+
+    do_GET = do_POST
+
+    def give(self, data, status=200, **headers):
+        data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": len(data), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def answer(self, text, finish="stop"):
+        self.give({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]})
+
+    def cut(self):
+        """Promises more than it sends."""
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b'{"choices": [{"mess')
+        self.close_connection = True
+
+
+def echo(handler, prompt, count):
+    handler.answer(f"re: {prompt}")
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.counts, server.lock, server.behave = [], Counter(), threading.Lock(), echo
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def make(server, tmp_path, monkeypatch):
+    """Endpoints on the server; `naps` are the seconds that they wanted to wait."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def endpoint(**changes):
+        settings = ConfigDict(
+            config.defaults().endpoint.to_dict()
+            | {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "judge-1", "key_variable": "JUDGE_KEY"}
+            | changes
+        )
+        return Endpoint(settings, tmp_path / "answers.jsonl", make.naps.append)
+
+    make = endpoint
+    make.naps, make.cache = [], tmp_path / "answers.jsonl"
+    yield make
+    if make.cache.exists():
+        assert KEY not in make.cache.read_text()
+    assert all(0 <= nap <= 60 for nap in make.naps)
+
+
+def fails_once(fault):
+    def behave(handler, prompt, count):
+        echo(handler, prompt, count) if count else fault(handler)
+
+    return behave
+
+
+def refusal(endpoint, prompts=("one",)):
+    """The one line that asking ends in."""
+    with pytest.raises(EndpointError) as caught:
+        endpoint.ask(prompts, 9)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert KEY not in line + repr(caught.value.__cause__) + repr(caught.value.__context__)
+    return line
+
+
+def test_a_request_is_what_the_protocol_says(make, server):
+    assert make().ask(["Grüße, 世界 🌍\n\u2028"], 112) == ["re: Grüße, 世界 🌍\n\u2028"]
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["headers"]["Authorization"] == f"Bearer {KEY}"
+    assert request["headers"]["Content-Type"] == "application/json"
+    assert request["body"] == {
+        "model": "judge-1",
+        "messages": [{"role": "user", "content": "Grüße, 世界 🌍\n\u2028"}],
+        "temperature": 0,
+        "max_tokens": 112,
+    }
+    assert make().ask(["Grüße, 世界 🌍\n\u2028"], 112) == ["re: Grüße, 世界 🌍\n\u2028"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("key", [None, "", "  "])
+def test_without_a_key_no_header_is_sent(key, make, server, monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY")
+    if key is not None:
+        monkeypatch.setenv("JUDGE_KEY", key)
+    assert make().ask(["one"], 9) == ["re: one"]
+    assert "Authorization" not in server.requests[0]["headers"]
+
+
+def test_answers_stand_in_the_order_of_the_prompts(make, server):
+    together, most = [0], [0]
+
+    def behave(handler, prompt, count):
+        with server.lock:
+            together[0] += 1
+            most[0] = max(most[0], together[0])
+        time.sleep(0.03 * (1 + int(prompt) % 3))
+        with server.lock:
+            together[0] -= 1
+        echo(handler, prompt, count)
+
+    server.behave = behave
+    prompts = [str(i) for i in range(20)]
+    assert make().ask(prompts, 9) == [f"re: {p}" for p in prompts]
+    assert 1 < most[0] <= 4
+
+
+def test_equal_prompts_are_paid_once(make, server):
+    assert make().ask(["a", "b", "a", "a"], 9) == ["re: a", "re: b", "re: a", "re: a"]
+    assert len(server.requests) == 2
+    assert make().ask([], 9) == []
+
+
+def test_a_rerun_pays_nothing_and_another_question_does(make, server):
+    prompts = [f"prompt {i}" for i in range(9)]
+    first = make().ask(prompts, 9)
+    again = make(most_calls=0)
+    assert again.ask(prompts, 9) == first
+    assert (again.sent, len(server.requests)) == (0, 9)
+    make().ask(prompts[:1], 10)
+    make(model="judge-2").ask(prompts[:1], 9)
+    assert len(server.requests) == 11
+
+
+def test_a_torn_line_of_the_cache_is_asked_again(make, server):
+    endpoint = make()
+    for prompt in "abc":
+        endpoint.ask([prompt], 9)
+    make.cache.write_bytes(make.cache.read_bytes()[:-7])
+    for _ in range(2):
+        assert make().ask(["a", "b", "c"], 9) == ["re: a", "re: b", "re: c"]
+        assert server.counts == {"a": 1, "b": 1, "c": 2}
+    assert len([json.loads(line) for line in make.cache.read_text().splitlines()]) == 3
+
+
+@pytest.mark.parametrize("content", ["no JSON\n", '{"other": 1}\n', "[1]\n"])
+def test_a_file_that_is_no_cache_is_named_and_left_alone(content, make):
+    make.cache.write_text(content)
+    with pytest.raises(EndpointError, match=r"answers\.jsonl is not a file"):
+        make()
+    assert make.cache.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda h: h.give({"error": {"message": "slow down"}}, 429),
+        lambda h: h.give(b"", 500),
+        lambda h: h.give(b"<html>bad gateway", 502),
+        lambda h: h.give(b"", 599),
+        lambda h: h.cut(),
+        lambda h: h.connection.close(),
+        lambda h: h.wfile.write(b"what?\r\n"),
+        lambda h: h.give(b'{"choices": ['),
+        lambda h: h.give(b"\xff\xfe"),
+        lambda h: h.give({}),
+        lambda h: h.give([]),
+        lambda h: h.give(None),
+        lambda h: h.give({"error": {"message": "an error with status 200"}}),
+        lambda h: h.give({"choices": [{"message": {"content": 7}}]}),
+        lambda h: h.give({"choices": [7]}),
+        lambda h: h.give(b"[" * 200_000),
+    ],
+)
+def test_what_may_pass_is_tried_again(fault, make, server):
+    server.behave = fails_once(fault)
+    endpoint = make()
+    assert endpoint.ask(["one"], 9) == ["re: one"]
+    assert endpoint.sent == len(server.requests) == 2
+    assert len(make.naps) == 1
+    assert 0.75 <= make.naps[0] <= 1.25
+
+
+def test_a_server_slower_than_the_timeout_is_asked_again(make, server):
+    server.behave = fails_once(lambda h: time.sleep(1.0))
+    assert make(timeout=0.5).ask(["one"], 9) == ["re: one"]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(("asked", "nap"), [("7", 7.0), ("0", 0.0), ("3600", 60.0), ("9" * 999, 60.0)])
+def test_the_server_says_how_long_to_wait(asked, nap, make, server):
+    server.behave = fails_once(lambda h: h.give(b"", 429, Retry_After=asked))
+    assert make().ask(["one"], 9) == ["re: one"]
+    assert make.naps == [nap]
+
+
+@pytest.mark.parametrize("asked", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", ""])
+def test_a_wait_that_is_no_number_of_seconds_is_not_heeded(asked, make, server):
+    server.behave = fails_once(lambda h: h.give(b"", 429, Retry_After=asked))
+    assert make().ask(["one"], 9) == ["re: one"]
+    assert 0.75 <= make.naps[0] <= 1.25
+
+
+def test_waits_double_and_are_the_same_every_time(make, server):
+    server.behave = lambda handler, prompt, count: handler.give(b"", 503)
+    line = refusal(make(retries=9))
+    assert "endpoint.url gives no answer (status 503, 10 attempts)" in line
+    assert all(0.75 * 2**i <= nap <= 1.25 * 2**i for i, nap in enumerate(make.naps[:6]))
+    assert make.naps[6:] == [60.0, 60.0, 60.0] or min(make.naps[6:]) >= 48
+    first = list(make.naps)
+    make.naps.clear()
+    refusal(make(retries=9))
+    assert make.naps == first
+    assert not make.cache.exists() or not make.cache.read_text()
+
+
+def test_a_server_that_is_not_there(make, server):
+    endpoint = make(url="http://127.0.0.1:1/v1", retries=2)
+    assert "endpoint.url gives no answer (ConnectionRefusedError, 3 attempts)" in refusal(endpoint)
+    assert endpoint.sent == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, {"error": {"message": f"max_tokens is too large\nkey {KEY}"}}, "max_tokens is too large"),
+        (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, "JUDGE_KEY holds another"),
+        (403, {}, "JUDGE_KEY"),
+        (404, {"error": {"message": "no such model", "code": "model_not_found"}}, "endpoint.model 'judge-1'"),
+        (404, {"error": "text"}, "endpoint.url"),
+        (422, ["odd"], "endpoint.model"),
+    ],
+)
+def test_what_will_not_pass_is_not_tried_again(status, body, words, make, server):
+    server.behave = lambda handler, prompt, count: handler.give(body, status)
+    line = refusal(make())
+    assert words in line
+    assert f"status {status}" in line
+    assert "0 of 1 prompts are answered" in line
+    assert len(server.requests) == 1
+    assert not make.naps
+
+
+def test_a_key_that_is_wanted_and_not_set(make, server, monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY")
+    server.behave = lambda handler, prompt, count: handler.give({}, 401)
+    assert "JUDGE_KEY is not set" in refusal(make())
+
+
+def test_what_was_answered_before_a_refusal_is_kept(make, server):
+    prompts = [f"{i}" for i in range(30)]
+    server.behave = lambda h, prompt, count: h.give({}, 401) if prompt == "20" else h.answer(f"re: {prompt}")
+    assert "prompts are answered and kept" in refusal(make(), prompts)
+    paid = len(make.cache.read_text().splitlines())
+    assert 16 <= paid < 30  # at most four were under way
+    assert sum(server.counts.values()) <= 24
+    server.behave = echo
+    endpoint = make()
+    assert endpoint.ask(prompts, 9) == [f"re: {p}" for p in prompts]
+    assert endpoint.sent == 30 - paid
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status, make, server):
+    target = f"http://localhost:{server.server_port}/elsewhere"
+    server.behave = lambda handler, prompt, count: handler.give(b"", status, Location=target)
+    assert "endpoint.url leads elsewhere" in refusal(make())
+    assert [r["path"] for r in server.requests] == ["/v1/chat/completions"]
+
+
+def test_the_cap_holds_exactly_and_a_rerun_goes_on(make, server):
+    prompts = [f"{i}" for i in range(25)]
+    line = refusal(make(most_calls=10), prompts)
+    assert line.startswith("endpoint.most_calls 10 is reached; 10 of 25 prompts are answered and kept, 15 are left")
+    assert len(server.requests) == 10
+    refusal(make(most_calls=10), prompts)
+    endpoint = make(most_calls=10)
+    assert endpoint.ask(prompts, 9) == [f"re: {p}" for p in prompts]
+    assert (endpoint.sent, len(server.requests)) == (5, 25)
+    assert set(server.counts.values()) == {1}
+
+
+def test_attempts_count_against_the_cap(make, server):
+    server.behave = fails_once(lambda h: h.give(b"", 500))
+    endpoint = make(most_calls=7)
+    assert "endpoint.most_calls 7 is reached" in refusal(endpoint, [f"{i}" for i in range(6)])
+    assert endpoint.sent == len(server.requests) == 7
+    assert "endpoint.most_calls 7 is reached" in refusal(endpoint, ["another"])  # it is one cap for all calls
+    assert len(server.requests) == 7
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda h: h.give({"choices": []}),
+        lambda h: h.give({"choices": [{"message": {"content": None, "refusal": "no"}, "finish_reason": "stop"}]}),
+        lambda h: h.answer("Bet", "length"),
+        lambda h: h.answer("", "content_filter"),
+        lambda h: h.give({"error": {"code": "content_filter", "message": "filtered"}}, 400),
+    ],
+)
+def test_a_prompt_without_an_answer_is_none_and_is_not_paid_again(fault, make, server):
+    server.behave = lambda handler, prompt, count: fault(handler) if prompt == "bad" else handler.answer("good")
+    for _ in range(2):
+        assert make().ask(["one", "bad", "two"], 9) == ["good", None, "good"]
+        assert server.counts == {"one": 1, "bad": 1, "two": 1}
+
+
+def test_a_reply_unreadable_to_the_end_is_none_and_is_asked_again_next_time(make, server):
+    server.behave = lambda h, prompt, count: h.give(b"{") if prompt == "bad" else h.answer("good")
+    assert make(retries=2).ask(["one", "bad"], 9) == ["good", None]
+    assert server.counts == {"one": 1, "bad": 3}
+    server.behave = echo
+    assert make().ask(["one", "bad"], 9) == ["good", "re: bad"]
+
+
+def test_half_a_surrogate_pair_reaches_the_file_as_a_question_mark(make, server):
+    server.behave = lambda handler, prompt, count: handler.answer("a\ud83d", "\ud83d")
+    for _ in range(2):
+        assert make().ask(["b\ud83d"], 9) == ["a?"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:80/v1",
+        "ftp://host/v1",
+        "file:///etc/passwd",
+        "http:///v1",
+        "http://host:port/v1",
+        "http://host:0/v1",
+        f"https://user:{KEY}@host/v1",
+        f"https://host/v1?key={KEY}",
+        f"https://host/v1#{KEY}",
+        "http://host/a b",
+        "http://host/\r\nX: y",
+        "http://[host/v1",
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_at_once(url, make):
+    with pytest.raises(EndpointError, match=r"endpoint\.url must be") as caught:
+        make(url=url)
+    assert KEY not in str(caught.value)
+
+
+def test_a_model_or_a_key_that_cannot_work_is_refused_at_once(make, monkeypatch):
+    with pytest.raises(EndpointError, match=r"endpoint\.model is empty"):
+        make(model="")
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\nX-More: header")
+    with pytest.raises(EndpointError, match=r"endpoint\.key_variable") as caught:
+        make()
+    assert KEY not in str(caught.value)
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")  # a line break at the end, as a file read into a variable has it
+    make()
+
+
+def test_answers_are_found_by_what_was_asked(make, server):
+    make().ask(["one"], 9)
+    asked = [f"http://127.0.0.1:{server.server_port}/v1/chat/completions", "judge-1", "one", 9]
+    row = {"id": hashlib.sha256(json.dumps(asked).encode()).hexdigest(), "text": "re: one", "finish": "stop"}
+    assert [json.loads(line) for line in make.cache.read_text().splitlines()] == [row]
+    make(url=f"http://127.0.0.1:{server.server_port}/v1/").ask(["one"], 9)  # the same address
+    assert len(server.requests) == 1

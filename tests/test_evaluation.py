@@ -1,0 +1,157 @@
+"""The evaluation program on a finished run, with each kind of judge."""
+
+import io
+import json
+import shutil
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from selfreward_jax import evaluation
+
+
+@pytest.fixture(scope="module")
+def workdir(whole, tmp_path_factory):
+    """A copy of the run, to be written to."""
+    return shutil.copytree(whole, tmp_path_factory.mktemp("evaluation") / "run")
+
+
+def ended(*argv):
+    """Exit code, standard output and standard error of the program run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        code = evaluation.main(["program", *argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def report(workdir):
+    return json.loads((workdir / "evaluation" / "report.json").read_text())
+
+
+def texts(workdir, model):
+    rows = [json.loads(line) for line in (workdir / model / "eval_answers.jsonl").read_text().splitlines()]
+    return [[r["text"] for r in row["responses"]] for row in rows]
+
+
+def test_the_oracle_judges_where_there_is_one(workdir):
+    code, out, _ = ended(f"--workdir={workdir}")
+    assert code == 0
+    found, summary = report(workdir), json.loads((workdir / "summary.json").read_text())
+    assert found["judge"] == "oracle"
+    assert list(found["models"]) == ["m1", "m2"]
+    assert found["versus"]["m2"]["m1"] == summary["models"]["m2"]["versus"]["m1"]
+    assert "M2 : M1" in out
+    assert "judged by oracle" in out
+    for name in ("m1", "m2"):
+        low, high = found["models"][name]["judge"]["interval"]["pairwise_accuracy"]
+        assert low <= found["models"][name]["judge"]["pairwise_accuracy"] <= high
+
+
+def test_a_model_of_the_run_judges_and_nothing_is_made_twice(workdir):
+    assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
+    made = workdir / "evaluation" / "m2_m1_by_m1.jsonl"
+    rows = [json.loads(line) for line in made.read_text().splitlines()]
+    score = {row["id"]: row["score"] for row in rows}
+    verdicts = [
+        (score[i.replace("/theirs", "/ours")] or 0) - (score[i] or 0)
+        for i in score
+        if i.endswith("/theirs") and None not in (score[i], score[i.replace("/theirs", "/ours")])
+    ]
+    versus = report(workdir)["versus"]["m2"]["m1"]
+    games = sum(map(len, texts(workdir, "m1")))
+    assert versus["win"] == pytest.approx(sum(v > 0 for v in verdicts) / games)
+    assert versus["lose"] == pytest.approx(sum(v < 0 for v in verdicts) / games)
+    before, found = made.stat().st_mtime_ns, report(workdir)
+    assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
+    assert (made.stat().st_mtime_ns, report(workdir)) == (before, found)
+
+
+def test_another_run_is_a_guest_that_each_of_ours_meets(workdir, whole):
+    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--against={whole}", "--against_name=m1")
+    assert code == 0
+    ((ours, others),) = report(workdir)["versus"].items()
+    ((guest, record),) = others.items()
+    assert ours == "m2"
+    assert guest.startswith("m1-")
+    assert record["win"] + record["tie"] + record["lose"] == pytest.approx(1)
+    assert len(list((workdir / "evaluation").glob("m1-*_answers.jsonl"))) == 1
+
+
+class Longer(BaseHTTPRequestHandler):
+    """A server whose judge prefers the longer answer."""
+
+    asked: list = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][-1]["content"]
+        type(self).asked.append(prompt)
+        first, second = prompt.split("Answer A: ")[1].split("\n\nAnswer B: ")
+        second = second.split("\n\nGive your reasons")[0]
+        side = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+        reply = {"choices": [{"message": {"content": f"Because.\nBetter: {side}"}, "finish_reason": "stop"}]}
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    Longer.asked = []
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Longer)
+    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{found.server_port}/v1"
+    found.shutdown()
+    thread.join()
+
+
+def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
+    options = [f"--workdir={workdir}", "--judge=endpoint", f"--endpoint.url={server}", "--endpoint.model=judge"]
+    code, out, err = ended(*options)
+    assert code == 0, err
+    pairs = [
+        (a, b)
+        for ours, theirs in zip(texts(workdir, "m2"), texts(workdir, "m1"), strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    versus = report(workdir)["versus"]["m2"]["m1"]
+    assert versus["win"] == pytest.approx(sum(len(a) > len(b) for a, b in pairs) / len(pairs))
+    assert versus["lose"] == pytest.approx(sum(len(a) < len(b) for a, b in pairs) / len(pairs))
+    assert "judged by endpoint" in out
+    paid = len(Longer.asked)
+    assert paid == len({(a, b) for a, b in pairs} | {(b, a) for a, b in pairs}) or paid <= 2 * len(pairs)
+    assert ended(*options)[0] == 0
+    assert len(Longer.asked) == paid
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--models=m7"], "not 'm7'"),
+        (["--judge=m9"], "not 'm9'"),
+        (["--judge=endpoint"], "endpoint.url"),
+        (["--against=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--guests=2"], "--guests"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(workdir, options, said):
+    code, _, err = ended(f"--workdir={workdir}", *options)
+    assert code == 2
+    assert said in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    code, _, err = ended(f"--workdir={tmp_path}")
+    assert code == 2
+    assert "holds no run" in err

@@ -1,0 +1,70 @@
+"""The expected score: which probabilities are weighed, against the model's own logits."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from selfreward_jax.generate.engine import Engine
+from selfreward_jax.llm.chat import Chat, our_template
+from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.tokenizer import BOS, EOS, SentencePiece, train_sentencepiece
+from selfreward_jax.method.readout import expected_scores
+from selfreward_jax.parallel.mesh import make_mesh
+
+TEXTS = [f"Judge this. Good reasons, bad reasons: {n}.\nScore: {n} Choice: {c}" for n in "012345" for c in "ABCDE"]
+
+
+@pytest.fixture(scope="module")
+def engine(random_params):
+    chat = Chat(SentencePiece(train_sentencepiece(TEXTS, 80, False)), our_template("control"), BOS, EOS)
+    cfg = LlamaConfig(
+        vocab_size=chat.tokenizer.vocab_size, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24
+    )
+    return Engine(cfg, random_params(cfg), chat, make_mesh(), rows=2, max_length=128)
+
+
+def by_hand(engine, prompt, texts, values):
+    """The weighted mean from the full forward pass: the first id by which the texts differ, of each of them."""
+    ids = [engine.chat.example(prompt, text).ids for text in texts]
+    same = next(i for i in range(99) if len({tuple(x[: i + 1]) for x in ids}) > 1)
+    forward = jax.jit(lambda p, x: Llama(engine.cfg).apply({"params": p}, x))
+    logits = np.asarray(forward(engine.params, np.array([ids[0][:same]])), np.float64)[0, -1]
+    weights = np.exp([logits[x[same]] for x in ids])
+    return float(weights @ np.array(values) / weights.sum())
+
+
+def test_it_is_the_mean_over_the_scores_tokens(engine):
+    asked = [("Judge this.", "Good reasons.\nScore: 4"), ("Judge this. bad", "Score: 0"), ("this", "bad.\nScore: 2")]
+    found = expected_scores(engine, asked, "points")
+    for (prompt, text), value in zip(asked, found, strict=True):
+        texts = [text[:-1] + n for n in "012345"]
+        assert value == pytest.approx(by_hand(engine, prompt, texts, range(6)), abs=1e-5)
+    assert len(set(found)) == 3
+
+
+def test_which_score_was_drawn_does_not_matter(engine):
+    one, other = expected_scores(engine, [("this", "bad.\nScore: 2"), ("this", "bad.\nScore: 5")], "points")
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_choice_is_worth_its_place(engine):
+    (found,) = expected_scores(engine, [("this", "Good reasons.\nChoice: D")], "choice")
+    texts = [f"Good reasons.\nChoice: {c}" for c in "ABCDE"]
+    assert found == pytest.approx(by_hand(engine, "this", texts, range(1, 6)), abs=1e-5)
+    assert 1 < found < 5
+
+
+def test_what_names_no_score_has_none(engine):
+    asked = [("this", "bad"), ("this", "Score: 4"), ("this", "Score: 9")]
+    first, second, third = expected_scores(engine, asked, "points")
+    assert (first, third) == (None, None)
+    assert second is not None
+    assert expected_scores(engine, [], "points") == []
+
+
+def test_a_certain_model_names_its_score(engine, monkeypatch):
+    certain = [0.0 if n == 3 else -math.inf for n in range(6)]
+    monkeypatch.setattr(engine, "next_logprobs", lambda contexts, candidates: [certain] * len(contexts))
+    assert expected_scores(engine, [("this", "Score: 1")], "points") == [3.0]

@@ -1,0 +1,267 @@
+"""Raw records, from files of every kind and from data sets by name."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from selfreward_jax.method.sources import Malformed, SeedError, read
+
+ROWS = [{"n": i, "text": f"é {i}\u2028x\u0085y"} for i in range(5)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def values(source):
+    return [value for _, value in read(str(source))]
+
+
+def fault(source):
+    """The one line that a source is refused with."""
+    with pytest.raises(SeedError) as error:
+        list(read(str(source)))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a", "a.jsonl.gz", "a.json.gz", "a.gz"])
+def test_json_lines(tmp_path, name):
+    path = tmp_path / name
+    data = LINES.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert values(path) == ROWS
+    assert [place for place, _ in read(str(path))] == [f"{path} line {i}" for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("before", ["", "\n \t ", "\ufeff", " " * 9000])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_json_list(tmp_path, name, before):
+    path = tmp_path / name
+    data = (before + json.dumps(ROWS, indent=1)).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert list(read(str(path))) == [(f"{path} item {i}", row) for i, row in enumerate(ROWS, 1)]
+
+
+def test_blank_lines_ends_of_windows_and_a_byte_order_mark_are_no_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}')
+    assert list(read(str(path))) == [(f"{path} line 1", {"a": 1}), (f"{path} line 4", {"a": 2})]
+
+
+def test_a_line_that_is_not_json_stands_as_malformed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{\n' + "[" * 100_000 + "\n" + "1" * 10_000 + '\n{"a": 2}\n')
+    first, *bad, last = values(path)
+    assert (first, last) == ({"a": 1}, {"a": 2})
+    assert len(bad) == 3
+    assert all(isinstance(value, Malformed) and value.reason.startswith("not JSON") for value in bad)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"n": i, "x": math.nan if i == 3 else i / 2, "list": [{"text": f"é{i}"}]} for i in range(3000)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=700)
+    rows[3]["x"] = None
+    assert values(path) == rows
+    assert next(iter(read(str(path))))[0] == f"{path} row 1"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert "is no whole Parquet file" in fault(path)
+    path.write_bytes(b"")
+    assert "is no whole Parquet file" in fault(path)
+
+
+def test_parquet_with_damaged_pages_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"text": "x" * i} for i in range(500)]), path)
+    data = bytearray(path.read_bytes())
+    data[4:200] = b"\xff" * 196
+    path.write_bytes(data)
+    assert "is no whole Parquet file" in fault(path)
+
+
+def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install pyarrow" in fault(tmp_path / "a.parquet")
+
+
+def test_a_glob_is_read_in_the_order_of_names(tmp_path):
+    for name in ("b/2.jsonl", "a/1.jsonl", "a/deep/er/3.jsonl", "0.jsonl", "a/not.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(name))
+    (tmp_path / "c.jsonl").mkdir()  # a folder is no file
+    assert values(tmp_path / "**" / "*.jsonl") == ["0.jsonl", "a/1.jsonl", "a/deep/er/3.jsonl", "b/2.jsonl"]
+    assert values(tmp_path / "a" / "?.jsonl") == ["a/1.jsonl"]
+    assert "no file has such a name" in fault(tmp_path / "*.parquet")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path):
+    (tmp_path / "a[1].jsonl").write_text("1\n")
+    assert values(tmp_path / "a[1].jsonl") == [1]
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    assert "none.jsonl cannot be read (No such file" in fault(tmp_path / "none.jsonl")
+    assert "cannot be read (Is a directory)" in fault(tmp_path)
+    assert "cannot be read" in fault("a\0b")
+    for name, data, said in [
+        ("latin.jsonl", '{"a": 1}\n{"a": "é"}'.encode("latin-1"), "is not UTF-8 at byte 16 (line 2)"),
+        ("latin.json", '["é"]'.encode("latin-1"), "is not UTF-8 at byte 2"),
+        ("wide.jsonl", LINES.encode("utf-16"), "is not UTF-8 at byte 0 (line 1)"),
+        ("half.json", b'[{"a": 1}, {', "is not a JSON list"),
+        ("deep.json", b"[" * 100_000, "is not a JSON list"),
+        ("half.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9], "is damaged"),
+        ("flat.jsonl.gz", LINES.encode(), "is damaged"),
+        ("bits.jsonl.gz", gzip.compress(LINES.encode())[:20] + b"\xff" * 40, "is damaged"),
+        ("half.json.gz", gzip.compress(json.dumps(ROWS).encode())[:-9], "is damaged"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        assert f"{name} {said}" in fault(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("1\n")
+    (tmp_path / "a.jsonl").chmod(0)
+    assert "cannot be read (Permission denied)" in fault(tmp_path / "a.jsonl")
+
+
+def test_a_large_file_is_read_a_record_at_a_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 10 + b"\xff\n")
+    records = read(str(path))
+    assert [next(records)[1] for _ in range(10)] == [{"a": 1}] * 10
+    with pytest.raises(SeedError):
+        next(records)
+
+
+# --- data sets by name -----------------------------------------------------------------------------------------
+
+PREPARE = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+class TinyPairs(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain")]
+    def _info(self):
+        text = tfds.features.Text()
+        answers = tfds.features.Sequence({"response": text, "rank": np.int32})
+        fields = {"prompt": text, "score": np.float32, "answers": answers, "deleted": np.bool_}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for i in range(5):
+            answers = [{"response": f"r{i}", "rank": 0}, {"response": f"s{i}", "rank": 1}]
+            yield i, {"prompt": f"p{i} \\u00e9", "score": i / 2, "answers": answers, "deleted": False}
+
+TinyPairs(data_dir=sys.argv[1], config="plain", file_format="array_record").download_and_prepare()
+"""
+READ = """
+import json, sys
+from selfreward_jax.method.asked import read_asked
+from selfreward_jax.method.sources import SeedError, read
+for source in sys.argv[1:]:
+    try:
+        print(json.dumps(list(read(source))))
+    except SeedError as error:
+        print(json.dumps(str(error)))
+print(json.dumps([asked.answers for asked in read_asked(sys.argv[1], "en", 0.0)[0]]))
+assert "tensorflow" not in sys.modules
+"""
+
+
+def run(code, *args, **environment):
+    env = {**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_data_set_of_tfds_needs_no_tensorflow(tmp_path):
+    run(PREPARE, tmp_path)
+    named = "tfds:tiny_pairs/plain"
+    sources = [
+        f"{named}/train",
+        f"{named}:1.0.0/train",
+        f"{named}/train[:2]",
+        f"{named}/other",
+        "tfds:no_such_set/train",
+    ]
+    # Nothing may be fetched: an address that refuses stands for the network.
+    offline = {"TFDS_DATA_DIR": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    whole, version, part, split, name, asked = map(json.loads, run(READ, *sources, **offline))
+    assert sorted(value["prompt"] for _, value in whole) == [f"p{i} é" for i in range(5)]
+    place, value = whole[0]
+    assert place == f"{named}/train row 1"
+    assert value["score"] in (0, 0.5, 1, 1.5, 2)
+    assert value["deleted"] is False
+    assert value["answers"]["rank"] == [0, 1]
+    assert [value for _, value in version] == [value for _, value in whole]
+    assert len(part) == 2
+    assert "tiny_pairs/plain/other cannot be read (Unknown split" in split
+    assert "no_such_set/train cannot be read (Dataset no_such_set not found." in name
+    assert "\n" not in split + name
+    # A sequence of objects comes as an object of lists.
+    assert len(asked) == 5
+    assert all([(score, ranked) for _, score, _, ranked in answers] == [(0, True), (-1, True)] for answers in asked)
+
+
+@pytest.mark.parametrize("source", ["tfds:", "tfds:name", "tfds:/train", "tfds:name/"])
+def test_a_data_set_of_tfds_has_a_split(source):
+    assert "tfds:NAME/SPLIT" in fault(source)
+
+
+def test_a_fault_in_the_midst_of_a_data_set_is_one_line(monkeypatch):
+    def rows(name, split):
+        assert (name, split) == ("set/config:1.0.0", "train")
+        yield {"text": b"whole", "bad": b"\xff"}
+        raise RuntimeError("record 1 is cut\nand more")
+
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.SimpleNamespace(data_source=rows))
+    records = read("tfds:set/config:1.0.0/train")
+    assert next(records)[1] == {"text": "whole", "bad": "\udcff"}
+    with pytest.raises(SeedError, match=r"cannot be read \(record 1 is cut\): give"):
+        next(records)
+
+
+def test_a_data_set_of_the_hub(monkeypatch):
+    asked = []
+
+    def load_dataset(name, *config, split):
+        asked.append((name, *config, split))
+        if split == "other":
+            raise ValueError("Unknown split\nand more")
+        return ROWS
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert values("hf:owner/name/train") == ROWS
+    assert list(read("hf:owner/name/config/train"))[1] == ("hf:owner/name/config/train row 2", ROWS[1])
+    assert asked == [("owner/name", "train"), ("owner/name", "config", "train")]
+    assert "cannot be read (Unknown split): give" in fault("hf:owner/name/other")
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf:name", "hf:owner/name", "hf:/name/train", "hf:a/b/c/d/e", "hf:a//train"])
+def test_a_data_set_of_the_hub_has_an_owner_and_a_split(source):
+    assert "write hf:OWNER/NAME/SPLIT" in fault(source)
+
+
+def test_the_hub_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install datasets" in fault("hf:owner/name/train")
