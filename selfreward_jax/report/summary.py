@@ -26,6 +26,7 @@ def write(r: Run) -> dict[str, Any]:
         "rounds": {name: _round(r, name) for name in names if r.rows(name, "pairs").manifest},
         "stages": _stages(r, r.models()),
         "seeds": storage.read_json(r.dir / "seed" / "report.json"),
+        "eft": (r.rows("seed", "eft").manifest or {}).get("counts"),
         **r.spent(),
         "config": settings,
     }

@@ -112,15 +112,16 @@ def eft(run: Run) -> None:
     judge(run, "sft", judged, "seed", "eft_judgements", settings.samples)
     judgements = run.rows("seed", "eft_judgements").rows()
     rng = Random(f"{run.cfg.seed} eft")
-    rows, counts = build_eft(asked, judgements, settings.agreement, settings.most_share, rng)
+    built, counts = build_eft(asked, judgements, settings.agreement, settings.most_share, rng)
+    rows = built[: run.cfg.data.eft_rows or None]
+    counts |= {"over_the_limit": len(built) - len(rows), "kept": len(rows)}
     say(f"eft: {counts}")
     if not rows:
         raise StageError(
             f"seed eft: the SFT baseline's judgements agree with no human order ({counts}): give rows with written "
             "judgements, take eft.source=scores, raise eft.samples, or loosen eft.agreement to weak, in a new --workdir"
         )
-    limit = run.cfg.data.eft_rows or None
-    out.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows[:limit])], counts=counts)
+    out.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows)], counts=counts)
 
 
 def base(run: Run) -> None:

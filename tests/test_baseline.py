@@ -1,0 +1,74 @@
+"""EFT written by an SFT baseline, through the program: a run that starts from a model that can judge."""
+
+import json
+from random import Random
+
+import pytest
+from conftest import run
+
+from selfreward_jax import export
+from selfreward_jax.method.eft import agrees
+from selfreward_jax.worlds import lists
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workdir(whole, tmp_path_factory):
+    """A run to M1 from the exported M1 of another, on answers whose scores nobody explains."""
+    home = tmp_path_factory.mktemp("baseline")
+    assert export.main(["export", f"--workdir={whole}", "--model=m1", f"--to={home}/model"]) == 0
+    rng = Random(0)
+    for name, made in (("ift", lists.ift_rows(60, rng)), ("eft", lists.ranked_rows(60, 3, rng))):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    options = [f"--config.data.{name}={home}/{name}.jsonl" for name in ("ift", "eft")]
+    options += [f"--config.model.init={home}/model", "--config.eft.source=baseline", "--config.baseline"]
+    options += [
+        "--config.eft.agreement=weak",
+        "--config.eft.most_share=0.5",
+        "--config.eft.samples=6",
+        "--config.data.eft_rows=0",
+    ]
+    run(home / "run", 1, *options, "--config.sft.epochs=1", "--config.sft.lr=1e-4", "--config.sft.lr_end=1e-5")
+    return home / "run"
+
+
+def test_what_is_kept_was_written_by_the_baseline_and_agrees_with_people(workdir):
+    judged = {row["id"]: row["votes"] for row in rows(workdir / "seed/eft_judgements.jsonl")}
+    assert {len(votes) for votes in judged.values()} == {6}
+    human, said = {}, {}
+    for row in rows(workdir / "seed/eft_answers.jsonl"):
+        for i, answer in enumerate(row["answers"]):
+            human[row["prompt"], answer["response"]] = answer["score"]
+            said[row["prompt"], answer["response"]] = {v["text"] for v in judged[f"{row['id']}/{i}"]}
+    kept = rows(workdir / "seed/eft.jsonl")
+    counts = json.loads((workdir / "seed/eft.manifest.json").read_text())["counts"]
+    assert len(kept) == counts["kept"] > 0
+    for row in kept:
+        assert row["judgement"] in said[row["prompt"], row["response"]]
+        assert row["judgement"].endswith(f"Score: {row['score']:g}")
+    assert counts["prompts"] == counts["agree"] + counts["disagree"] + counts["no_ranking"]
+    assert counts["rows"] == counts["kept"] + counts["thinned"]
+    if not counts["thinned"]:  # whole rankings, then: each of them in the human order
+        for prompt in {row["prompt"] for row in kept}:
+            of = [row for row in kept if row["prompt"] == prompt]
+            assert agrees([human[prompt, row["response"]] for row in of], [row["score"] for row in of], "weak")
+
+
+def test_m1_has_learnt_from_it_and_the_baseline_is_measured(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert list(summary["models"]) == ["sft", "m1"]
+    assert summary["models"]["sft"]["judge"]["parse_rate"] > 0
+    kept = json.loads((workdir / "seed/eft.manifest.json").read_text())["rows"]
+    ift = json.loads((workdir / "seed/ift.manifest.json").read_text())["rows"]
+    assert json.loads((workdir / "sft/manifest.json").read_text())["rows"] == ift
+    assert json.loads((workdir / "m1/manifest.json").read_text())["rows"] == ift + kept + 32
+
+
+def test_no_prompt_is_in_two_sets(workdir):
+    sets = [
+        {row["prompt"] for row in rows(workdir / f"seed/{name}.jsonl")} for name in ("ift", "eft_answers", "heldout")
+    ]
+    assert not sets[0] & sets[1] | sets[0] & sets[2] | sets[1] & sets[2]
