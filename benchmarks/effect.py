@@ -2,13 +2,14 @@
 
     python -m benchmarks.effect --workdir=runs/effect --seeds=0,1,2,3,4
 
-Runs the loop to M3 for every seed, and controls that share its base model, its M1 and as much of round one as they
-can. Prints a JSON line for each seed and arm, and a table at the end. `--split=validation` is for choosing settings;
-the figures to report come from one run on `heldout`. Arms:
+Runs the loop to M3 for every seed, and controls that share as much of it as they can: most of them its M1 and parts of
+round one. Prints a JSON line for each seed and arm, and a table at the end. `--split=validation` is for choosing
+settings; the figures to report come from one run on `heldout`. Arms:
 
     self              the model judges its own answers
     no-eft, positive-sft, multiple-choice, random, best-of-n, external-prompts, length-control
-                      the paper's ablations and the field's, as configs/ablations has them, for one round
+                      the paper's ablations and the field's, as configs/ablations has them, for one round; of
+                      best-of-n M1 alone
     oracle            the exact oracle as judge: the ceiling
     no-eft-replay     as self, replaying the prompt writer's rows but not the judge's
     replay-only       the replay steps alone, no DPO
@@ -79,7 +80,7 @@ ARMS = {
     "self": Arm("iter3", ()),
     "no-eft": Arm("ablations/no_eft", _BASE, _ONE_ROUND),
     "positive-sft": Arm("ablations/positive_sft", _PAIRED, _ONE_ROUND),
-    "multiple-choice": Arm("ablations/multiple_choice", (), {"iterations": 1, "baseline": False}),
+    "multiple-choice": Arm("ablations/multiple_choice", (), _ONE_ROUND | {"baseline": False}),
     "random": Arm("ablations/random_judge", _ANSWERED, _ONE_ROUND),
     "best-of-n": Arm("ablations/best_of_n", (*_BASE, "m1/checkpoint", "m1/manifest.json")),
     "external-prompts": Arm("ablations/external_prompts", _M1, _ONE_ROUND),

@@ -32,13 +32,11 @@ def defaults() -> ConfigDict:
     c.data.ranked_answers = 4  # answers to each of them (embedded world)
     c.data.most_bad = 0.01  # share of malformed rows above which a file is refused
 
-    c.eft = ConfigDict()  # judged rows, where the seeds bring no written judgements
-    c.eft.source = (
-        "scores"  # scores: one line made of the score; baseline: written by the SFT baseline, as in the paper
-    )
+    c.eft = ConfigDict()  # judgements of answers that come without a written one
+    c.eft.source = "scores"  # one line made of the score; or baseline: written by the SFT baseline, as in the paper
     c.eft.samples = 4  # judgements the baseline writes of each answer
     c.eft.agreement = "strict"  # strict: it orders every pair as the human does; weak: none the other way round
-    c.eft.most_share = 0.4  # share of the judged rows that may have the commonest score; 1: any
+    c.eft.most_share = 0.4  # share of the baseline's rows to which its commonest score is thinned; 1: not thinned
 
     c.tokenizer = ConfigDict()
     c.tokenizer.vocab_size = 768  # pieces, at most
@@ -149,6 +147,7 @@ def defaults() -> ConfigDict:
     c.endpoint.url = ""  # up to and with /v1
     c.endpoint.model = ""
     c.endpoint.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
+    c.endpoint.max_tokens = 512  # of a verdict with its reasons
     c.endpoint.most_calls = 1000  # paid requests an evaluation may make
     c.endpoint.retries = 5  # of a request that failed for a reason that may pass
     c.endpoint.timeout = 60.0  # seconds
@@ -226,6 +225,7 @@ AT_LEAST = {
     "dpo.eval_every": 0,
     "dpo.eval_prompts": 1,
     "compare.max_new": 1,
+    "endpoint.max_tokens": 1,
     "endpoint.most_calls": 0,
     "endpoint.retries": 0,
     "data.ift_rows": 0,
@@ -301,6 +301,15 @@ def _check_data(c: ConfigDict) -> None:
         raise ConfigError(
             "eft.source is 'baseline' but baseline is False: the SFT baseline writes EFT; set --config.baseline"
         )
+    if c.prompts.writer == "world" and c.data.ift:
+        raise ConfigError(
+            "prompts.writer is 'world' but data.ift is given: the embedded world writes prompts of its own alone; "
+            "name a model's folder or working directory"
+        )
+    if c.eft.source == "baseline" and not c.data.ift and c.data.ift_rows and c.data.eft_rows:
+        raise ConfigError(
+            "eft.source is 'baseline', but the embedded world brings written judgements: give data.ift and data.eft"
+        )
     if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
         raise ConfigError(
             f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
@@ -357,6 +366,7 @@ def _check_sampling(c: ConfigDict) -> None:
                 f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
                 "be above 0 and at most 1, temperature at least 0"
             )
+    for stage in ("candidates", "judge", "prompts", "evaluate", "compare"):
         if c[stage].max_new >= c.model.max_length:
             raise ConfigError(
                 f"{stage}.max_new is {c[stage].max_new}, but model.max_length {c.model.max_length} holds prompt "

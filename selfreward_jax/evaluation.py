@@ -11,17 +11,15 @@ twice.
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-from etils import epath
 
 from selfreward_jax import loop, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import oracle
-from selfreward_jax.evaluate.endpoint import EndpointError
+from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
 from selfreward_jax.evaluate.head_to_head import record
 from selfreward_jax.generate.engine import Engine
 from selfreward_jax.llm.chat import ChatError
@@ -29,11 +27,18 @@ from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
 from selfreward_jax.run import Run
-from selfreward_jax.saved import open_model
+from selfreward_jax.saved import find_model, open_model
 from selfreward_jax.storage import StorageError
 
 Row = dict[str, Any]
+Judge = Callable[[str, str, dict[str, list[Row]]], list[list[int]]]  # names of two models, answers by name -> verdicts
 FOLDER = "evaluation"
+# Settings of the run that an evaluation may put others in the place of.
+ADJUSTABLE = {
+    "endpoint.url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.most_calls": int,
+    "compare.form": str, "compare.max_new": int,
+}  # fmt: skip
+FAULTS = (ConfigError, HubError, ChatError, TemplateError, EndpointError, StorageError, stages.StageError, OSError)
 
 
 def main(argv: list[str]) -> int:
@@ -41,12 +46,13 @@ def main(argv: list[str]) -> int:
     try:
         options = _options(argv)
         run = Run.reopen(options.workdir)
-        for name in ("url", "model", "most_calls"):
-            if (given := getattr(options, f"endpoint.{name}")) is not None:
-                run.cfg.endpoint[name] = given
+        for field in ADJUSTABLE:
+            if (given := getattr(options, field)) is not None:
+                part, name = field.split(".")
+                run.cfg[part][name] = given
         found = evaluate(run, options.models, options.judge, options.against, options.against_name)
         print("\n".join(tables.paper(found)), flush=True)
-    except (ConfigError, HubError, ChatError, TemplateError, EndpointError, StorageError, stages.StageError) as error:
+    except FAULTS as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0
@@ -61,9 +67,8 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")
     parser.add_argument("--against", default="", help="another model: a working directory, or a Hugging Face folder")
     parser.add_argument("--against_name", default="", help="which model of that working directory; else the last")
-    parser.add_argument("--endpoint.url", help="up to and with /v1; else the run's endpoint.url")
-    parser.add_argument("--endpoint.model", help="else the run's endpoint.model")
-    parser.add_argument("--endpoint.most_calls", type=int, help="paid requests; else the run's endpoint.most_calls")
+    for field, kind in ADJUSTABLE.items():
+        parser.add_argument(f"--{field}", type=kind, help=f"else the run's {field}")
     parser.error = _refuse
     return parser.parse_args(argv[1:])
 
@@ -73,7 +78,7 @@ def _refuse(message: str) -> None:
 
 
 def evaluate(run: Run, models: str, judge: str, against: str, against_name: str) -> dict[str, Any]:
-    """Measures models that were not, plays them against each other, and writes evaluation/report.json.
+    """Measures models that were not, plays them against each other, and writes evaluation/report_JUDGE.json.
 
     Args:
       run: the run.
@@ -82,7 +87,7 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
       against, against_name: another model that each of ours meets, or nothing.
 
     Returns:
-      {judge, models: figures of each by name, versus: the record of each by the names of both}.
+      {judge and what else names it, models: figures of each by name, versus: records by the names of both}.
 
     Raises:
       ConfigError: a model or judge is not there.
@@ -93,57 +98,80 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
     for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
         if name not in there:
             raise ConfigError(f"workdir {run.dir} holds {', '.join(there) or 'no trained model'}, not {name!r}")
+    if not names:
+        raise ConfigError(f"workdir {run.dir} holds no trained model yet: run selfreward_jax.main to m1 first")
     if judge == "oracle" and not _has_oracle(run):
         raise ConfigError("--judge is 'oracle', but only the embedded world has one: give a model, or endpoint")
+    if against and run.cfg.evaluate.best_of > 1:
+        raise ConfigError(
+            f"evaluate.best_of of this run is {run.cfg.evaluate.best_of}: a guest (--against) answers once for each "
+            "answer wanted, and would play against the best of several"
+        )
+    verdicts, described = _judge(run, judge)
     for name in names:
         loop.evaluate(run, name)
     answers = {name: run.rows(name, "eval_answers").rows() for name in names}
     if against:
-        other, rows = _answers_of(run, against, against_name)
-        answers[other] = rows
-    verdicts = _judge(run, judge)
+        guest, answers_of_guest = _answers_of(run, against, against_name)
+        answers[guest] = answers_of_guest
+        described |= {"guest": {"name": guest, "path": against}}
     versus: dict[str, dict[str, Any]] = {}
     order = list(answers)
     for i, ours in reversed(list(enumerate(order))):
         for theirs in order[:i]:
             sides = (theirs, ours) if ours not in names else (ours, theirs)  # the guest stands second
-            both = {row["prompt"] for row in answers[ours]} & {row["prompt"] for row in answers[theirs]}
-            common = {side: [row for row in answers[side] if row["prompt"] in both] for side in sides}
-            versus.setdefault(sides[0], {})[sides[1]] = record(verdicts(*sides, common))
+            versus.setdefault(sides[0], {})[sides[1]] = record(verdicts(*sides, _common(answers, sides)))
     figures = {name: storage.read_json(run.dir / name / "eval.json") for name in names}
-    found = {"judge": judge, "models": figures, "versus": versus}
-    storage.write_json(run.dir / FOLDER / "report.json", found)
+    found = {**described, "models": figures, "versus": versus}
+    storage.write_json(run.dir / FOLDER / f"report_{judge}.json", found)
     return found
+
+
+def _common(answers: dict[str, list[Row]], sides: tuple[str, str]) -> dict[str, list[Row]]:
+    """The answers of both to the prompts that both answered."""
+    both = set.intersection(*({row["prompt"] for row in answers[side]} for side in sides))
+    if not both:
+        raise ConfigError(f"{sides[0]} and {sides[1]} answered no prompt in common")
+    return {side: [row for row in answers[side] if row["prompt"] in both] for side in sides}
 
 
 def _has_oracle(run: Run) -> bool:
     return not run.cfg.data.ift
 
 
-def _judge(run: Run, judge: str) -> Callable[[str, str, dict[str, list[Row]]], list[list[int]]]:
-    """What gives the verdicts on the answers of two models, by their names."""
+def _judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
+    """What gives the verdicts, and what a report says of it.
+
+    Raises:
+      EndpointError: the endpoint's settings cannot work.
+    """
     if judge == "oracle":
-        return lambda ours, theirs, answers: oracle.verdicts(answers[ours], answers[theirs])
+        return lambda ours, theirs, answers: oracle.verdicts(answers[ours], answers[theirs]), {"judge": judge}
     if judge == "endpoint":
-        cache = run.dir / FOLDER / "endpoint.jsonl"
-        return lambda ours, theirs, answers: stages.compare_by_endpoint(run, answers[ours], answers[theirs], cache)
+        # One for the whole evaluation: it counts what is paid for.
+        settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.dir / FOLDER / "endpoint.jsonl")
+        by = partial(stages.compare_by_endpoint, run, endpoint)
+        described = {"judge": judge, "url": settings.url, "model": settings.model, "template": run.cfg.compare.template}
+        return lambda ours, theirs, answers: by(answers[ours], answers[theirs], f"{ours} : {theirs}"), described
+    form = run.cfg.compare.form
+    way = form if form == "scores" else f"{form}_{run.cfg.compare.max_new}"
 
     def by_model(ours: str, theirs: str, answers: dict[str, list[Row]]) -> list[list[int]]:
-        return stages.compare(run, judge, answers[ours], answers[theirs], FOLDER, f"{ours}_{theirs}_by_{judge}")
+        return stages.compare(run, judge, answers[ours], answers[theirs], FOLDER, f"{ours}_{theirs}_by_{judge}_{way}")
 
-    return by_model
+    return by_model, {"judge": judge, "form": form}
 
 
 def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
-    """Another model's answers to the held-out prompts of this run, under a name made of its own and its files."""
-    found = open_model(path, name)
-    home = found.run.dir / found.name if found.run else epath.Path(path)
-    files = sorted((str(f.relative_to(home)), f.stat().length, f.stat().mtime) for f in home.glob("*") if f.is_file())
-    label = f"{found.name}-{hashlib.sha256(repr((str(home), files)).encode()).hexdigest()[:6]}"
-    longest = min(found.max_length, run.cfg.model.max_length)
-    engine = Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
-    asked = run.rows("seed", run.cfg.evaluate.split).rows()
-    stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
+    """Another model's answers to the held-out prompts of this run, under its name and what it is, wherever it lies."""
+    label = "-".join(find_model(path, name)).replace("/", "_")
+    if run.rows(FOLDER, f"{label}_answers").manifest is None:
+        run.release()
+        found = open_model(path, name)
+        longest = min(found.max_length, run.cfg.model.max_length)
+        engine = Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
+        asked = run.rows("seed", run.cfg.evaluate.split).rows()
+        stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
     return label, run.rows(FOLDER, f"{label}_answers").rows()
 
 

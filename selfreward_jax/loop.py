@@ -43,7 +43,8 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     if cfg.baseline:
         stages.baseline(r)
         evaluate(r, "sft")
-    stages.eft(r)
+    if "eft" in {*cfg.sft.sets, *cfg.dpo.replay_sets}:
+        stages.eft(r)
     stages.supervised(r)
     evaluate(r, "m1")
     for t in range(2, cfg.iterations + 1):

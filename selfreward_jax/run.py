@@ -104,7 +104,12 @@ class Run:
         seeds = [name for source in (c.data.ift, c.data.eft) if source for name in sources.files(source)]
         paths = [*seeds, c.judge.template, c.prompts.template, c.compare.template]
         found = [epath.Path(p) for p in paths if p]
-        return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in found if f.is_file()}
+        try:
+            return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in found if f.is_file()}
+        except OSError as error:
+            raise config.ConfigError(
+                f"{error.filename} cannot be read ({error.strerror}): give a file that can"
+            ) from None
 
     def spent(self) -> dict[str, float]:
         """Seconds and peak bytes of all runs in this directory so far, this one included; kept in spent.json."""

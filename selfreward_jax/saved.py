@@ -1,6 +1,7 @@
 """A model at rest: one of a run's, or a Hugging Face folder."""
 
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -43,16 +44,45 @@ def open_model(path: str, name: str = "") -> Saved:
     """
     if path.startswith(hub.PREFIX):
         return _of_folder(hub.folder(path))
-    described = epath.Path(path) / "config.json"
-    if described.exists() and "architectures" in read_object(described):
+    if _is_folder(path):
         return _of_folder(epath.Path(path))
+    run, name = _in_run(path, name)
+    origin = read_config(run.dir / "tokenizer")[1] if run.cfg.model.init else None
+    return Saved(name, run.llama(), run.params(name), run.chat, run.mesh, run.cfg.model.max_length, origin, run)
+
+
+def find_model(path: str, name: str = "") -> tuple[str, str]:
+    """The name of the model that `open_model` would open, and a digest of what it is, without loading it. The digest
+    does not depend on where the model lies.
+
+    Raises:
+      ConfigError, HubError: there is no such model.
+    """
+    if path.startswith(hub.PREFIX):
+        return path, _digest(path.encode())
+    if _is_folder(path):
+        folder = epath.Path(path)
+        sizes = sorted((f.name, f.stat().length) for f in folder.glob("*.safetensors"))
+        return folder.name, _digest((folder / "config.json").read_bytes(), repr(sizes).encode())
+    run, name = _in_run(path, name)
+    return name, _digest(name.encode(), (run.dir / name / "manifest.json").read_bytes())
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
+
+
+def _is_folder(path: str) -> bool:
+    described = epath.Path(path) / "config.json"
+    return described.exists() and "architectures" in read_object(described)
+
+
+def _in_run(path: str, name: str) -> tuple[Run, str]:
     run = Run.reopen(path)
     models = run.models()
     if not models or (name and name not in models):
         raise ConfigError(f"workdir {path} holds {', '.join(models) or 'no model'}" + f", not {name}" * bool(name))
-    name = name or models[-1]
-    origin = read_config(run.dir / "tokenizer")[1] if run.cfg.model.init else None
-    return Saved(name, run.llama(), run.params(name), run.chat, run.mesh, run.cfg.model.max_length, origin, run)
+    return run, name or models[-1]
 
 
 def _of_folder(folder: epath.Path) -> Saved:

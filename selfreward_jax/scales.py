@@ -40,6 +40,7 @@ _PAPER: dict[str, Any] = {
     "judge.template": "judge_additive",
     "judge.top_p": 0.9,
     "judge.max_new": 256,
+    "compare.max_new": 256,
     "dpo.epochs": 1.0,
     "dpo.batch": 16,
     "dpo.lr": 1e-6,

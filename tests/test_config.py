@@ -84,6 +84,12 @@ def test_every_ablation_is_here():
 
 
 REFUSED = [
+    ({"eft.source": "baseline", "baseline": True}, ["eft.source", "baseline", "give data.ift and data.eft"]),
+    (
+        {"prompts.writer": "world", "data.ift": "a.jsonl", "data.eft": "b.jsonl"},
+        ["prompts.writer", "'world'", "data.ift"],
+    ),
+    ({"compare.max_new": 256}, ["compare.max_new is 256", "model.max_length 256"]),
     ({"eft.source": "baseline"}, ["eft.source", "baseline", "--config.baseline"]),
     ({"eft.source": "judge"}, ["eft.source", "'judge'", "scores or baseline"]),
     ({"eft.agreement": "loose"}, ["eft.agreement", "'loose'", "strict or weak"]),

@@ -80,6 +80,9 @@ def test_it_goes_on_while_it_wins_and_keeps_the_best(make):
     assert stopping.best == 4
     assert stopping.best_params() == model(5.0)
     stopping.finish()
+    late = make()  # killed after the record was whole, before the model was
+    assert (late.best, late(6, model(4.0))) == (4, False)
+    assert late.run.compared == []
     rows = [json.loads(line) for line in (stopping.run.dir / "m2/early_stopping.jsonl").read_text().splitlines()]
     assert [(r["id"], r["against"], r["kept"]) for r in rows] == [("2", 0, True), ("4", 2, True), ("6", 4, False)]
     assert [(r["win"], r["lose"]) for r in rows] == [(1, 0), (1, 0), (0, 1)]

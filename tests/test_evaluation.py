@@ -28,8 +28,8 @@ def ended(*argv):
     return code, out.getvalue(), err.getvalue()
 
 
-def report(workdir):
-    return json.loads((workdir / "evaluation" / "report.json").read_text())
+def report(workdir, judge="oracle"):
+    return json.loads((workdir / "evaluation" / f"report_{judge}.json").read_text())
 
 
 def texts(workdir, model):
@@ -53,7 +53,7 @@ def test_the_oracle_judges_where_there_is_one(workdir):
 
 def test_a_model_of_the_run_judges_and_nothing_is_made_twice(workdir):
     assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
-    made = workdir / "evaluation" / "m2_m1_by_m1.jsonl"
+    made = workdir / "evaluation" / "m2_m1_by_m1_scores.jsonl"
     rows = [json.loads(line) for line in made.read_text().splitlines()]
     score = {row["id"]: row["score"] for row in rows}
     verdicts = [
@@ -61,13 +61,13 @@ def test_a_model_of_the_run_judges_and_nothing_is_made_twice(workdir):
         for i in score
         if i.endswith("/theirs") and None not in (score[i], score[i.replace("/theirs", "/ours")])
     ]
-    versus = report(workdir)["versus"]["m2"]["m1"]
+    versus = report(workdir, "m1")["versus"]["m2"]["m1"]
     games = sum(map(len, texts(workdir, "m1")))
     assert versus["win"] == pytest.approx(sum(v > 0 for v in verdicts) / games)
     assert versus["lose"] == pytest.approx(sum(v < 0 for v in verdicts) / games)
-    before, found = made.stat().st_mtime_ns, report(workdir)
+    before, found = made.stat().st_mtime_ns, report(workdir, "m1")
     assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
-    assert (made.stat().st_mtime_ns, report(workdir)) == (before, found)
+    assert (made.stat().st_mtime_ns, report(workdir, "m1")) == (before, found)
 
 
 def test_another_run_is_a_guest_that_each_of_ours_meets(workdir, whole):
@@ -78,6 +78,8 @@ def test_another_run_is_a_guest_that_each_of_ours_meets(workdir, whole):
     assert ours == "m2"
     assert guest.startswith("m1-")
     assert record["win"] + record["tie"] + record["lose"] == pytest.approx(1)
+    shutil.copytree(whole, workdir.parent / "elsewhere")  # it is who it is, wherever it lies
+    assert ended(f"--workdir={workdir}", f"--against={workdir.parent}/elsewhere", "--against_name=m1")[0] == 0
     assert len(list((workdir / "evaluation").glob("m1-*_answers.jsonl"))) == 1
 
 
@@ -124,7 +126,9 @@ def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
         for ours, theirs in zip(texts(workdir, "m2"), texts(workdir, "m1"), strict=True)
         for a, b in zip(ours, theirs, strict=True)
     ]
-    versus = report(workdir)["versus"]["m2"]["m1"]
+    found = report(workdir, "endpoint")
+    assert (found["url"], found["model"]) == (server, "judge")
+    versus = found["versus"]["m2"]["m1"]
     assert versus["win"] == pytest.approx(sum(len(a) > len(b) for a, b in pairs) / len(pairs))
     assert versus["lose"] == pytest.approx(sum(len(a) < len(b) for a, b in pairs) / len(pairs))
     assert "judged by endpoint" in out
@@ -149,6 +153,26 @@ def test_what_cannot_be_measured_is_said_in_one_line(workdir, options, said):
     assert code == 2
     assert said in err.strip().splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_the_cap_is_of_the_whole_evaluation(workdir, server, tmp_path):
+    three = shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(three / "m1", three / "m0", dirs_exist_ok=True)
+    shutil.copytree(three / "m1", three / "sft", dirs_exist_ok=True)  # three models play three matches
+    (three / "evaluation" / "endpoint.jsonl").unlink(missing_ok=True)
+    options = [f"--workdir={three}", "--judge=endpoint", f"--endpoint.url={server}", "--endpoint.model=judge"]
+    code, _, err = ended(*options, "--endpoint.most_calls=7")
+    assert (code, len(Longer.asked)) == (2, 7)
+    assert "endpoint.most_calls" in err.strip().splitlines()[-1]
+
+
+def test_a_run_without_a_trained_model_is_refused(workdir, tmp_path):
+    young = tmp_path / "run"
+    shutil.copytree(workdir / "m0", young / "m0")
+    shutil.copy(workdir / "config.json", young)
+    code, _, err = ended(f"--workdir={young}")
+    assert code == 2
+    assert "no trained model" in err
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

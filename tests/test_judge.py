@@ -116,12 +116,13 @@ def test_a_choice_is_read_as_a_choice_alone():
 def test_the_expected_score_takes_the_place_of_the_drawn_one(monkeypatch):
     asked = []
 
-    def expected(engine, of, form):
+    def expected(engine, of, form, at_once):
         asked.extend(of)
         return [3.25, None][: len(of)]
 
     monkeypatch.setattr(judging, "expected_scores", expected)
     engine = Scripted({"a": ["Score: 4", "no", "Score: 2"]})
+    engine.rows = 6
     (row,) = judged(engine, [answer("a")], readout="expected")
     assert [text for _, text in asked] == ["Score: 4", "Score: 2"]  # what names no score has none to weigh
     assert asked[0][0] == "Request: a request\nAnswer: an answer"

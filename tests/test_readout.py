@@ -66,5 +66,5 @@ def test_what_names_no_score_has_none(engine):
 
 def test_a_certain_model_names_its_score(engine, monkeypatch):
     certain = [0.0 if n == 3 else -math.inf for n in range(6)]
-    monkeypatch.setattr(engine, "next_logprobs", lambda contexts, candidates: [certain] * len(contexts))
+    monkeypatch.setattr(engine, "next_logprobs", lambda contexts, candidates, at_once: [certain] * len(contexts))
     assert expected_scores(engine, [("this", "Score: 1")], "points") == [3.0]

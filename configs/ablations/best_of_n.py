@@ -2,7 +2,7 @@
 
     python -m selfreward_jax.main --config=configs/ablations/best_of_n.py --workdir=runs/best_of_n
 
-As configs/iter3.py in everything else, and with its scales.
+As configs/iter1.py in everything else, and with its scales.
 What the same judge is worth when it chooses answers and trains nobody. Compare with M2 of the default run.
 """
 

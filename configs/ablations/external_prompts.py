@@ -3,7 +3,7 @@
     python -m selfreward_jax.main --config=configs/ablations/external_prompts.py --workdir=runs/external_prompts
 
 As configs/iter3.py in everything else, and with its scales.
-The embedded world's own writer by default; with a model of yours, name a folder or a working directory:
+The writer is the embedded world's own. With your own seeds name another, a folder or a working directory:
 --config.prompts.writer=FOLDER.
 """
 

@@ -133,17 +133,20 @@ class Engine:
                 continue
             yield self._batch([requests[i] for i in chosen], [ids[i] for i in chosen], prompts, how, key)
 
-    def next_logprobs(self, contexts: Sequence[list[int]], candidates: Sequence[list[int]]) -> list[list[float]]:
+    def next_logprobs(
+        self, contexts: Sequence[list[int]], candidates: Sequence[list[int]], at_once: int = 0
+    ) -> list[list[float]]:
         """Log-probs of ids that may come next.
 
         Args:
           contexts: token ids, one list a question.
           candidates: the ids asked about, as many for each question.
+          at_once: contexts read together; `rows` of them if 0.
         """
         found: list[list[float]] = [[] for _ in contexts]
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         multiple = row_multiple(self.mesh)
-        rows = -(-self.rows // multiple) * multiple
+        rows = -(-(at_once or self.rows) // multiple) * multiple
         for start in range(0, len(contexts), rows):
             chosen = by_length[start : start + rows]
             tokens, lengths = self._padded([contexts[i] for i in chosen], rows)

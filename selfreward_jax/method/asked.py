@@ -172,3 +172,8 @@ def _written(answer: Answer) -> float | None:
     """The score that an answer's written judgement ends in."""
     found = (parse(answer.judgement) for parse in PARSERS.values()) if answer.judgement else ()
     return next((score for score in found if score is not None), None)
+
+
+def written(answer: Answer, form: str) -> str | None:
+    """An answer's written judgement, if a judge of this form can learn from it: if it ends in a verdict of the form."""
+    return answer.judgement if answer.judgement and PARSERS[form](answer.judgement) is not None else None

@@ -43,7 +43,7 @@ def build_eft(
       asked: rows {prompt, answers: [{id, response, score}]} with human scores.
       judgements: rows {id, votes: [{text, score}]} of those answers.
       agreement: see `agrees`.
-      most_share: share of the rows that may have the commonest score (rounded); rows beyond it are dropped at random.
+      most_share: share of the rows to which the commonest score (rounded) is thinned, by dropping at random.
       rng: of that.
 
     Returns:
@@ -76,7 +76,8 @@ def build_eft(
 
 
 def thin(rows: Sequence[Row], most_share: float, rng: Random) -> list[Row]:
-    """The rows without so many of those with the commonest score that it is at most `most_share` of what is left."""
+    """The rows without so many of those with the commonest score that it has at most `most_share` of what is left.
+    Another score, which is the commonest then, may have more."""
     by_score = Counter(round(row["score"]) for row in rows)
     if not by_score or most_share >= 1:
         return list(rows)

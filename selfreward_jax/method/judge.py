@@ -56,7 +56,7 @@ def judge(
     for batch in engine.stream(requests, how, key, done):
         rows = [_judged(row, settings.form) for row in by_id(batch)]
         if settings.readout == "expected":
-            _read_out(engine, rows, prompt, settings.form)
+            _read_out(engine, rows, prompt, settings.form, max(1, engine.rows // how.samples))
         yield [_scored(row, settings.readout, settings.least_votes) for row in rows]
 
 
@@ -68,11 +68,11 @@ def _judged(completions: Sequence[Completion], form: str) -> Row:
     return {"id": completions[0].id, "votes": votes, "tokens": sum(len(c.ids) for c in completions)}
 
 
-def _read_out(engine: Engine, rows: Sequence[Row], prompt: dict[str, str], form: str) -> None:
-    """Adds `expected` to each vote, None where it has no score."""
+def _read_out(engine: Engine, rows: Sequence[Row], prompt: dict[str, str], form: str, at_once: int) -> None:
+    """Adds `expected` to each vote, None where it has no score. As many prompts are read together as in drawing."""
     votes = [(row["id"], v) for row in rows for v in row["votes"]]
     asked = [(prompt[i], v["text"]) for i, v in votes if v["score"] is not None]
-    found = iter(expected_scores(engine, asked, form))
+    found = iter(expected_scores(engine, asked, form, at_once))
     for _, vote in votes:
         vote["expected"] = None if vote["score"] is None else next(found)
 

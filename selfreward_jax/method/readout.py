@@ -14,7 +14,9 @@ VALUES = {
 }
 
 
-def expected_scores(engine: Engine, asked: Sequence[tuple[str, str]], form: str) -> list[float | None]:
+def expected_scores(
+    engine: Engine, asked: Sequence[tuple[str, str]], form: str, at_once: int = 0
+) -> list[float | None]:
     """The mean of the possible scores, weighted by the model's own probability of each at temperature 1.
 
     The judgement is cut where it names its score. What is compared there is the one token by which the judgement
@@ -24,6 +26,7 @@ def expected_scores(engine: Engine, asked: Sequence[tuple[str, str]], form: str)
       engine: the judging model.
       asked: the judge's prompt and a judgement that names a score.
       form: the form of the judgement.
+      at_once: judgements read together; as many as the engine draws samples if 0.
 
     Returns:
       A number for each; None where the judgement names no score, or the tokenizer does not write each score as one
@@ -31,7 +34,7 @@ def expected_scores(engine: Engine, asked: Sequence[tuple[str, str]], form: str)
     """
     cut = [_candidates(engine, prompt, text, form) for prompt, text in asked]
     found = [c for c in cut if c is not None]
-    logprobs = iter(engine.next_logprobs([c[0] for c in found], [c[1] for c in found]))
+    logprobs = iter(engine.next_logprobs([c[0] for c in found], [c[1] for c in found], at_once))
     values = list(VALUES[form].values())
     return [None if c is None else _mean(values, next(logprobs)) for c in cut]
 

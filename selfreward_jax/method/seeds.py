@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from selfreward_jax.method.asked import Asked, best, read_asked, scored
+from selfreward_jax.method.asked import Asked, best, read_asked, scored, written
 from selfreward_jax.method.forms import FILTERS
 from selfreward_jax.method.new_prompts import few_shot, normalise
 from selfreward_jax.method.sources import SeedError as SeedError  # part of what this module offers
@@ -77,7 +77,7 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
       settings: config.data.
       seed: everything random follows from it.
       eft: config.eft. If its source is "baseline", the sets have, in place of judged rows `eft`, rows `eft_answers`
-        {prompt, answers: [{response, score}]} to make them of.
+        {prompt, answers: [{response, score[, judgement]}]} to make them of.
       form: what judgements end in that are made of scores, as config.judge.form.
 
     Raises:
@@ -103,11 +103,12 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
     sets["documents"] = [{"text": f"{r['prompt']}\n{r['response']}"} for r in sets["ift"]]
     train = [judged[p] for p in order if p in judged]
     if baseline:  # the limit comes when they are judged: the filters of that stage take their share first
-        sets["eft_answers"] = [_ranked_row(one) for one in train]
+        sets["eft_answers"] = [_row_to_judge(one, form) for one in train]
     else:
         sets["eft"] = _limited(_judged_rows(train, form), settings.eft_rows, counts["eft"])
     _check_disjoint(sets)
     report = _report(sets, counts["ift"], counts["eft"], scores)
+    report["written judgements"] = sum(written(a, form) is not None for one in train for a in one.answers)
     if min(report["ift"]["kept"], report["eft"]["kept"], count) < 2:
         raise SeedError(
             f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
@@ -124,6 +125,8 @@ def told(report: dict[str, Any]) -> list[str]:
         took = [f"{count} {why}" for why, count in report[name].items() if count and why not in ("read", "kept")]
         kept = f"{report[name]['kept']} kept (prompts: {report['prompts'][name]})"
         lines.append("; ".join([f"{name}: {report[name]['read']} answers read", *took, kept]))
+    if count := report.get("written judgements"):
+        lines.append(f"eft: {count} of the answers kept come with a written judgement")
     return lines
 
 
@@ -189,12 +192,13 @@ def _ift_rows(asked: Iterable[Asked]) -> list[Row]:
 
 
 def _judged_rows(asked: Iterable[Asked], form: str) -> list[Row]:
-    """Judged rows; where nobody wrote a judgement, one line is made of the score."""
+    """Judged rows; where nobody wrote a judgement that a judge of this form can learn from, one line is made of the
+    score."""
     return [
         {
             "prompt": one.prompt,
             "response": a.response,
-            "judgement": a.judgement or one_line_judgement(round(a.score), form),
+            "judgement": written(a, form) or one_line_judgement(round(a.score), form),
             "score": round(a.score),
         }
         for one in asked
@@ -204,6 +208,14 @@ def _judged_rows(asked: Iterable[Asked], form: str) -> list[Row]:
 
 def _ranked_row(asked: Asked) -> Row:
     return {"prompt": asked.prompt, "answers": [{"response": a.response, "score": a.score} for a in asked.answers]}
+
+
+def _row_to_judge(asked: Asked, form: str) -> Row:
+    """The same with the judgements that were written."""
+    row = _ranked_row(asked)
+    for answer, a in zip(row["answers"], asked.answers, strict=True):
+        answer |= {"judgement": text} if (text := written(a, form)) else {}
+    return row
 
 
 def _report(sets: Sets, ift: Counter[str], eft: Counter[str], scores: dict[str, float]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ tags:
 
 # {name}
 
-A model of a self-rewarding run (arXiv 2401.10020), made with selfreward_jax: {_history(name)} The run
+A model of a self-rewarding run (arXiv 2401.10020), made with selfreward_jax: {_history(run, name)} The run
 started from {started}. The judge has {judge}. The weights are stored as {dtype}.
 
 ## Figures
@@ -42,16 +42,17 @@ They are of this run alone, on its own held-out prompts.
 """
 
 
-def _history(name: str) -> str:
-    if name == "sft":
-        return "its baseline, after supervised training on instructions alone."
-    t = int(name[1:])
-    if t == 0:
+def _history(run: Run, name: str) -> str:
+    what = {"ift": "instructions", "eft": "judgements", "prompts": "the writing of prompts"}
+    if name == "m0":
         return "its base."
-    if t == 1:
-        return "after supervised training on instructions and judgements."
-    rounds = "round" if t == 2 else "rounds"
-    return f"after {t - 1} {rounds} of DPO on preferences of its own."
+    if name in ("sft", "m1"):
+        sets = ("ift",) if name == "sft" else run.cfg.sft.sets
+        return f"after supervised training on {', '.join(what[s] for s in sets)}."
+    t = int(name[1:])
+    way = f"{run.cfg.dpo.loss} preference training" if run.cfg.dpo.weight else "supervised training on chosen answers"
+    whose = "preferences of its own" if run.cfg.judge.by == "model" else "random preferences, a control experiment"
+    return f"after {t - 1} round{'s' * (t > 2)} of {way} on {whose}."
 
 
 def _figures(run: Run, name: str) -> str:

@@ -4,15 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from etils import epath
-
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.method.compare import Game, both_orders, by_prompt, games, settle
 from selfreward_jax.method.verdicts import parse_preference
+from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
-from selfreward_jax.stages.inputs import pairwise_template
+from selfreward_jax.stages.inputs import StageError, pairwise_template
 from selfreward_jax.stages.rounds import generated, judge
 
 Row = dict[str, Any]
@@ -35,17 +34,25 @@ def compare(
     return by_prompt(played, by(run, judging, played, owner, stage))
 
 
-def compare_by_endpoint(run: Run, ours: Sequence[Row], theirs: Sequence[Row], cache: epath.Path) -> list[list[int]]:
-    """The same verdicts by the endpoint of config.endpoint, in both orders; what it said stays in `cache`.
+def compare_by_endpoint(
+    run: Run, endpoint: Endpoint, ours: Sequence[Row], theirs: Sequence[Row], label: str
+) -> list[list[int]]:
+    """The same verdicts by an endpoint, in both orders.
 
     Raises:
       EndpointError: it cannot be used or asked further.
     """
     template, played = pairwise_template(run), games(ours, theirs)
     asked = [prompt for g in played for prompt in both_orders(template, g)]
-    said = Endpoint(run.cfg.endpoint, cache).ask(asked, run.cfg.compare.max_new)
+    said = endpoint.ask(asked, run.cfg.endpoint.max_tokens)
     read = [parse_preference(text) if text else None for text in said]
+    _say_unread(label, read, f"endpoint.max_tokens is {run.cfg.endpoint.max_tokens}")
     return by_prompt(played, [settle(*orders) for orders in zip(read[::2], read[1::2], strict=True)])
+
+
+def _say_unread(label: str, read: Sequence[str | None], limit: str) -> None:
+    if unread := sum(r is None for r in read):
+        say(f"{label}: {unread} of {len(read)} verdicts could not be read and count as ties ({limit})")
 
 
 def _by_scores(run: Run, judging: str, played: Sequence[Game], owner: str, stage: str) -> list[int]:
@@ -68,17 +75,27 @@ def _side_by_side(run: Run, judging: str, played: Sequence[Game], owner: str, st
         settings = run.cfg.compare
         engine, template = run.engine(judging), pairwise_template(run)
         fit = [g for g in played if all(engine.fits(p, settings.max_new) for p in both_orders(template, g))]
+        if played and not fit:
+            raise StageError(
+                f"{owner} {stage}: no two answers fit side by side into {engine.max_length - settings.max_new} tokens: "
+                "take compare.form=scores, or lower compare.max_new"
+            )
+        if len(fit) < len(played):
+            say(f"{owner} {stage}: {len(played) - len(fit)} of {len(played)} games are too long and count as ties")
         stream = partial(_verdicts, engine, fit, template, settings.max_new)
         generated(run, owner, stage, [g.id for g in fit], stream, left_out=len(played) - len(fit))
-    verdict = {row["id"]: row["verdict"] for row in out.rows()}
+    rows = out.rows()
+    read = [side for row in rows for side in row["read"]]
+    _say_unread(f"{owner} {stage}", read, f"compare.max_new is {run.cfg.compare.max_new}")
+    verdict = {row["id"]: row["verdict"] for row in rows}
     return [verdict.get(g.id, 0) for g in played]
 
 
 def _verdicts(
     engine: Engine, played: Sequence[Game], template: str, max_new: int, key: Any, done: Iterable[str]
 ) -> Iterator[list[Row]]:
-    """Rows {id, verdict, texts, tokens} in batches; `texts` is what was said with our answer first and second. The
-    likeliest words are taken: a verdict is no place for chance."""
+    """Rows {id, verdict, read, texts, tokens} in batches; `texts` and what was `read` of them with our answer first and
+    second. The likeliest words are taken: a verdict is no place for chance."""
     how, done = Sampling(1, 0.0, 1.0, max_new), set(done)
     step = max(1, engine.rows // 2)
     for start in range(0, len(played), step):

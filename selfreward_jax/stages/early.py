@@ -26,7 +26,8 @@ class EarlyStopping:
         self.run, self.name, self.previous = run, name, previous
         self.asked = run.rows("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
         self.rows = run.rows(name, "early_stopping")
-        self.known = {row["id"]: row for row in self.rows.begun()}
+        looks = self.rows.rows() if self.rows.manifest else self.rows.begun()
+        self.known = {row["id"]: row for row in looks}
         self.best = max((int(row["id"]) for row in self.known.values() if row["kept"]), default=0)
 
     def _stage(self, step: int, what: str) -> str:
@@ -73,10 +74,9 @@ class EarlyStopping:
         return checkpoints.restore(path, run.abstract_params(), run.shardings)
 
     def finish(self) -> None:
-        """Makes the record whole and lets go of what was kept for it."""
+        """Makes the record whole. The best parameters stay until the model itself is: a kill in between costs a few
+        steps and decides nothing anew."""
         self.rows.finish(list(self.known.values()))
-        if (kept := self.run.dir / self.name / "best").exists():
-            kept.rmtree()
 
 
 def _one_answer(settings: Any) -> Any:

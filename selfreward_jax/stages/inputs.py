@@ -5,12 +5,14 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from selfreward_jax import storage
 from selfreward_jax.llm import chat, hub
 from selfreward_jax.llm.hf_config import HubError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import new_prompts, seeds, templates
 from selfreward_jax.run import Run
+from selfreward_jax.saved import find_model
 
 Row = dict[str, Any]
 
@@ -25,6 +27,8 @@ def check_inputs(run: Run) -> None:
     judge_template(run)
     prompt_template(run)
     pairwise_template(run)
+    if run.cfg.prompts.writer not in ("", "world"):
+        _pin_writer(run)
     if run.cfg.model.init and not (run.dir / "m0" / "manifest.json").exists():
         folder = hub.folder(run.cfg.model.init)
         _, raw = read_config(folder)
@@ -34,6 +38,19 @@ def check_inputs(run: Run) -> None:
                 f"model.max_length is {run.cfg.model.max_length}, but {folder} was made for {most} tokens: lower "
                 "model.max_length"
             )
+
+
+def _pin_writer(run: Run) -> None:
+    """Notes which model writes the prompts, the first time, and holds every later round to it."""
+    path, pinned = run.cfg.prompts.writer, run.dir / "prompts_writer.json"
+    known = storage.read_json(pinned) or {}
+    name, digest = find_model(path, known.get("model", ""))
+    if known and known["digest"] != digest:
+        raise StageError(
+            f"prompts.writer {path} is not the model that it was ({known['model']}, {known['digest']}; now {digest}): "
+            "put that model back, or begin in a new --workdir"
+        )
+    storage.write_json(pinned, {"writer": path, "model": name, "digest": digest})
 
 
 def judge_template(run: Run) -> str:
@@ -51,10 +68,20 @@ def prompt_template(run: Run) -> str:
     return templates.load(run.cfg.prompts.template, {"examples"})
 
 
+def judged_set(run: Run) -> str:
+    """The set that the seed stage makes for EFT: judged rows, or answers that the SFT baseline is to judge."""
+    return "eft_answers" if run.cfg.eft.source == "baseline" else "eft"
+
+
 def shown_prompts(run: Run) -> list[str]:
     """Seed prompts fit to be shown as examples: those in the form that a new prompt must have."""
+    return fit_to_show(run, run.rows("seed", "ift").rows())
+
+
+def fit_to_show(run: Run, rows: Iterable[Row]) -> list[str]:
+    """Those prompts of instruction rows."""
     settings = run.cfg.prompts
-    prompts = [row["prompt"] for row in run.rows("seed", "ift").rows()]
+    prompts = (row["prompt"] for row in rows)
     return [p for p in prompts if not new_prompts.form_fault(p, settings.least_words, settings.most_words)]
 
 

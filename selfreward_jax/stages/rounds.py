@@ -4,7 +4,9 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+from selfreward_jax import storage
 from selfreward_jax.generate.engine import Engine, Sampling
+from selfreward_jax.llm import hub
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import new_prompts
 from selfreward_jax.method.candidates import answers as finished_answers
@@ -13,7 +15,7 @@ from selfreward_jax.method.pairs import build_pairs, gather
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.saved import open_model
-from selfreward_jax.stages.inputs import StageError, judge_template, prompt_template, shown_prompts
+from selfreward_jax.stages.inputs import StageError, judge_template, judged_set, prompt_template, shown_prompts
 
 Row = dict[str, Any]
 
@@ -33,11 +35,18 @@ def prompts(run: Run, t: int) -> None:
     # Only whole waves count: which prompts are new depends on all before them.
     begun = begun[: len(begun) // settings.wave * settings.wave]
     out.restart_from(begun)
-    known = [row["prompt"] for name in ("ift", "eft") for row in run.rows("seed", name).rows()]
+    known = [row["prompt"] for name in ("ift", judged_set(run)) for row in run.rows("seed", name).rows()]
     earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
     splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
     kept_out = [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
     accepted = sum(row["fault"] is None for row in begun)
+    writer, template = _writer(run, t), prompt_template(run)
+    shown = [p for p in shown_prompts(run) if writer.fits(new_prompts.few_shot(template, [p]), settings.max_new)]
+    if len(shown) < settings.seed_shots + settings.own_shots:
+        raise StageError(
+            f"m{t} prompts: only {len(shown)} seed prompts fit beside prompts.max_new {settings.max_new} into the "
+            "writer's length: in a new --workdir lower prompts.max_new or raise model.max_length"
+        )
     progress = Progress(f"m{t} prompts", settings.count, accepted)
 
     def keep(wave: list[Row]) -> None:
@@ -45,12 +54,12 @@ def prompts(run: Run, t: int) -> None:
         progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
 
     rows = new_prompts.write_prompts(
-        _writer(run, t),
+        writer,
         settings,
-        prompt_template(run),
+        template,
         sampling(settings),
         run.key(f"m{t}", "prompts"),
-        seeds=shown_prompts(run),
+        seeds=shown,
         own=earlier,
         forbidden=[*known, *earlier, *kept_out],
         name=f"m{t}",
@@ -79,7 +88,8 @@ def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
     if path == "world":
         return new_prompts.WorldWriter(run.cfg.seed)
     run.release()
-    found = open_model(path)
+    name = storage.read_json(run.dir / "prompts_writer.json")["model"]
+    found = open_model(path, "" if path.startswith(hub.PREFIX) else name)
     longest = min(found.max_length, run.cfg.model.max_length)
     return Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
 
@@ -112,7 +122,7 @@ def answer_with(run: Run, engine: Engine, asked: list[Row], settings: Any, owner
     """The same with an engine of any parameters."""
     if run.rows(owner, stage).manifest is not None:
         return
-    kept = _short_enough(run, asked, settings.max_new, f"{owner} {stage}")
+    kept = _short_enough(engine, asked, settings.max_new, f"{owner} {stage}")
     stream = partial(candidates, engine, kept, sampling(settings))
     generated(run, owner, stage, [row["id"] for row in kept], stream, left_out=len(asked) - len(kept))
 
@@ -142,12 +152,12 @@ def _or_lowest(score: float | None) -> float:
     return -1.0 if score is None else score
 
 
-def _short_enough(run: Run, asked: list[Row], max_new: int, label: str) -> list[Row]:
-    room = run.cfg.model.max_length - max_new
-    kept = [row for row in asked if len(run.chat.prompt_ids(row["prompt"])) <= room]
+def _short_enough(engine: Engine, asked: list[Row], max_new: int, label: str) -> list[Row]:
+    room = engine.max_length - max_new
+    kept = [row for row in asked if engine.fits(row["prompt"], max_new)]
     if len(kept) < len(asked):
         say(f"{label}: {len(asked) - len(kept)} of {len(asked)} prompts are longer than {room} tokens, left out")
-    if not kept:
+    if asked and not kept:
         raise StageError(f"{label}: no prompt fits into {room} tokens: in a new --workdir raise model.max_length")
     return kept
 
@@ -157,12 +167,17 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
     votes each if not judge.samples. Returns the judge's health, None if the file was whole."""
     if run.rows(owner, stage).manifest is not None:
         return None
-    settings, template = run.cfg.judge, judge_template(run)
+    if not judged:
+        raise StageError(
+            f"{owner} {stage}: there is no finished answer to judge: in a new --workdir raise max_new of the stage "
+            "that answers, or train the model longer"
+        )
+    settings, template, engine = run.cfg.judge, judge_template(run), run.engine(model)
     as_prompts = [{**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged]
-    fit = {row["id"] for row in _short_enough(run, as_prompts, settings.max_new, f"{owner} {stage}")}
+    fit = {row["id"] for row in _short_enough(engine, as_prompts, settings.max_new, f"{owner} {stage}")}
     kept = [a for a in judged if a["id"] in fit]
     how = sampling(settings)._replace(samples=samples or settings.samples)
-    stream = partial(judging.judge, run.engine(model), kept, template, how, settings)
+    stream = partial(judging.judge, engine, kept, template, how, settings)
     rows = generated(run, owner, stage, [a["id"] for a in kept], stream, left_out=len(judged) - len(kept))
     health = judging.health(rows)
     say(f"{owner} {stage}: {health}")

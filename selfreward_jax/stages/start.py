@@ -16,7 +16,7 @@ from selfreward_jax.method import seeds
 from selfreward_jax.method.eft import build_eft
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
-from selfreward_jax.stages.inputs import StageError, judge_template, prompt_template, shown_prompts
+from selfreward_jax.stages.inputs import StageError, fit_to_show, judge_template, judged_set, prompt_template
 from selfreward_jax.stages.rounds import judge
 from selfreward_jax.stages.training import is_trained, train_packed
 from selfreward_jax.train import checkpoints
@@ -36,16 +36,16 @@ def seed(run: Run) -> None:
         sets, report = seeds.from_files(c.data, c.seed, c.eft, c.judge.form)
     else:
         sets, report = seeds.from_world(c.data, c.seed, c.judge.form)
-    for name, rows in sets.items():
-        if name != "documents":
-            _write_seed(run, name, rows)
     shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
-    if (shown := len(shown_prompts(run))) <= shots:
+    if (shown := len(fit_to_show(run, sets["ift"]))) <= shots:
         raise seeds.SeedError(
             f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
             f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
             "prompts.seed_shots"
         )
+    for name, rows in sets.items():
+        if name != "documents":
+            _write_seed(run, name, rows)
     storage.write_json(run.dir / "seed" / "report.json", report)
     for line in seeds.told(report):
         say(line)
@@ -79,7 +79,7 @@ def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
 
 
 def _train_tokenizer(run: Run, folder: epath.Path) -> None:
-    rows = [row for name in ("ift", _judged(run), "documents") for row in run.rows("seed", name).rows()]
+    rows = [row for name in ("ift", judged_set(run), "documents") for row in run.rows("seed", name).rows()]
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
     texts += [judge_template(run), prompt_template(run)]
     settings = run.cfg.tokenizer
@@ -92,34 +92,35 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     storage.write_atomic(folder / "tokenizer.model", model)
 
 
-def _judged(run: Run) -> str:
-    """The set that the seed stage made for EFT."""
-    return "eft_answers" if run.cfg.data.ift and run.cfg.eft.source == "baseline" else "eft"
-
-
 def eft(run: Run) -> None:
     """seed/eft.jsonl: what the SFT baseline wrote of ranked answers, where it agrees with their human order. Nothing to
     do where the seed stage has made it."""
     out = run.rows("seed", "eft")
-    if _judged(run) == "eft" or out.manifest is not None:
+    if judged_set(run) == "eft" or out.manifest is not None:
         return
-    asked = [
-        {**row, "answers": [{**a, "id": f"{row['id']}/{i}"} for i, a in enumerate(row["answers"])]}
-        for row in run.rows("seed", "eft_answers").rows()
-    ]
+    asked, rows = [], []
+    for row in run.rows("seed", "eft_answers").rows():
+        if all("judgement" in a for a in row["answers"]):  # people's own words need no agreement
+            rows += [{"prompt": row["prompt"], **a} for a in row["answers"]]
+        else:
+            answers = [{**a, "id": f"{row['id']}/{i}"} for i, a in enumerate(row["answers"])]
+            asked.append({**row, "answers": answers})
     judged = [{"prompt": row["prompt"], **answer} for row in asked for answer in row["answers"]]
     settings = run.cfg.eft
-    judge(run, "sft", judged, "seed", "eft_judgements", settings.samples)
-    judgements = run.rows("seed", "eft_judgements").rows()
+    judgements = []
+    if judged:
+        judge(run, "sft", judged, "seed", "eft_judgements", settings.samples)
+        judgements = run.rows("seed", "eft_judgements").rows()
     rng = Random(f"{run.cfg.seed} eft")
     built, counts = build_eft(asked, judgements, settings.agreement, settings.most_share, rng)
-    rows = built[: run.cfg.data.eft_rows or None]
-    counts |= {"over_the_limit": len(built) - len(rows), "kept": len(rows)}
+    counts["written"] = len(rows)
+    rows = (rows + built)[: run.cfg.data.eft_rows or None]
+    counts |= {"over_the_limit": counts["written"] + len(built) - len(rows), "kept": len(rows)}
     say(f"eft: {counts}")
     if not rows:
         raise StageError(
-            f"seed eft: the SFT baseline's judgements agree with no human order ({counts}): give rows with written "
-            "judgements, take eft.source=scores, raise eft.samples, or loosen eft.agreement to weak, in a new --workdir"
+            f"seed eft: the SFT baseline's judgements agree with no human order ({counts}): in a new --workdir give "
+            "written judgements of all answers, take eft.source=scores, raise eft.samples, or set eft.agreement=weak"
         )
     out.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows)], counts=counts)
 

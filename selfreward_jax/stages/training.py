@@ -38,15 +38,16 @@ def preferences(run: Run, t: int) -> None:
         dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
         for r in run.rows(name, "pairs").rows()
     ]
-    start = run.params(previous)
-    reference = dpo.reference_logprobs(Llama(run.llama()), start, pairs, settings.batch, run.mesh)
+    reference = dpo.reference_logprobs(Llama(run.llama()), run.params(previous), pairs, settings.batch, run.mesh)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
     steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
     model = Llama(run.llama(settings.dropout))
     tokens = 2 * settings.batch * dpo.pair_width(pairs) + bool(replay) * settings.replay_batch * settings.replay_width
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
-    _train(run, name, "dpo", dpo.loss_fn(model, settings), steps, batch_at, start, tokens, rows=len(pairs), early=early)
+    loss_fn = dpo.loss_fn(model, settings)
+    # The start is handed over, not held here: it need not stay in memory beside the policy.
+    _train(run, name, "dpo", loss_fn, steps, batch_at, run.params(previous), tokens, rows=len(pairs), early=early)
 
 
 def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
@@ -62,9 +63,16 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
 def is_trained(run: Run, model: str) -> bool:
     """Whether the model is whole on disk."""
     trained = (run.dir / model / "manifest.json").exists()
-    if trained and (steps := run.dir / model / "steps").exists():
-        steps.rmtree()  # a kill came between the manifest and this
+    if trained:
+        _clear(run, model)  # a kill may have come between the manifest and this
     return trained
+
+
+def _clear(run: Run, model: str) -> None:
+    """Removes what only serves a model in the making."""
+    for name in ("steps", "best"):
+        if (folder := run.dir / model / name).exists():
+            folder.rmtree()
 
 
 def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Any) -> None:
@@ -131,11 +139,11 @@ def _train(
     del state
     if early:
         params = early.best_params()
-        early.finish()
         facts["best_step"] = early.best
     checkpoints.save(run.dir / name / "checkpoint", params)
+    if early:
+        early.finish()
     storage.write_json(run.dir / name / "manifest.json", {**facts, "seconds": progress.seconds})
-    if path.exists():
-        path.rmtree()
+    _clear(run, name)
     progress.close()
     run.spent()

@@ -20,7 +20,10 @@ def load(name: str, places: set[str]) -> str:
     if packaged.is_file():
         text = packaged.read_text()
     elif name and epath.Path(name).is_file():
-        text = epath.Path(name).read_text()
+        try:
+            text = epath.Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"template {name!r} cannot be read ({error}): save it as UTF-8") from None
     else:
         names = sorted(
             p.name.removesuffix(".txt") for p in resources.files(__package__).iterdir() if p.name.endswith(".txt")

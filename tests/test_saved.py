@@ -1,0 +1,47 @@
+"""Which model a path names, told without loading it; and the writer of prompts, who stays the same."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from etils import epath
+
+from selfreward_jax import export
+from selfreward_jax.config import ConfigError
+from selfreward_jax.saved import find_model
+from selfreward_jax.stages import StageError
+from selfreward_jax.stages.inputs import _pin_writer
+
+
+def test_a_model_is_what_it_is_wherever_it_lies(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns("*.jsonl"))
+    assert find_model(str(whole)) == find_model(str(copy)) == find_model(str(copy), "m2")
+    (_, last), (name, first) = find_model(str(whole)), find_model(str(whole), "m1")
+    assert (name, last != first) == ("m1", True)
+    with pytest.raises(ConfigError, match="not m7"):
+        find_model(str(whole), "m7")
+    with pytest.raises(ConfigError, match="no run"):
+        find_model(str(tmp_path))
+
+
+def test_an_exported_folder_is_known_by_what_it_holds(whole, tmp_path):
+    for name in ("m1", "m2"):
+        assert export.main(["export", f"--workdir={whole}", f"--model={name}", f"--to={tmp_path}/{name}"]) == 0
+    shutil.copytree(tmp_path / "m1", tmp_path / "other" / "m1")
+    assert find_model(f"{tmp_path}/m1") == find_model(f"{tmp_path}/other/m1")
+    assert find_model(f"{tmp_path}/m1")[0] == "m1"
+
+
+def test_the_writer_of_the_first_round_writes_in_every_round(whole, tmp_path):
+    writer = shutil.copytree(whole, tmp_path / "writer", ignore=shutil.ignore_patterns("*.jsonl"))
+    run = SimpleNamespace(dir=epath.Path(tmp_path), cfg=SimpleNamespace(prompts=SimpleNamespace(writer=str(writer))))
+    _pin_writer(run)
+    pinned = json.loads((tmp_path / "prompts_writer.json").read_text())
+    assert pinned["model"] == "m2"
+    shutil.copytree(writer / "m1", writer / "m3")  # the run goes on: its last model is another one now
+    _pin_writer(run)
+    assert json.loads((tmp_path / "prompts_writer.json").read_text()) == pinned
+    (writer / "m2" / "manifest.json").write_text("{}")
+    with pytest.raises(StageError, match=r"not the model that it was \(m2"):
+        _pin_writer(run)
