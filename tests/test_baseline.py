@@ -8,6 +8,7 @@ from conftest import run
 
 from selfreward_jax import export
 from selfreward_jax.method.eft import agrees
+from selfreward_jax.method.verdicts import parse_score
 from selfreward_jax.worlds import lists
 
 
@@ -48,7 +49,7 @@ def test_what_is_kept_was_written_by_the_baseline_and_agrees_with_people(workdir
     assert len(kept) == counts["kept"] > 0
     for row in kept:
         assert row["judgement"] in said[row["prompt"], row["response"]]
-        assert row["judgement"].endswith(f"Score: {row['score']:g}")
+        assert parse_score(row["judgement"]) == row["score"]
     assert counts["prompts"] == counts["agree"] + counts["disagree"] + counts["no_ranking"]
     assert counts["rows"] == counts["kept"] + counts["thinned"]
     if not counts["thinned"]:  # whole rankings, then: each of them in the human order

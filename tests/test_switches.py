@@ -16,6 +16,8 @@ SWITCHES = (
     "--config.dpo.eval_every=2",
     "--config.dpo.eval_prompts=6",
     "--config.compare.form=pairwise",
+    "--config.compare.max_new=16",
+    "--config.model.max_length=640",
 )
 
 

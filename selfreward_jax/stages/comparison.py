@@ -107,6 +107,6 @@ def _verdicts(
         rows = []
         for game, first, second in zip(batch, said[::2], said[1::2], strict=True):
             read = [parse_preference(c.text) if c.finished else None for c in (first, second)]
-            tokens = len(first.ids) + len(second.ids)
-            rows.append({"id": game.id, "verdict": settle(*read), "texts": [first.text, second.text], "tokens": tokens})
+            said_of = {"read": read, "texts": [first.text, second.text], "tokens": len(first.ids) + len(second.ids)}
+            rows.append({"id": game.id, "verdict": settle(*read), **said_of})
         yield rows
