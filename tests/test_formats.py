@@ -263,7 +263,8 @@ def test_trl_trains_on_the_pairs(whole, exported, tmp_path, form):
                 assert ids == ours.ids
                 assert [False] * len(theirs["prompt_ids"]) + [True] * len(theirs[f"{side}_ids"]) == ours.target
             else:
-                assert tokenizer.decode(ids) == row["prompt"] + row[side] + "<eos>"
+                assert ids[0] == tokenizer.bos_token_id
+                assert tokenizer.decode(ids[1:]) == row["prompt"] + row[side] + "<eos>"
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["input_ids"].shape == batch["completion_mask"].shape
     assert batch["input_ids"].shape[0] == 2 * min(4, len(rows))
