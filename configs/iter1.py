@@ -4,7 +4,7 @@
 
 Hardware: two CPU cores, under 2 GB of memory. Time: about 3 minutes.
 Expect an M1 that answers as its mixed seeds do (oracle mean about 2.8 of 5, one answer in twenty perfect) and a judge
-that orders 98 to 99 % of pairs rightly.
+that orders 96 to 99 % of pairs rightly.
 
 Scales, after a colon: tiny (the default, the embedded world), micro (a check of a minute), scratch (your own seeds, a
 model of a million parameters from random weights: --config.data.ift=FILE --config.data.eft=FILE).

@@ -3,7 +3,7 @@
     python -m selfreward_jax.main --config=configs/iter2.py --workdir=runs/a
 
 Hardware: two CPU cores, under 2 GB of memory. Time: about 4 minutes.
-Expect M2 against M1 to win about 86 % of comparisons and to lose about 3 %.
+Expect M2 against M1 to win about 84 % of comparisons and to lose about 3 %.
 
 Scales, after a colon: tiny (the default, the embedded world), micro (a check of a minute), scratch (your own seeds, a
 model of a million parameters from random weights: --config.data.ift=FILE --config.data.eft=FILE).

@@ -3,7 +3,7 @@
     python -m selfreward_jax.main --config=configs/iter3.py --workdir=runs/a
 
 Hardware: two CPU cores, under 2 GB of memory. Time: about 5 minutes.
-Expect, in points (win - lose): M2 against M1 about +84, M3 against M2 about +30, M3 against M1 about +92; nine
+Expect, in points (win - lose): M2 against M1 about +81, M3 against M2 about +27, M3 against M1 about +90; eight
 answers of ten perfect at M3; and a judge that is no worse than it was.
 
 Scales, after a colon: tiny (the default, the embedded world), micro (a check of a minute), scratch (your own seeds, a

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import loop, stages, storage
+from selfreward_jax import config, loop, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import oracle
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
             if (given := getattr(options, field)) is not None:
                 part, name = field.split(".")
                 run.cfg[part][name] = given
+        config.check(run.cfg, row_devices=1)
         found = evaluate(run, options.models, options.judge, options.against, options.against_name)
         print("\n".join(tables.paper(found)), flush=True)
     except FAULTS as error:

@@ -146,6 +146,8 @@ def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
         (["--judge=endpoint"], "endpoint.url"),
         (["--against=/nowhere/at/all"], "/nowhere/at/all"),
         (["--guests=2"], "--guests"),
+        (["--compare.form=stars"], "compare.form is 'stars'"),
+        (["--compare.max_new=many"], "--compare.max_new"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(workdir, options, said):
