@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 
-from selfreward_jax import formats, storage
+from selfreward_jax import command, formats, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.formats import Asked
 from selfreward_jax.generate.engine import Engine, Request, Sampling
@@ -44,9 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "selfreward_jax.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("generate", __doc__)
     parser.add_argument("--model", required=True, help="a Hugging Face folder, or a working directory")
     parser.add_argument("--name", default="", help="which model of a working directory, such as m1; else the last")
     parser.add_argument("--prompts", help="JSON lines, or a JSON list, with a prompt each")
@@ -63,29 +61,22 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="answers drawn together")
     parser.add_argument("--logprobs", action="store_true", help="the drawn ids and their log-probs too")
     parser.add_argument("--seed", type=int, default=0)
-    parser.error = _refuse
     options = parser.parse_args(argv[1:])
     if not options.interactive and not (options.prompts and options.out):
-        _refuse("give --prompts and --out, or --interactive")
+        command.refuse("give --prompts and --out, or --interactive")
     for name, least in (("samples", 1), ("max_new", 1), ("rows", 1), ("max_length", 0), ("temperature", 0)):
         if not getattr(options, name) >= least:
-            _refuse(f"--{name} is {getattr(options, name)}; it must be at least {least}")
+            command.refuse(f"--{name} is {getattr(options, name)}; it must be at least {least}")
     if not 0 < options.top_p <= 1:
-        _refuse(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
+        command.refuse(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
     if options.format != "rows":
         options.chat = True
         formats.check_use(options.format, options.out or "", options.samples, options.logprobs)
     return options
 
 
-def _refuse(message: str) -> None:
-    raise ConfigError(message)
-
-
 def _engine(model: Saved, options: argparse.Namespace, rows: int) -> Engine:
-    longest = min(options.max_length or model.max_length, model.max_length)
-    raw = not (options.chat or options.interactive)
-    return Engine(model.cfg, model.params, model.chat, model.mesh, rows=rows, max_length=longest, raw=raw)
+    return model.engine(rows, options.max_length or model.max_length, raw=not (options.chat or options.interactive))
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:

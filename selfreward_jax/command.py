@@ -1,5 +1,6 @@
 """The command line: from arguments to settings, and one clear line where they cannot be read."""
 
+import argparse
 import difflib
 import os
 from typing import Any
@@ -68,3 +69,17 @@ def _fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, ConfigDict)
         fields |= _fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return fields
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser for the programs that take options and no configuration; what it cannot read becomes a ConfigError."""
+    found = argparse.ArgumentParser(
+        f"selfreward_jax.{program}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.error = refuse
+    return found
+
+
+def refuse(message: str) -> None:
+    """Raises ConfigError."""
+    raise config.ConfigError(message)

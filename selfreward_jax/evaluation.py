@@ -16,12 +16,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import config, loop, stages, storage
+from selfreward_jax import command, config, loop, stages, storage
 from selfreward_jax.config import ConfigError
-from selfreward_jax.evaluate import oracle
+from selfreward_jax.evaluate import models as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
 from selfreward_jax.evaluate.head_to_head import record
-from selfreward_jax.generate.engine import Engine
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.templates import TemplateError
@@ -60,9 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "selfreward_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("evaluate", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     parser.add_argument("--models", default="", help="which models, such as m1,m2; else all that are trained")
     parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")
@@ -70,12 +67,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--against_name", default="", help="which model of that working directory; else the last")
     for field, kind in ADJUSTABLE.items():
         parser.add_argument(f"--{field}", type=kind, help=f"else the run's {field}")
-    parser.error = _refuse
     return parser.parse_args(argv[1:])
-
-
-def _refuse(message: str) -> None:
-    raise ConfigError(message)
 
 
 def evaluate(run: Run, models: str, judge: str, against: str, against_name: str) -> dict[str, Any]:
@@ -147,7 +139,7 @@ def _judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
       EndpointError: the endpoint's settings cannot work.
     """
     if judge == "oracle":
-        return lambda ours, theirs, answers: oracle.verdicts(answers[ours], answers[theirs]), {"judge": judge}
+        return lambda ours, theirs, answers: measure.by_oracle(answers[ours], answers[theirs]), {"judge": judge}
     if judge == "endpoint":
         # One for the whole evaluation: it counts what is paid for.
         settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.dir / FOLDER / "endpoint.jsonl")
@@ -168,9 +160,7 @@ def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
     label = "-".join(find_model(path, name)).replace("/", "_")
     if run.rows(FOLDER, f"{label}_answers").manifest is None:
         run.release()
-        found = open_model(path, name)
-        longest = min(found.max_length, run.cfg.model.max_length)
-        engine = Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
+        engine = open_model(path, name).engine(run.cfg.generate.rows, run.cfg.model.max_length)
         asked = run.rows("seed", run.cfg.evaluate.split).rows()
         stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
     return label, run.rows(FOLDER, f"{label}_answers").rows()

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import formats, storage
+from selfreward_jax import command, formats, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Chat
@@ -23,9 +23,7 @@ from selfreward_jax.saved import Saved, open_model
 
 def main(argv: list[str]) -> int:
     """Exports. Returns the exit code: 0, or 2 after one line that says what to mend."""
-    parser = argparse.ArgumentParser(
-        "selfreward_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("export", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     parser.add_argument("--model", default="", help="which model, such as m3; the last one if not given")
     parser.add_argument("--to", required=True, help="what to write; it must not be there yet")
@@ -33,7 +31,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--form", default=formats.FORMS[0], choices=formats.FORMS, help="of the pairs")
     parser.add_argument("--dtype", default="", choices=["", *DTYPES], help="of the weights; as they came if not given")
     parser.add_argument("--shard_gb", type=float, default=5.0, help="most gigabytes a file")
-    parser.error = _refuse
     try:
         options = parser.parse_args(argv[1:])
         to = epath.Path(options.to)
@@ -47,10 +44,6 @@ def main(argv: list[str]) -> int:
         return 2
     print(f"{what} -> {to}")
     return 0
-
-
-def _refuse(message: str) -> None:
-    raise ConfigError(message)
 
 
 def write_pairs(options: argparse.Namespace, to: epath.Path) -> str:

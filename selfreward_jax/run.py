@@ -179,9 +179,13 @@ class Run:
 
     def engine(self, model: str) -> Engine:
         """A generator of text with a finished model."""
+        return self.engine_of(self.params(model))
+
+    def engine_of(self, params: Params) -> Engine:
+        """A generator of text with any parameters of the run's shapes."""
         return Engine(
             self.llama(),
-            self.params(model),
+            params,
             self.chat,
             self.mesh,
             rows=self.cfg.generate.rows,

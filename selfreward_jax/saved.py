@@ -8,6 +8,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from selfreward_jax.config import ConfigError
+from selfreward_jax.generate.engine import Engine
 from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config, read_object
@@ -29,6 +30,11 @@ class Saved(NamedTuple):
     max_length: int  # tokens
     origin: dict[str, Any] | None  # config.json of the Hugging Face folder that it is, or was trained from
     run: Run | None
+
+    def engine(self, rows: int, max_length: int, raw: bool = False) -> Engine:
+        """A generator of text with it; `max_length` is cut to the model's own. The rest as in `Engine`."""
+        longest = min(max_length, self.max_length)
+        return Engine(self.cfg, self.params, self.chat, self.mesh, rows=rows, max_length=longest, raw=raw)
 
 
 def open_model(path: str, name: str = "") -> Saved:

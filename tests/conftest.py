@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,15 @@ def run(workdir, iterations, *options):
     done = subprocess.run(command(workdir, iterations, *options), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def ended(program, *argv):
+    """Exit code and standard error of a program run in this process."""
+    err = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", err)
+        code = program.main(["program", *argv])
+    return code, err.getvalue()
 
 
 @pytest.fixture(scope="session")

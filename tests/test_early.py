@@ -17,13 +17,7 @@ from selfreward_jax.stages.early import EarlyStopping
 class Run:
     """The part of a run that early stopping uses."""
 
-    cfg = SimpleNamespace(
-        dpo=SimpleNamespace(eval_prompts=3),
-        evaluate=None,
-        generate=SimpleNamespace(rows=1),
-        model=SimpleNamespace(max_length=1),
-    )
-    chat = mesh = None
+    cfg = SimpleNamespace(dpo=SimpleNamespace(eval_prompts=3), evaluate=None)
 
     def __init__(self, path):
         self.dir, self.compared = epath.Path(path), []
@@ -32,8 +26,8 @@ class Run:
     def rows(self, *names):
         return storage.RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
 
-    def llama(self):
-        return None
+    def engine_of(self, params):
+        return params["w"]
 
     def abstract_params(self):
         return {"w": np.float32(0)}
@@ -59,7 +53,6 @@ def make(tmp_path, monkeypatch):
 
     monkeypatch.setattr(early, "answer", lambda run, model, *rest: answer_with(run, 0, *rest))
     monkeypatch.setattr(early, "answer_with", answer_with)
-    monkeypatch.setattr(early, "Engine", lambda cfg, params, *rest, **more: params["w"])
     monkeypatch.setattr(early, "compare", compare)
     monkeypatch.setattr(early, "_one_answer", lambda settings: settings)
     saved = {}

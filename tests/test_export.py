@@ -10,7 +10,7 @@ from argparse import Namespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,15 +22,6 @@ from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sen
 from selfreward_jax.saved import open_model
 
 PROMPT = "This is Hanna. Which five instruments would suit my story?"
-
-
-def ended(program, *argv):
-    """Exit code and standard error of a program run in this process."""
-    err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", err)
-        code = program.main(["program", *argv])
-    return code, err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """Benchmarks' files and preference pairs: what is read and written, and that the programs they are for take them."""
 
-import io
 import json
-import sys
 
 import jax
 import pytest
+from conftest import ended
 from etils import epath
 
 from selfreward_jax import answer, export, formats
@@ -32,15 +31,6 @@ PAIRS = [
     {"id": "m2/0", "prompt": "Hi.", "chosen": "Sure!", "rejected": "No.", "chosen_score": 4.5, "rejected_score": 1.0},
     {"id": "m2/1", "prompt": "So?", "chosen": "Yes.", "rejected": "é", "chosen_score": 3.0, "rejected_score": 2.0},
 ]
-
-
-def ended(program, *argv):
-    """Exit code and standard error of a program run in this process."""
-    err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", err)
-        code = program.main(["program", *argv])
-    return code, err.getvalue()
 
 
 def lines(*rows):

@@ -247,16 +247,17 @@ def checked(**fields):
     c = config.get()
     c.dpo.update(fields)
     config.check(c, 1)
+    return c.dpo
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_can_be_asked_for(name):
-    checked(loss=name)
+    assert checked(loss=name).loss == name
 
 
 @pytest.mark.parametrize("name", ["cdpo", "robust"])
 def test_losses_for_noise_take_label_smoothing(name):
-    checked(loss=name, label_smoothing=0.3)
+    assert checked(loss=name, label_smoothing=0.3).label_smoothing == 0.3
 
 
 @pytest.mark.parametrize(

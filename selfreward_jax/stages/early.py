@@ -4,7 +4,6 @@
 from typing import Any
 
 from selfreward_jax.evaluate.head_to_head import record
-from selfreward_jax.generate.engine import Engine
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.comparison import compare
@@ -44,10 +43,7 @@ class EarlyStopping:
         first = self._stage(0, "answers")
         answer(run, self.previous, self.asked, how, self.name, first)
         ours = self._stage(step, "answers")
-        engine = Engine(
-            run.llama(), params, run.chat, run.mesh, rows=run.cfg.generate.rows, max_length=run.cfg.model.max_length
-        )
-        answer_with(run, engine, self.asked, how, self.name, ours)
+        answer_with(run, run.engine_of(params), self.asked, how, self.name, ours)
         theirs = self._stage(self.best, "answers")
         sides = [run.rows(self.name, stage).rows() for stage in (ours, theirs)]
         verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))

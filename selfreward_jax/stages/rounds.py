@@ -90,8 +90,7 @@ def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
     run.release()
     name = storage.read_json(run.dir / "prompts_writer.json")["model"]
     found = open_model(path, "" if path.startswith(hub.PREFIX) else name)
-    longest = min(found.max_length, run.cfg.model.max_length)
-    return Engine(found.cfg, found.params, found.chat, found.mesh, rows=run.cfg.generate.rows, max_length=longest)
+    return found.engine(run.cfg.generate.rows, run.cfg.model.max_length)
 
 
 def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **facts: Any) -> list[Row]:
