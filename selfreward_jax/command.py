@@ -11,7 +11,13 @@ from ml_collections import ConfigDict, config_flags
 from selfreward_jax import config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://BUCKET/FOLDER.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which the environment knows.")
+_OF_SEVERAL = {
+    "coordinator_address": flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
+    "num_processes": flags.DEFINE_integer("num_processes", None, "How many processes there are."),
+    "process_id": flags.DEFINE_integer("process_id", None, "Which of them this is, from 0."),
+}
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str]:
@@ -31,6 +37,33 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     if chosen is None:
         raise config.ConfigError("--config is missing: for example --config=configs/iter2.py")
     return chosen, _WORKDIR.value
+
+
+def processes() -> dict[str, Any] | None:
+    """How to find the other processes, for `parallel.processes.start`; None where there is only this one. After
+    `parse`.
+
+    Raises:
+      ConfigError: the options do not say which process of how many this is.
+    """
+    given = {name: flag.value for name, flag in _OF_SEVERAL.items() if flag.value is not None}
+    if not given:
+        return {} if _DISTRIBUTED.value else None
+    lacking = [f"--{name}" for name in _OF_SEVERAL if name not in given]
+    if lacking:
+        named = ", ".join(f"--{n}={v}" for n, v in given.items())
+        raise config.ConfigError(f"{named} without {' and '.join(lacking)}: give all three, or --distributed alone")
+    host, _, port = given["coordinator_address"].rpartition(":")
+    if not host or not port.isdigit():
+        raise config.ConfigError(
+            f"coordinator_address is {given['coordinator_address']!r}; it must be HOST:PORT of the first process"
+        )
+    if not 0 <= given["process_id"] < given["num_processes"]:
+        raise config.ConfigError(
+            f"process_id is {given['process_id']}, of num_processes {given['num_processes']}; it must be from 0 to "
+            f"{given['num_processes'] - 1}"
+        )
+    return given
 
 
 def _explain(argv: list[str], error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Every setting: its unit, its default, the scales, and the checks that come before any work."""
+"""Every setting: its unit and its default, and what two runs of one working directory may differ in."""
 
 import json
 from typing import Any
@@ -57,7 +57,8 @@ def defaults() -> ConfigDict:
     c.model.qk_norm = False
     c.model.dtype = "float32"  # of the matrix products: float32 or bfloat16
     c.model.scan_layers = False  # one compiled layer (short compiles, TPU) or unrolled (faster on a CPU)
-    c.model.remat = False  # recompute layers in the backward pass
+    c.model.remat = "none"  # what the backward pass recomputes: none, dots (all but matrix products) or full (layers)
+    c.model.attention = "auto"  # of a text to itself: reference, xla, cudnn or splash; auto: by the platform
     c.model.max_length = 256  # most tokens of prompt and completion together
 
     c.optimizer = ConfigDict()
@@ -67,6 +68,13 @@ def defaults() -> ConfigDict:
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip = 1.0  # global gradient norm
     c.optimizer.muon_rms = 0.2  # muon updates scaled to this root mean square, as adamw's are
+    c.optimizer.moment_dtype = "float32"  # of the first moment: float32 or bfloat16
+    c.optimizer.offload = False  # keep the moments in the host's memory between updates (GPU, TPU)
+
+    c.lora = ConfigDict()  # low-rank adapters: SFT and DPO train these and leave M0 as it is
+    c.lora.rank = 0  # 0: all weights are trained
+    c.lora.alpha = 16.0  # the adapters' product is scaled by alpha / rank
+    c.lora.targets = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")  # which matrices of each layer
 
     c.baseline = False  # train and measure the SFT baseline too: IFT alone, the paper's "SFT" rows
     for name, epochs in (("base", 2.0), ("sft", 1.25)):
@@ -166,6 +174,9 @@ def defaults() -> ConfigDict:
     c.parallel = ConfigDict()
     c.parallel.fsdp = 1  # devices that share each weight; the rest go to data parallelism
     c.parallel.tensor = 1  # devices that share each matrix product
+    c.parallel.replicas = 1  # whole copies that meet once a step over a slow network: the slices of a multislice TPU
+    c.parallel.sample_tensor = 0  # devices that share each matrix product while text is sampled; 0: as `tensor`
+    c.parallel.timeout = 1800.0  # seconds that processes wait for each other before they give up
 
     c.save_every = 200  # training steps between saved states; 0: none
     return c.lock()
@@ -198,7 +209,7 @@ def from_stored(stored: dict[str, Any]) -> ConfigDict:
         raise ConfigError(f"config.json of another version: {difference}")
     with c.unlocked():
         c.update(stored)
-    c.dpo.replay_sets, c.sft.sets = tuple(c.dpo.replay_sets), tuple(c.sft.sets)
+    c.dpo.replay_sets, c.sft.sets, c.lora.targets = map(tuple, (c.dpo.replay_sets, c.sft.sets, c.lora.targets))
     return c
 
 
@@ -209,179 +220,9 @@ def _missing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> 
     return next(filter(None, parts), None)
 
 
-AT_LEAST = {
-    "iterations": 1,
-    "candidates.samples": 2,
-    "judge.samples": 1,
-    "judge.least_votes": 1,
-    "prompts.count": 1,
-    "prompts.wave": 1,
-    "prompts.most_attempts": 1,
-    "prompts.seed_shots": 0,
-    "prompts.own_shots": 0,
-    "evaluate.samples": 1,
-    "evaluate.best_of": 1,
-    "eft.samples": 1,
-    "dpo.eval_every": 0,
-    "dpo.eval_prompts": 1,
-    "compare.max_new": 1,
-    "endpoint.max_tokens": 1,
-    "endpoint.most_calls": 0,
-    "endpoint.retries": 0,
-    "data.ift_rows": 0,
-    "data.eft_rows": 0,
-    "data.documents": 1,
-    "data.heldout_prompts": 1,
-    "data.ranked_prompts": 1,
-    "data.ranked_answers": 2,
-    "tokenizer.vocab_size": 16,
-    "model.dim": 1,
-    "model.layers": 1,
-    "model.heads": 1,
-    "model.kv_heads": 1,
-    "model.head_dim": 2,
-    "model.hidden": 1,
-    "base.width": 8,
-    "sft.width": 8,
-    "dpo.replay_width": 8,
-    "base.accumulate": 1,
-    "sft.accumulate": 1,
-    "dpo.accumulate": 1,
-    "dpo.gamma": 0,
-    "generate.rows": 1,
-    "parallel.fsdp": 1,
-    "parallel.tensor": 1,
-}
-
-CHOICES = {
-    "optimizer.name": ("adamw", "muon"),
-    "model.dtype": ("float32", "bfloat16"),
-    "evaluate.split": ("heldout", "validation"),
-    "eft.source": ("scores", "baseline"),
-    "eft.agreement": ("strict", "weak"),
-    "judge.by": ("model", "random"),
-    "judge.form": ("points", "choice"),
-    "judge.readout": ("votes", "expected"),
-    "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
-    "compare.form": ("scores", "pairwise"),
-}
-
-
-def check(c: ConfigDict, row_devices: int) -> None:
-    """Refuses settings that cannot work.
-
-    Args:
-      c: the settings.
-      row_devices: devices that batch rows are spread over.
-
-    Raises:
-      ConfigError: on the first one.
-    """
-    _check_data(c)
-    for field, least in AT_LEAST.items():
-        if (value := _field(c, field)) < least:
-            raise ConfigError(f"{field} is {value}; it must be at least {least}")
-    for field, allowed in CHOICES.items():
-        if (value := _field(c, field)) not in allowed:
-            raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
-    _check_model(c)
-    _check_training(c, row_devices)
-    _check_sampling(c)
-
-
-def _check_data(c: ConfigDict) -> None:
-    if bool(c.data.ift) != bool(c.data.eft):
-        given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
-        raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
-    for field, top in (("data.shared_to_ift", 1.0), ("eft.most_share", 1.0), ("pairs.rho", 0.5)):
-        if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.rho" and value == top):
-            below = "below" if field == "pairs.rho" else "at most"
-            raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")
-    if c.eft.source == "baseline" and not c.baseline:
-        raise ConfigError(
-            "eft.source is 'baseline' but baseline is False: the SFT baseline writes EFT; set --config.baseline"
-        )
-    if c.prompts.writer == "world" and c.data.ift:
-        raise ConfigError(
-            "prompts.writer is 'world' but data.ift is given: the embedded world writes prompts of its own alone; "
-            "name a model's folder or working directory"
-        )
-    if c.eft.source == "baseline" and not c.data.ift and c.data.ift_rows and c.data.eft_rows:
-        raise ConfigError(
-            "eft.source is 'baseline', but the embedded world brings written judgements: give data.ift and data.eft"
-        )
-    if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
-        raise ConfigError(
-            f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
-            "no file is given: give data.ift and data.eft, or numbers of rows of the embedded world"
-        )
-
-
-def _check_model(c: ConfigDict) -> None:
-    if c.model.head_dim % 2:
-        raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
-    if c.model.heads % c.model.kv_heads:
-        raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
-
-
-def _check_training(c: ConfigDict, row_devices: int) -> None:
-    for field in ("base.batch", "sft.batch", "dpo.batch", "dpo.replay_batch"):
-        value = _field(c, field)
-        pieces = row_devices * c[field.split(".")[0]].accumulate
-        if value < 1 or value % pieces:
-            raise ConfigError(
-                f"{field} is {value}, which is not divisible by {pieces} (the {row_devices} devices that rows are "
-                f"spread over, times accumulate): use a multiple of {pieces}"
-            )
-    for stage in ("base", "sft", "dpo"):
-        if not c[stage].epochs > 0:
-            raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
-    if not c.dpo.beta > 0:
-        raise ConfigError(f"dpo.beta is {c.dpo.beta}; it must be above 0")
-    if not 0 <= c.dpo.label_smoothing < 0.5:
-        raise ConfigError(f"dpo.label_smoothing is {c.dpo.label_smoothing}; it must be at least 0 and below 0.5")
-    if c.dpo.label_smoothing and c.dpo.loss not in ("cdpo", "robust"):
-        raise ConfigError(
-            f"dpo.label_smoothing is {c.dpo.label_smoothing}, which dpo.loss {c.dpo.loss!r} ignores: set it to 0, or "
-            "take cdpo or robust"
-        )
-    for field, sets in (("dpo.replay_sets", c.dpo.replay_sets), ("sft.sets", c.sft.sets)):
-        for name in sets:
-            if name not in ("ift", "eft", "prompts"):
-                raise ConfigError(f"{field} has {name!r}; the sets are ift, eft, prompts")
-    if not c.sft.sets:
-        raise ConfigError("sft.sets is empty; M1 needs something to learn from: ift, eft, prompts")
-
-
-def _check_sampling(c: ConfigDict) -> None:
-    for stage, least, most in (("judge", "least_votes", "samples"), ("prompts", "least_words", "most_words")):
-        if c[stage][least] > c[stage][most]:
-            raise ConfigError(
-                f"{stage}.{least} is {c[stage][least]}, above {stage}.{most} {c[stage][most]}: lower the one or raise "
-                "the other"
-            )
-    for stage in ("candidates", "judge", "prompts", "evaluate"):
-        if not 0 < c[stage].top_p <= 1 or not 0 <= c[stage].temperature < float("inf"):
-            raise ConfigError(
-                f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
-                "be above 0 and at most 1, temperature at least 0"
-            )
-    for stage in ("candidates", "judge", "prompts", "evaluate", "compare"):
-        if c[stage].max_new >= c.model.max_length:
-            raise ConfigError(
-                f"{stage}.max_new is {c[stage].max_new}, but model.max_length {c.model.max_length} holds prompt "
-                "and completion: lower the one or raise the other"
-            )
-
-
-def _field(c: ConfigDict, path: str) -> Any:
-    for name in path.split("."):
-        c = c[name]
-    return c
-
-
 # Fields that may change between runs in one working directory: they add to what is there, or serve evaluations.
-GROWING = ("iterations", "endpoint")
+# Or they say where the work is done, and not what: a restart on other machines goes on with the same rows.
+GROWING = ("iterations", "endpoint", "parallel")
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import command, config, loop, stages, storage
+from selfreward_jax import checks, command, loop, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             if (given := getattr(options, field)) is not None:
                 part, name = field.split(".")
                 run.cfg[part][name] = given
-        config.check(run.cfg, row_devices=1)
+        checks.check(run.cfg, row_devices=1)
         found = evaluate(run, options.models, options.judge, options.against, options.against_name)
         print("\n".join(tables.paper(found)), flush=True)
     except FAULTS as error:

@@ -62,7 +62,7 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
 def evaluate(r: Run, name: str) -> None:
     """NAME/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
     split = r.cfg.evaluate.split
-    if (r.dir / name / "eval.json").exists():
+    if storage.exists(r.dir / name / "eval.json"):
         return
     asked = r.rows("seed", split).rows()
     ranked = r.rows("seed", f"ranked_{split}").rows()

@@ -1,27 +1,65 @@
-"""python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]"""
+"""python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Of several processes, each: --distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else
+--coordinator_address=HOST:PORT --num_processes=N --process_id=I. Exit codes: 0 done; 2 bad input, after one line that
+says what to mend; 75 another process is gone: start all again with the same command.
+"""
 
 import sys
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from selfreward_jax import command, config, loop
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
+from selfreward_jax.parallel import processes
 from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
 from selfreward_jax.train.trainer import Diverged
 
+BAD_INPUT = (config.ConfigError, SeedError, StorageError, TemplateError, HubError, StageError, Diverged)
+
 
 def main(argv: list[str]) -> int:
-    """Runs the loop. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    """Runs the loop. Returns the exit code."""
     if {"--help", "-h", "--helpfull"} & set(argv):
         print(f"{__doc__}\nSettings, each with its unit and default: selfreward_jax/config.py")
         return 0
     try:
-        loop.run(*command.parse(argv))
-    except (config.ConfigError, SeedError, StorageError, TemplateError, HubError, StageError, Diverged) as error:
-        print(f"selfreward_jax: {error}", file=sys.stderr)
-        return 2
+        cfg, workdir = command.parse(argv)
+        others = command.processes()
+    except config.ConfigError as error:
+        return _refuse(str(error))
+    if others is None:
+        return run(cfg, workdir)
+    return processes.watched(lambda: run(cfg, workdir, others))
+
+
+def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> int:
+    """Runs the loop as one process of several, if `others` says how to find them. Returns the exit code."""
+    try:
+        if others is not None:
+            processes.start(others, cfg.parallel.timeout)
+        loop.run(cfg, workdir)
+        processes.wait("the end")
+    except BAD_INPUT as error:
+        processes.end(2, str(error))
+        return _refuse(str(error))
+    except processes.ProcessError as error:
+        processes.end(processes.LOST, str(error))
+        return _refuse(str(error), processes.LOST)
+    except Exception as error:
+        if processes.lost(error):
+            processes.end(processes.LOST, processes.gone(error))
+        raise
     return 0
+
+
+def _refuse(line: str, code: int = 2) -> int:
+    print(f"selfreward_jax: {line}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

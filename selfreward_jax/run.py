@@ -7,21 +7,28 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax import config, storage
+from selfreward_jax import checks, config, storage
 from selfreward_jax.generate.engine import Engine, row_number
+from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, weights
+from selfreward_jax.llm.llama import LlamaConfig, Params, abstract, weights
+from selfreward_jax.llm.self_attention import choose
 from selfreward_jax.method import sources
-from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings, row_multiple
+from selfreward_jax.parallel import processes
+from selfreward_jax.parallel.arrays import moved
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
 from selfreward_jax.train import checkpoints
 
 Row = dict[str, Any]
@@ -42,21 +49,24 @@ class Run:
     def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True) -> None:
         self.cfg = cfg
         if claim:
-            config.check(cfg, row_devices=1)
+            checks.check(cfg, row_devices=1)
         self.dir = epath.Path(directory)
         if "://" not in directory:
             self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
+        along = cfg.parallel
         try:
-            self.mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor)
+            self.mesh = make_mesh(along.fsdp, along.tensor, along.replicas)
+            self.sampling_mesh = sampling_mesh(self.mesh, along.sample_tensor)
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
         if claim:
-            config.check(cfg, row_multiple(self.mesh))
+            checks.check(cfg, row_multiple(self.mesh))
             self._claim()
-        self._started = time.monotonic()
+        self._started = self._logged = time.monotonic()
+        self._lines: list[str] = []
         self._spent = storage.read_json(self.dir / "spent.json") or {"seconds": 0.0, "peak_memory_bytes": 0}
         self._chat: Chat | None = None
-        self._held: tuple[str, Params] | None = None
+        self._held: tuple[str, Engine] | None = None
 
     @classmethod
     def reopen(cls, directory: str) -> "Run":
@@ -68,17 +78,23 @@ class Run:
         stored = storage.read_json(epath.Path(directory) / "config.json")
         if not isinstance(stored, dict) or "iterations" not in stored:
             raise config.ConfigError(f"workdir {directory} holds no run: there is no config.json of one")
-        return cls(config.from_stored(stored), directory, claim=False)
+        cfg = config.from_stored(stored)
+        along = cfg.parallel
+        if jax.device_count() % (along.fsdp * along.tensor * along.replicas * max(1, along.sample_tensor)):
+            # Made on a machine unlike this one; what is read here lies as it can.
+            along.fsdp = along.tensor = along.replicas = along.sample_tensor = 1
+        return cls(cfg, directory, claim=False)
 
     def _claim(self) -> None:
         """Writes config.json, or makes sure that the one there is ours."""
         path = self.dir / "config.json"
         # Through JSON and back, so that a tuple compares equal to the list it was stored as.
         now = json.loads(self.cfg.to_json())
-        if inputs := self._inputs():
+        if inputs := processes.agreed(self._inputs):
             now["inputs"] = inputs
         try:
-            self.dir.mkdir(parents=True, exist_ok=True)
+            if processes.first():
+                self.dir.mkdir(parents=True, exist_ok=True)
             old = storage.read_json(path)
             if old is not None and (difference := config.first_difference(old, now)):
                 raise config.ConfigError(
@@ -96,7 +112,7 @@ class Run:
     def disclaim(self) -> None:
         """Takes config.json back where nothing was made, so that other settings may use the directory."""
         if self.rows("seed", "documents").manifest is None:
-            (self.dir / "config.json").unlink(missing_ok=True)
+            storage.remove(self.dir / "config.json")
 
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
@@ -119,11 +135,13 @@ class Run:
             "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak),
         }
         storage.write_json(self.dir / "spent.json", spent)
+        self._write_log()
         return spent
 
     def models(self) -> list[str]:
         """The finished models, in the order in which they are made: m0, sft, m1, m2, ..."""
-        made = [p.parent.name for p in self.dir.glob("*/manifest.json") if re.fullmatch(r"m\d+|sft", p.parent.name)]
+        found = processes.agreed(lambda: [p.parent.name for p in self.dir.glob("*/manifest.json")])
+        made = [name for name in found if re.fullmatch(r"m\d+|sft", name)]
         return sorted(made, key=lambda name: 0.5 if name == "sft" else int(name[1:]))
 
     def rows(self, *names: str) -> storage.RowFile:
@@ -146,53 +164,110 @@ class Run:
             self._chat = read_chat(self.dir / "tokenizer")
         return self._chat
 
-    def llama(self, dropout: float = 0.0) -> LlamaConfig:
-        """The model's shapes, with this rate of dropout."""
-        given = {k: v for k, v in self.cfg.model.items() if k not in ("init", "max_length")}
-        if not self.cfg.model.init:
-            return LlamaConfig(vocab_size=self.chat.tokenizer.vocab_size, dropout=dropout, **given)
-        found, _ = read_config(self.dir / "tokenizer")
-        ours = {k: given[k] for k in ("dtype", "scan_layers", "remat")}
-        return dataclasses.replace(found, dropout=dropout, param_dtype="float32", **ours)
+    def llama(self, dropout: float = 0.0, adapters: bool = False) -> LlamaConfig:
+        """The model's shapes, with this rate of dropout; with `adapters` those of the model in training, which has
+        them if lora.rank says so."""
+        c = self.cfg.model
+        ours: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
+        ours["attention"] = choose(c.attention, self.mesh.devices.flat[0].platform, c.dtype)
+        if adapters and self.cfg.lora.rank:
+            ours |= {f"lora_{k}": v for k, v in self.cfg.lora.items()}
+        if c.init:
+            found, _ = read_config(self.dir / "tokenizer")
+            return dataclasses.replace(found, dropout=dropout, param_dtype="float32", **ours)
+        shapes = {k: v for k, v in c.items() if k not in ("init", "max_length", *ours)}
+        return LlamaConfig(vocab_size=self.chat.tokenizer.vocab_size, dropout=dropout, **shapes, **ours)
 
-    @property
-    def shardings(self) -> Any:
-        """How the parameters lie on the mesh."""
-        return declared_shardings(weights(self.llama()), self.mesh)
+    def shardings(self, declared: Any, sampling: bool = False) -> Any:
+        """How weights lie on the mesh in training, or in sampling.
 
-    def abstract_params(self) -> Any:
-        """Shapes and dtypes of the parameters."""
-        model = Llama(self.llama())
-        return jax.eval_shape(lambda: model.init(jax.random.key(0), jax.numpy.zeros((1, 1), int)))["params"]
+        Raises:
+          config.ConfigError: the mesh does not divide the model.
+        """
+        mesh, table = (self.sampling_mesh, SAMPLING) if sampling else (self.mesh, TRAINING)
+        try:
+            return declared_shardings(declared, mesh, table)
+        except ValueError as error:
+            raise config.ConfigError(str(error)) from None
+
+    def restore(self, path: epath.Path, declared: Any) -> Params:
+        """Float32 parameters from a checkpoint, as they lie in training."""
+        return checkpoints.restore(path, abstract(declared, "float32"), self.shardings(declared))
+
+    def made(self, make: Callable[[jax.Array], Params], declared: Any, name: str) -> Params:
+        """Fresh parameters `make(key)` with a key of the seed and `name`; each device makes its own part."""
+        key_data = np.asarray(jax.random.key_data(self.key(name, "init")))
+        fresh = lambda: make(jax.random.wrap_key_data(key_data))  # noqa: E731
+        return jax.jit(fresh, out_shardings=self.shardings(declared))()
+
+    def base(self) -> Params | None:
+        """The frozen parameters under the adapters, M0's, as wide as they are computed with; None without adapters."""
+        if not self.cfg.lora.rank:
+            return None
+        declared = weights(self.llama())
+        found = self.restore(self.dir / "m0" / "checkpoint", declared)
+        return moved(found, self.shardings(declared), self.cfg.model.dtype)
+
+    def trained(self, model: str, path: epath.Path | None = None) -> Params:
+        """What training has changed of a model, its adapters or all its parameters; from `path`, if not as it ended."""
+        declared = lora.trained(self.llama(adapters=model != "m0"))
+        return self.restore(path or self.dir / model / "checkpoint", declared)
+
+    def whole(self, trained: Params) -> Params:
+        """The parameters of a model of which this is the trained part, without adapters: float32, laid as in
+        training."""
+        if not self.cfg.lora.rank:
+            return trained
+        merged = partial(lora.merge, self.llama(adapters=True))
+        merged = jax.jit(merged, out_shardings=self.shardings(weights(self.llama())), donate_argnums=0)
+        return merged(lora.join(self.trained("m0"), trained))
 
     def params(self, model: str) -> Params:
-        """The parameters of a finished model, such as "m1". The last one asked for is held."""
+        """The parameters of a finished model, such as "m1", without adapters: float32, laid as in training."""
+        found = self.trained(model)
+        return found if model == "m0" else self.whole(found)
+
+    def engine(self, model: str) -> Engine:
+        """A generator of text with a finished model. The last one asked for is held."""
         if self._held is None or self._held[0] != model:
             self.release()  # first: two models need not fit
-            path = self.dir / model / "checkpoint"
-            self._held = (model, checkpoints.restore(path, self.abstract_params(), self.shardings))
+            self._held = (model, self.engine_of(self.params(model)))
         return self._held[1]
 
     def release(self) -> None:
-        """Lets go of the model that is held."""
+        """Lets go of the engine that is held."""
         self._held = None
 
-    def engine(self, model: str) -> Engine:
-        """A generator of text with a finished model."""
-        return self.engine_of(self.params(model))
-
     def engine_of(self, params: Params) -> Engine:
-        """A generator of text with any parameters of the run's shapes."""
+        """A generator of text with any whole parameters of the run's shapes, laid as in sampling and as wide as they
+        are computed with."""
+        laid = moved(params, self.shardings(weights(self.llama()), sampling=True), self.cfg.model.dtype)
         return Engine(
             self.llama(),
-            params,
+            laid,
             self.chat,
-            self.mesh,
+            self.sampling_mesh,
             rows=self.cfg.generate.rows,
             max_length=self.cfg.model.max_length,
         )
 
+    LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it
+
     def log(self, **event: Any) -> None:
         """Adds a line to log.jsonl."""
-        with (self.dir / "log.jsonl").open("a") as f:
-            f.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+        if not processes.first():
+            return
+        self._lines.append(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+        if not storage.is_remote(self.dir) or time.monotonic() - self._logged > self.LOG_EVERY:
+            self._write_log()
+
+    def _write_log(self) -> None:
+        if not self._lines or not processes.first():
+            return
+        path, lines = self.dir / "log.jsonl", "".join(self._lines)
+        if storage.is_remote(path):  # which has no appending
+            path.write_text((path.read_text() if path.exists() else "") + lines)
+        else:
+            with path.open("a") as f:
+                f.write(lines)
+        self._lines, self._logged = [], time.monotonic()

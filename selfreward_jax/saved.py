@@ -14,8 +14,9 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config, read_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, weights
-from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.arrays import moved
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
+from selfreward_jax.parallel.sharding import SAMPLING, declared_shardings
 from selfreward_jax.run import Run
 
 
@@ -34,7 +35,9 @@ class Saved(NamedTuple):
     def engine(self, rows: int, max_length: int, raw: bool = False) -> Engine:
         """A generator of text with it; `max_length` is cut to the model's own. The rest as in `Engine`."""
         longest = min(max_length, self.max_length)
-        return Engine(self.cfg, self.params, self.chat, self.mesh, rows=rows, max_length=longest, raw=raw)
+        mesh = sampling_mesh(self.mesh)
+        laid = moved(self.params, declared_shardings(weights(self.cfg), mesh, SAMPLING), self.cfg.dtype)
+        return Engine(self.cfg, laid, self.chat, mesh, rows=rows, max_length=longest, raw=raw)
 
 
 def open_model(path: str, name: str = "") -> Saved:

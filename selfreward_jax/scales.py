@@ -14,7 +14,7 @@ _PAPER: dict[str, Any] = {
     "model.max_length": 4096,
     "model.dtype": "bfloat16",
     "model.scan_layers": True,
-    "model.remat": True,
+    "model.remat": "full",
     "optimizer.name": "adamw",
     "optimizer.b2": 0.95,
     "optimizer.weight_decay": 0.1,

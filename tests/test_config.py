@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from selfreward_jax import config
-from selfreward_jax.config import ConfigError, check, first_difference
+from selfreward_jax.checks import check
+from selfreward_jax.config import ConfigError, first_difference
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -33,8 +33,10 @@ FORBIDDEN = {
     "train": ABOVE | {"run", "report", "evaluate", "method"},
     "worlds": ABOVE | {"run", "report", "evaluate", "train", "llm", "generate", "method"},
     "parallel": {PACKAGE},
-    "storage": {PACKAGE},
+    "storage": ABOVE
+    | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "config", "scales"},
     "config": {PACKAGE},
+    "checks": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds"},
     "scales": {PACKAGE},
 }
 

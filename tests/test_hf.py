@@ -16,7 +16,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from selfreward_jax.llm import hf
-from selfreward_jax.llm.attention import Segment, causal_mask
+from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.hf_config import HubError, read_config, write_config
 from selfreward_jax.llm.llama import Llama, weights
 from selfreward_jax.parallel.mesh import make_mesh
@@ -62,10 +62,8 @@ def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
     slots = np.arange(width)
     real = (slots >= offset[:, None]) & (slots < (offset + lengths)[:, None])
     positions = jnp.asarray(np.clip(slots - offset[:, None], 0, None))
-    # A padding token looks at itself, so that no softmax is empty.
-    mask = (causal_mask(width)[None] & real[:, None, :]) | jnp.eye(width, dtype=bool)
     apply = lambda tokens, **inputs: Llama(cfg).apply({"params": params}, tokens, method="hidden", **inputs)  # noqa: E731
-    hidden, (k, v) = apply(tokens, positions_BT=positions, mask_BTT=mask)
+    hidden, (k, v) = apply(tokens, positions_BT=positions, segments_BT=real.astype(np.int32))
     found = [list(Llama(cfg).apply({"params": params}, hidden[r][real[r]], method="unembed")) for r in (0, 1)]
 
     past, window = [(k, v, real, positions)], cfg.sliding_window or 10_000

@@ -102,7 +102,7 @@ def test_every_weight_is_initialised_as_declared(option):
         lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16), declared, is_leaf=lambda x: isinstance(x, Weight)
     )
     assert made == expected
-    assert parameter_count(cfg) == sum(x.size for x in jax.tree.leaves(made))
+    assert parameter_count(weights(cfg)) == sum(x.size for x in jax.tree.leaves(made))
     for w in jax.tree.leaves(declared, is_leaf=lambda x: isinstance(x, Weight)):
         assert len(w.axes) == len(w.shape)
 
@@ -146,7 +146,9 @@ def plain(random_params):
     return values_and_gradients(DROPOUT, random_params(DROPOUT))
 
 
-@pytest.mark.parametrize("option", [{"scan_layers": True}, {"remat": True}, {"scan_layers": True, "remat": True}])
+@pytest.mark.parametrize(
+    "option", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots"}, {"scan_layers": True, "remat": "full"}]
+)
 def test_scan_and_remat_change_neither_values_nor_gradients(option, plain, random_params):
     other = values_and_gradients(replace(DROPOUT, **option), random_params(DROPOUT))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other, plain)
@@ -176,7 +178,7 @@ def test_packed_texts_equal_each_text_alone(random_params):
     row = TOKENS[:1]
     # The middle text is last but one so that both its neighbours could leak into it.
     segments, positions = np.array([[1, 1, 1, 2, 2, 3, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]])
-    packed = np.asarray(forward(CFG, params, row, positions_BT=positions, mask_BTT=packed_mask(segments)))
+    packed = np.asarray(forward(CFG, params, row, positions_BT=positions, segments_BT=segments))
     assert np.isfinite(packed).all()  # the padding too
     for text in (slice(0, 3), slice(3, 5), slice(5, 6)):
         np.testing.assert_allclose(packed[0, text], alone(params, row[0, text]), atol=1e-5)
@@ -194,9 +196,7 @@ def test_left_padding_does_not_change_the_last_logits(random_params):
     real = np.zeros((2, T), bool)
     for r, n in enumerate(lengths):
         tokens[r, T - n :], positions[r, T - n :], real[r, T - n :] = TOKENS[r, :n], np.arange(n), True
-    # A padding query sees only itself: no row of the softmax may be empty.
-    mask = np.tril(np.ones((T, T), bool)) & real[:, None, :] | np.eye(T, dtype=bool)
-    states, _ = hidden(CFG, params, tokens, positions_BT=positions, mask_BTT=mask)
+    states, _ = hidden(CFG, params, tokens, positions_BT=positions, segments_BT=real.astype(np.int32))
     last = np.asarray(states[:, -1]) @ np.asarray(params["embed"]).T
     for r, n in enumerate(lengths):
         np.testing.assert_allclose(last[r], alone(params, TOKENS[r, :n])[-1], atol=1e-5)

@@ -21,7 +21,7 @@ CHANCE = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.floa
 class Bigram:
     """The part of `Llama` that losses use; a "hidden state" is a row of unnormalised logits."""
 
-    cfg = SimpleNamespace(vocab_size=3)
+    cfg = SimpleNamespace(vocab_size=3, dtype="float32")
 
     def apply(self, variables, x, method):
         if method == "hidden":

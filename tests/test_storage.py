@@ -109,7 +109,7 @@ def test_a_write_cut_short_leaves_the_old_bytes(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_sync", killed)
+        patch.setattr(storage.os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             write_atomic(path, b"new, and longer")
     assert path.read_bytes() == b"old"

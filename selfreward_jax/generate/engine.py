@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from selfreward_jax.generate import sampler
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
+from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import by_row, row_multiple
 
 
@@ -61,7 +62,7 @@ class Engine:
       raw: prompts are plain text to be continued, not messages to be answered.
     """
 
-    BUCKET = 16  # prompt lengths are rounded up to a multiple of this, to compile few programs
+    BUCKET = 16  # prompt lengths are rounded up to a multiple of this (8 times this if long), to compile few programs
 
     def __init__(
         self,
@@ -152,17 +153,20 @@ class Engine:
             tokens, lengths = self._padded([contexts[i] for i in chosen], rows)
             asked = np.zeros((rows, len(candidates[0])), np.int32)
             asked[: len(chosen)] = [candidates[i] for i in chosen]
-            logprobs = _logprobs_of(self.cfg, self.params, tokens, lengths, self._put(asked))
-            for i, row in zip(chosen, jax.device_get(logprobs), strict=False):
+            with jax.set_mesh(self.mesh):
+                logprobs = _logprobs_of(self.cfg, self.params, tokens, lengths, self._put(asked))
+            for i, row in zip(chosen, fetch(logprobs), strict=False):
                 found[i] = row.tolist()
         return found
 
     def _put(self, x: np.ndarray) -> jax.Array:
-        return jax.device_put(x, by_row(self.mesh, x.ndim))
+        return put(x, by_row(self.mesh, x.ndim))
 
     def _padded(self, ids: Sequence[Sequence[int]], rows: int) -> tuple[jax.Array, jax.Array]:
         """Prompts as tokens [rows, bucket] and lengths [rows]; rows that only fill the batch read one padding token."""
-        width = -(-max(map(len, ids)) // self.BUCKET) * self.BUCKET
+        longest = max(map(len, ids))
+        bucket = self.BUCKET if longest <= 256 else 8 * self.BUCKET
+        width = -(-longest // bucket) * bucket
         tokens = np.zeros((rows, width), np.int32)
         lengths = np.ones(rows, np.int32)
         for row, prompt in enumerate(ids):
@@ -180,25 +184,25 @@ class Engine:
     ) -> list[Completion]:
         tokens, lengths = self._padded(ids, prompts)
         names = [r.id for r in requests] + [""] * (prompts - len(requests))
-        keys = sample_keys(key, names, how.samples)
-        keys = jax.device_put(keys, by_row(self.mesh, keys.ndim))
+        keys = jax.random.key_data(sample_keys(key, names, how.samples))
 
         shape = (prompts * how.samples, how.max_new)
-        cache = self._caches.pop(shape, None) or sampler.empty_cache(self.cfg, *shape)
-        logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths)
-        samples, self._caches[shape] = sampler.decode(
-            self.cfg,
-            self.params,
-            logits,
-            segment,
-            lengths,
-            cache,
-            keys,
-            np.float32(how.temperature),
-            np.float32(how.top_p),
-            stop_ids=self.chat.stop_ids,
-        )
-        out, logprobs, count = jax.device_get(samples)
+        with jax.set_mesh(self.mesh):
+            cache = self._caches.pop(shape, None) or sampler.empty_cache(self.cfg, *shape)
+            logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths)
+            samples, self._caches[shape] = sampler.decode(
+                self.cfg,
+                self.params,
+                logits,
+                segment,
+                lengths,
+                cache,
+                jax.random.wrap_key_data(self._put(keys)),
+                np.float32(how.temperature),
+                np.float32(how.top_p),
+                stop_ids=self.chat.stop_ids,
+            )
+        out, logprobs, count = fetch(samples)
         stops = set(self.chat.stop_ids)
         completions = []
         for row in range(len(requests) * how.samples):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.parallel.sharding import ROWS, keep
 
 
 class Samples(NamedTuple):
@@ -35,6 +36,7 @@ class Samples(NamedTuple):
 Cache = tuple[Any, Any]
 
 
+@partial(jax.jit, static_argnames=("cfg", "rows", "width"))
 def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> Cache:
     """Keys [B, K, H, W] and values [B, K, W, H] of every layer for `width` new tokens, to be donated to `decode`."""
     L, K, H = cfg.layers, cfg.kv_heads, cfg.head_dim
@@ -44,7 +46,17 @@ def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> Cache:
             return jnp.zeros((L, *shape), cfg.dtype)
         return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(L))
 
-    return layers(rows, K, H, width), layers(rows, K, width, H)
+    return held((layers(rows, K, H, width), layers(rows, K, width, H)))
+
+
+def held(kv: Cache) -> Cache:
+    """Keys and values with their rows and heads on the devices that compute them."""
+
+    def one(x: jax.Array) -> jax.Array:
+        stacked = (None,) * (x.ndim - 4)
+        return keep(x, *stacked, ROWS, "tensor", None, None)
+
+    return jax.tree.map(one, kv)
 
 
 def write(cache: Any, new: Any, slot: jax.Array, axis: int) -> Any:
@@ -61,7 +73,7 @@ def prefill(cfg: LlamaConfig, params: Params, tokens_PS: jax.Array, lengths_P: j
     hidden, (k, v) = model.apply({"params": params}, tokens_PS, method="hidden")
     last = jnp.take_along_axis(hidden, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
     mask = jnp.arange(tokens_PS.shape[1])[None, None, :] < lengths_P[:, None, None]
-    return model.apply({"params": params}, last, method="unembed"), Segment(k, v, mask)
+    return model.apply({"params": params}, last, method="unembed"), Segment(*held((k, v)), mask)
 
 
 @partial(jax.jit, static_argnames=("cfg", "stop_ids"), donate_argnames="cache")
@@ -124,7 +136,7 @@ def decode(
             method="hidden",
         )
         keys, values = state["cache"]
-        state = state | {"cache": (write(keys, k, i - 1, axis=-1), write(values, v, i - 1, axis=-2))}
+        state = state | {"cache": held((write(keys, k, i - 1, axis=-1), write(values, v, i - 1, axis=-2)))}
         logits_BV = model.apply({"params": params}, hidden[:, 0], method="unembed")
         return i + 1, draw(i, logits_BV, state)
 

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.llm.llama import LlamaConfig, Params, Weight, weights
+from selfreward_jax.parallel.arrays import fetch
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -225,7 +226,7 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
 def _check_finite(path: epath.Path, params: Params) -> None:
     # The largest magnitude tells (NaN stays NaN), without an array of truth values as large as the weights.
     largest = jax.jit(lambda p: jax.tree.map(lambda x: jnp.abs(x).max(tuple(range(1, x.ndim))), p))
-    good = jax.tree.map(np.isfinite, jax.device_get(largest(params)))
+    good = jax.tree.map(np.isfinite, fetch(largest(params)))
     for key_path, rows in jax.tree_util.tree_leaves_with_path(good):
         if not rows.all():
             name = PLACES[key_path[-1].key].name.format(int(np.argmin(rows)))

@@ -18,8 +18,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import Segment, attend, causal_mask, within
+from selfreward_jax.llm.attention import Segment, attend
 from selfreward_jax.llm.rotary import RopeScaling, rotate, turns
+from selfreward_jax.llm.self_attention import self_attention, self_mask
+from selfreward_jax.parallel.sharding import ROWS, keep
 
 Params = dict[str, Any]
 
@@ -46,13 +48,29 @@ class LlamaConfig:
     dtype: str = "float32"  # of the matrix products
     param_dtype: str = "float32"  # of the stored weights
     scan_layers: bool = False  # one compiled layer, scanned; else L copies, faster to run on a CPU
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # what the backward pass recomputes; one of REMAT
+    attention: str = "reference"  # how a text attends to itself: self_attention.IMPLEMENTATIONS
+    lora_rank: int = 0  # of the adapters; 0: there are none
+    lora_alpha: float = 16.0  # what they add is scaled by alpha / rank
+    lora_targets: tuple[str, ...] = ()  # matrices of each layer, of MATRICES
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
+
+
+# What is kept of a layer for the backward pass: everything; the results of its matrix products; its input alone.
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+# The matrices of a layer, with how many of their leading dimensions are inputs.
+MATRICES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 
 
 class Weight(NamedTuple):
@@ -97,6 +115,9 @@ def weights(cfg: LlamaConfig) -> dict[str, Any]:
     if cfg.qk_norm:
         layer["q_norm"] = Weight((L, H), ("layers", "head"), ones)
         layer["k_norm"] = Weight((L, H), ("layers", "head"), ones)
+    if cfg.lora_rank:
+        for name in cfg.lora_targets:
+            layer |= _adapter(name, layer[name], cfg.lora_rank)
     tree = {
         "embed": Weight((V, D), ("vocab", "embed"), nn.initializers.normal(0.02)),
         "layers": layer,
@@ -105,6 +126,20 @@ def weights(cfg: LlamaConfig) -> dict[str, Any]:
     if not cfg.tie_embeddings:
         tree["head"] = Weight((D, V), ("embed", "vocab"), inward)
     return tree
+
+
+def _adapter(name: str, matrix: Weight, rank: int) -> dict[str, Weight]:
+    """The two factors of what is added to a matrix: inputs to rank, and rank to outputs, which begins at zero."""
+    cut = 1 + MATRICES[name]  # behind the layers and the inputs
+    inward = nn.initializers.normal(1 / math.sqrt(math.prod(matrix.shape[1:cut])))
+    return {
+        f"{name}_a": Weight((*matrix.shape[:cut], rank), (*matrix.axes[:cut], "rank"), inward),
+        f"{name}_b": Weight(
+            (matrix.shape[0], rank, *matrix.shape[cut:]),
+            (matrix.axes[0], "rank", *matrix.axes[cut:]),
+            nn.initializers.zeros_init(),
+        ),
+    }
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -122,36 +157,53 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
+def project(cfg: LlamaConfig, w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+    """`x` times a matrix of a layer, and what its adapter adds (LoRA, arXiv 2106.09685, eq. 3): x W + x A B alpha / r.
+
+    The adapter is applied to `x` and not to the matrix, so that no gradient as large as the matrix is ever made.
+    """
+    y = jnp.tensordot(x, w[name], MATRICES[name])
+    if f"{name}_a" in w:
+        down = jnp.tensordot(x, w[f"{name}_a"], MATRICES[name])
+        y = y + jnp.tensordot(down, w[f"{name}_b"], 1) * (cfg.lora_alpha / cfg.lora_rank)
+    return y
+
+
 def block(
     cfg: LlamaConfig,
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
     turn: tuple[jax.Array, jax.Array],
-    mask_BTT: jax.Array,
+    segments_BT: jax.Array | None,
     past: Sequence[Segment],
     key: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One layer. Returns the stream [B, T, D] and this layer's keys [B, K, H, T] and values [B, K, T, H]."""
     w = {name: value.astype(x_BTD.dtype) for name, value in w.items()}
+    x_BTD = keep(x_BTD, ROWS, None, None)
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
-    q = jnp.einsum("BTD,DNH->BTNH", y, w["wq"])
-    k = jnp.einsum("BTD,DKH->BTKH", y, w["wk"])
-    v = jnp.einsum("BTD,DKH->BTKH", y, w["wv"])
+    q, k, v = (project(cfg, w, name, y) for name in ("wq", "wk", "wv"))
     if cfg.attention_bias:
         q, k, v = q + w["bq"], k + w["bk"], v + w["bv"]
     if cfg.qk_norm:
         q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
     q, k = rotate(q, *turn), rotate(k, *turn)
+    q, k, v = (keep(heads, ROWS, None, "tensor", None) for heads in (q, k, v))
     # Keys are kept transposed: decoding reads them along S many times and writes one column at a time.
     k_BKHT, v_BKTH = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    o_BTNH = attend(q, [*past, Segment(k_BKHT, v_BKTH, mask_BTT)])
-    x_BTD = x_BTD + dropout(jnp.einsum("BTNH,NHD->BTD", o_BTNH, w["wo"]), cfg.dropout, attn_key)
+    if past:
+        mask_BTT = self_mask(q.shape[1], segments_BT, cfg.sliding_window)
+        o_BTNH = attend(q, [*past, Segment(k_BKHT, v_BKTH, mask_BTT)])
+    else:
+        o_BTNH = self_attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window)
+    x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
 
     y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
-    y = jax.nn.silu(y @ w["w_gate"]) * (y @ w["w_up"])
-    return x_BTD + dropout(y @ w["w_down"], cfg.dropout, mlp_key), (k_BKHT, v_BKTH)
+    y = jax.nn.silu(project(cfg, w, "w_gate", y)) * project(cfg, w, "w_up", y)
+    y = keep(y, ROWS, None, "tensor")
+    return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), (k_BKHT, v_BKTH)
 
 
 class Llama(nn.Module):
@@ -164,7 +216,7 @@ class Llama(nn.Module):
         dtype = jnp.dtype(self.cfg.param_dtype)
         for name, declared in weights(self.cfg).items():
             # `layers` is a dictionary of stacked weights, the others are single weights.
-            setattr(self, name, self.param(name, _initialise, declared, dtype))
+            setattr(self, name, self.param(name, initialise, declared, dtype))
 
     def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
         """Logits [B, T, V], float32. Keyword inputs as in `hidden`."""
@@ -180,7 +232,7 @@ class Llama(nn.Module):
         tokens_BT: jax.Array,
         *,
         positions_BT: jax.Array | None = None,
-        mask_BTT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
         past: Sequence[Any] = (),
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
@@ -189,7 +241,7 @@ class Llama(nn.Module):
         Args:
           tokens_BT: token ids, int32.
           positions_BT: rotary positions; 0, 1, 2, ... if not given.
-          mask_BTT: True where query t may look at the given token s; causal if not given.
+          segments_BT: a token looks only at given tokens of the same number; all of a row if not given.
           past: earlier segments, each a `Segment` whose k and v are as this method returns them, for a number of
             rows that divides B (one row may serve several consecutive queries). `mask` [rows or 1, T or 1, S], which
             holds the sliding window too, if there is one.
@@ -203,12 +255,10 @@ class Llama(nn.Module):
         B, T = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-        if mask_BTT is None:
-            mask_BTT = causal_mask(T)[None]
-        if cfg.sliding_window is not None:
-            mask_BTT &= within(cfg.sliding_window, positions_BT, positions_BT)
         turn = turns(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-        x_BTD = self.embed[tokens_BT].astype(cfg.dtype)
+        # Whole rows of the table before they are looked up: of rows split in two ways at once XLA makes a detour.
+        table_VD = keep(self.embed.astype(cfg.dtype), "tensor", None)
+        x_BTD = keep(table_VD[tokens_BT], ROWS, None, None)
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.layers))
 
@@ -216,10 +266,10 @@ class Llama(nn.Module):
             index, w, kv = inputs
             segments = [Segment(k, v, s.mask) for (k, v), s in zip(kv, past, strict=True)]
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return block(cfg, w, x, turn, mask_BTT, segments, layer_key)
+            return block(cfg, w, x, turn, segments_BT, segments, layer_key)
 
-        if cfg.remat:
-            layer = jax.checkpoint(layer)
+        if (policy := REMAT[cfg.remat]) is not None:
+            layer = jax.checkpoint(layer, policy=policy)
         if cfg.scan_layers:
             # The weights travel as scanned inputs; the scope's own parameters are only passed along.
             lifted = nn.scan(
@@ -240,13 +290,23 @@ class Llama(nn.Module):
         return rms_norm(x_BTD, self.norm, cfg.norm_eps), kv
 
 
-def _initialise(key: jax.Array, declared: Any, dtype: jnp.dtype) -> Any:
-    leaves, tree = jax.tree.flatten(declared, is_leaf=lambda x: isinstance(x, Weight))
+def initialise(key: jax.Array, declared: Any, dtype: Any) -> Any:
+    """Fresh weights of a tree of declarations."""
+    leaves, tree = jax.tree.flatten(declared, is_leaf=is_weight)
     keys = jax.random.split(key, len(leaves))
     return tree.unflatten([w.init(k, w.shape, dtype) for w, k in zip(leaves, keys, strict=True)])
 
 
-def parameter_count(cfg: LlamaConfig) -> int:
-    """Number of trained scalars, counted from the declarations."""
-    leaves = jax.tree.leaves(weights(cfg), is_leaf=lambda x: isinstance(x, Weight))
-    return sum(math.prod(w.shape) for w in leaves)
+def abstract(declared: Any, dtype: Any) -> Any:
+    """Shapes and dtypes of the weights of a tree of declarations."""
+    return jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), declared, is_leaf=is_weight)
+
+
+def parameter_count(declared: Any) -> int:
+    """Number of scalars in a tree of declarations."""
+    return sum(math.prod(w.shape) for w in jax.tree.leaves(declared, is_leaf=is_weight))
+
+
+def is_weight(x: Any) -> bool:
+    """Whether this is a declaration: the leaf of a tree of them."""
+    return isinstance(x, Weight)

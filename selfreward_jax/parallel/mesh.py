@@ -1,20 +1,62 @@
-"""The device mesh."""
+"""The device meshes: one for training, and the same devices in another arrangement for sampling."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "tensor")
+# replica: whole copies that meet once a step, over the slow network between slices; data: whole copies within one;
+# fsdp: devices that share each weight and gather it when it is used; tensor: devices that share each matrix product.
+AXES = ("replica", "data", "fsdp", "tensor")
 
 
-def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """All devices as (data, fsdp, tensor); `data` takes what the other two leave.
+def make_mesh(fsdp: int = 1, tensor: int = 1, replicas: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices (all there are, if not given) as (replica, data, fsdp, tensor); `data` takes what the others leave.
 
     Raises:
-      ValueError: the number of devices is not divisible by fsdp * tensor.
+      ValueError: the number of devices is not divisible by replicas * fsdp * tensor, or the slices of a TPU are not
+        as many as the replicas; the message has the numbers.
     """
-    devices = jax.device_count()
-    if devices % (fsdp * tensor):
-        raise ValueError(f"{devices} devices are not divisible by parallel.fsdp {fsdp} x parallel.tensor {tensor}")
-    shape = (devices // (fsdp * tensor), fsdp, tensor)
+    devices = jax.devices() if devices is None else list(devices)
+    shared = replicas * fsdp * tensor
+    if len(devices) % shared:
+        raise ValueError(
+            f"{len(devices)} devices are not divisible by parallel.replicas {replicas} x parallel.fsdp {fsdp} x "
+            f"parallel.tensor {tensor} = {shared}: choose numbers whose product divides {len(devices)}"
+        )
+    within = (len(devices) // shared, fsdp, tensor)
+    slices = {getattr(d, "slice_index", 0) for d in devices}
+    if len(slices) > 1:
+        if len(slices) != replicas:
+            raise ValueError(f"parallel.replicas is {replicas}, but the devices are in {len(slices)} slices: set it so")
+        # Fast links within a slice for the last three axes, the slow network between slices for the first.
+        arranged = mesh_utils.create_hybrid_device_mesh((1, *within), (replicas, 1, 1, 1), devices)
+    else:
+        arranged = mesh_utils.create_device_mesh((replicas, *within), devices)
+    return _mesh(arranged)
+
+
+def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
+    """The devices of `mesh` in the same order, with `tensor` of them sharing each matrix product (0: as many as in
+    `mesh`) and the others sharing the rows: no weight is gathered while text is sampled.
+
+    Raises:
+      ValueError: `tensor` does not divide the devices of a replica; the message has the numbers.
+    """
+    replicas = mesh.shape["replica"]
+    tensor = tensor or mesh.shape["tensor"]
+    of_replica = mesh.size // replicas
+    if of_replica % tensor:
+        raise ValueError(
+            f"{of_replica} devices of a replica are not divisible by parallel.sample_tensor {tensor}: choose a number "
+            f"that divides {of_replica}"
+        )
+    return _mesh(mesh.devices.reshape(replicas, of_replica // tensor, 1, tensor))
+
+
+def _mesh(devices: np.ndarray) -> Mesh:
     # Auto axes: the compiler propagates shardings through Linen; explicit axes, the default, do not allow it.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))

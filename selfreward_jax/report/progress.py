@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from selfreward_jax.parallel import processes
+
 
 class Progress:
     """Counts rows (or steps) of a stage and its tokens.
@@ -24,7 +26,7 @@ class Progress:
         self.tokens = 0
         self.start = self.last = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and processes.first():
             self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", leave=False)
 
     def add(self, rows: int, tokens: int = 0, note: str = "") -> None:
@@ -60,5 +62,6 @@ class Progress:
 
 
 def say(line: str) -> None:
-    """A line for the person who watches."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the person who watches; of several processes the first one's alone."""
+    if processes.first():
+        print(line, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.method import judge as judging
+from selfreward_jax.parallel import processes
 from selfreward_jax.report import tables
 from selfreward_jax.run import Run
 
@@ -16,7 +17,7 @@ def write(r: Run) -> dict[str, Any]:
     that finished it.
     """
     settings = storage.read_json(r.dir / "config.json")
-    names = [name for name in r.models() if (r.dir / name / "eval.json").exists()]
+    names = [name for name in r.models() if storage.exists(r.dir / name / "eval.json")]
     models = {name: storage.read_json(r.dir / name / "eval.json") for name in names}
     if not r.cfg.data.ift:
         for name, others in measure.versus(r.dir, names).items():
@@ -31,7 +32,8 @@ def write(r: Run) -> dict[str, Any]:
         "config": settings,
     }
     storage.write_json(r.dir / "summary.json", summary)
-    print("\n".join(tables.short(models)), flush=True)
+    if processes.first():
+        print("\n".join(tables.short(models)), flush=True)
     return summary
 
 

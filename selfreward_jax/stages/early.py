@@ -43,7 +43,7 @@ class EarlyStopping:
         first = self._stage(0, "answers")
         answer(run, self.previous, self.asked, how, self.name, first)
         ours = self._stage(step, "answers")
-        answer_with(run, run.engine_of(params), self.asked, how, self.name, ours)
+        answer_with(run, run.engine_of(run.whole(params)), self.asked, how, self.name, ours)
         theirs = self._stage(self.best, "answers")
         sides = [run.rows(self.name, stage).rows() for stage in (ours, theirs)]
         verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))
@@ -65,9 +65,8 @@ class EarlyStopping:
         run = self.run
         if not self.best:
             say(f"{self.name}: no step won against {self.previous}; it is {self.previous} again")
-            return run.params(self.previous)
-        path = run.dir / self.name / "best" / str(self.best)
-        return checkpoints.restore(path, run.abstract_params(), run.shardings)
+            return run.trained(self.previous)
+        return run.trained(self.name, run.dir / self.name / "best" / str(self.best))
 
     def finish(self) -> None:
         """Makes the record whole. The best parameters stay until the model itself is: a kill in between costs a few

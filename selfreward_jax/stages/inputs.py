@@ -29,7 +29,7 @@ def check_inputs(run: Run) -> None:
     pairwise_template(run)
     if run.cfg.prompts.writer not in ("", "world"):
         _pin_writer(run)
-    if run.cfg.model.init and not (run.dir / "m0" / "manifest.json").exists():
+    if run.cfg.model.init and not storage.exists(run.dir / "m0" / "manifest.json"):
         folder = hub.folder(run.cfg.model.init)
         _, raw = read_config(folder)
         read_chat(folder)

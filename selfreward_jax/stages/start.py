@@ -1,19 +1,20 @@
 """Before M1: seed rows, tokenizer, and M0."""
 
+from functools import partial
 from random import Random
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from etils import epath
 
 from selfreward_jax import storage
 from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import FILES as TOKENIZER_FILES
-from selfreward_jax.llm.llama import Llama, parameter_count
+from selfreward_jax.llm.llama import Llama, parameter_count, weights
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import seeds
 from selfreward_jax.method.eft import build_eft
+from selfreward_jax.parallel import processes
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.inputs import StageError, fit_to_show, judge_template, judged_set, prompt_template
@@ -27,9 +28,14 @@ Row = dict[str, Any]
 def seed(run: Run) -> None:
     """seed/*.jsonl: instruction rows, judged rows (or the ranked answers they are to be made of), held-out prompts and
     ranked answers, plain documents."""
-    last = run.rows("seed", "documents")
-    if last.manifest is not None:
+    if run.rows("seed", "documents").manifest is not None:
         return
+    if processes.first():  # the only one that needs the user's files
+        _make_seed(run)
+    processes.wait("the seeds are made")
+
+
+def _make_seed(run: Run) -> None:
     progress = Progress("seed", 0)
     c = run.cfg
     if c.data.ift:
@@ -62,12 +68,13 @@ def tokenizer(run: Run) -> None:
     """tokenizer/: the tokenizer and chat template of model.init; or a tokenizer trained on all training texts of the
     seeds, and our template."""
     folder = run.dir / "tokenizer"
-    if (folder / "manifest.json").exists():
+    if storage.exists(folder / "manifest.json"):
         return
     if run.cfg.model.init:
         _adopt_tokenizer(hub.folder(run.cfg.model.init), folder)
     else:
         _train_tokenizer(run, folder)
+    processes.wait("the tokenizer is written")
     storage.write_json(folder / "manifest.json", {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size})
     say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
 
@@ -135,19 +142,17 @@ def base(run: Run) -> None:
         texts = [row["text"] for row in run.rows("seed", "documents").rows()]
         width = run.cfg.base.width
         examples = [piece for text in texts for piece in chat.pieces(run.chat.document(text), width)]
-        model = Llama(run.llama())
-        say(f"model: {parameter_count(run.llama()):,} parameters, {run.mesh.size} device(s)")
-        # Jitted with out_shardings: each device makes its own part.
-        init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), int))["params"], out_shardings=run.shardings)
-        start = init(run.key("m0", "init"))
-        train_packed(run, "m0", "base", examples, start)
+        declared = weights(run.llama())
+        say(f"model: {parameter_count(declared):,} parameters, {run.mesh.size} device(s)")
+        make = lambda key: Llama(run.llama()).init(key, jnp.zeros((1, 1), int))["params"]  # noqa: E731
+        train_packed(run, "m0", "base", examples, partial(run.made, make, declared, "m0"))
 
 
 def _adopt_weights(run: Run, source: epath.Path) -> None:
     progress = Progress("m0 init", 1)
-    checkpoints.save(run.dir / "m0" / "checkpoint", hf.load(source, run.llama(), run.shardings))
+    checkpoints.save(run.dir / "m0" / "checkpoint", hf.load(source, run.llama(), run.shardings(weights(run.llama()))))
     facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0, "seconds": progress.seconds}
     storage.write_json(run.dir / "m0" / "manifest.json", facts)
     progress.add(1)
-    progress.close(f"{parameter_count(run.llama()):,} parameters of {source}")
+    progress.close(f"{parameter_count(weights(run.llama())):,} parameters of {source}")
     run.spent()

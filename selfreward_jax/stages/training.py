@@ -1,13 +1,15 @@
 """The trained models: SFT to M1, DPO to M2, M3, ..."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from selfreward_jax import storage
-from selfreward_jax.llm import chat
-from selfreward_jax.llm.llama import Llama
+from selfreward_jax.llm import chat, llama, lora
+from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.early import EarlyStopping
@@ -18,14 +20,23 @@ from selfreward_jax.train import checkpoints, dpo, sft, trainer
 def baseline(run: Run) -> None:
     """sft: the base model trained on IFT alone, the paper's SFT baseline."""
     if not is_trained(run, "sft"):
-        train_packed(run, "sft", "sft", seed_examples(run, ("ift",))["ift"], run.params("m0"))
+        train_packed(run, "sft", "sft", seed_examples(run, ("ift",))["ift"], partial(_from_base, run, "sft"))
 
 
 def supervised(run: Run) -> None:
     """m1: the base model trained on the sets that sft.sets names: IFT, EFT and few-shot prompt rows."""
     if not is_trained(run, "m1"):
         examples = [e for rows in seed_examples(run, run.cfg.sft.sets).values() for e in rows]
-        train_packed(run, "m1", "sft", examples, run.params("m0"))
+        train_packed(run, "m1", "sft", examples, partial(_from_base, run, "m1"))
+
+
+def _from_base(run: Run, name: str) -> Params:
+    """Where supervised training starts: M0, or fresh adapters for it."""
+    if not run.cfg.lora.rank:
+        return run.trained("m0")
+    declared = lora.trained(run.llama(adapters=True))
+    say(f"{name} adapters: {llama.parameter_count(declared):,} parameters are trained")
+    return run.made(lambda key: llama.initialise(key, declared, "float32"), declared, name)
 
 
 def preferences(run: Run, t: int) -> None:
@@ -38,16 +49,23 @@ def preferences(run: Run, t: int) -> None:
         dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
         for r in run.rows(name, "pairs").rows()
     ]
-    reference = dpo.reference_logprobs(Llama(run.llama()), run.params(previous), pairs, settings.batch, run.mesh)
+    run.release()
+    reference = dpo.reference_logprobs(
+        Llama(run.llama(adapters=True)),
+        lora.join(run.base(), run.trained(previous)),
+        pairs,
+        settings.batch,
+        run.mesh,
+    )
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
     steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
-    model = Llama(run.llama(settings.dropout))
+    model = Llama(run.llama(settings.dropout, adapters=True))
     tokens = 2 * settings.batch * dpo.pair_width(pairs) + bool(replay) * settings.replay_batch * settings.replay_width
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
-    # The start is handed over, not held here: it need not stay in memory beside the policy.
-    _train(run, name, "dpo", loss_fn, steps, batch_at, run.params(previous), tokens, rows=len(pairs), early=early)
+    start = partial(run.trained, previous)
+    _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, rows=len(pairs), early=early)
 
 
 def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
@@ -62,7 +80,7 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
 
 def is_trained(run: Run, model: str) -> bool:
     """Whether the model is whole on disk."""
-    trained = (run.dir / model / "manifest.json").exists()
+    trained = storage.exists(run.dir / model / "manifest.json")
     if trained:
         _clear(run, model)  # a kill may have come between the manifest and this
     return trained
@@ -71,15 +89,14 @@ def is_trained(run: Run, model: str) -> bool:
 def _clear(run: Run, model: str) -> None:
     """Removes what only serves a model in the making."""
     for name in ("steps", "best"):
-        if (folder := run.dir / model / name).exists():
-            folder.rmtree()
+        storage.remove(run.dir / model / name)
 
 
-def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Any) -> None:
-    """NAME/checkpoint: trained from `start` on the texts, packed, by the settings of `stage`."""
+def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Callable[[], Params]) -> None:
+    """NAME/checkpoint: trained from `start()` on the texts, packed, by the settings of `stage`."""
     settings = run.cfg[stage]
     examples = fitting(examples, settings.width, f"{name} {stage}")
-    model = Llama(run.llama(settings.dropout))
+    model = Llama(run.llama(settings.dropout, adapters=name != "m0"))
     steps, batch_at = sft.batches_of(examples, settings, run.seed(name, stage), run.mesh)
     tokens = settings.batch * settings.width
     _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, rows=len(examples))
@@ -92,29 +109,31 @@ def _train(
     loss_fn: trainer.LossFn,
     steps: int,
     batch_at: Any,
-    start: Any,
+    start: Callable[[], Params],
     tokens_a_step: int,
     rows: int,
     early: EarlyStopping | None = None,
 ) -> None:
-    """Trains from `start` (or from the latest saved step) and leaves NAME/checkpoint and NAME/manifest.json."""
+    """Trains from `start()` (or from the latest saved step) and leaves NAME/checkpoint and NAME/manifest.json."""
+    run.release()  # the engine of an earlier stage
     settings = run.cfg[stage]
     rate = trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup)
     optimizer = trainer.make_optimizer(rate, run.cfg.optimizer)
-    shardings = trainer.state_shardings(optimizer, run.abstract_params(), run.shardings, run.mesh)
+    declared = lora.trained(run.llama(adapters=name != "m0"))
+    abstract = llama.abstract(declared, "float32")
+    lying = run.shardings(declared)
+    shardings = trainer.state_shardings(optimizer, abstract, lying, run.mesh, run.cfg.optimizer.offload)
 
     def fresh(params: Any) -> trainer.State:
-        # A copy: the update donates its state, and `start` may still be held as the model it is.
-        return trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+        return trainer.State(jnp.int32(0), params, optimizer.init(params))
 
     path = run.dir / name / "steps"
     if (step := checkpoints.latest_step(path)) is not None:
-        state = checkpoints.restore(path / str(step), jax.eval_shape(fresh, start), shardings)
+        state = checkpoints.restore(path / str(step), jax.eval_shape(fresh, abstract), shardings)
         say(f"{name} {stage}: going on from step {step}")
     else:
-        state = jax.jit(fresh, out_shardings=shardings)(start)
-    del start
-    run.release()
+        state = jax.jit(fresh, out_shardings=shardings, donate_argnums=0)(start())
+    frozen = run.base() if name != "m0" else None
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
 
     def report(step: int, metrics: dict[str, float]) -> None:
@@ -130,6 +149,7 @@ def _train(
         save_every=run.cfg.save_every,
         path=path,
         report=report,
+        frozen=frozen,
         watch=early,
         watch_every=settings.eval_every if early else 0,
     )

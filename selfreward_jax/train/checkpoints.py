@@ -6,6 +6,8 @@ import jax
 from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
+from selfreward_jax.parallel import processes
+
 
 def save(path: epath.Path, tree: Any) -> None:
     """Writes a tree of arrays to the new directory `path`, and returns when it is whole on disk."""
@@ -20,15 +22,16 @@ def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
 
 def latest_step(path: epath.Path) -> int | None:
     """The highest step saved under `path`, None if there is none."""
-    if not path.exists():
-        return None
-    steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()]
-    return max(steps, default=None)
+    return processes.agreed(lambda: max(_steps(path), default=None))
 
 
 def save_step(path: epath.Path, step: int, state: Any) -> None:
     """Writes `state` as step `step` under `path`, then removes the older ones."""
     save(path / str(step), state)
-    for old in path.iterdir():
-        if old.name.isdigit() and int(old.name) < step:
-            old.rmtree()
+    for old in _steps(path) if processes.first() else []:
+        if old < step:
+            (path / str(old)).rmtree()
+
+
+def _steps(path: epath.Path) -> list[int]:
+    return [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, Params
-from selfreward_jax.parallel.sharding import by_row
+from selfreward_jax.parallel.arrays import put
+from selfreward_jax.parallel.sharding import by_row, replicated
 from selfreward_jax.train import batches, losses, preference
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, place
@@ -32,15 +33,16 @@ def pair_width(pairs: Sequence[Pair]) -> int:
 def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
     width = pair_width(pairs)
-    logprobs = jax.jit(partial(losses.sequence_logprobs, model))
+    logprobs = jax.jit(partial(losses.sequence_logprobs, model), out_shardings=replicated(mesh))
     out = np.zeros((batches.round_up(len(pairs), batch), 2), np.float32)
     for start in range(0, len(pairs), batch):
         rows = pairs[start : start + batch]
         rows = [*rows, *[rows[-1]] * (batch - len(rows))]
         for side in (0, 1):
             arrays = batches.padded_batch([pair[side] for pair in rows], width)
-            put = {n: jax.device_put(x, by_row(mesh, x.ndim)) for n, x in arrays.items()}
-            out[start : start + batch, side] = logprobs(params, put["tokens"], put["target"])
+            tokens, target = (put(arrays[n], by_row(mesh, 2)) for n in ("tokens", "target"))
+            with jax.set_mesh(mesh):
+                out[start : start + batch, side] = logprobs(params, tokens, target)
     return out[: len(pairs)]
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax.llm.llama import Llama, Params
+from selfreward_jax.parallel.sharding import ROWS, devices_in_use, keep
 
-# Most float32 logits held at once; longer sequences are taken in chunks of T and recomputed going back.
+# Most float32 logits that a device holds at once; longer sequences are taken in chunks of T, recomputed going back.
 LOGITS_AT_ONCE = 1 << 25
 
 
@@ -17,18 +18,21 @@ def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs:
     Args:
       model, params: the model.
       tokens_BT: token ids.
-      **inputs: positions_BT, mask_BTT and key, as in `Llama.hidden`.
+      **inputs: positions_BT, segments_BT and key, as in `Llama.hidden`.
     """
+    # Cast before use, so that what devices gather of a weight is no wider than what they compute with.
+    params = jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden", **inputs)
     states, targets = hidden_BTD[:, :-1], tokens_BT[:, 1:]
     B, T, D = states.shape
 
     def chunk(x: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = model.apply({"params": params}, x[0], method="unembed")
+        states = keep(x[0], ROWS, None, None)
+        logits = keep(model.apply({"params": params}, states, method="unembed"), ROWS, None, "tensor")
         taken = jnp.take_along_axis(logits, x[1][..., None], axis=-1)[..., 0]
         return taken - jax.nn.logsumexp(logits, axis=-1)
 
-    length = max(1, LOGITS_AT_ONCE // (B * model.cfg.vocab_size))
+    length = max(1, LOGITS_AT_ONCE * devices_in_use() // (B * model.cfg.vocab_size))
     if length >= T:
         logprobs = chunk((states, targets))
     else:

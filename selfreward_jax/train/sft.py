@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from selfreward_jax.llm.attention import packed_mask
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.train import batches, losses
@@ -22,7 +21,7 @@ def packed_loss(model: Llama, params: Params, batch: dict[str, Any], key: jax.Ar
         batch["target"],
         batch["target_total"],
         positions_BT=batch["positions"],
-        mask_BTT=packed_mask(batch["segments"]),
+        segments_BT=batch["segments"],
         key=key,
     )
 

@@ -12,7 +12,9 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from selfreward_jax.llm.llama import Params
+from selfreward_jax.llm import lora
+from selfreward_jax.llm.llama import MATRICES, Params
+from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import by_row, replicated
 from selfreward_jax.train import checkpoints
 
@@ -23,7 +25,7 @@ LossFn = Callable[[Params, dict[str, Any], jax.Array], tuple[jax.Array, Metrics]
 
 
 class State(NamedTuple):
-    """Everything that decides the future of a training run, apart from its configuration."""
+    """Everything that decides the future of a training run, apart from its configuration and what it leaves frozen."""
 
     step: jax.Array
     params: Params
@@ -49,62 +51,77 @@ def make_optimizer(rate: optax.Schedule, settings: Any) -> optax.GradientTransfo
             adam_b1=settings.b1,
             adam_b2=settings.b2,
             adam_weight_decay=settings.weight_decay,
+            mu_dtype=settings.moment_dtype,
             muon_weight_dimension_numbers=muon_dimensions,
             consistent_rms=settings.muon_rms,
         )
     else:
-        core = optax.adamw(rate, b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay)
+        core = optax.adamw(
+            rate, settings.b1, settings.b2, weight_decay=settings.weight_decay, mu_dtype=settings.moment_dtype
+        )
     return optax.chain(optax.clip_by_global_norm(settings.clip), core)
 
 
 def muon_dimensions(params: Params) -> Any:
     """Which axes of each stacked weight are its matrix: Muon for the layers' matrices, Adam for the rest."""
-    matrix = optax.contrib.MuonDimensionNumbers
-    axes = {
-        "wq": matrix((1,), (2, 3)),
-        "wk": matrix((1,), (2, 3)),
-        "wv": matrix((1,), (2, 3)),
-        "wo": matrix((1, 2), (3,)),
-        "w_gate": matrix((1,), (2,)),
-        "w_up": matrix((1,), (2,)),
-        "w_down": matrix((1,), (2,)),
-    }
-    return {name: {key: axes.get(key) for key in value} if name == "layers" else None for name, value in params.items()}
+
+    def axes(name: str, weight: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if name not in MATRICES:
+            return None
+        cut = 1 + MATRICES[name]  # behind the layers and the inputs
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(range(cut, weight.ndim)))
+
+    layers = {name: axes(name, weight) for name, weight in params["layers"].items()}
+    return {name: layers if name == "layers" else None for name in params}
 
 
-def state_shardings(optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh) -> State:
+def state_shardings(
+    optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh, offload: bool = False
+) -> State:
     """Shardings of the state: moments lie as their parameters do (`like`), everything else on every device.
 
-    A leaf of the optimiser's state belongs to a parameter if its path ends in the parameter's path.
+    A leaf of the optimiser's state belongs to a parameter if its path ends in the parameter's path. With `offload`
+    the moments lie in the host's memory.
     """
     paths = {tuple(map(str, path)): s for path, s in jax.tree_util.tree_leaves_with_path(like)}
 
     def one(path: Any, leaf: Any) -> Any:
         names = tuple(map(str, path))
         tails = (names[i:] for i in range(len(names)))
-        return next((paths[t] for t in tails if t in paths and leaf.ndim), replicated(mesh))
+        found = next((paths[t] for t in tails if t in paths and leaf.ndim), None)
+        if found is None:
+            return replicated(mesh)
+        return found.with_memory_kind("pinned_host") if offload else found
 
     opt_state = jax.eval_shape(optimizer.init, params)
     return State(replicated(mesh), like, jax.tree_util.tree_map_with_path(one, opt_state))
 
 
-def make_update(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: State, mesh: Mesh
-) -> Callable[[State, dict[str, Any], jax.Array], tuple[State, Metrics]]:
+# (state, batch, dropout key, frozen parameters or None) -> (next state, metrics)
+Update = Callable[..., tuple[State, Metrics]]
+
+
+def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: State, mesh: Mesh) -> Update:
     """The jitted update step.
 
-    It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for
-    all of them), and a dropout key; it returns the next state and the metrics, which hold `loss`, `grad_norm`
-    and what `loss_fn` reports.
+    It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for all of
+    them), the run's dropout key, into which it folds the step, and the parameters that stay as they are, if any; it
+    returns the next state and the metrics, which hold `loss`, `grad_norm` and what `loss_fn` reports.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    def update(state: State, batch: dict[str, Any], key: jax.Array) -> tuple[State, Metrics]:
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    def update(
+        state: State, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None
+    ) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
+        whole_loss = lambda trained, *rest: loss_fn(lora.join(frozen, trained), *rest)  # noqa: E731
+        grad_fn = jax.value_and_grad(whole_loss, has_aux=True)
 
         def micro(index: Any, arrays: dict[str, Any]) -> tuple[Params, Metrics]:
             inputs = arrays | batch["totals"]
             (loss, metrics), grads = grad_fn(state.params, inputs, jax.random.fold_in(key, index))
+            # Summed over rows where the weights lie, not on every device.
+            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
             return grads, metrics | {"loss": loss}
 
         arrays = batch["arrays"]
@@ -114,11 +131,21 @@ def make_update(
             rest = (jnp.arange(1, count), jax.tree.map(lambda x: x[1:], arrays))
             total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, micro(*one)), None), total, rest)
         grads, metrics = total
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # From the host's memory, where they may lie, for as long as they are used.
+        near = jax.tree.map(lambda s: s.with_memory_kind(None), shardings.opt_state)
+        updates, opt_state = optimizer.update(grads, jax.device_put(state.opt_state, near), state.params)
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
 
-    return update
+    def update_on_mesh(
+        state: State, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None
+    ) -> tuple[State, Metrics]:
+        key_data = np.asarray(jax.random.key_data(key))  # plain numbers may go to the devices of any process
+        with jax.set_mesh(mesh):
+            return update(state, batch, key_data, frozen)
+
+    update_on_mesh.jitted = update  # for those who lower it
+    return update_on_mesh
 
 
 def place(batch: dict[str, Any], mesh: Mesh, accumulate: int) -> dict[str, Any]:
@@ -126,17 +153,17 @@ def place(batch: dict[str, Any], mesh: Mesh, accumulate: int) -> dict[str, Any]:
 
     def arrays(x: np.ndarray) -> jax.Array:
         x = x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
-        return jax.device_put(x, by_row(mesh, x.ndim, axis=1))
+        return put(x, by_row(mesh, x.ndim, axis=1))
 
     return {
         "arrays": {name: arrays(x) for name, x in batch["arrays"].items()},
-        "totals": jax.device_put(batch["totals"], replicated(mesh)),
+        "totals": {name: put(x, replicated(mesh)) for name, x in batch["totals"].items()},
     }
 
 
 def fit(
     state: State,
-    update: Callable[[State, dict[str, Any], jax.Array], tuple[State, Metrics]],
+    update: Update,
     batch_at: Callable[[int], dict[str, Any]],
     steps: int,
     key: jax.Array,
@@ -144,6 +171,7 @@ def fit(
     save_every: int,
     path: epath.Path,
     report: Callable[[int, dict[str, float]], None],
+    frozen: Params | None = None,
     watch: Callable[[int, Params], bool] | None = None,
     watch_every: int = 0,
 ) -> State:
@@ -154,9 +182,10 @@ def fit(
       update: from `make_update`.
       batch_at: the placed batch of a step; a pure function.
       steps: the number of steps of the whole run.
-      key: dropout key of the run; the step is folded into it.
+      key: dropout key of the run; the update folds the step into it.
       save_every: steps between saved states; 0 saves none.
       path: where states are saved.
+      frozen: parameters that stay as they are.
       report: called with each step's number and metrics, one step late, so that the device never waits.
       watch: called with the number of steps done and the parameters, every `watch_every` steps and at the end; where
         it returns False, training ends.
@@ -176,7 +205,7 @@ def fit(
             report(step, values)
 
     for step in range(int(state.step), steps):
-        state, metrics = update(state, batch_at(step), jax.random.fold_in(key, step))
+        state, metrics = update(state, batch_at(step), key, frozen)
         flush()
         pending = (step, metrics)
         if watch and ((step + 1) % watch_every == 0 or step + 1 == steps):

@@ -1,0 +1,203 @@
+"""The checks that come before any work: settings that cannot work are refused with the field, its value and the
+remedy."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from selfreward_jax.config import ConfigError
+
+AT_LEAST = {
+    "iterations": 1,
+    "candidates.samples": 2,
+    "judge.samples": 1,
+    "judge.least_votes": 1,
+    "prompts.count": 1,
+    "prompts.wave": 1,
+    "prompts.most_attempts": 1,
+    "prompts.seed_shots": 0,
+    "prompts.own_shots": 0,
+    "evaluate.samples": 1,
+    "evaluate.best_of": 1,
+    "eft.samples": 1,
+    "dpo.eval_every": 0,
+    "dpo.eval_prompts": 1,
+    "compare.max_new": 1,
+    "endpoint.max_tokens": 1,
+    "endpoint.most_calls": 0,
+    "endpoint.retries": 0,
+    "data.ift_rows": 0,
+    "data.eft_rows": 0,
+    "data.documents": 1,
+    "data.heldout_prompts": 1,
+    "data.ranked_prompts": 1,
+    "data.ranked_answers": 2,
+    "tokenizer.vocab_size": 16,
+    "model.dim": 1,
+    "model.layers": 1,
+    "model.heads": 1,
+    "model.kv_heads": 1,
+    "model.head_dim": 2,
+    "model.hidden": 1,
+    "base.width": 8,
+    "sft.width": 8,
+    "dpo.replay_width": 8,
+    "base.accumulate": 1,
+    "sft.accumulate": 1,
+    "dpo.accumulate": 1,
+    "dpo.gamma": 0,
+    "generate.rows": 1,
+    "parallel.fsdp": 1,
+    "parallel.tensor": 1,
+    "parallel.replicas": 1,
+    "parallel.sample_tensor": 0,
+    "parallel.timeout": 1,
+    "lora.rank": 0,
+}
+
+CHOICES = {
+    "optimizer.name": ("adamw", "muon"),
+    "optimizer.moment_dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "reference", "xla", "cudnn", "splash"),
+    "evaluate.split": ("heldout", "validation"),
+    "eft.source": ("scores", "baseline"),
+    "eft.agreement": ("strict", "weak"),
+    "judge.by": ("model", "random"),
+    "judge.form": ("points", "choice"),
+    "judge.readout": ("votes", "expected"),
+    "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
+    "compare.form": ("scores", "pairwise"),
+}
+
+
+LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+
+
+def check(c: ConfigDict, row_devices: int) -> None:
+    """Refuses settings that cannot work.
+
+    Args:
+      c: the settings.
+      row_devices: devices that batch rows are spread over.
+
+    Raises:
+      ConfigError: on the first one.
+    """
+    _check_data(c)
+    for field, least in AT_LEAST.items():
+        if (value := _field(c, field)) < least:
+            raise ConfigError(f"{field} is {value}; it must be at least {least}")
+    for field, allowed in CHOICES.items():
+        if (value := _field(c, field)) not in allowed:
+            raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
+    _check_model(c)
+    _check_training(c, row_devices)
+    _check_sampling(c)
+
+
+def _check_data(c: ConfigDict) -> None:
+    if bool(c.data.ift) != bool(c.data.eft):
+        given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
+        raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
+    for field, top in (("data.shared_to_ift", 1.0), ("eft.most_share", 1.0), ("pairs.rho", 0.5)):
+        if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.rho" and value == top):
+            below = "below" if field == "pairs.rho" else "at most"
+            raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")
+    if c.eft.source == "baseline" and not c.baseline:
+        raise ConfigError(
+            "eft.source is 'baseline' but baseline is False: the SFT baseline writes EFT; set --config.baseline"
+        )
+    if c.prompts.writer == "world" and c.data.ift:
+        raise ConfigError(
+            "prompts.writer is 'world' but data.ift is given: the embedded world writes prompts of its own alone; "
+            "name a model's folder or working directory"
+        )
+    if c.eft.source == "baseline" and not c.data.ift and c.data.ift_rows and c.data.eft_rows:
+        raise ConfigError(
+            "eft.source is 'baseline', but the embedded world brings written judgements: give data.ift and data.eft"
+        )
+    if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
+        raise ConfigError(
+            f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
+            "no file is given: give data.ift and data.eft, or numbers of rows of the embedded world"
+        )
+
+
+def _check_model(c: ConfigDict) -> None:
+    if c.model.head_dim % 2:
+        raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
+    if c.model.heads % c.model.kv_heads:
+        raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
+
+
+def _check_training(c: ConfigDict, row_devices: int) -> None:
+    for field in ("base.batch", "sft.batch", "dpo.batch", "dpo.replay_batch"):
+        value = _field(c, field)
+        pieces = row_devices * c[field.split(".")[0]].accumulate
+        if value < 1 or value % pieces:
+            raise ConfigError(
+                f"{field} is {value}, which is not divisible by {pieces} (the {row_devices} devices that rows are "
+                f"spread over, times accumulate): use a multiple of {pieces}"
+            )
+    _check_lora(c)
+    for stage in ("base", "sft", "dpo"):
+        if not c[stage].epochs > 0:
+            raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
+    if not c.dpo.beta > 0:
+        raise ConfigError(f"dpo.beta is {c.dpo.beta}; it must be above 0")
+    if not 0 <= c.dpo.label_smoothing < 0.5:
+        raise ConfigError(f"dpo.label_smoothing is {c.dpo.label_smoothing}; it must be at least 0 and below 0.5")
+    if c.dpo.label_smoothing and c.dpo.loss not in ("cdpo", "robust"):
+        raise ConfigError(
+            f"dpo.label_smoothing is {c.dpo.label_smoothing}, which dpo.loss {c.dpo.loss!r} ignores: set it to 0, or "
+            "take cdpo or robust"
+        )
+    for field, sets in (("dpo.replay_sets", c.dpo.replay_sets), ("sft.sets", c.sft.sets)):
+        for name in sets:
+            if name not in ("ift", "eft", "prompts"):
+                raise ConfigError(f"{field} has {name!r}; the sets are ift, eft, prompts")
+    if not c.sft.sets:
+        raise ConfigError("sft.sets is empty; M1 needs something to learn from: ift, eft, prompts")
+
+
+def _check_lora(c: ConfigDict) -> None:
+    if not c.lora.rank:
+        return
+    if c.optimizer.name == "muon":
+        raise ConfigError(
+            f"lora.rank is {c.lora.rank} and optimizer.name 'muon', which is made for whole matrices: take adamw"
+        )
+    for name in c.lora.targets:
+        if name not in LORA_TARGETS:
+            raise ConfigError(f"lora.targets has {name!r}; the matrices are {', '.join(LORA_TARGETS)}")
+    if not c.lora.targets:
+        raise ConfigError(f"lora.rank is {c.lora.rank} but lora.targets is empty: name matrices, or set lora.rank to 0")
+
+
+def _check_sampling(c: ConfigDict) -> None:
+    for stage, least, most in (("judge", "least_votes", "samples"), ("prompts", "least_words", "most_words")):
+        if c[stage][least] > c[stage][most]:
+            raise ConfigError(
+                f"{stage}.{least} is {c[stage][least]}, above {stage}.{most} {c[stage][most]}: lower the one or raise "
+                "the other"
+            )
+    for stage in ("candidates", "judge", "prompts", "evaluate"):
+        if not 0 < c[stage].top_p <= 1 or not 0 <= c[stage].temperature < float("inf"):
+            raise ConfigError(
+                f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
+                "be above 0 and at most 1, temperature at least 0"
+            )
+    for stage in ("candidates", "judge", "prompts", "evaluate", "compare"):
+        if c[stage].max_new >= c.model.max_length:
+            raise ConfigError(
+                f"{stage}.max_new is {c[stage].max_new}, but model.max_length {c.model.max_length} holds prompt "
+                "and completion: lower the one or raise the other"
+            )
+
+
+def _field(c: ConfigDict, path: str) -> Any:
+    for name in path.split("."):
+        c = c[name]
+    return c

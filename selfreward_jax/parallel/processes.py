@@ -1,0 +1,200 @@
+"""Several processes that run one program: how they find each other, agree, and stop together.
+
+All of them run the same host code in the same order on the same data; what they must not decide each for itself
+(is a file there?) the first one decides for all, by `agreed`. So every call here is made by all processes or by none.
+The limits of waiting: `agreed` and `wait` give up after parallel.timeout seconds; a process that no longer answers at
+all is noticed after HEARTBEAT seconds, wherever the others are, also in the midst of a computation.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# The key-value store and the barriers with a time limit have no public name in JAX yet; Orbax takes them from here too.
+from jax._src import distributed
+
+LOST = 75  # exit code (sysexits' EX_TEMPFAIL): another process is gone; start all again with the same command
+HEARTBEAT = 100  # seconds
+
+_limit = 1800.0  # seconds
+_numbers = itertools.count()  # names of agreements, the same on every process since all make the same calls
+
+
+class ProcessError(RuntimeError):
+    """The other processes cannot be reached or do not come; the message says which and what to do."""
+
+
+def start(given: dict[str, Any], timeout: float) -> None:
+    """Joins the other processes.
+
+    Args:
+      given: coordinator_address, num_processes and process_id; empty: they are found from the environment (Cloud TPU,
+        GKE, Slurm, Open MPI).
+      timeout: seconds that processes wait for each other.
+
+    Raises:
+      ProcessError: the environment does not say who the others are, or they did not come.
+    """
+    global _limit
+    _limit = timeout
+    # Takes effect where the devices are a CPU's; other devices have collectives of their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    patience = max(1, int(timeout))
+    limits = {"initialization_timeout": patience, "heartbeat_timeout_seconds": min(HEARTBEAT, patience)}
+    try:
+        jax.distributed.initialize(**given, **limits)
+    except ValueError as error:
+        raise ProcessError(
+            f"--distributed: the environment does not say which processes belong together ({error}): start it by "
+            "Slurm, Open MPI or on a TPU pod, or give --coordinator_address, --num_processes and --process_id"
+        ) from None
+    except Exception as error:  # a gRPC error has no public type
+        who = f"process {given['process_id']} of {given['num_processes']}" if given else "this process"
+        raise ProcessError(
+            f"{who} did not find all the others at {given.get('coordinator_address', 'the coordinator')} within "
+            f"{patience} s: start every process, with the same address and number ({str(error).splitlines()[0]})"
+        ) from None
+    threading.Thread(target=_listen, daemon=True).start()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return distributed.global_state.num_processes or 1
+
+
+def index() -> int:
+    """Which of them this is."""
+    return distributed.global_state.process_id or 0
+
+
+def first() -> bool:
+    """Whether this is the first process: the one that writes what all share, and speaks to the user."""
+    return index() == 0
+
+
+def agreed(decide: Callable[[], Any]) -> Any:
+    """What `decide()` gives on the first process, on every process. The value must survive JSON."""
+    if count() == 1:
+        return decide()
+    name = f"agreed/{next(_numbers)}"
+    if first():
+        value = decide()
+        _client().key_value_set(name, json.dumps(value))
+        return value
+    try:
+        return json.loads(_client().blocking_key_value_get(name, int(_limit * 1000)))
+    except Exception as error:  # a gRPC error has no public type
+        raise ProcessError(_waited("the first process", error)) from None
+
+
+def wait(what: str) -> None:
+    """Returns when every process has come here; `what` is being waited for."""
+    if count() == 1:
+        return
+    try:
+        _client().wait_at_barrier(f"wait/{next(_numbers)}", int(_limit * 1000))
+    except Exception as error:
+        raise ProcessError(_waited(f"all processes ({what})", error)) from None
+
+
+def _waited(who: str, error: Exception) -> str:
+    return (
+        f"process {index()} of {count()} waited {_limit:.0f} s (parallel.timeout) for {who}: start all processes again "
+        f"with the same command ({str(error).splitlines()[0]})"
+    )
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _listen() -> None:
+    """Ends this process when another one has said why it ended, wherever this one is."""
+    while True:
+        time.sleep(1)
+        try:
+            said = json.loads(_client().key_value_try_get("ended"))
+        except Exception:  # nobody has, or nobody is there to be asked
+            continue
+        if said["process"] != index():
+            leave(said["code"], f"process {said['process']} ended: {said['line']}")
+
+
+def end(code: int, line: str) -> None:
+    """Tells the other processes why this one ends, and ends it. Returns where there is only one."""
+    if distributed.global_state.client is None:
+        return
+    try:
+        _client().key_value_set("ended", json.dumps({"process": index(), "code": code, "line": line}))
+        time.sleep(3)  # the first process keeps what was said, and must outlive the others' asking
+    except Exception:
+        pass  # another one was faster, or the first process is gone
+    leave(code, line)
+
+
+def leave(code: int, line: str) -> None:
+    """Ends this process at once, with one line. Not by an exception: the others would be waited for."""
+    print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error is what JAX says when another process is gone."""
+    signs = ("Gloo", "connection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination")
+    return count() > 1 and any(sign.lower() in str(error).lower() for sign in signs)
+
+
+def gone(error: BaseException) -> str:
+    """The line for such an error."""
+    return (
+        f"process {index()} of {count()}: another process is gone ({str(error).splitlines()[0]}): start all processes "
+        "again with the same command"
+    )
+
+
+def watched(run: Callable[[], int]) -> int:
+    """Runs `run` in a child process and returns its exit code.
+
+    When the first process is gone, JAX ends the others by abort(), which no Python code of theirs survives. The parent
+    turns that into a line and the exit code LOST. It passes on signals; if it is killed itself, so is the child.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        threading.Thread(target=_die_with_parent, args=(reading,), daemon=True).start()
+        code = 1
+        try:
+            code = run()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(reading)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda n, _: os.kill(child, n))
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    killed = os.WTERMSIG(status)
+    if killed == signal.SIGABRT:
+        words = "another process is gone (JAX's own words are above): start all again with the same command"
+        print(f"selfreward_jax: {words}", file=sys.stderr)
+        return LOST
+    return 128 + killed
+
+
+def _die_with_parent(reading: int) -> None:
+    os.read(reading, 1)  # returns when the parent, which never writes, is gone
+    os._exit(LOST)
