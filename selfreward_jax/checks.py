@@ -133,7 +133,10 @@ def _check_model(c: ConfigDict) -> None:
 
 
 def _check_training(c: ConfigDict, row_devices: int) -> None:
-    for field in ("base.batch", "sft.batch", "dpo.batch", "dpo.replay_batch"):
+    fields = (
+        ["base.batch"] * (not c.model.init) + ["sft.batch", "dpo.batch"] + ["dpo.replay_batch"] * bool(c.dpo.replay)
+    )
+    for field in fields:
         value = _field(c, field)
         pieces = row_devices * c[field.split(".")[0]].accumulate
         if value < 1 or value % pieces:

@@ -48,8 +48,8 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
         processes.end(2, str(error))
         return _refuse(str(error))
     except processes.ProcessError as error:
-        processes.end(processes.LOST, str(error))
-        return _refuse(str(error), processes.LOST)
+        processes.end(error.code, str(error))
+        return _refuse(str(error), error.code)
     except Exception as error:
         if processes.lost(error):
             processes.end(processes.LOST, processes.gone(error))

@@ -167,16 +167,9 @@ class Run:
     def llama(self, dropout: float = 0.0, adapters: bool = False) -> LlamaConfig:
         """The model's shapes, with this rate of dropout; with `adapters` those of the model in training, which has
         them if lora.rank says so."""
-        c = self.cfg.model
-        ours: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
-        ours["attention"] = choose(c.attention, self.mesh.devices.flat[0].platform, c.dtype)
-        if adapters and self.cfg.lora.rank:
-            ours |= {f"lora_{k}": v for k, v in self.cfg.lora.items()}
-        if c.init:
-            found, _ = read_config(self.dir / "tokenizer")
-            return dataclasses.replace(found, dropout=dropout, param_dtype="float32", **ours)
-        shapes = {k: v for k, v in c.items() if k not in ("init", "max_length", *ours)}
-        return LlamaConfig(vocab_size=self.chat.tokenizer.vocab_size, dropout=dropout, **shapes, **ours)
+        found = read_config(self.dir / "tokenizer")[0] if self.cfg.model.init else None
+        pieces = 0 if found else self.chat.tokenizer.vocab_size
+        return model_of(self.cfg, found, pieces, self.mesh.devices.flat[0].platform, dropout, adapters)
 
     def shardings(self, declared: Any, sampling: bool = False) -> Any:
         """How weights lie on the mesh in training, or in sampling.
@@ -271,3 +264,27 @@ class Run:
             with path.open("a") as f:
                 f.write(lines)
         self._lines, self._logged = [], time.monotonic()
+
+
+def model_of(
+    cfg: ConfigDict, found: LlamaConfig | None, pieces: int, platform: str, dropout: float = 0.0, adapters: bool = False
+) -> LlamaConfig:
+    """The model of some settings.
+
+    Args:
+      cfg: the settings.
+      found: what the folder of model.init describes; None where there is no such folder.
+      pieces: of the tokenizer, where there is none.
+      platform: what it runs on, in JAX's words.
+      dropout: its rate.
+      adapters: whether with those that lora.rank asks for, which are there in training.
+    """
+    c = cfg.model
+    ours: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
+    ours |= {"attention": choose(c.attention, platform, c.dtype), "dropout": dropout}
+    if adapters and cfg.lora.rank:
+        ours |= {f"lora_{k}": v for k, v in cfg.lora.items()}
+    if found:
+        return dataclasses.replace(found, param_dtype="float32", **ours)
+    shapes = {k: v for k, v in c.items() if k not in ("init", "max_length", *ours)}
+    return LlamaConfig(vocab_size=pieces, **shapes, **ours)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
@@ -51,12 +52,12 @@ def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> Cache:
 
 def held(kv: Cache) -> Cache:
     """Keys and values with their rows and heads on the devices that compute them."""
+    return jax.tree.map(lambda x: keep(x, *layout(x.ndim)), kv)
 
-    def one(x: jax.Array) -> jax.Array:
-        stacked = (None,) * (x.ndim - 4)
-        return keep(x, *stacked, ROWS, "tensor", None, None)
 
-    return jax.tree.map(one, kv)
+def layout(ndim: int) -> PartitionSpec:
+    """How keys or values of `ndim` dimensions lie on the mesh; with five, those of all layers are stacked in front."""
+    return PartitionSpec(*(None,) * (ndim - 4), ROWS, "tensor", None, None)
 
 
 def write(cache: Any, new: Any, slot: jax.Array, axis: int) -> Any:

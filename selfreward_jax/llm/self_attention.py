@@ -10,7 +10,7 @@ splash     TPU; elsewhere       no                          Pallas splash attent
 """
 
 import math
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -111,19 +111,10 @@ def _kernel_on(
     return out.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q_BTNH.dtype)
 
 
-@lru_cache(maxsize=64)
 def _kernel(heads: int, length: int, window: int | None, interpret: bool) -> splash.SplashAttentionKernel:
     one = splash_mask.CausalMask((length, length))
     if window is not None:
         one = splash_mask.LocalMask((length, length), (window - 1, 0), 0)
     block = max(b for b in (128, 256, 512) if length % b == 0)
-    sizes = splash.BlockSizes(*[block] * 8)
-    # The mask's tables are made now, as constants, in whatever trace this is first asked for.
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            splash_mask.MultiHeadMask([one] * heads),
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
-        )
+    masks, sizes = splash_mask.MultiHeadMask([one] * heads), splash.BlockSizes(*[block] * 8)
+    return splash.make_splash_mha(masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)

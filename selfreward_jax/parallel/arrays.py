@@ -33,7 +33,12 @@ def moved(tree: Any, shardings: Any, dtype: Any = None) -> Any:
     same = lambda x, s: s.is_equivalent_to(x.sharding, x.ndim) and x.dtype == (dtype or x.dtype)  # noqa: E731
     if all(jax.tree.leaves(jax.tree.map(same, tree, shardings))):
         return tree
-    return jax.jit(partial(_cast, dtype), out_shardings=shardings)(tree)
+    return moving(shardings, dtype)(tree)
+
+
+def moving(shardings: Any, dtype: Any = None) -> Any:
+    """The jitted program of `moved`."""
+    return jax.jit(partial(_cast, dtype), out_shardings=shardings)
 
 
 def _cast(dtype: Any, tree: Any) -> Any:

@@ -29,7 +29,14 @@ _numbers = itertools.count()  # names of agreements, the same on every process s
 
 
 class ProcessError(RuntimeError):
-    """The other processes cannot be reached or do not come; the message says which and what to do."""
+    """The other processes are not known, cannot be reached or do not come; the message says what to do.
+
+    code: what the program should exit with.
+    """
+
+    def __init__(self, message: str, code: int = LOST) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def start(given: dict[str, Any], timeout: float) -> None:
@@ -41,27 +48,31 @@ def start(given: dict[str, Any], timeout: float) -> None:
       timeout: seconds that processes wait for each other.
 
     Raises:
-      ProcessError: the environment does not say who the others are, or they did not come.
+      ProcessError: the environment does not say who the others are. Where they do not come, this process ends.
     """
     global _limit
     _limit = timeout
+    patience = max(1, int(timeout))
+    who = f"process {given['process_id']} of {given['num_processes']}" if given else "this process"
+    where = f" at {given['coordinator_address']}" if given else ""
+    line = f"{who} did not find all the others{where} within {patience} s: start every process, with the same options"
+    # JAX's own limit ends the process by abort(), without a word of ours: this one comes first.
+    impatience = threading.Timer(patience, leave, (LOST, line))
+    impatience.daemon = True
+    impatience.start()
     # Takes effect where the devices are a CPU's; other devices have collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    patience = max(1, int(timeout))
-    limits = {"initialization_timeout": patience, "heartbeat_timeout_seconds": min(HEARTBEAT, patience)}
+    limits = {"initialization_timeout": patience + 60, "heartbeat_timeout_seconds": min(HEARTBEAT, patience)}
     try:
         jax.distributed.initialize(**given, **limits)
     except ValueError as error:
         raise ProcessError(
             f"--distributed: the environment does not say which processes belong together ({error}): start it by "
-            "Slurm, Open MPI or on a TPU pod, or give --coordinator_address, --num_processes and --process_id"
+            "Slurm, Open MPI or on a TPU pod, or give --coordinator_address, --num_processes and --process_id",
+            code=2,
         ) from None
-    except Exception as error:  # a gRPC error has no public type
-        who = f"process {given['process_id']} of {given['num_processes']}" if given else "this process"
-        raise ProcessError(
-            f"{who} did not find all the others at {given.get('coordinator_address', 'the coordinator')} within "
-            f"{patience} s: start every process, with the same address and number ({str(error).splitlines()[0]})"
-        ) from None
+    finally:
+        impatience.cancel()
     threading.Thread(target=_listen, daemon=True).start()
 
 
@@ -125,6 +136,7 @@ def _listen() -> None:
         except Exception:  # nobody has, or nobody is there to be asked
             continue
         if said["process"] != index():
+            _let_others_hear()
             leave(said["code"], f"process {said['process']} ended: {said['line']}")
 
 
@@ -134,10 +146,15 @@ def end(code: int, line: str) -> None:
         return
     try:
         _client().key_value_set("ended", json.dumps({"process": index(), "code": code, "line": line}))
-        time.sleep(3)  # the first process keeps what was said, and must outlive the others' asking
+        _let_others_hear()
     except Exception:
         pass  # another one was faster, or the first process is gone
     leave(code, line)
+
+
+def _let_others_hear() -> None:
+    if first():  # it keeps what is said, and must outlive the others' asking
+        time.sleep(3)
 
 
 def leave(code: int, line: str) -> None:

@@ -1,0 +1,153 @@
+"""python -m selfreward_jax.fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
+
+Does a run fit a TPU slice? Compiles its programs for it, on a machine without a TPU, and prints the bytes that each
+takes on a chip, by kind, and its collectives. It proves that the programs compile and fit, not how fast they are.
+Needs the extra `tpu`: pip install "selfreward-jax[tpu]". Exit codes: 0 it fits; 1 it does not; 2 bad input.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from selfreward_jax import checks, command, config
+from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import row_multiple
+from selfreward_jax.sizing.collectives import found, summed
+from selfreward_jax.sizing.models import described
+from selfreward_jax.sizing.programs import Program, programs
+
+GIB = 1 << 30
+CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory
+# What libtpu asks a Google machine for, it is told here instead.
+_NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, GENERATION:AxB or GENERATION:AxBxC.")
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a pair's longer side in DPO; 0: model.max_length.")
+_ONLY = flags.DEFINE_list("only", [], "Programs to look at, of sft, dpo, reshard, prefill, decode; all if not given.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON line for each program instead of a table.")
+
+
+def main(argv: list[str]) -> int:
+    """Compiles and reports. Returns the exit code."""
+    if {"--help", "-h", "--helpfull"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        cfg, _ = command.parse(argv)
+        return report(cfg, _TOPOLOGY.value or "", _TOKENS.value, _ONLY.value, _JSON.value)
+    except (config.ConfigError, HubError) as error:
+        print(f"selfreward_jax: {error}", file=sys.stderr)
+        return 2
+
+
+def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json: bool) -> int:
+    """Prints what each program of the run (those of `only`, if any) takes on the slice. Returns the exit code."""
+    devices = slice_of(topology)
+    try:
+        along = cfg.parallel
+        mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
+        if cfg.model.init and not cfg.data.ift:
+            cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
+        checks.check(cfg, row_multiple(mesh))
+        lowered = programs(cfg, described(cfg), mesh, tokens or cfg.model.max_length, only)
+        rows = []
+        for program in lowered:
+            rows.append(measured(program, topology, mesh))
+            print(json.dumps(rows[-1]) if as_json else _told(rows[-1]), flush=True)
+    except ValueError as error:  # sizes that do not divide; the message has the numbers
+        raise config.ConfigError(str(error)) from None
+    fits = all(row["fits"] for row in rows)
+    if not as_json:
+        print("FITS" if fits else "DOES NOT FIT")
+        print("\n".join(advice(cfg, row) for row in rows if not row["fits"]), end="" if fits else "\n")
+    return 0 if fits else 1
+
+
+def slice_of(topology: str) -> list[Any]:
+    """The devices of a TPU slice that need not be there.
+
+    Raises:
+      ConfigError: there is no such slice, or libtpu is not installed.
+    """
+    generation, _, shape = topology.partition(":")
+    if generation not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+        raise config.ConfigError(
+            f"topology is {topology!r}; it must be a generation ({', '.join(CHIPS)}) and a shape, such as v5p:4x4x4"
+        )
+    os.environ |= _NO_TPU
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # of the plugin, which has no public types
+        remedy = 'pip install "selfreward-jax[tpu]" brings libtpu' if "libtpu" in str(error) else "give another shape"
+        raise config.ConfigError(f"topology {topology}: {str(error).splitlines()[0]} ({remedy})") from None
+
+
+def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
+    """One program's row: bytes on a chip by kind, its peak, its collectives, and whether it fits."""
+    generation, _, shape = topology.partition(":")
+    chips = math.prod(map(int, shape.split("x")))
+    per_chip = mesh.size // chips  # 2 where a chip's two cores are devices of their own
+    row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": chips}
+    row |= {"mesh": dict(mesh.shape), "hbm": CHIPS[generation] * GIB}
+    row["bytes"] = {kind: size * per_chip for kind, size in program.bytes.items()}
+    try:
+        compiled = program.lowered.compile()
+    except Exception as error:  # the compiler's own refusal, which has no public type
+        if "hbm" not in str(error).lower():
+            raise
+        used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
+        size = float(used[1]) * (GIB if used[2] == "G" else GIB / 1024) if used else math.nan
+        return row | {"fits": False, "peak": size * per_chip, "collectives": {}}
+    memory = compiled.memory_analysis()
+    known = sum(program.bytes.values())
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = (arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) * per_chip
+    row["bytes"]["temporaries"] = max(0, peak - known * per_chip)
+    fits = peak <= row["hbm"]
+    return row | {"fits": fits, "peak": peak, "collectives": summed(found(compiled.as_text()))}
+
+
+def _told(row: dict[str, Any]) -> str:
+    peak, most = row["peak"] / GIB, row["hbm"] / GIB
+    kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in row["bytes"].items())
+    moved = ", ".join(f"{n['count']} {kind} ({n['bytes'] / GIB:.2f})" for kind, n in row["collectives"].items())
+    verdict = "fits" if row["fits"] else "DOES NOT FIT"
+    return (
+        f"{row['program']:8} {peak:7.2f} of {most:.0f} GiB a chip, {verdict}: {row['shapes']}\n"
+        f"         GiB: {kinds}\n"
+        f"         collectives, GiB on each device: {moved or 'none'}"
+    )
+
+
+def advice(cfg: ConfigDict, row: dict[str, Any]) -> str:
+    """What to change so that a program fits, the nearest first."""
+    stage, hbm, size = row["program"], row["hbm"], row["bytes"]
+    used = f"{stage}: {row['peak'] / GIB:.1f} GiB a chip where {hbm / GIB:.0f} are;"
+    if stage in ("sft", "dpo"):
+        state = (size["params"] + size["optimiser"]) / hbm
+        if state < 0.8:
+            remat = "" if cfg.model.remat == "full" else "model.remat=full, "
+            now = f"{stage}.accumulate (now {cfg[stage].accumulate})"
+            return f"{used} {remat}raise {now} or parallel.tensor, or take more chips"
+        split = cfg.parallel.fsdp * cfg.parallel.tensor < math.prod(row["mesh"].values())
+        more = "raise parallel.fsdp" if split else f"take {2 ** math.ceil(math.log2(state / 0.6))} times the chips"
+        adapters = "" if cfg.lora.rank else ", or train adapters (lora.rank=16)"
+        return f"{used} parameters and optimiser alone fill {state:.0%}: {more}, or optimizer.offload=True{adapters}"
+    wider = f"raise parallel.sample_tensor (now {cfg.parallel.sample_tensor or cfg.parallel.tensor})"
+    if stage == "reshard" or size["params"] > 0.6 * hbm:
+        return f"{used} {wider}, or take more chips"
+    return f"{used} lower generate.rows (now {cfg.generate.rows}) or model.max_length, or {wider}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

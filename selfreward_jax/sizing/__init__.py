@@ -1,0 +1,1 @@
+"""Whether a run fits the machines that it names: its programs compiled, or reckoned."""

@@ -1,0 +1,44 @@
+"""The shapes of the pretrained models that the scales name: a run can be sized before a weight is downloaded."""
+
+from pathlib import PurePosixPath
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax.config import ConfigError
+from selfreward_jax.llm.hf_config import read_config
+from selfreward_jax.llm.llama import LlamaConfig
+from selfreward_jax.llm.rotary import RopeScaling
+
+KNOWN = {
+    "SmolLM2-135M": LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, 1e5, tie_embeddings=True),
+    "TinyLlama-1.1B": LlamaConfig(32000, 2048, 22, 32, 4, 64, 5632, tie_embeddings=False),
+    "Llama-3.1-8B": LlamaConfig(
+        128256, 4096, 32, 32, 8, 128, 14336, 5e5, RopeScaling(8.0, 1.0, 4.0, 8192), tie_embeddings=False
+    ),
+    "Qwen3-8B-Base": LlamaConfig(
+        151936, 4096, 36, 32, 8, 128, 12288, 1e6, norm_eps=1e-6, tie_embeddings=False, qk_norm=True
+    ),
+    "Llama-2-70b-hf": LlamaConfig(32000, 8192, 80, 64, 8, 128, 28672, tie_embeddings=False),
+}
+
+
+def described(cfg: ConfigDict) -> LlamaConfig | None:
+    """The model of model.init: of its folder if it is there, else by its name. None where there is no model.init.
+
+    Raises:
+      ConfigError: neither is known.
+      HubError: the folder cannot be used.
+    """
+    init = cfg.model.init
+    if not init:
+        return None
+    if "://" not in init and ":" not in init and (folder := epath.Path(init)).exists():
+        return read_config(folder)[0]
+    name = PurePosixPath(init.split("@")[0]).name
+    if name not in KNOWN:
+        raise ConfigError(
+            f"model.init is {init!r}, which is no folder here, and its shapes are not known by name: give the folder "
+            f"(its config.json is enough), or one of {', '.join(KNOWN)}"
+        )
+    return KNOWN[name]

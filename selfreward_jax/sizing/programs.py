@@ -1,0 +1,183 @@
+"""The device programs of a run, lowered for a mesh from shapes alone: nothing is allocated, no device need be there."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from selfreward_jax.config import ConfigError
+from selfreward_jax.generate import sampler
+from selfreward_jax.llm import lora
+from selfreward_jax.llm.attention import Segment
+from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract, weights
+from selfreward_jax.parallel.arrays import moving
+from selfreward_jax.parallel.mesh import sampling_mesh
+from selfreward_jax.parallel.sharding import SAMPLING, by_row, declared_shardings, replicated, row_multiple
+from selfreward_jax.run import model_of
+from selfreward_jax.train import dpo, sft, trainer
+from selfreward_jax.train.batches import round_up
+
+
+class Program(NamedTuple):
+    """One program: its name, what it is made for in words, its lowering, and bytes on each device that can be told in
+    advance, by kind."""
+
+    name: str
+    shapes: str
+    lowered: jax.stages.Lowered
+    bytes: dict[str, int]
+
+
+NAMES = ("sft", "dpo", "reshard", "prefill", "decode")
+
+
+def programs(
+    cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, tokens: int, only: Sequence[str] = ()
+) -> Iterator[Program]:
+    """The SFT step, the DPO step, the move of the weights into the layout of sampling, prefill and decode.
+
+    Args:
+      cfg: checked settings.
+      found: the pretrained model, if it starts from one.
+      mesh: of training.
+      tokens: of a pair's longer side in DPO.
+      only: the names of those that are wanted; all if empty.
+
+    Raises:
+      ConfigError: a name is none of NAMES.
+    """
+    for name in only:
+        if name not in NAMES:
+            raise ConfigError(f"only has {name!r}; the programs are {', '.join(NAMES)}")
+    wanted = only or NAMES
+    for stage in ("sft", "dpo"):
+        if stage in wanted:
+            yield _training(cfg, found, mesh, stage, tokens)
+    yield from _sampling(cfg, found, mesh, wanted)
+
+
+def _like(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _laid(declared: Any, dtype: str, mesh: Mesh, table: Any = None) -> Any:
+    return _like(abstract(declared, dtype), declared_shardings(declared, mesh, *([table] if table else [])))
+
+
+def on_device(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings on each device."""
+    leaves = [x for x in jax.tree.leaves(tree) if x.sharding is not None]
+    sizes = (jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+    return sum(sizes)
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
+def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str, tokens: int) -> Program:
+    settings = cfg[stage]
+    model = Llama(model_of(cfg, found, cfg.tokenizer.vocab_size, _platform(mesh), settings.dropout, adapters=True))
+    declared = lora.trained(model.cfg)
+    optimizer = trainer.make_optimizer(lambda step: settings.lr, cfg.optimizer)
+    params = abstract(declared, "float32")
+    lying = declared_shardings(declared, mesh)
+    shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
+    state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    state = _like(state, shardings)
+    plain = weights(model_of(cfg, found, cfg.tokenizer.vocab_size, _platform(mesh)))
+    frozen = _laid(plain, cfg.model.dtype, mesh) if cfg.lora.rank else None
+
+    def rows(count: int, *shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        whole = (settings.accumulate, count // settings.accumulate, *shape)
+        return jax.ShapeDtypeStruct(whole, jnp.dtype(dtype), sharding=by_row(mesh, len(whole), axis=1))
+
+    def packed(count: int, width: int, prefix: str = "") -> dict[str, Any]:
+        made = {f"{prefix}{n}": rows(count, width) for n in ("tokens", "positions", "segments")}
+        return made | {f"{prefix}target": rows(count, width, dtype="float32")}
+
+    totals = {"target_total"}
+    if stage == "sft":
+        loss_fn, arrays = sft.loss_fn(model), packed(settings.batch, settings.width)
+        shapes, at_once = f"{settings.batch} rows of {settings.width} tokens", settings.batch * settings.width
+    else:
+        width = round_up(tokens, 16)
+        arrays = {f"{side}_tokens": rows(settings.batch, width) for side in ("chosen", "rejected")}
+        arrays |= {f"{side}_target": rows(settings.batch, width, dtype="float32") for side in ("chosen", "rejected")}
+        arrays["reference"] = rows(settings.batch, 2, dtype="float32")
+        totals, at_once = {"pair_total"}, 2 * settings.batch * width
+        if settings.replay:
+            arrays |= packed(settings.replay_batch, settings.replay_width, "replay_")
+            totals |= {"replay_target_total"}
+        loss_fn, shapes = dpo.loss_fn(model, settings), f"{settings.batch} pairs of {width} tokens"
+    one = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    batch = {"arrays": arrays, "totals": dict.fromkeys(totals, one)}
+    key = jax.ShapeDtypeStruct(jax.random.key_data(jax.random.key(0)).shape, jnp.uint32)
+    with jax.set_mesh(mesh):
+        lowered = trainer.make_update(loss_fn, optimizer, shardings, mesh).jitted.lower(state, batch, key, frozen)
+    kept = {
+        "params": on_device(state.params) + on_device(frozen or {}),
+        "optimiser": on_device(state.opt_state) * (not cfg.optimizer.offload),
+    }
+    if model.cfg.remat == "full":  # else the compiler alone knows
+        wide = jnp.dtype(cfg.model.dtype).itemsize * model.cfg.dim * model.cfg.layers
+        kept["activations"] = at_once // settings.accumulate // row_multiple(mesh) * wide
+    return Program(stage, shapes, lowered, kept)
+
+
+def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted: Sequence[str]) -> Iterator[Program]:
+    mesh = sampling_mesh(training, cfg.parallel.sample_tensor)
+    model = model_of(cfg, found, cfg.tokenizer.vocab_size, _platform(mesh))
+    declared, dtype = weights(model), cfg.model.dtype
+    trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)
+    lying = jax.tree.map(lambda x: x.sharding, params)
+    held = {"params": on_device(trained) + on_device(params)}
+    if "reshard" in wanted:
+        yield Program("reshard", f"float32 to {dtype}", moving(lying, dtype).lower(trained), held)
+
+    def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, len(shape)))
+
+    multiple, held = row_multiple(mesh), {"params": on_device(params)}
+    stage = max((cfg.judge, cfg.candidates), key=lambda s: s.max_new)
+    prompts = round_up(max(1, cfg.generate.rows // stage.samples), multiple)
+    longest = cfg.model.max_length - stage.max_new
+    S, W, B = round_up(longest, 128), stage.max_new, prompts * stage.samples
+    tokens, lengths = row(prompts, S), row(prompts)
+    with jax.set_mesh(mesh):
+        if "prefill" in wanted:
+            lowered = sampler.prefill.lower(model, params, tokens, lengths)
+            yield Program("prefill", f"{prompts} prompts of {S} tokens", lowered, held)
+        logits, segment = jax.eval_shape(lambda *x: sampler.prefill(model, *x), params, tokens, lengths)
+        cache = jax.eval_shape(lambda: sampler.empty_cache(model, B, W))
+    if "decode" not in wanted:
+        return
+
+    def kv(x: Any) -> jax.ShapeDtypeStruct:
+        spec = sampler.layout(x.ndim)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=by_row(mesh, 1))
+    prompt = Segment(*jax.tree.map(kv, (segment.k, segment.v)), row(*segment.mask.shape, dtype="bool"))
+    cache = jax.tree.map(kv, cache)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    with jax.set_mesh(mesh):
+        lowered = sampler.decode.lower(
+            model,
+            params,
+            row(*logits.shape, dtype="float32"),
+            prompt,
+            lengths,
+            cache,
+            keys,
+            number,
+            number,
+            stop_ids=(2,),
+        )
+    shapes = f"{B} rows of {W} new tokens after {S}"
+    yield Program("decode", shapes, lowered, held | {"cache": on_device(cache) + on_device((prompt.k, prompt.v))})

@@ -1,0 +1,207 @@
+"""Several real processes on this machine: they end with the rows of one, and a lost one ends the others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, command
+
+# AdamW at low rates: Muon at this scale's own rates blows a difference in the last bit of a sum up to other text.
+GENTLE = """
+    --config.optimizer.name=adamw --config.base.lr=3e-3 --config.sft.lr=5e-3 --config.sft.lr_end=5e-4
+    --config.dpo.lr=5e-4 --config.dpo.replay_batch=4
+""".split()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def start(argv, count, devices=1):
+    """Starts `count` processes of one program, each with its own number of simulated devices."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    several = [f"--coordinator_address=localhost:{free_port()}", f"--num_processes={count}"]
+    return [
+        subprocess.Popen(
+            [*argv, *several, f"--process_id={i}"],
+            cwd=ROOT,
+            env=os.environ | flags,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def ended(processes, timeout):
+    """Exit code and standard error of each, when all have ended."""
+    try:
+        return [(p.wait(timeout), p.stderr.read()) for p in processes]
+    finally:
+        for p in processes:
+            if p.poll() is None:
+                p.kill()
+
+
+def row_files(workdir):
+    """The bytes of every row file, and of what the models were measured to be."""
+    found = {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("*.jsonl") if p.name != "log.jsonl"}
+    return found | {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("eval.json")}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The row files of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    done = subprocess.run([*command(workdir, 2), *GENTLE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return row_files(workdir)
+
+
+# --- what they agree on: seconds -----------------------------------------------------------------------------------
+
+AGREEMENTS = """
+import sys, time
+from pathlib import Path
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import PartitionSpec
+address, count, index, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), epath.Path(sys.argv[4])
+from selfreward_jax import storage
+from selfreward_jax.parallel import arrays, mesh, processes, sharding
+
+processes.start({"coordinator_address": address, "num_processes": count, "process_id": index}, 60)
+assert (processes.count(), processes.index(), processes.first()) == (count, index, index == 0)
+assert processes.agreed(lambda: {"from": index}) == {"from": 0}
+
+m = mesh.make_mesh(fsdp=2)
+x = np.arange(24.0).reshape(8, 3)
+placed = arrays.put(x, sharding.by_row(m, 2))
+assert not placed.is_fully_addressable
+np.testing.assert_array_equal(arrays.fetch(placed), x)
+
+# Rows: each once, whoever wrote them; the file is whole for all at the same time.
+rows = [{"id": str(i)} for i in range(11)]
+file = storage.RowFile(folder / "some.jsonl")
+assert file.manifest is None and file.begun() == []
+file.append(rows[:5]), file.append(rows[5:7])
+processes.wait("both have written")
+mine = Path(f"{file.partial}-{index}-of-{count}").read_text().splitlines()
+assert [eval(line)["id"] for line in mine] == [str(i) for i in range(7) if i % count == index]
+processes.wait("both have looked")
+again = storage.RowFile(folder / "some.jsonl")
+assert again.begun() == rows[:7]  # gathered in the order in which they came
+again.append(rows[7:])
+again.finish(rows, note="x")
+assert again.rows() == rows and again.manifest["note"] == "x"
+names = {p.name for p in folder.iterdir()}
+assert names == {"some.jsonl", "some.manifest.json"}, names
+if index == 1:
+    time.sleep(1)
+    processes.end(7, "has had enough")
+processes.wait("what never comes")
+"""
+
+
+def test_processes_agree_share_rows_and_end_together(tmp_path):
+    address = f"localhost:{free_port()}"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREEMENTS, address, "2", str(i), str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ | flags,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in (0, 1)
+    ]
+    (code, said), (other_code, _) = ended(both, 120)
+    assert (code, other_code) == (7, 7), said
+    assert said.splitlines()[-1] == "selfreward_jax: process 1 ended: has had enough"
+
+
+def test_hosts_that_do_not_come_are_said_to_be_missing(tmp_path):
+    lonely = [*command(tmp_path, 1), "--config.parallel.timeout=3"]
+    several = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2", "--process_id=1"]
+    done = subprocess.run([*lonely, *several], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75
+    last = done.stderr.splitlines()[-1]
+    assert all(word in last for word in ("process 1 of 2", "within 3 s", "start every process")), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_environment_that_knows_no_others_is_refused(tmp_path):
+    done = subprocess.run([*command(tmp_path, 1), "--distributed"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "--coordinator_address" in done.stderr.splitlines()[-1]
+
+
+def test_bad_input_ends_all_with_its_own_line(tmp_path):
+    argv = [*command(tmp_path / "run", 1), "--config.parallel.fsdp=3"]
+    for code, said in ended(start(argv, 2), 120):
+        assert code == 2
+        assert "parallel.fsdp 3" in said.splitlines()[-1]
+
+
+# --- the whole loop: minutes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "options"), [(2, ["fsdp=2"]), (4, ["fsdp=2", "tensor=2", "sample_tensor=1"])])
+def test_several_processes_end_with_the_rows_of_one(count, options, alone, tmp_path):
+    argv = [*command(tmp_path / "run", 2), *GENTLE, *[f"--config.parallel.{o}" for o in options]]
+    for code, said in ended(start(argv, count), 900):
+        assert code == 0, said[-3000:]
+    found = row_files(tmp_path / "run")
+    assert found.keys() == alone.keys()
+    assert [name for name in alone if found[name] != alone[name]] == []
+    for name in found:
+        if name.suffix == ".jsonl":
+            ids = [json.loads(line)["id"] for line in found[name].splitlines()]
+            assert len(set(ids)) == len(ids)
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+@pytest.mark.slow
+def test_eight_devices_end_with_the_rows_of_one(alone, tmp_path):
+    options = [f"--config.parallel.{o}" for o in ("fsdp=2", "tensor=2")]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    argv = [*command(tmp_path / "run", 2), *GENTLE, *options]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = row_files(tmp_path / "run")
+    assert [name for name in alone if found[name] != alone[name]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_lost_process_ends_the_others_and_a_restart_of_all_completes_the_run(killed, alone, tmp_path):
+    limit = 60
+    options = ["--config.parallel.fsdp=2", f"--config.parallel.timeout={limit}", "--config.save_every=2"]
+    argv = [*command(tmp_path / "run", 2), *GENTLE, *options]
+    processes = start(argv, 2)
+    begun = tmp_path / "run" / "m1" / "steps"
+    while not (begun.exists() and any(begun.iterdir())):  # in the midst of training M1
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.2)
+    processes[killed].send_signal(signal.SIGKILL)
+    at = time.monotonic()
+    (code, said) = ended(processes, 3 * limit)[1 - killed]
+    assert time.monotonic() - at < limit
+    assert code == 75, said[-3000:]
+    assert "start all" in said.splitlines()[-1]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    for code, said in ended(start(argv, 2), 900):
+        assert code == 0, said[-3000:]
+    found = row_files(tmp_path / "run")
+    assert [name for name in alone if found[name] != alone[name]] == []
