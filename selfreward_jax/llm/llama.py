@@ -224,8 +224,12 @@ class Llama(nn.Module):
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]."""
-        head_DV = self.embed.T if self.cfg.tie_embeddings else self.head
-        return jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+        head_DV = self.output_matrix().astype(x_BTD.dtype)
+        return jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
+
+    def output_matrix(self) -> jax.Array:
+        """From hidden states to logits [D, V]."""
+        return self.embed.T if self.cfg.tie_embeddings else self.head
 
     def hidden(
         self,

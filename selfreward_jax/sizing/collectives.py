@@ -6,12 +6,16 @@ from collections import defaultdict
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
 _BEGIN = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?(%[\w.-]+(?:, ?%[\w.-]+)*)")
-_TRIPS = re.compile(r"known_trip_count[^0-9]*(\d+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONSTANT = re.compile(r"%([\w.-]+) = s32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"ROOT .* compare\([^,]*, %([\w.-]+)\), direction=LT")
+_CONDITION = re.compile(r"condition=%([\w.-]+)")
+_BODY = re.compile(r"body=%([\w.-]+)")
 
 
 class Collective(NamedTuple):
@@ -27,41 +31,64 @@ class Collective(NamedTuple):
 def found(text: str) -> list[Collective]:
     """The collectives of a program, from `compiled.as_text()`.
 
-    What stands in a loop with a known number of turns runs that often; in any other loop it is counted as once, such
-    as the loop over new tokens in decoding.
+    What stands in a loop that counts up to a constant runs that often; in any other loop it is counted as once, such as
+    in that over new tokens in decoding, which may end early.
     """
-    inside: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
-    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    inside: dict[str, list[tuple[str, Collective]]] = defaultdict(list)
+    calls: dict[str, list[str]] = defaultdict(list)
+    loops: list[tuple[str, str]] = []  # condition and body of each
+    constants: dict[str, int] = {}
+    turns: dict[str, int] = {}  # of the loop that has this condition
     name = entry = ""
     for line in text.splitlines():
         if begun := _BEGIN.match(line):
             name = begun[2]
             entry = name if begun[1] else entry
+            constants = {}
             continue
-        if op := _COLLECTIVE.search(line):
-            # An asynchronous start gives its operand and its result: the larger of the two moves.
-            shapes = [
-                (_BYTES.get(t, 4), math.prod(map(int, filter(None, d.split(","))))) for t, d in _SHAPE.findall(op[1])
-            ]
-            width, elements = max(shapes, key=math.prod)
-            inside[name].append((op[2], width * elements, elements))
-        trips = _TRIPS.search(line)
+        if constant := _CONSTANT.search(line):
+            constants[constant[1]] = int(constant[2])
+        if (below := _BELOW.search(line)) and below[1] in constants:
+            turns[name] = constants[below[1]]
+        if (condition := _CONDITION.search(line)) and (body := _BODY.search(line)):
+            loops.append((condition[1], body[1]))
+        if one := _collective(line):
+            inside[name].append(one)
         for called in _CALLED.findall(line):
-            for one in called.replace("%", "").split(","):
-                calls[name].append((one.strip(), int(trips[1]) if trips and "while(" in line else 1))
+            calls[name] += called.replace("%", "").replace(" ", "").split(",")
+    often = {body: turns[condition] for condition, body in loops if condition in turns}
     times: dict[str, int] = defaultdict(int)
 
-    def visit(computation: str, turns: int) -> None:
-        times[computation] += turns
-        for called, more in calls[computation]:
-            visit(called, turns * more)
+    def visit(computation: str, outer: int) -> None:
+        outer *= often.get(computation, 1)
+        times[computation] += outer
+        for called in calls[computation]:
+            visit(called, outer)
 
     visit(entry, 1)
-    return [Collective(*op, times[name]) for name, ops in inside.items() for op in ops if times[name]]
+    whole: dict[str, Collective] = {}
+    for computation, ops in inside.items():
+        for key, op in ops:
+            now = op._replace(times=times[computation])
+            whole[key] = max(now, whole.get(key, now), key=lambda c: c.times)
+    return [op for op in whole.values() if op.times]
 
 
-def _elements(dims: str) -> int:
-    return math.prod(map(int, filter(None, dims.split(","))))
+def _collective(line: str) -> tuple[str, Collective] | None:
+    """The collective of a line and what it is known by. One that the compiler spreads over several fusions, to hide it
+    behind other work, stands in each of them with the same channel."""
+    op = _COLLECTIVE.search(line)
+    if op is None:
+        return None
+    shapes = [
+        (_BYTES.get(dtype, 4), math.prod(map(int, filter(None, dims.split(",")))))
+        for dtype, dims in _SHAPE.findall(op[1])
+    ]
+    if op[3] and op[2] in ("all-gather", "collective-permute"):
+        shapes = sorted(shapes, key=math.prod)[len(shapes) // 2 :]  # an asynchronous start names its operands too
+    channel = _CHANNEL.search(line)
+    known_by = f"{op[2]} {channel[1]}" if channel else line.strip()
+    return known_by, Collective(op[2], sum(map(math.prod, shapes)), max(n for _, n in shapes), 0)
 
 
 def summed(collectives: list[Collective]) -> dict[str, dict[str, int]]:

@@ -1,12 +1,14 @@
 """Log-probabilities and losses. Letters as in llm/llama.py."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.llama import Llama, Params
-from selfreward_jax.parallel.sharding import ROWS, devices_in_use, keep
+from selfreward_jax.parallel.sharding import ROWS, devices_in_use
 
 # Most float32 logits that a device holds at once; longer sequences are taken in chunks of T, recomputed going back.
 LOGITS_AT_ONCE = 1 << 25
@@ -23,28 +25,45 @@ def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs:
     # Cast before use, so that what devices gather of a weight is no wider than what they compute with.
     params = jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden", **inputs)
-    states, targets = hidden_BTD[:, :-1], tokens_BT[:, 1:]
-    B, T, D = states.shape
+    head_DV = model.apply({"params": params}, method="output_matrix")
+    given = head_DV, hidden_BTD[:, :-1], tokens_BT[:, 1:]
+    if devices_in_use() == 1:
+        logprobs = _of_targets(*given)
+    else:
+        # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of
+        # tokens, and not once in the end.
+        split = (PartitionSpec(None, "tensor"), PartitionSpec(ROWS), PartitionSpec(ROWS))
+        by_device = jax.shard_map(partial(_of_targets, axis="tensor"), in_specs=split, out_specs=PartitionSpec(ROWS))
+        logprobs = by_device(*given)
+    return jnp.pad(logprobs, ((0, 0), (1, 0)))
+
+
+def _of_targets(head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array, axis: str | None = None) -> jax.Array:
+    """log p(target | state) [B, T]; the vocabulary is split over the mesh axis `axis`, if it is given."""
+    B, T, D = states_BTD.shape
+    V = head_DV.shape[1]  # of this device
+    first = 0 if axis is None else jax.lax.axis_index(axis) * V
+    over_all = lambda x: x if axis is None else jax.lax.psum(x, axis)  # noqa: E731
 
     def chunk(x: tuple[jax.Array, jax.Array]) -> jax.Array:
-        states = keep(x[0], ROWS, None, None)
-        logits = keep(model.apply({"params": params}, states, method="unembed"), ROWS, None, "tensor")
-        taken = jnp.take_along_axis(logits, x[1][..., None], axis=-1)[..., 0]
-        return taken - jax.nn.logsumexp(logits, axis=-1)
+        logits = jnp.matmul(x[0], head_DV, preferred_element_type=jnp.float32)
+        top = jax.lax.stop_gradient(logits.max(-1))
+        top = top if axis is None else jax.lax.pmax(top, axis)
+        total = over_all(jnp.exp(logits - top[..., None]).sum(-1))
+        target = x[1] - first
+        taken = jnp.take_along_axis(logits, jnp.clip(target, 0, V - 1)[..., None], axis=-1)[..., 0]
+        taken = over_all(jnp.where((target >= 0) & (target < V), taken, 0.0))
+        return taken - (top + jnp.log(total))
 
-    length = max(1, LOGITS_AT_ONCE * devices_in_use() // (B * model.cfg.vocab_size))
+    length = max(1, LOGITS_AT_ONCE // (B * V))
     if length >= T:
-        logprobs = chunk((states, targets))
-    else:
-        count = -(-T // length)
-        pad = count * length - T
-        states = jnp.pad(states, ((0, 0), (0, pad), (0, 0)))
-        targets = jnp.pad(targets, ((0, 0), (0, pad)))
-        states = states.reshape(B, count, length, D).swapaxes(0, 1)
-        targets = targets.reshape(B, count, length).swapaxes(0, 1)
-        chunks = jax.lax.map(jax.checkpoint(chunk), (states, targets))
-        logprobs = chunks.swapaxes(0, 1).reshape(B, count * length)[:, :T]
-    return jnp.pad(logprobs, ((0, 0), (1, 0)))
+        return chunk((states_BTD, targets_BT))
+    count = -(-T // length)
+    pad = count * length - T
+    states = jnp.pad(states_BTD, ((0, 0), (0, pad), (0, 0))).reshape(B, count, length, D).swapaxes(0, 1)
+    targets = jnp.pad(targets_BT, ((0, 0), (0, pad))).reshape(B, count, length).swapaxes(0, 1)
+    chunks = jax.lax.map(jax.checkpoint(chunk), (states, targets))
+    return chunks.swapaxes(0, 1).reshape(B, count * length)[:, :T]
 
 
 def sequence_logprobs(

@@ -1,0 +1,190 @@
+"""Which scale fits which machine? Makes docs/fits.md.
+
+    python -m benchmarks.fit_table [--rows=8b,70b] [--write]
+
+Each row of TPU figures is `python -m selfreward_jax.fits` with the options shown: the run's own programs, compiled for
+the slice. Rows for GPUs are reckoned, not compiled: state, activations, the widest layer gathered, a chunk of logits.
+Prints JSON lines; with --write, those already in benchmarks/fit_table.jsonl are kept and the document is made of all.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from selfreward_jax import config
+from selfreward_jax.llm.llama import is_weight, parameter_count, weights
+from selfreward_jax.sizing.models import KNOWN
+from selfreward_jax.train.losses import LOGITS_AT_ONCE
+
+_ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")
+_WRITE = flags.DEFINE_bool("write", False, "Keep the figures and make docs/fits.md.")
+GIB = 1 << 30
+ROOT = Path(__file__).parents[1]
+KEPT, TABLE = ROOT / "benchmarks/fit_table.jsonl", ROOT / "docs/fits.md"
+
+_EIGHT = "--config.generate.rows=64"
+# Name, scale, slice, settings. DPO at 2,048 tokens a side, unless said otherwise.
+COMPILED = [
+    ("tiny", "tiny", "v5e:1x1", ""),
+    ("micro", "micro", "v5e:1x1", ""),
+    ("scratch", "scratch", "v5e:1x1", ""),
+    ("135m", "smollm2_135m", "v5e:2x2", ""),
+    ("135m", "smollm2_135m", "v4:2x2x1", ""),
+    ("135m", "smollm2_135m", "v5p:2x2x1", ""),
+    ("135m", "smollm2_135m", "v6e:2x2", ""),
+    ("1b", "tinyllama", "v5e:2x2", "--config.parallel.fsdp=4"),
+    ("1b", "tinyllama", "v5e:1x1", "--config.sft.accumulate=16 --config.dpo.accumulate=16"),
+    ("1b", "tinyllama", "v4:2x2x1", "--config.parallel.fsdp=4"),
+    ("1b", "tinyllama", "v5p:2x2x1", "--config.parallel.fsdp=4"),
+    ("1b", "tinyllama", "v6e:2x2", "--config.parallel.fsdp=4"),
+    ("8b", "llama3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=8 {_EIGHT}"),
+    ("8b", "llama3_8b", "v5e:2x4", f"--config.parallel.fsdp=8 --config.parallel.sample_tensor=8 {_EIGHT}"),
+    ("8b", "llama3_8b", "v5p:2x2x2", "--config.parallel.fsdp=8 --config.parallel.sample_tensor=2"),
+    ("8b", "llama3_8b", "v6e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=4 {_EIGHT}"),
+    ("8b", "llama3_8b", "v4:2x2x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=4 {_EIGHT}"),
+    ("8b qwen3", "qwen3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=8 {_EIGHT}"),
+    (
+        "8b lora",
+        "llama3_8b",
+        "v5e:2x2",
+        "--config.lora.rank=16 --config.parallel.fsdp=4 --config.parallel.sample_tensor=4 --config.generate.rows=16 "
+        "--config.sft.accumulate=4 --config.dpo.accumulate=4",
+    ),
+    ("70b", "llama2_70b", "v5p:4x4x4", "--config.parallel.sample_tensor=8"),
+    ("70b", "llama2_70b", "v5p:2x2x4", "--config.parallel.fsdp=4 --config.parallel.sample_tensor=8"),
+    (
+        "70b",
+        "llama2_70b",
+        "v4:4x4x8",
+        "--config.parallel.fsdp=16 --config.parallel.tensor=8 --config.generate.rows=128",
+    ),
+    ("70b", "llama2_70b", "v6e:8x8", "--config.parallel.fsdp=16 --config.parallel.sample_tensor=8"),
+    ("70b", "llama2_70b", "v5e:16x16", "--config.parallel.fsdp=16 --config.parallel.tensor=8"),
+]
+# Name, scale, GPU, how many, GiB of each, devices that share each matrix product while sampling.
+RECKONED = [
+    ("135m", "smollm2_135m", "H100", 1, 80, 1),
+    ("1b", "tinyllama", "H100", 1, 80, 1),
+    ("8b", "llama3_8b", "H100", 8, 80, 1),
+    ("8b", "llama3_8b", "H200", 8, 141, 1),
+    ("70b", "llama2_70b", "H100", 64, 80, 8),
+    ("70b", "llama2_70b", "H200", 8, 141, 8),
+    ("70b", "llama2_70b", "H200", 32, 141, 8),
+]
+
+
+def compiled(name: str, scale: str, topology: str, options: str) -> list[dict]:
+    """The rows of `fits` for one slice."""
+    command = [sys.executable, "-m", "selfreward_jax.fits", f"--config=configs/iter3.py:{scale}", "--json"]
+    command += [f"--topology={topology}", *options.split()]
+    command += [] if scale in ("tiny", "micro", "scratch") else ["--tokens=2048"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 2 or not rows:
+        rows = [{"program": "refused", "fits": False, "said": (done.stderr.strip() or "?").splitlines()[-1]}]
+    return [{"name": name, "scale": scale, "slice": topology, "options": options, **row} for row in rows]
+
+
+def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, sample_tensor: int) -> dict:
+    """What DPO and sampling take on each of `count` GPUs, by arithmetic: all of them share each weight (fsdp)."""
+    c = config.get(scale)
+    model = KNOWN[c.model.init]
+    total, rows = parameter_count(weights(model)), max(1, 2 * c.dpo.batch // count)
+    layer = parameter_count(weights(model)["layers"]) // model.layers
+    widest = max(math.prod(w.shape) for w in _flat(weights(model)))  # a stack of layers is gathered a layer at a time
+    widest = max(widest // model.layers, model.vocab_size * model.dim)
+    state = 16 * total / count  # float32 weights, gradients and two moments
+    activations = 2 * rows * 2048 * model.dim * model.layers
+    # One layer recomputed: about 16 arrays as wide as the stream and 3 as wide as the feed-forward, in bfloat16.
+    recomputed = 2 * rows * 2048 * (16 * model.dim + 3 * model.hidden)
+    dpo = state + activations + recomputed + 2 * 2 * (layer + widest) + 3 * 4 * LOGITS_AT_ONCE
+    kv = 2 * 2 * model.layers * model.kv_heads * model.head_dim / sample_tensor
+    samples = max(1, c.generate.rows * sample_tensor // count)
+    prompt = (c.model.max_length - c.candidates.max_new) / c.candidates.samples  # shared by a prompt's samples
+    sampling = 2 * total / sample_tensor + samples * kv * (prompt + c.candidates.max_new) + 4 * total / count
+    fits = max(dpo, sampling) < 0.9 * memory * GIB
+    figures = {"dpo": dpo / GIB, "sampling": sampling / GIB, "memory": memory, "fits": fits}
+    return {"name": name, "scale": scale, "slice": f"{count} x {gpu}", "sample_tensor": sample_tensor, **figures}
+
+
+def _flat(tree: dict) -> list:
+    return [w for x in tree.values() for w in ([x] if is_weight(x) else _flat(x))]
+
+
+def document(kept: list[dict], gpus: list[dict]) -> str:
+    """The text of docs/fits.md."""
+    lines = [
+        "# What fits where",
+        "",
+        "Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by",
+        "`python -m selfreward_jax.fits` for the slice on a machine without a TPU (libtpu's own compiler). It proves that",
+        "the programs compile and fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure",
+        "in brackets does not fit.",
+        "",
+        "| model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |",
+    ]
+    groups: dict[tuple, dict] = {}
+    for row in kept:
+        groups.setdefault((row["name"], row["scale"], row["slice"], row["options"]), {})[row["program"]] = row
+    for (name, scale, where, options), programs in groups.items():
+        if "refused" in programs:
+            lines.append(
+                f"| {name} ({scale}) | {where} | | | | | | | refused: {programs['refused']['said']} | `{options}` |"
+            )
+            continue
+        cells = [_cell(programs.get(p)) for p in ("sft", "dpo", "reshard", "prefill", "decode")]
+        memory = next(iter(programs.values()))["hbm"] // GIB
+        verdict = "FITS" if all(p["fits"] for p in programs.values()) else "DOES NOT FIT"
+        lines.append(f"| {name} ({scale}) | {where} | {memory} | {' | '.join(cells)} | {verdict} | {shown} |")
+    lines += [
+        "",
+        "## GPUs, reckoned",
+        "",
+        "By arithmetic alone (the formulas are in the script): every GPU shares each weight (fsdp), sampling in bfloat16.",
+        "",
+        "| model | GPUs | memory | DPO | sampling | |",
+        "| --- | --- | --: | --: | --: | --- |",
+    ]
+    for g in gpus:
+        verdict = "should fit" if g["fits"] else "does not fit"
+        where = f"{g['slice']}, sample_tensor {g['sample_tensor']}"
+        lines.append(f"| {g['name']} | {where} | {g['memory']} | {g['dpo']:.1f} | {g['sampling']:.1f} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    size = f"{row['peak'] / GIB:.1f}" if row["peak"] == row["peak"] else "?"
+    return size if row["fits"] else f"({size})"
+
+
+def main(_: list[str]) -> None:
+    """Compiles, reckons, prints; writes if asked to."""
+    kept = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() and _WRITE.value else []
+    for made in COMPILED:
+        if _ROWS.value and not any(part in made[0] for part in _ROWS.value.split(",")):
+            continue
+        rows = compiled(*made)
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        kept = [k for k in kept if (k["name"], k["slice"], k["options"]) != (made[0], made[2], made[3])] + rows
+        if _WRITE.value:
+            order = [(name, topology, options) for name, _, topology, options in COMPILED]
+            kept = [k for k in kept if (k["name"], k["slice"], k["options"]) in order]
+            kept.sort(key=lambda k: order.index((k["name"], k["slice"], k["options"])))
+            KEPT.write_text("".join(json.dumps(k) + "\n" for k in kept))
+    gpus = [reckoned(*r) for r in RECKONED]
+    for g in gpus:
+        print(json.dumps(g), flush=True)
+    if _WRITE.value:
+        TABLE.write_text(document(kept, gpus))
+
+
+if __name__ == "__main__":
+    app.run(main)
