@@ -93,7 +93,7 @@ class Run:
         if inputs := processes.agreed(self._inputs):
             now["inputs"] = inputs
         try:
-            if processes.first():
+            if processes.first() and not storage.is_remote(self.dir):
                 self.dir.mkdir(parents=True, exist_ok=True)
             old = storage.read_json(path)
             if old is not None and (difference := config.first_difference(old, now)):

@@ -14,6 +14,7 @@ PROGRAMS = {
     "answer",
     "evaluation",
     "harness",
+    "fits",
 }  # harness is what another program, lm_eval, starts from
 ABOVE = {"loop", "stages", "saved", "formats"}
 
@@ -27,6 +28,7 @@ FORBIDDEN = {
     "report": ABOVE,
     "run": ABOVE | {"report", "evaluate"},
     "evaluate": ABOVE | {"report"},
+    "sizing": ABOVE | {"report", "evaluate", "method"},
     "llm": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "worlds"},
     "generate": ABOVE | {"run", "report", "evaluate", "method", "train", "worlds"},
     "method": ABOVE | {"run", "report", "evaluate", "train", "jax", "jaxlib", "flax", "optax"},

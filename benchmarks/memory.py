@@ -1,0 +1,60 @@
+"""How does the peak memory of a DPO step grow with the length of the texts and with the vocabulary?
+
+    python -m benchmarks.memory [--pairs=4]
+
+Compiles a DPO step (without running it) for a grid of lengths and vocabularies, and prints a JSON line for each: the
+bytes of temporaries that XLA plans for, those of the parameters, optimiser and gradients, and what one float32 array
+[B, T, V] of all logits would take. Then the least-squares fit temporaries = a + b * length + c * vocabulary +
+d * length * vocabulary, and d in units of that array: 0 if no such array is held, at least 1 if one is. The same with
+the logits held whole, which is what the figure would be without chunks.
+"""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from selfreward_jax import config
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.sizing.programs import programs
+from selfreward_jax.train import losses
+
+_PAIRS = flags.DEFINE_integer("pairs", 4, "Pairs a step.")
+LENGTHS = (256, 512, 1024, 2048)
+VOCABULARIES = (4_096, 16_384, 32_768, 65_536)
+
+
+def measured(length: int, vocabulary: int, at_once: int) -> dict:
+    """Bytes of one compiled step, with at most `at_once` logits held."""
+    c = config.defaults()
+    c.update_from_flattened_dict({"dpo.batch": _PAIRS.value, "dpo.replay": 0.0, "model.max_length": length})
+    c.update_from_flattened_dict({"tokenizer.vocab_size": vocabulary, "model.remat": "full", "model.scan_layers": True})
+    losses.LOGITS_AT_ONCE = at_once
+    (program,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), length, ["dpo"])
+    memory = program.lowered.compile().memory_analysis()
+    return {
+        "length": length,
+        "vocabulary": vocabulary,
+        "temporaries": memory.temp_size_in_bytes,
+        "state": program.bytes["params"] + program.bytes["optimiser"],
+        "all_logits": 4 * 2 * _PAIRS.value * length * vocabulary,
+    }
+
+
+def main(_: list[str]) -> None:
+    """Measures, fits, prints."""
+    for name, at_once in (("in chunks", losses.LOGITS_AT_ONCE), ("whole", 1 << 60)):
+        rows = [measured(t, v, at_once) for t, v in itertools.product(LENGTHS, VOCABULARIES)]
+        for row in rows:
+            print(json.dumps({"logits": name, **row}), flush=True)
+        length, vocabulary = (np.array([r[k] for r in rows], float) for k in ("length", "vocabulary"))
+        terms = np.stack([np.ones_like(length), length, vocabulary, length * vocabulary], 1)
+        fit, *_rest = np.linalg.lstsq(terms, np.array([r["temporaries"] for r in rows], float), rcond=None)
+        arrays = fit[3] / (4 * 2 * _PAIRS.value)
+        print(json.dumps({"logits": name, "arrays_of_all_logits": round(float(arrays), 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

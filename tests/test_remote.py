@@ -1,0 +1,76 @@
+"""A working directory in an object store: no appending, no renaming, every object whole or not there.
+
+The store here is a stand-in in memory behind the same interface (fsspec) as gcsfs; checkpoints, which Orbax writes by
+other means, are not covered.
+"""
+
+import io
+import json
+
+import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from selfreward_jax import config, storage
+from selfreward_jax.run import Run
+
+
+class Bucket(MemoryFileSystem):
+    """What an object store cannot do, this one refuses."""
+
+    protocol = ("gcs", "gs")
+
+    def _open(self, path, mode="rb", **options):
+        if "a" in mode or "+" in mode:
+            raise io.UnsupportedOperation(f"mode {mode}")
+        return super()._open(path, mode, **options)
+
+    def mv(self, *paths, **options):
+        raise io.UnsupportedOperation("move")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    store = Bucket(skip_instance_cache=True)
+    store.store.clear()
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: store)
+    return "gs://bucket/run"
+
+
+ROWS = [{"id": str(i), "text": "ü"} for i in range(5)]
+
+
+def test_rows_are_kept_batch_by_batch_and_become_one_file(bucket):
+    path = epath.Path(bucket) / "m2" / "some.jsonl"
+    file = storage.RowFile(path)
+    assert file.manifest is None
+    assert file.begun() == []
+    file.append(ROWS[:2])
+    file.append(ROWS[2:3])
+    again = storage.RowFile(path)  # after a kill
+    assert again.begun() == ROWS[:3]
+    again.append(ROWS[3:])
+    assert storage.RowFile(path).begun() == ROWS
+    again.finish(ROWS, tokens=7)
+    assert storage.RowFile(path).rows() == ROWS
+    assert again.manifest["tokens"] == 7
+    assert sorted(p.name for p in path.parent.iterdir()) == ["some.jsonl", "some.manifest.json"]
+
+
+def test_a_run_claims_its_place_and_keeps_a_log(bucket, monkeypatch):
+    run = Run(config.get("micro"), bucket)
+    run.log(step=1)
+    assert not storage.exists(run.dir / "log.jsonl")  # not an object for each line
+    run.log(step=2)
+    run.spent()
+    monkeypatch.setattr(Run, "LOG_EVERY", 0.0)
+    run.log(step=3)
+    steps = [json.loads(line)["step"] for line in (run.dir / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    other = config.get("micro")
+    other.seed = 7
+    with pytest.raises(config.ConfigError, match="seed was 0 and is 7 now"):
+        Run(other, bucket)
+    run.disclaim()
+    Run(other, bucket)

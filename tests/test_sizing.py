@@ -1,0 +1,170 @@
+"""Does a run fit? Reading compiled programs; the programs themselves on a CPU; TPU slices where libtpu is."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import ROOT
+
+from selfreward_jax import config, fits
+from selfreward_jax.llm.hf_config import write_config
+from selfreward_jax.llm.llama import parameter_count, weights
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.sizing import collectives, models
+from selfreward_jax.sizing.programs import NAMES, programs
+
+ITER3 = f"--config={ROOT}/configs/iter3.py"
+HLO = """
+HloModule jit_step, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %gathered = bf16[8,16]{1,0:T(8,128)} all-gather(%part), channel_id=1, dimensions={1}
+  %both = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce(%x, %y), channel_id=2, to_apply=%add
+  %start = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%part), channel_id=5, dimensions={0}
+}
+
+%started (q: bf16[2,16]) -> bf16[8,16] {
+  %again = bf16[8,16]{1,0} all-gather(%q), channel_id=1, dimensions={1}
+}
+
+%counts (p: (s32[], f32[8,4])) -> pred[] {
+  %turns = s32[]{:T(128)} constant(30)
+  ROOT %below = pred[] compare(%i, %turns), direction=LT
+}
+
+%open (p: (s32[], f32[8,4])) -> pred[] {
+  %most = s32[] constant(1024)
+  %below = pred[] compare(%i, %most), direction=LT
+  ROOT %goes_on = pred[] and(%below, %some)
+}
+
+%token (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %moved = f32[4,8]{1,0} all-to-all(%x), channel_id=3
+  %inner = (s32[], f32[8,4]) while(%t), condition=%counts, body=%body
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %scattered = f32[2,4]{1,0} reduce-scatter(%x), channel_id=4, to_apply=%add
+  %loop = (s32[], f32[8,4]) while(%t), condition=%open, body=%token
+  ROOT %used = f32[8,4] fusion(%scattered), kind=kLoop, calls=%started
+}
+"""
+
+
+def test_collectives_are_counted_with_the_turns_of_their_loops():
+    found = {(c.kind, c.bytes, c.elements, c.times) for c in collectives.found(HLO)}
+    assert found == {
+        ("reduce-scatter", 32, 8, 1),
+        ("all-to-all", 128, 32, 1),  # once a token: nobody knows how many there will be
+        ("all-gather", 256, 128, 30),  # the one of channel 1, which stands in two places
+        ("all-reduce", 28, 6, 30),
+    } | {("all-gather", 256, 128, 30)}
+    assert collectives.summed(collectives.found(HLO))["all-gather"] == {"count": 60, "bytes": 60 * 256}
+
+
+def test_known_models_have_the_parameters_that_their_names_promise():
+    billions = {name: parameter_count(weights(cfg)) / 1e9 for name, cfg in models.KNOWN.items()}
+    promised = {
+        "SmolLM2-135M": 0.1345,
+        "TinyLlama-1.1B": 1.1,
+        "Llama-3.1-8B": 8.03,
+        "Qwen3-8B-Base": 8.19,
+        "Llama-2-70b-hf": 68.98,
+    }
+    assert billions == pytest.approx(promised, rel=2e-3)
+
+
+def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
+    c = config.get("smollm2_135m")
+    assert models.described(c) == models.KNOWN["SmolLM2-135M"]
+    folder = tmp_path / "SmolLM2-135M"
+    folder.mkdir()
+    described = write_config(models.KNOWN["TinyLlama-1.1B"], None, "float32", max_position_embeddings=2048)
+    (folder / "config.json").write_text(json.dumps(described))
+    c.model.init = str(folder)
+    assert models.described(c).layers == 22
+    c.model.init = "Some-3B"
+    with pytest.raises(config.ConfigError, match=r"'Some-3B'.*SmolLM2-135M"):
+        models.described(c)
+    assert models.described(config.defaults()) is None
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
+    c = config.get("micro")
+    c.lora.rank, c.optimizer.name = lora, "adamw"
+    made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
+    assert tuple(made) == NAMES
+    for program in made.values():
+        memory = program.lowered.compile().memory_analysis()
+        assert memory.argument_size_in_bytes >= program.bytes["params"] * (program.name != "reshard")
+    trained = made["dpo"].bytes["optimiser"] / made["dpo"].bytes["params"]
+    assert trained > 1.9 if not lora else trained < 0.7  # two moments of all weights, or of the adapters
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([ITER3], ["topology is ''", "v5p:4x4x4"]),
+        ([ITER3, "--topology=v9:2x2"], ["'v9:2x2'", "v5e"]),
+        ([ITER3, "--topology=v5e:2"], ["'v5e:2'"]),
+    ],
+)
+def test_a_slice_that_does_not_exist_is_refused(options, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "selfreward_jax.fits", *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(part in done.stderr for part in said), done.stderr
+
+
+def test_advice_names_a_setting_of_the_program_that_does_not_fit():
+    c, gib = config.get("llama3_8b"), 1 << 30
+    row = {"peak": 20.0 * gib, "hbm": 16 * gib, "mesh": {"fsdp": 8, "tensor": 1}}
+    kept = {"params": 4 * gib, "optimiser": 8 * gib}
+    assert "raise dpo.accumulate (now 1)" in fits.advice(c, row | {"program": "dpo", "bytes": kept})
+    crowded = fits.advice(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimiser": 16 * gib}})
+    assert all(part in crowded for part in ("150%", "4 times the chips", "lora.rank"))
+    wide = fits.advice(c, row | {"program": "decode", "bytes": {"params": 15 * gib}})
+    assert "parallel.sample_tensor (now 1)" in wide
+    assert "generate.rows (now 128)" in fits.advice(c, row | {"program": "decode", "bytes": {"params": 2 * gib}})
+
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
+
+
+def fit(*options):
+    """Exit code and rows of the program."""
+    command = [sys.executable, "-m", "selfreward_jax.fits", "--json", "--tokens=2048", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert rows, done.stderr[-3000:]
+    return done.returncode, rows
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_8b_fits_sixteen_v5e_and_not_eight():
+    eight = f"{ITER3}:llama3_8b"
+    code, (row,) = fit(eight, "--topology=v5e:4x4", "--config.parallel.fsdp=16", "--only=dpo")
+    assert (code, row["fits"]) == (0, True)
+    assert row["peak"] < 15 << 30
+    code, (row,) = fit(eight, "--topology=v5e:2x4", "--config.parallel.fsdp=8", "--only=dpo")
+    assert (code, row["fits"]) == (1, False)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_70b_fits_sixty_four_v5p_below_30_gib_a_chip():
+    code, (row,) = fit(f"{ITER3}:llama2_70b", "--topology=v5p:4x4x4", "--only=dpo")
+    assert (code, row["fits"]) == (0, True)
+    assert row["peak"] < 30 << 30
+    assert row["collectives"]["all-gather"]["count"] > 80  # each layer's weights, at least once
