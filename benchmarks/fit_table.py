@@ -77,6 +77,26 @@ RECKONED = [
 ]
 
 
+HEAD = """# What fits where
+
+Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by `python -m
+selfreward_jax.fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs compile and
+fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure in brackets does not fit; where
+the compiler gave up early, it is what it had asked for by then.
+
+| model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |
+| --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |
+"""
+RECKONED_HEAD = """
+## GPUs, reckoned
+
+By arithmetic alone (the formulas are in the script): all GPUs share each weight, sampling in bfloat16.
+
+| model | GPUs | memory | DPO | sampling | |
+| --- | --- | --: | --: | --: | --- |
+"""
+
+
 def compiled(name: str, scale: str, topology: str, options: str) -> list[dict]:
     """The rows of `fits` for one slice."""
     command = [sys.executable, "-m", "selfreward_jax.fits", f"--config=configs/iter3.py:{scale}", "--json"]
@@ -117,21 +137,12 @@ def _flat(tree: dict) -> list:
 
 def document(kept: list[dict], gpus: list[dict]) -> str:
     """The text of docs/fits.md."""
-    lines = [
-        "# What fits where",
-        "",
-        "Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by",
-        "`python -m selfreward_jax.fits` for the slice on a machine without a TPU (libtpu's own compiler). It proves that",
-        "the programs compile and fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure",
-        "in brackets does not fit.",
-        "",
-        "| model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |",
-    ]
+    lines = HEAD.splitlines()
     groups: dict[tuple, dict] = {}
     for row in kept:
         groups.setdefault((row["name"], row["scale"], row["slice"], row["options"]), {})[row["program"]] = row
     for (name, scale, where, options), programs in groups.items():
+        shown = f"`{options}`" if options else ""
         if "refused" in programs:
             lines.append(
                 f"| {name} ({scale}) | {where} | | | | | | | refused: {programs['refused']['said']} | `{options}` |"
@@ -141,15 +152,7 @@ def document(kept: list[dict], gpus: list[dict]) -> str:
         memory = next(iter(programs.values()))["hbm"] // GIB
         verdict = "FITS" if all(p["fits"] for p in programs.values()) else "DOES NOT FIT"
         lines.append(f"| {name} ({scale}) | {where} | {memory} | {' | '.join(cells)} | {verdict} | {shown} |")
-    lines += [
-        "",
-        "## GPUs, reckoned",
-        "",
-        "By arithmetic alone (the formulas are in the script): every GPU shares each weight (fsdp), sampling in bfloat16.",
-        "",
-        "| model | GPUs | memory | DPO | sampling | |",
-        "| --- | --- | --: | --: | --: | --- |",
-    ]
+    lines += RECKONED_HEAD.splitlines()
     for g in gpus:
         verdict = "should fit" if g["fits"] else "does not fit"
         where = f"{g['slice']}, sample_tensor {g['sample_tensor']}"
@@ -160,7 +163,7 @@ def document(kept: list[dict], gpus: list[dict]) -> str:
 def _cell(row: dict | None) -> str:
     if row is None:
         return "-"
-    size = f"{row['peak'] / GIB:.1f}" if row["peak"] == row["peak"] else "?"
+    size = f"{row['peak'] / GIB:.1f}"
     return size if row["fits"] else f"({size})"
 
 

@@ -28,8 +28,13 @@ from selfreward_jax.sizing.programs import Program, programs
 
 GIB = 1 << 30
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory
-# What libtpu asks a Google machine for, it is told here instead.
-_NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+# What libtpu asks a Google machine for, it is told here instead; and that nobody has a TPU to himself.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, GENERATION:AxB or GENERATION:AxBxC.")
 _TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a pair's longer side in DPO; 0: model.max_length.")
 _ONLY = flags.DEFINE_list("only", [], "Programs to look at, of sft, dpo, reshard, prefill, decode; all if not given.")
@@ -85,8 +90,10 @@ def slice_of(topology: str) -> list[Any]:
         )
     os.environ |= _NO_TPU
     jax.config.update("jax_platforms", "cpu")
+    sides = [*map(int, shape.split("x")), 1][:3]
+    hosts = {"chips_per_host_bounds": [min(2, side) for side in sides[:2]] + [1]}  # 2 x 2 chips, or the few there are
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **hosts).devices
     except Exception as error:  # of the plugin, which has no public types
         remedy = 'pip install "selfreward-jax[tpu]" brings libtpu' if "libtpu" in str(error) else "give another shape"
         raise config.ConfigError(f"topology {topology}: {str(error).splitlines()[0]} ({remedy})") from None
@@ -105,9 +112,11 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     except Exception as error:  # the compiler's own refusal, which has no public type
         if "hbm" not in str(error).lower():
             raise
-        used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
-        size = float(used[1]) * (GIB if used[2] == "G" else GIB / 1024) if used else math.nan
-        return row | {"fits": False, "peak": size * per_chip, "collectives": {}}
+        return row | {
+            "fits": False,
+            "peak": _refused(str(error), sum(program.bytes.values())) * per_chip,
+            "collectives": {},
+        }
     memory = compiled.memory_analysis()
     known = sum(program.bytes.values())
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -115,6 +124,16 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     row["bytes"]["temporaries"] = max(0, peak - known * per_chip)
     fits = peak <= row["hbm"]
     return row | {"fits": fits, "peak": peak, "collectives": summed(found(compiled.as_text()))}
+
+
+def _refused(said: str, known: int) -> int:
+    """Bytes on a device that the compiler asked for in vain, from its words; `known` are those that it was given."""
+    used = re.search(r"Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", said)
+    if used is None:
+        return known
+    size, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
+    found = int(float(size) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[unit])
+    return found if used[1] else found + known
 
 
 def _told(row: dict[str, Any]) -> str:

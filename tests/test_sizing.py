@@ -138,6 +138,15 @@ def test_advice_names_a_setting_of_the_program_that_does_not_fit():
     assert "generate.rows (now 128)" in fits.advice(c, row | {"program": "decode", "bytes": {"params": 2 * gib}})
 
 
+def test_what_the_compiler_refused_is_read_from_its_words():
+    gib = 1 << 30
+    said = "the total memory required for HLO temporaries (22.32G) exceeds available HBM (15.75G)"
+    assert fits._refused(said, 2 * gib) == pytest.approx(24.32 * gib)
+    said = "Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm."
+    assert fits._refused(said, 2 * gib) == gib // 2
+    assert fits._refused("hbm, and no figure", 7) == 7
+
+
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
 
 
