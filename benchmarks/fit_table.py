@@ -1,6 +1,6 @@
 """Which scale fits which machine? Makes docs/fits.md.
 
-    python -m benchmarks.fit_table [--rows=8b,70b] [--write]
+    python -m benchmarks.fit_table [--rows=8b,70b] [--write [--missing]]
 
 Each row of TPU figures is `python -m selfreward_jax.fits` with the options shown: the run's own programs, compiled for
 the slice. Rows for GPUs are reckoned, not compiled: state, activations, the widest layer gathered, a chunk of logits.
@@ -21,6 +21,7 @@ from selfreward_jax.sizing.models import KNOWN
 from selfreward_jax.train.losses import LOGITS_AT_ONCE
 
 _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")
+_MISSING = flags.DEFINE_bool("missing", False, "With --write: only the rows that are not kept yet.")
 _WRITE = flags.DEFINE_bool("write", False, "Keep the figures and make docs/fits.md.")
 GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
@@ -79,10 +80,10 @@ RECKONED = [
 
 HEAD = """# What fits where
 
-Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by `python -m
-selfreward_jax.fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs compile and
-fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure in brackets does not fit; where
-the compiler gave up early, it is what it had asked for by then.
+Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by
+`python -m selfreward_jax.fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs
+compile and fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure in brackets does not
+fit; where the compiler gave up early, it is what it had asked for by then.
 
 | model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |
 | --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |
@@ -172,6 +173,8 @@ def main(_: list[str]) -> None:
     kept = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() and _WRITE.value else []
     for made in COMPILED:
         if _ROWS.value and not any(part in made[0] for part in _ROWS.value.split(",")):
+            continue
+        if _MISSING.value and any((k["name"], k["slice"], k["options"]) == (made[0], *made[2:]) for k in kept):
             continue
         rows = compiled(*made)
         for row in rows:
