@@ -75,12 +75,13 @@ CHOICES = {
 LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 
-def check(c: ConfigDict, row_devices: int) -> None:
+def check(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     """Refuses settings that cannot work.
 
     Args:
       c: the settings.
       row_devices: devices that batch rows are spread over.
+      platform: what the devices are, in JAX's words, where that is known.
 
     Raises:
       ConfigError: on the first one.
@@ -92,7 +93,7 @@ def check(c: ConfigDict, row_devices: int) -> None:
     for field, allowed in CHOICES.items():
         if (value := _field(c, field)) not in allowed:
             raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
-    _check_model(c)
+    _check_model(c, platform)
     _check_training(c, row_devices)
     _check_sampling(c)
 
@@ -125,7 +126,13 @@ def _check_data(c: ConfigDict) -> None:
         )
 
 
-def _check_model(c: ConfigDict) -> None:
+def _check_model(c: ConfigDict, platform: str) -> None:
+    if c.model.attention == "cudnn" and (platform not in ("", "gpu", "cuda") or c.model.dtype != "bfloat16"):
+        where = f" on {platform}" if platform else ""
+        raise ConfigError(
+            f"model.attention is 'cudnn' with model.dtype {c.model.dtype!r}{where}; it takes bfloat16 on an NVIDIA "
+            "GPU: use auto"
+        )
     if c.model.head_dim % 2:
         raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
     if c.model.heads % c.model.kv_heads:
@@ -175,6 +182,8 @@ def _check_lora(c: ConfigDict) -> None:
     for name in c.lora.targets:
         if name not in LORA_TARGETS:
             raise ConfigError(f"lora.targets has {name!r}; the matrices are {', '.join(LORA_TARGETS)}")
+    if len(set(c.lora.targets)) < len(c.lora.targets):
+        raise ConfigError(f"lora.targets names a matrix twice: {', '.join(c.lora.targets)}; name each once")
     if not c.lora.targets:
         raise ConfigError(f"lora.rank is {c.lora.rank} but lora.targets is empty: name matrices, or set lora.rank to 0")
 

@@ -8,7 +8,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -60,7 +59,7 @@ class Run:
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
         if claim:
-            checks.check(cfg, row_multiple(self.mesh))
+            checks.check(cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
             self._claim()
         self._started = self._logged = time.monotonic()
         self._lines: list[str] = []
@@ -80,8 +79,9 @@ class Run:
             raise config.ConfigError(f"workdir {directory} holds no run: there is no config.json of one")
         cfg = config.from_stored(stored)
         along = cfg.parallel
-        if jax.device_count() % (along.fsdp * along.tensor * along.replicas * max(1, along.sample_tensor)):
-            # Made on a machine unlike this one; what is read here lies as it can.
+        try:
+            sampling_mesh(make_mesh(along.fsdp, along.tensor, along.replicas), along.sample_tensor)
+        except ValueError:  # made on a machine unlike this one: what is read here lies as it can
             along.fsdp = along.tensor = along.replicas = along.sample_tensor = 1
         return cls(cfg, directory, claim=False)
 
@@ -211,9 +211,10 @@ class Run:
         training."""
         if not self.cfg.lora.rank:
             return trained
-        merged = partial(lora.merge, self.llama(adapters=True))
-        merged = jax.jit(merged, out_shardings=self.shardings(weights(self.llama())), donate_argnums=0)
-        return merged(lora.join(self.trained("m0"), trained))
+        cfg, lying = self.llama(adapters=True), self.shardings(weights(self.llama()))
+        merged = lambda base, adapters: lora.merge(cfg, lora.join(base, adapters))  # noqa: E731
+        # M0 is read for this alone, the adapters may be in use.
+        return jax.jit(merged, out_shardings=lying, donate_argnums=0)(self.trained("m0"), trained)
 
     def params(self, model: str) -> Params:
         """The parameters of a finished model, such as "m1", without adapters: float32, laid as in training."""

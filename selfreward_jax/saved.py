@@ -35,7 +35,7 @@ class Saved(NamedTuple):
     def engine(self, rows: int, max_length: int, raw: bool = False) -> Engine:
         """A generator of text with it; `max_length` is cut to the model's own. The rest as in `Engine`."""
         longest = min(max_length, self.max_length)
-        mesh = sampling_mesh(self.mesh)
+        mesh = self.run.sampling_mesh if self.run else sampling_mesh(self.mesh)
         laid = moved(self.params, declared_shardings(weights(self.cfg), mesh, SAMPLING), self.cfg.dtype)
         return Engine(self.cfg, laid, self.chat, mesh, rows=rows, max_length=longest, raw=raw)
 

@@ -141,7 +141,13 @@ SCALES: dict[str, dict[str, Any]] = {
     # Folders of pretrained models: --config.model.init=FOLDER
     "smollm2_135m": _SMALL | {"model.init": "SmolLM2-135M"},
     "tinyllama": _SMALL | {"model.init": "TinyLlama-1.1B"},
-    "llama3_8b": _PAPER | {"model.init": "Llama-3.1-8B", "parallel.fsdp": 8},
-    "qwen3_8b": _PAPER | {"model.init": "Qwen3-8B-Base", "parallel.fsdp": 8},
-    "llama2_70b": _PAPER | {"model.init": "Llama-2-70b-hf", "parallel.fsdp": 16, "parallel.tensor": 4},
+    "llama3_8b": _PAPER | {"model.init": "Llama-3.1-8B", "parallel.fsdp": 8, "parallel.sample_tensor": 4},
+    "qwen3_8b": _PAPER | {"model.init": "Qwen3-8B-Base", "parallel.fsdp": 8, "parallel.sample_tensor": 4},
+    "llama2_70b": _PAPER
+    | {
+        "model.init": "Llama-2-70b-hf",
+        "parallel.fsdp": 16,
+        "parallel.tensor": 4,
+        "parallel.sample_tensor": 8,
+    },
 }

@@ -14,7 +14,7 @@ from conftest import ROOT, command
 # AdamW at low rates: Muon at this scale's own rates blows a difference in the last bit of a sum up to other text.
 GENTLE = """
     --config.optimizer.name=adamw --config.base.lr=3e-3 --config.sft.lr=5e-3 --config.sft.lr_end=5e-4
-    --config.dpo.lr=5e-4 --config.dpo.replay_batch=4
+    --config.dpo.lr=1e-4 --config.dpo.lr_end=1e-5 --config.dpo.replay_batch=4
 """.split()
 
 

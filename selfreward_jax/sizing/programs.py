@@ -75,63 +75,75 @@ def on_device(tree: Any) -> int:
     return sum(sizes)
 
 
-def _platform(mesh: Mesh) -> str:
-    return mesh.devices.flat[0].platform
+def _model(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False) -> Any:
+    return model_of(cfg, found, cfg.tokenizer.vocab_size, mesh.devices.flat[0].platform, dropout, adapters)
 
 
 def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str, tokens: int) -> Program:
+    """The update of a stage, as stages/training.py makes it."""
     settings = cfg[stage]
-    model = Llama(model_of(cfg, found, cfg.tokenizer.vocab_size, _platform(mesh), settings.dropout, adapters=True))
+    model = Llama(_model(cfg, found, mesh, settings.dropout, adapters=True))
     declared = lora.trained(model.cfg)
     optimizer = trainer.make_optimizer(lambda step: settings.lr, cfg.optimizer)
-    params = abstract(declared, "float32")
-    lying = declared_shardings(declared, mesh)
+    params, lying = abstract(declared, "float32"), declared_shardings(declared, mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
     state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
     state = _like(state, shardings)
-    plain = weights(model_of(cfg, found, cfg.tokenizer.vocab_size, _platform(mesh)))
-    frozen = _laid(plain, cfg.model.dtype, mesh) if cfg.lora.rank else None
-
-    def rows(count: int, *shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-        whole = (settings.accumulate, count // settings.accumulate, *shape)
-        return jax.ShapeDtypeStruct(whole, jnp.dtype(dtype), sharding=by_row(mesh, len(whole), axis=1))
-
-    def packed(count: int, width: int, prefix: str = "") -> dict[str, Any]:
-        made = {f"{prefix}{n}": rows(count, width) for n in ("tokens", "positions", "segments")}
-        return made | {f"{prefix}target": rows(count, width, dtype="float32")}
-
-    totals = {"target_total"}
-    if stage == "sft":
-        loss_fn, arrays = sft.loss_fn(model), packed(settings.batch, settings.width)
-        shapes, at_once = f"{settings.batch} rows of {settings.width} tokens", settings.batch * settings.width
-    else:
-        width = round_up(tokens, 16)
-        arrays = {f"{side}_tokens": rows(settings.batch, width) for side in ("chosen", "rejected")}
-        arrays |= {f"{side}_target": rows(settings.batch, width, dtype="float32") for side in ("chosen", "rejected")}
-        arrays["reference"] = rows(settings.batch, 2, dtype="float32")
-        totals, at_once = {"pair_total"}, 2 * settings.batch * width
-        if settings.replay:
-            arrays |= packed(settings.replay_batch, settings.replay_width, "replay_")
-            totals |= {"replay_target_total"}
-        loss_fn, shapes = dpo.loss_fn(model, settings), f"{settings.batch} pairs of {width} tokens"
-    one = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
-    batch = {"arrays": arrays, "totals": dict.fromkeys(totals, one)}
+    frozen = _laid(weights(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
+    batch = _sft_batch(settings, mesh) if stage == "sft" else _dpo_batch(settings, mesh, round_up(tokens, 16))
+    loss_fn = sft.loss_fn(model) if stage == "sft" else dpo.loss_fn(model, settings)
     key = jax.ShapeDtypeStruct(jax.random.key_data(jax.random.key(0)).shape, jnp.uint32)
     with jax.set_mesh(mesh):
         lowered = trainer.make_update(loss_fn, optimizer, shardings, mesh).jitted.lower(state, batch, key, frozen)
+
+    rows, width = (settings.batch, settings.width) if stage == "sft" else (2 * settings.batch, round_up(tokens, 16))
     kept = {
         "params": on_device(state.params) + on_device(frozen or {}),
         "optimiser": on_device(state.opt_state) * (not cfg.optimizer.offload),
     }
-    if model.cfg.remat == "full":  # else the compiler alone knows
-        wide = jnp.dtype(cfg.model.dtype).itemsize * model.cfg.dim * model.cfg.layers
-        kept["activations"] = at_once // settings.accumulate // row_multiple(mesh) * wide
+    if model.cfg.remat == "full":  # the input of each layer; of other policies the compiler alone knows
+        at_once = rows * width // settings.accumulate // row_multiple(mesh)
+        kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.cfg.dim * model.cfg.layers
+    shapes = f"{settings.batch} {'rows' if stage == 'sft' else 'pairs'} of {width} tokens"
     return Program(stage, shapes, lowered, kept)
+
+
+def _rows(settings: Any, mesh: Mesh, count: int, width: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+    shape = (settings.accumulate, count // settings.accumulate, width)
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, 3, axis=1))
+
+
+def _packed(settings: Any, mesh: Mesh, count: int, width: int, prefix: str = "") -> dict[str, Any]:
+    """The arrays of `batches.packed_batch`."""
+    made = {f"{prefix}{n}": _rows(settings, mesh, count, width) for n in ("tokens", "positions", "segments")}
+    return made | {f"{prefix}target": _rows(settings, mesh, count, width, "float32")}
+
+
+def _totals(mesh: Mesh, *names: str) -> dict[str, Any]:
+    return dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh)))
+
+
+def _sft_batch(settings: Any, mesh: Mesh) -> dict[str, Any]:
+    """A batch of `sft.batches_of`."""
+    arrays = _packed(settings, mesh, settings.batch, settings.width)
+    return {"arrays": arrays, "totals": _totals(mesh, "target_total")}
+
+
+def _dpo_batch(settings: Any, mesh: Mesh, width: int) -> dict[str, Any]:
+    """A batch of `dpo.batches_of`."""
+    arrays, totals = {"reference": _rows(settings, mesh, settings.batch, 2, "float32")}, ["pair_total"]
+    for side in ("chosen", "rejected"):
+        arrays[f"{side}_tokens"] = _rows(settings, mesh, settings.batch, width)
+        arrays[f"{side}_target"] = _rows(settings, mesh, settings.batch, width, "float32")
+    if settings.replay:
+        arrays |= _packed(settings, mesh, settings.replay_batch, settings.replay_width, "replay_")
+        totals.append("replay_target_total")
+    return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 
 
 def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted: Sequence[str]) -> Iterator[Program]:
     mesh = sampling_mesh(training, cfg.parallel.sample_tensor)
-    model = model_of(cfg, found, cfg.tokenizer.vocab_size, _platform(mesh))
+    model = _model(cfg, found, mesh)
     declared, dtype = weights(model), cfg.model.dtype
     trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)
     lying = jax.tree.map(lambda x: x.sharding, params)

@@ -1,0 +1,283 @@
+"""Low-rank adapters: in a model, in training, and through a run from M0 to an exported M2."""
+
+import math
+import shutil
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ended, run
+from orbax.checkpoint.experimental import v1 as ocp
+from safetensors import safe_open
+from test_trainer import PAIRS, TEXTS, dpo_settings
+
+from selfreward_jax import config, export
+from selfreward_jax.checks import check
+from selfreward_jax.llm import hf, llama, lora
+from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.run import Run
+from selfreward_jax.stages import training
+from selfreward_jax.train import dpo, losses, sft, trainer
+
+BARE = LlamaConfig(vocab_size=30, dim=16, layers=2, heads=4, kv_heads=2, head_dim=6, hidden=24)
+CFG = replace(BARE, lora_rank=3, lora_alpha=7.0, lora_targets=tuple(MATRICES))
+SUBSET = replace(CFG, lora_rank=2, lora_targets=("wq", "wo"), scan_layers=True)
+TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(cfg, params, tokens=TOKENS):
+    return Llama(cfg).apply({"params": params}, tokens)
+
+
+def parts(cfg, params):
+    """The frozen parameters and the adapters of whole ones."""
+    names = lora.adapters(cfg)["layers"]
+    layers = {name: x for name, x in params["layers"].items() if name not in names}
+    return params | {"layers": layers}, {"layers": {name: params["layers"][name] for name in names}}
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", [CFG, replace(CFG, scan_layers=True), SUBSET], ids=["all", "all_scanned", "subset"])
+def test_the_merged_model_is_the_model(cfg, random_params):
+    params = random_params(cfg)
+    merged = lora.merge(cfg, params)
+    bare = replace(cfg, lora_rank=0)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
+        lambda w: w.shape, llama.weights(bare), is_leaf=llama.is_weight
+    )
+    expected = logits(cfg, params)
+    np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-5 * np.abs(expected).max())
+    # And every adapter has a say.
+    for name in cfg.lora_targets:
+        without = params | {"layers": params["layers"] | {f"{name}_b": 0 * params["layers"][f"{name}_b"]}}
+        assert np.abs(logits(cfg, without) - expected).max() > 1e-2, name
+
+
+def test_a_matrix_is_merged_as_in_the_paper(random_params):
+    params = random_params(SUBSET)
+    a, b = (np.asarray(params["layers"][f"wo_{side}"], np.float64) for side in "ab")
+    added = lora.merge(SUBSET, params)["layers"]["wo"] - params["layers"]["wo"]
+    assert a.shape == (2, 4, 6, 2)
+    np.testing.assert_allclose(added, 7.0 / 2 * np.einsum("lnhr,lrd->lnhd", a, b), atol=1e-5)
+    np.testing.assert_array_equal(lora.merge(SUBSET, params)["layers"]["wk"], params["layers"]["wk"])
+
+
+def test_fresh_adapters_change_nothing():
+    params = jax.jit(lambda: llama.initialise(jax.random.key(0), llama.weights(CFG), "float32"))()
+    frozen, fresh = parts(CFG, params)
+    for name in CFG.lora_targets:
+        np.testing.assert_array_equal(fresh["layers"][f"{name}_b"], 0)
+        assert np.std(fresh["layers"][f"{name}_a"]) > 0.05
+    np.testing.assert_array_equal(logits(CFG, params), logits(BARE, frozen))
+    jax.tree.map(np.testing.assert_array_equal, lora.merge(CFG, params), frozen)
+
+
+def test_the_count_of_what_is_trained_by_hand():
+    # Of a layer, with 4 x 6 = 24 query and 2 x 6 = 12 key columns: wq, wk, wv, wo, w_gate, w_up, w_down.
+    sides = [16 + 24, 16 + 12, 16 + 12, 24 + 16, 16 + 24, 16 + 24, 24 + 16]
+    assert llama.parameter_count(lora.trained(CFG)) == 2 * 3 * sum(sides)
+    assert llama.parameter_count(lora.trained(SUBSET)) == 2 * 2 * (40 + 40)
+    whole, base = (llama.parameter_count(llama.weights(c)) for c in (CFG, BARE))
+    assert whole - base == llama.parameter_count(lora.trained(CFG))
+    assert llama.parameter_count(lora.trained(BARE)) == base  # without adapters, all weights are trained
+
+
+def test_parts_are_joined_to_the_whole(random_params):
+    params = random_params(CFG)
+    frozen, adapters = parts(CFG, params)
+    joined = lora.join(frozen, adapters)
+    jax.tree.map(np.testing.assert_array_equal, joined, params)
+    assert not set(frozen["layers"]) & set(adapters["layers"])
+    assert lora.join(None, params) is params
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def stepped(cfg, frozen, adapters, loss_fn, batch):
+    """State and metrics after a step of SGD at rate 1, which moves the parameters by the gradient."""
+    mesh, optimizer = make_mesh(), optax.sgd(1.0)
+    lying = declared_shardings(lora.trained(cfg), mesh)
+    shardings = trainer.state_shardings(optimizer, adapters, lying, mesh)
+    state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
+    update = trainer.make_update(loss_fn, optimizer, shardings, mesh)
+    return update(jax.device_put(state, shardings), batch, jax.random.key(0), frozen)
+
+
+def test_the_gradient_reaches_the_adapters_alone_and_is_that_of_the_matrix(random_params):
+    frozen, adapters = parts(CFG, random_params(CFG))
+    settings = SimpleNamespace(epochs=1, width=32, batch=4, accumulate=2)
+    batch = sft.batches_of(TEXTS, settings, 3, make_mesh())[1](0)
+    before = jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen)
+    state, metrics = stepped(CFG, frozen, adapters, sft.loss_fn(Llama(CFG)), batch)
+    assert jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen) == before
+    assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
+    found = jax.tree.map(np.subtract, adapters, state.params)["layers"]
+
+    # Of the merged model, all of whose weights are trained, a matrix has the gradient G; A has s G B^T, B has s A^T G.
+    merged = lora.merge(CFG, lora.join(frozen, adapters))
+    other, same = stepped(BARE, None, merged, sft.loss_fn(Llama(BARE)), batch)
+    np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
+    gradient = jax.tree.map(np.subtract, merged, other.params)["layers"]
+    for name, inputs in MATRICES.items():
+        a, b, g = (
+            np.asarray(x, np.float64)
+            for x in (adapters["layers"][f"{name}_a"], adapters["layers"][f"{name}_b"], gradient[name])
+        )
+        for layer in range(2):
+            outward = range(1, b.ndim - 1)
+            of_a = 7 / 3 * np.tensordot(g[layer], b[layer], (range(inputs, g.ndim - 1), outward))
+            of_b = 7 / 3 * np.tensordot(a[layer], g[layer], (range(inputs), range(inputs)))
+            assert min(np.abs(of_a).max(), np.abs(of_b).max()) > 1e-3, name
+            np.testing.assert_allclose(found[f"{name}_a"][layer], of_a, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(found[f"{name}_b"][layer], of_b, atol=2e-5, err_msg=name)
+
+
+def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
+    params = random_params(SUBSET)
+    model, settings = Llama(SUBSET), dpo_settings(replay=0.0)
+    reference = dpo.reference_logprobs(model, params, PAIRS, 4, make_mesh())
+    batch = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh())[1](0)
+    _, metrics = stepped(SUBSET, *parts(SUBSET, params), dpo.loss_fn(model, settings), batch)
+    assert float(metrics["dpo"]) == pytest.approx(math.log(2), abs=1e-5)
+    assert float(metrics["grad_norm"]) > 1e-2
+
+
+# --- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"optimizer.name": "muon"}, r"lora\.rank is 4 and optimizer\.name 'muon'.*take adamw"),
+        ({"lora.targets": ("wq", "wx")}, r"lora\.targets has 'wx'; the matrices are wq, .*, w_down"),
+        ({"lora.targets": ()}, r"lora\.rank is 4 but lora\.targets is empty.*set lora\.rank to 0"),
+        ({"lora.rank": -1}, r"lora\.rank is -1; it must be at least 0"),
+    ],
+)
+def test_adapters_that_cannot_work_are_refused(changed, said):
+    c = config.get("micro")
+    c.update_from_flattened_dict({"lora.rank": 4, "optimizer.name": "adamw"})
+    check(c, 1)
+    c.update_from_flattened_dict(changed)
+    with pytest.raises(config.ConfigError, match=said):
+        check(c, 1)
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+# Dice judge, and the world asks, so that there are pairs after a short training.
+OPTIONS = {
+    "lora.rank": 4,
+    "optimizer.name": "adamw",
+    "base.lr": 5e-3,
+    "base.epochs": 20.0,
+    "sft.lr": 2e-2,
+    "sft.epochs": 4.0,
+    "judge.by": "random",
+    "judge.max_new": 8,
+    "prompts.writer": "world",
+    "data.ranked_prompts": 1,
+    "data.heldout_prompts": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run to M2 with adapters."""
+    path = tmp_path_factory.mktemp("lora") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        run(path, 2, *[f"--config.{name}={value}" for name, value in OPTIONS.items()])
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(workdir):
+    return Run.reopen(str(workdir))
+
+
+def size(folder):
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def names(tree):
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_a_checkpoint_after_m0_holds_adapters_alone(workdir, made):
+    ours = {f"['layers']['{matrix}_{side}']" for matrix in MATRICES for side in "ab"}
+    for model in ("m1", "m2"):
+        assert names(ocp.metadata(made.dir / model / "checkpoint").metadata) == ours
+        assert names(made.trained(model)) == ours
+        assert size(workdir / model / "checkpoint") < size(workdir / "m0" / "checkpoint") / 2
+    assert not names(ocp.metadata(made.dir / "m0" / "checkpoint").metadata) & ours
+
+
+def test_m2_starts_from_m1s_adapters_and_is_measured_against_m1(made, workdir, tmp_path, monkeypatch):
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "m2" / "checkpoint")
+    (tmp_path / "run" / "m2" / "manifest.json").unlink()
+    given = {}
+
+    class Stopped(Exception):
+        pass
+
+    def fit(state, update, batch_at, *rest, frozen, **options):
+        given.update(state=state, batch=batch_at(0), frozen=frozen)
+        raise Stopped
+
+    monkeypatch.setattr(training.trainer, "fit", fit)
+    with pytest.raises(Stopped):
+        training.preferences(Run.reopen(str(tmp_path / "run")), 2)
+    m0, m1 = made.trained("m0"), made.trained("m1")
+    jax.tree.map(np.testing.assert_array_equal, given["state"].params, m1)
+    # Fresh ones have zeros there.
+    assert all(np.abs(m1["layers"][f"{name}_b"]).max() > 1e-3 for name in MATRICES)
+    jax.tree.map(np.testing.assert_array_equal, given["frozen"], m0)
+    assert int(given["state"].step) == 0
+
+    arrays = {name: x[0] for name, x in given["batch"]["arrays"].items()}
+    model, params = Llama(made.llama()), made.params("m1")
+    for column, side in enumerate(("chosen", "rejected")):
+        tokens, target = arrays[f"{side}_tokens"], arrays[f"{side}_target"]
+        logprobs = jax.jit(partial(losses.sequence_logprobs, model))(params, tokens, target)
+        np.testing.assert_allclose(arrays["reference"][:, column], logprobs, rtol=1e-4)
+
+
+def test_a_models_parameters_are_the_merged_ones(made):
+    bare, adapted = made.llama(), made.llama(adapters=True)
+    assert (bare.lora_rank, adapted.lora_rank) == (0, 4)
+    joined, merged = lora.join(made.trained("m0"), made.trained("m2")), made.params("m2")
+    assert jax.tree.structure(merged) == jax.tree.structure(made.trained("m0"))
+    expected = logits(adapted, joined)
+    np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-4)
+    assert np.abs(logits(bare, made.params("m1")) - expected).max() > 1e-3
+
+
+def test_merging_leaves_what_it_is_given(workdir):
+    run = Run.reopen(str(workdir))
+    run.cfg.lora.rank = run.cfg.model.dim  # a factor as large as a matrix, into whose memory a result fits
+    declared = lora.adapters(run.llama(adapters=True))
+    trained = run.made(lambda key: llama.initialise(key, declared, "float32"), declared, "m1")
+    run.whole(trained)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(trained))
+
+
+def test_the_exported_folder_is_the_merged_model(made, workdir, tmp_path):
+    assert ended(export, f"--workdir={workdir}", "--model=m2", f"--to={tmp_path}/out") == (0, "")
+    with safe_open(tmp_path / "out" / hf.ONE_FILE, "numpy") as stored:
+        assert set(stored.keys()) == set(hf.expected(made.llama()))
+        down = stored.get_tensor("model.layers.1.mlp.down_proj.weight")
+    np.testing.assert_array_equal(down, made.params("m2")["layers"]["w_down"][1].T)
+    assert np.abs(down - made.trained("m0")["layers"]["w_down"][1].T).max() > 1e-3

@@ -1,0 +1,539 @@
+"""Meshes, how weights lie on them and go from one to another, and that the programs give there what one device gives.
+
+What needs eight devices is a `check`: all of them run in one process that has eight simulated ones, and each is a test.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT
+from jax.sharding import AbstractMesh
+from test_trainer import ADAMW, PAIRS, TEXTS, dpo_settings
+
+from selfreward_jax import config
+from selfreward_jax.generate import sampler
+from selfreward_jax.llm import llama, lora
+from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.parallel.arrays import fetch, moved, put
+from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, by_row, declared_shardings, replicated
+from selfreward_jax.run import Run
+from selfreward_jax.train import dpo, losses, sft, trainer
+
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+DRIVER = """
+import json, sys, traceback
+sys.path.insert(0, sys.argv[1])
+import jax
+from test_parallel import CHECKS
+
+assert jax.device_count() == 8
+said = {}
+for name, check in CHECKS.items():
+    try:
+        check()
+        said[name] = ""
+    except Exception:
+        said[name] = traceback.format_exc()
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What each check said on eight devices: nothing, if it holds."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, os.path.dirname(__file__)],
+        cwd=ROOT,
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def random_weights(cfg, mesh, table=TRAINING, seed=0):
+    """Random weights in which no vector is all zeros or ones."""
+    declared, rng = llama.weights(cfg), np.random.default_rng(seed)
+    shapes = llama.abstract(declared, "float32")
+    params = jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), shapes)
+    return jax.tree.map(put, params, declared_shardings(declared, mesh, table))
+
+
+def alone():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((a, b)))
+
+
+def assert_close(a, b, atol):
+    jax.tree.map(partial(np.testing.assert_allclose, atol=atol), *jax.device_get((a, b)))
+
+
+# --- meshes --------------------------------------------------------------------------------------------------------
+
+
+@check
+def a_mesh_has_the_shape_asked_for_and_every_device_once():
+    for asked, shape in {
+        (1, 1, 1): (1, 8, 1, 1),
+        (2, 2, 1): (1, 2, 2, 2),
+        (4, 1, 2): (2, 1, 4, 1),
+        (1, 2, 4): (4, 1, 1, 2),
+        (8, 1, 1): (1, 1, 8, 1),
+    }.items():
+        mesh = make_mesh(*asked)
+        assert dict(mesh.shape) == dict(zip(AXES, shape, strict=True)), (asked, mesh)
+        assert {d.id for d in mesh.devices.flat} == set(range(8))
+
+
+@check
+def the_sampling_mesh_has_the_same_devices_in_the_same_order():
+    mesh = make_mesh(fsdp=2, tensor=2, replicas=2, devices=jax.devices()[::-1])
+    assert [d.id for d in mesh.devices.flat] != list(range(8))
+    for tensor, shape in {0: (2, 2, 1, 2), 1: (2, 4, 1, 1), 4: (2, 1, 1, 4)}.items():
+        other = sampling_mesh(mesh, tensor)
+        assert other.devices.shape == shape, (tensor, other)
+        assert other.axis_names == AXES
+        assert list(other.devices.flat) == list(mesh.devices.flat)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fsdp": 3}, r"^8 devices .*parallel\.replicas 1 x parallel.fsdp 3 x parallel.tensor 1 = 3:.*divides 8"),
+        ({"fsdp": 2, "tensor": 8}, r"^8 devices .*parallel\.replicas 1 x parallel.fsdp 2 x parallel.tensor 8 = 16"),
+        ({"fsdp": 2, "replicas": 3}, r"^8 devices .*parallel\.replicas 3 x parallel.fsdp 2 x parallel.tensor 1 = 6"),
+    ],
+)
+def test_numbers_that_do_not_divide_the_devices_are_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**asked, devices=[SimpleNamespace(id=i) for i in range(8)])
+
+
+@pytest.mark.parametrize(("replicas", "devices"), [(1, 8), (2, 4)])
+def test_a_sample_tensor_that_does_not_divide_a_replica_is_refused(replicas, devices):
+    mesh = AbstractMesh((replicas, 8 // replicas, 1, 1), AXES)
+    with pytest.raises(ValueError, match=rf"{devices} devices of a replica .*parallel\.sample_tensor 3:"):
+        sampling_mesh(mesh, 3)
+
+
+def test_a_run_refuses_a_mesh_in_the_words_of_its_settings(tmp_path):
+    cfg = config.get("micro")
+    cfg.parallel.sample_tensor = 3
+    with pytest.raises(config.ConfigError, match=r"parallel\.sample_tensor 3"):
+        Run(cfg, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+class Chip:
+    """What the arrangement of devices asks of a TPU's chip; each slice, if there are several, is `side` x `side`."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number, side, slices=0):
+        self.id = self.process_index = number
+        within = number % side**2
+        self.coords = (within % side, within // side, 0)
+        if slices:
+            self.slice_index = number // side**2
+
+
+def chips(side, slices):
+    return [Chip(i, side, slices) for i in range(max(1, slices) * side**2)]
+
+
+def test_replicas_are_the_slices_of_a_tpu():
+    mesh = make_mesh(fsdp=2, replicas=3, devices=chips(2, 3))
+    assert dict(mesh.shape) == {"replica": 3, "data": 2, "fsdp": 2, "tensor": 1}
+    assert [{d.slice_index for d in replica.flat} for replica in mesh.devices] == [{0}, {1}, {2}]
+    with pytest.raises(ValueError, match=r"parallel\.replicas is 1, but the devices are in 3 slices"):
+        make_mesh(fsdp=2, devices=chips(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("asked", "slices", "shape"),
+    [({"fsdp": 8}, 0, (1, 2, 8, 1)), ({"tensor": 2}, 0, (1, 8, 1, 2)), ({"fsdp": 8, "replicas": 2}, 2, (2, 2, 8, 1))],
+)
+def test_a_mesh_need_not_follow_the_sides_of_a_slice(asked, slices, shape):
+    assert make_mesh(**asked, devices=chips(4, slices)).devices.shape == shape
+
+
+# --- how weights lie -----------------------------------------------------------------------------------------------
+
+CFG = LlamaConfig(
+    vocab_size=24,
+    dim=16,
+    layers=2,
+    heads=8,
+    kv_heads=4,
+    head_dim=6,
+    hidden=12,
+    tie_embeddings=False,
+    attention_bias=True,
+    qk_norm=True,
+    lora_rank=3,
+    lora_targets=("wo", "w_up"),
+)
+PARTS = {  # of a device: in training with fsdp 2 and tensor 2, in sampling with tensor 4
+    "embed": ((12, 8), (6, 16)),
+    "norm": ((8,), (16,)),
+    "head": ((8, 12), (16, 6)),
+    "attn_norm": ((2, 8), (2, 16)),
+    "wq": ((2, 8, 4, 6), (2, 16, 2, 6)),
+    "wk": ((2, 8, 2, 6), (2, 16, 1, 6)),
+    "wv": ((2, 8, 2, 6), (2, 16, 1, 6)),
+    "wo": ((2, 4, 6, 8), (2, 2, 6, 16)),
+    "wo_a": ((2, 4, 6, 3), (2, 2, 6, 3)),
+    "wo_b": ((2, 3, 8), (2, 3, 16)),
+    "bq": ((2, 4, 6), (2, 2, 6)),
+    "bk": ((2, 2, 6), (2, 1, 6)),
+    "bv": ((2, 2, 6), (2, 1, 6)),
+    "q_norm": ((2, 6), (2, 6)),
+    "k_norm": ((2, 6), (2, 6)),
+    "mlp_norm": ((2, 8), (2, 16)),
+    "w_gate": ((2, 8, 6), (2, 16, 3)),
+    "w_up": ((2, 8, 6), (2, 16, 3)),
+    "w_up_a": ((2, 8, 3), (2, 16, 3)),
+    "w_up_b": ((2, 3, 6), (2, 3, 3)),
+    "w_down": ((2, 6, 8), (2, 3, 16)),
+}
+
+
+@pytest.mark.parametrize(("table", "sizes"), [(TRAINING, (1, 2, 2, 2)), (SAMPLING, (1, 2, 1, 4))])
+def test_weights_are_split_as_the_tables_say(table, sizes):
+    declared = llama.weights(CFG)
+    shardings = declared_shardings(declared, AbstractMesh(sizes, AXES), table)
+    found = {
+        path[-1].key: s.shard_shape(w.shape)
+        for (path, w), s in zip(
+            jax.tree_util.tree_leaves_with_path(declared, is_leaf=llama.is_weight),
+            jax.tree.leaves(shardings),
+            strict=True,
+        )
+    }
+    assert found == {name: parts[table is SAMPLING] for name, parts in PARTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "table", "sizes", "message"),
+    [
+        (
+            {"kv_heads": 2},
+            TRAINING,
+            (1, 2, 1, 4),
+            r"^2 \(kv_heads of the weight \w+\).* 4 devices.*set parallel\.tensor",
+        ),
+        ({"kv_heads": 2}, SAMPLING, (1, 2, 1, 4), r"^2 \(kv_heads of the weight \w+\).*set parallel\.sample_tensor"),
+        (
+            {"vocab_size": 27},
+            TRAINING,
+            (1, 4, 1, 2),
+            r"^27 \(vocab of the weight embed\).* 2 devices.*parallel\.tensor",
+        ),
+        ({"dim": 15}, TRAINING, (1, 4, 2, 1), r"^15 \(embed of the weight \w+\).* 2 devices.*set parallel\.fsdp"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model_is_refused(changed, table, sizes, message):
+    cfg = LlamaConfig(**vars(CFG) | changed)
+    with pytest.raises(ValueError, match=message):
+        declared_shardings(llama.weights(cfg), AbstractMesh(sizes, AXES), table)
+
+
+@check
+def arrays_go_to_the_devices_and_back():
+    mesh = make_mesh(fsdp=2, tensor=2)
+    x, y = np.arange(24.0).reshape(4, 6), np.arange(16).reshape(2, 8)
+    tree = {"rows": put(x, by_row(mesh, 2)), "second": put(y, by_row(mesh, 2, axis=1)), "all": put(x, replicated(mesh))}
+    parts = {name: a.addressable_shards[0].data.shape for name, a in tree.items()}
+    assert parts == {"rows": (1, 6), "second": (2, 2), "all": (4, 6)}, parts
+    back = fetch(tree)
+    assert all(type(a) is np.ndarray for a in back.values())
+    assert_same_bits(back, {"rows": x, "second": y, "all": x})
+
+
+@check
+def weights_move_to_the_layout_of_sampling_and_back_with_the_same_bits():
+    for mesh, tensor in ((make_mesh(fsdp=4), 4), (make_mesh(fsdp=2, tensor=2, replicas=2), 0)):
+        other = sampling_mesh(mesh, tensor)
+        declared = llama.weights(CFG)
+        training, sampling = declared_shardings(declared, mesh), declared_shardings(declared, other, SAMPLING)
+        params = random_weights(CFG, mesh)
+        laid = moved(params, sampling)
+        assert_same_bits(laid, params)
+        assert_same_bits(moved(laid, training), params)
+        half = moved(params, sampling, "bfloat16")
+        assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
+        assert_same_bits(half, jax.tree.map(lambda x: x.astype("bfloat16"), fetch(params)))
+        again = moved(half, training, "float32")
+        assert_same_bits(moved(again, sampling, "bfloat16"), half)
+        for tree, shardings in ((laid, sampling), (half, sampling), (again, training)):
+            for x, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
+                assert x.sharding.is_equivalent_to(s, x.ndim), (x.sharding, s)
+        assert moved(half, sampling, "bfloat16") is half
+
+
+def test_nothing_is_copied_where_nothing_changes():
+    mesh = alone()
+    declared = llama.weights(CFG)
+    sampling = declared_shardings(declared, sampling_mesh(mesh), SAMPLING)
+    params = random_weights(CFG, mesh)
+    assert moved(params, sampling) is params
+    assert moved(params, sampling, "float32") is params
+    half = moved(params, sampling, "bfloat16")
+    assert half is not params
+    assert moved(half, sampling) is half
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+# The largest activations that devices could exchange, 16 rows of 256 logits, are smaller than a quarter of any matrix.
+BIG = LlamaConfig(vocab_size=256, dim=256, layers=2, heads=8, kv_heads=4, head_dim=32, hidden=512)
+COLLECTIVE = re.compile(
+    r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+    r"|collective-broadcast)(?:-start)?\("
+)
+
+
+def exchanged(program):
+    """The element counts of all arrays that collectives give in a compiled program, by operation."""
+    found = {}
+    for line in program.splitlines():
+        if made := COLLECTIVE.search(line):
+            for sizes in re.findall(r"\w+\[([\d,]*)\]", made[1]):
+                found.setdefault(made[2], set()).add(math.prod(map(int, filter(None, sizes.split(",")))))
+    return found
+
+
+def test_collectives_are_found_in_a_program():
+    text = """
+      %a = f32[4,512]{1,0} all-gather(f32[4,128]{1,0} %x), channel_id=1
+      %b = (f32[2,3]{1,0}, f32[8,3]{1,0}) all-gather-start(f32[2,3]{1,0} %x), dimensions={0}
+      ROOT %c = (pred[], bf16[7]{0}) all-reduce(%p, %q), to_apply=%add
+      %d = f32[8,3]{1,0} all-gather-done((f32[2,3]{1,0}, f32[8,3]{1,0}) %b)
+      %e = f32[1000]{0} fusion(%all-gather.1), calls=%f
+    """
+    assert exchanged(text) == {"all-gather": {2048, 6, 24}, "all-reduce": {1, 7}}
+
+
+@lru_cache
+def decoded(scan, mesh, sampling):
+    """The compiled decoding program, with weights in the layout of sampling or of training; what it draws; and the
+    shapes of a device's parts of the cache, as it goes in and comes out."""
+    cfg = LlamaConfig(**vars(BIG) | {"scan_layers": scan})
+    params = random_weights(cfg, mesh, SAMPLING if sampling else TRAINING)
+    rng = np.random.default_rng(1)
+    tokens, lengths = rng.integers(0, 256, (8, 16)).astype(np.int32), rng.integers(3, 16, 8).astype(np.int32)
+    tokens, lengths = put(tokens, by_row(mesh, 2)), put(lengths, by_row(mesh, 1))
+    keys = put(np.asarray(jax.random.key_data(jax.random.split(jax.random.key(2), 16))), by_row(mesh, 2))
+    with jax.set_mesh(mesh):
+        logits, prompt = sampler.prefill(cfg, params, tokens, lengths)
+        cache = sampler.empty_cache(cfg, 16, 12)
+        given = (params, logits, prompt, lengths, cache, jax.random.wrap_key_data(keys), np.float32(4), np.float32(0.9))
+        program = sampler.decode.lower(cfg, *given, stop_ids=(3, 5, 7)).compile()
+        before = parts_of(cache)
+        samples, cache = program(*given)
+    return program.as_text(), fetch(samples), before | parts_of(cache)
+
+
+def parts_of(tree):
+    return {x.addressable_shards[0].data.shape for x in jax.tree.leaves(tree)}
+
+
+def sampling_on_eight(scan):
+    return decoded(scan, sampling_mesh(make_mesh(fsdp=4), 4), True)
+
+
+def sizes_of_weights():
+    """Elements of one layer of every matrix, and of the embedding."""
+    declared = llama.weights(BIG)
+    layer = {name: math.prod(declared["layers"][name].shape[1:]) for name in llama.MATRICES}
+    return layer | {"embed": math.prod(declared["embed"].shape)}
+
+
+@check
+def no_weight_is_exchanged_while_text_is_decoded():
+    limit = min(sizes_of_weights().values()) // 4  # what one device holds of the smallest matrix
+    for scan in (False, True):
+        found = exchanged(sampling_on_eight(scan)[0])
+        # Logits of a device's 8 rows are exchanged: collectives are seen at all.
+        assert 8 * 256 in set.union(*found.values()), found
+        assert max(set.union(*found.values())) < limit, (scan, limit, found)
+
+
+@check
+def every_matrix_is_gathered_in_the_layout_of_training():
+    found = exchanged(decoded(False, make_mesh(fsdp=4), False)[0])
+    assert set(sizes_of_weights().values()) <= found["all-gather"], found
+
+
+@check
+def samples_on_eight_devices_equal_those_of_one():
+    _, expected, _ = decoded(False, alone(), True)
+    for scan in (False, True):
+        _, found, cache = sampling_on_eight(scan)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.lengths, expected.lengths)
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+        assert len(np.unique(expected.tokens)) > 50  # there is something to be unequal in
+        assert len(np.unique(expected.lengths)) > 1
+        # Keys and values are with the rows and heads of a device: 16 rows over 2, 4 heads over 4.
+        assert {part[-4:] for part in cache} == {(8, 1, 32, 12), (8, 1, 12, 32)}, cache
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+TINY = LlamaConfig(vocab_size=30, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+
+
+def trained(loss, mesh, accumulate=1, **options):
+    """Metrics of a step, and the gradient in what is trained: with SGD at rate 1 it is what the parameters move by."""
+    cfg = LlamaConfig(**vars(TINY) | options)
+    model, params, frozen = Llama(cfg), random_weights(cfg, mesh), None
+    if loss == "dpo":
+        settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch=8)
+        reference = np.random.default_rng(0).normal(-30, 3, (len(PAIRS), 2)).astype(np.float32)
+        batch = dpo.batches_of(PAIRS, reference, TEXTS, settings, 3, mesh)[1](0)
+        loss_fn = dpo.loss_fn(model, settings)
+    else:
+        settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=accumulate)
+        batch, loss_fn = sft.batches_of(TEXTS, settings, 3, mesh)[1](0), sft.loss_fn(model)
+    if cfg.lora_rank:
+        adapters = {name: params["layers"].pop(name) for name in lora.adapters(cfg)["layers"]}
+        params, frozen = {"layers": adapters}, params
+    optimizer = optax.sgd(1.0)
+    shardings = trainer.state_shardings(optimizer, params, declared_shardings(lora.trained(cfg), mesh), mesh)
+    state = trainer.State(put(np.int32(0), replicated(mesh)), params, optimizer.init(params))
+    before = fetch(params)
+    state, metrics = trainer.make_update(loss_fn, optimizer, shardings, mesh)(state, batch, jax.random.key(0), frozen)
+    gradient = jax.tree.map(np.subtract, before, fetch(state.params))
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(gradient))
+    return fetch(metrics), gradient
+
+
+def assert_the_same_everywhere(loss, *runs, **options):
+    """That each run, (mesh, accumulate, more options), gives what one device gives in one piece."""
+    expected = trained(loss, alone(), **options)
+    for mesh, accumulate, more in runs:
+        assert_close(trained(loss, mesh, accumulate, **options, **more), expected, 1e-5)
+
+
+def eight():
+    return make_mesh(fsdp=2, tensor=2)
+
+
+def replicas():
+    return make_mesh(fsdp=2, tensor=2, replicas=2)
+
+
+@check
+def supervised_training_is_the_same_on_eight_devices():
+    assert_the_same_everywhere(
+        "sft", (eight(), 2, {"scan_layers": True, "remat": "full"}), (replicas(), 1, {"remat": "dots"})
+    )
+
+
+@check
+def preference_training_is_the_same_on_eight_devices():
+    assert_the_same_everywhere("dpo", (eight(), 1, {"remat": "full"}), (replicas(), 2, {"scan_layers": True}))
+
+
+@check
+def reference_logprobs_are_the_same_on_eight_devices():
+    found, expected = (
+        dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), PAIRS, 4, mesh) for mesh in (eight(), alone())
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@check
+def training_of_adapters_is_the_same_on_eight_devices():
+    run = (replicas(), 2, {"scan_layers": True, "remat": "dots"})
+    assert_the_same_everywhere("sft", run, lora_rank=3, lora_targets=("wq", "wo", "w_down"))
+
+
+@check
+def logits_in_chunks_are_the_same_on_eight_devices():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "LOGITS_AT_ONCE", 240)  # one token of a batch of 8 on one device, eight on eight
+        assert_the_same_everywhere("sft", (eight(), 1, {}), layers=1)
+
+
+# --- the optimiser's moments ---------------------------------------------------------------------------------------
+
+
+def moments(state):
+    return state.opt_state[1][0]  # behind the clipping
+
+
+def two_steps(offload=False, **changed):
+    """The state after two updates of a small model."""
+    cfg, mesh = LlamaConfig(**vars(TINY) | {"layers": 1}), alone()
+    params = random_weights(cfg, mesh)
+    optimizer = trainer.make_optimizer(1e-2, SimpleNamespace(**vars(ADAMW) | changed))
+    lying = declared_shardings(llama.weights(cfg), mesh)
+    shardings = trainer.state_shardings(optimizer, params, lying, mesh, offload)
+    fresh = lambda p: trainer.State(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
+    state = jax.jit(fresh, out_shardings=shardings)(params)
+    settings = SimpleNamespace(epochs=1, width=32, batch=4, accumulate=1)
+    batch_at = sft.batches_of(TEXTS, settings, 3, mesh)[1]
+    update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
+    for step in range(2):
+        state, _ = update(state, batch_at(step), jax.random.key(0))
+    return state
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return two_steps()
+
+
+def test_the_first_moment_alone_is_kept_in_bfloat16(plain):
+    state = two_steps(moment_dtype="bfloat16")
+    kept = moments(state)
+    assert {x.dtype for x in jax.tree.leaves(kept.mu)} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(kept.nu)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    for half, whole in zip(jax.tree.leaves(kept.mu), jax.tree.leaves(moments(plain).mu), strict=True):
+        whole = np.asarray(whole)
+        np.testing.assert_allclose(np.asarray(half, np.float32), whole, atol=0.02 * np.abs(whole).max())
+
+
+def host_memory():
+    return any(m.kind == "pinned_host" for m in jax.devices()[0].addressable_memories())
+
+
+@pytest.mark.skipif(not host_memory(), reason="this device has no memory of the host's beside its own")
+def test_moments_lie_in_the_hosts_memory_and_updates_are_the_same(plain):
+    state = two_steps(offload=True)
+    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}  # noqa: E731
+    assert kinds((moments(state).mu, moments(state).nu)) == {"pinned_host"}
+    assert kinds(plain) == kinds((state.step, state.params)) != {"pinned_host"}
+    assert_close(state, plain, 1e-7)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_eight_devices(name, said):
+    assert not said[name], said[name]

@@ -1,0 +1,214 @@
+"""Attention of a text to itself: every implementation against the reference, alone and in a model on a mesh."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from selfreward_jax.llm import llama
+from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.self_attention import choose, self_attention, self_mask
+from selfreward_jax.parallel.arrays import put
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import by_row, declared_shardings
+
+ON_GPU = jax.default_backend() == "gpu"
+
+
+class Case(NamedTuple):
+    """The shapes of two rows; whether they hold several texts; the window."""
+
+    length: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    packed: bool = False
+    window: int | None = None
+
+
+CASES = {
+    "short": Case(19, 4, 4, 16),
+    "grouped": Case(150, 6, 2, 64),
+    "several_blocks": Case(300, 2, 1, 16),
+    "packed": Case(150, 4, 2, 64, packed=True),
+    "window": Case(260, 4, 2, 16, window=50),
+    "packed_and_window": Case(150, 4, 2, 128, packed=True, window=7),
+    "window_past_the_row": Case(40, 4, 2, 64, packed=True, window=400),
+}
+
+
+def inputs(case, dtype="float32"):
+    """Queries, keys, values and segments: three texts a row, with padding after them in the first row."""
+    rng = np.random.default_rng(0)
+    sizes = (case.heads, case.kv_heads, case.kv_heads)
+    qkv = [jnp.asarray(rng.normal(size=(2, case.length, n, case.head_dim)), dtype) for n in sizes]
+    segments = np.zeros((2, case.length), np.int32)
+    for row, end in enumerate((case.length * 4 // 5, case.length)):
+        for number, cut in ((3, end), (2, end // 2), (1, end // 6)):
+            segments[row, :cut] = number
+    return qkv, segments if case.packed else None
+
+
+@partial(jax.jit, static_argnames=("how", "window"))
+def run(how, qkv, segments, window):
+    """The result, and the gradients in q, k and v of a sum in which each of its numbers has its own weight."""
+
+    def loss(qkv):
+        out = self_attention(how, *qkv, segments, window)
+        by = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
+        return jnp.sum(out * by), out
+
+    grads, out = jax.grad(loss, has_aux=True)(qkv)
+    return {"out": out, **dict(zip("qkv", grads, strict=True))}
+
+
+def assert_close(found, expected, atol):
+    for name, x in expected.items():
+        np.testing.assert_allclose(
+            np.asarray(found[name], np.float32), np.asarray(x, np.float32), atol=atol, rtol=0, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("how", ["xla", "splash"])
+def test_values_and_gradients_equal_those_of_the_reference(how, name):
+    qkv, segments = inputs(CASES[name])
+    found, expected = (run(h, qkv, segments, CASES[name].window) for h in (how, "reference"))
+    assert_close(found, expected, 2e-5)
+
+
+# Numbers up to 7, of which bfloat16 keeps 8 bits: the last is worth 0.03 there.
+HALF = 0.06
+
+
+def assert_half_is_close(how, case):
+    qkv, segments = inputs(case, "bfloat16")
+    found = run(how, qkv, segments, case.window)
+    assert {x.dtype for x in found.values()} == {jnp.dtype("bfloat16")}
+    expected = run("reference", [x.astype(jnp.float32) for x in qkv], segments, case.window)
+    assert all(np.abs(x).max() > 1 for x in expected.values())
+    assert_close(found, expected, HALF)
+
+
+@pytest.mark.parametrize("how", ["xla", "splash"])
+def test_bfloat16_costs_its_own_rounding_and_no_more(how):
+    assert_half_is_close(how, CASES["packed"]._replace(window=30))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="cuDNN needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", CASES)
+def test_cudnn_equals_the_reference(name):
+    assert_half_is_close("cudnn", CASES[name])
+
+
+@pytest.mark.skipif(ON_GPU, reason="this is what a machine without a GPU says")
+def test_cudnn_is_refused_without_a_gpu():
+    qkv, _ = inputs(CASES["short"], "bfloat16")
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        self_attention("cudnn", *qkv, None, None)
+
+
+@pytest.mark.parametrize("how", ["reference", "xla", "splash"])
+def test_a_window_of_one_token_gives_each_its_own_value(how):
+    (q, k, v), _ = inputs(CASES["grouped"])
+    out = jax.jit(partial(self_attention, how, window=1))(q, k, v, segments_BT=None)
+    np.testing.assert_allclose(out, np.repeat(v, 3, axis=2), atol=1e-6)  # two heads of values for six of queries
+
+
+def test_a_mask_of_two_texts_and_a_window_by_hand():
+    segments = np.array([[1, 1, 1, 2, 2, 0]])
+    drawn = """
+        x.....
+        xx....
+        .xx...
+        ...x..
+        ...xx.
+        .....x
+    """
+    mask = ["".join(".x"[int(x)] for x in row) for row in self_mask(6, segments, 2)[0]]
+    assert mask == drawn.split()
+    alone = ["".join(".x"[int(x)] for x in row) for row in self_mask(4, None, 3)[0]]
+    assert alone == ["x...", "xx..", "xxx.", ".xxx"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "dtype", "chosen"),
+    [
+        ("auto", "cpu", "float32", "reference"),
+        ("auto", "cpu", "bfloat16", "reference"),
+        ("auto", "tpu", "float32", "splash"),
+        ("auto", "tpu", "bfloat16", "splash"),
+        ("auto", "gpu", "bfloat16", "cudnn"),
+        ("auto", "cuda", "float16", "cudnn"),
+        ("auto", "gpu", "float32", "xla"),
+        ("xla", "tpu", "bfloat16", "xla"),
+        ("splash", "cpu", "float32", "splash"),
+    ],
+)
+def test_the_platform_chooses_where_nobody_else_has(asked, platform, dtype, chosen):
+    assert choose(asked, platform, dtype) == chosen
+
+
+# --- in a model ----------------------------------------------------------------------------------------------------
+
+CFG = LlamaConfig(vocab_size=48, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+ROWS = 4
+
+
+def model_inputs():
+    """Tokens, and the positions and segments of packed rows."""
+    tokens = np.random.default_rng(1).integers(0, 48, (ROWS, 21)).astype(np.int32)
+    segments = np.repeat([[1] * 8 + [2] * 9 + [0] * 4], ROWS, axis=0).astype(np.int32)
+    positions = np.repeat([[*range(8), *range(9), *[0] * 4]], ROWS, axis=0).astype(np.int32)
+    return tokens, {"positions_BT": positions, "segments_BT": segments}
+
+
+def logits_and_gradients(cfg, mesh, packed):
+    """Of the same weights, wherever they lie, under the mesh."""
+    declared = llama.weights(cfg)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract(declared, "float32"))
+    params = jax.tree.map(put, params, declared_shardings(declared, mesh))
+    tokens, more = jax.tree.map(lambda x: put(x, by_row(mesh, 2)), model_inputs())
+
+    def loss(params):
+        logits = Llama(cfg).apply({"params": params}, tokens, **(more if packed else {}))
+        return jnp.mean(jax.nn.log_softmax(logits)[..., 5]), logits
+
+    with jax.set_mesh(mesh):
+        return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
+
+
+def on_eight_devices():
+    """Run in a process of its own, which has them."""
+    assert jax.device_count() == 8
+    one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=2, tensor=2)
+    assert dict(eight.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    for packed, options in ((False, {}), (True, {"sliding_window": 5, "scan_layers": True, "remat": "full"})):
+        cfg = LlamaConfig(**vars(CFG) | options)
+        expected = logits_and_gradients(cfg, one, packed)
+        found = logits_and_gradients(LlamaConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+        assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(expected))
+
+
+def test_a_model_on_eight_devices_is_the_same_with_splash():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_self_attention import on_eight_devices as run; run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, os.path.dirname(__file__)],
+        cwd=ROOT,
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
