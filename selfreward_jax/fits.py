@@ -91,9 +91,11 @@ def slice_of(topology: str) -> list[Any]:
     os.environ |= _NO_TPU
     jax.config.update("jax_platforms", "cpu")
     sides = [*map(int, shape.split("x")), 1][:3]
-    hosts = {"chips_per_host_bounds": [min(2, side) for side in sides[:2]] + [1]}  # 2 x 2 chips, or the few there are
+    given: dict[str, Any] = {"chips_per_host_bounds": [min(2, side) for side in sides[:2]] + [1]}  # 2 x 2, or fewer
+    if generation == "v4":
+        given["chip_config_name"] = "megacore"  # a chip's two cores as one device, as a run has them
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **hosts).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **given).devices
     except Exception as error:  # of the plugin, which has no public types
         remedy = 'pip install "selfreward-jax[tpu]" brings libtpu' if "libtpu" in str(error) else "give another shape"
         raise config.ConfigError(f"topology {topology}: {str(error).splitlines()[0]} ({remedy})") from None
@@ -101,12 +103,10 @@ def slice_of(topology: str) -> list[Any]:
 
 def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     """One program's row: bytes on a chip by kind, its peak, its collectives, and whether it fits."""
-    generation, _, shape = topology.partition(":")
-    chips = math.prod(map(int, shape.split("x")))
-    per_chip = mesh.size // chips  # 2 where a chip's two cores are devices of their own
-    row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": chips}
+    generation = topology.partition(":")[0]
+    row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": mesh.size}
     row |= {"mesh": dict(mesh.shape), "hbm": CHIPS[generation] * GIB}
-    row["bytes"] = {kind: size * per_chip for kind, size in program.bytes.items()}
+    row["bytes"] = dict(program.bytes)
     try:
         compiled = program.lowered.compile()
     except Exception as error:  # the compiler's own refusal, which has no public type
@@ -114,14 +114,14 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
             raise
         return row | {
             "fits": False,
-            "peak": _refused(str(error), sum(program.bytes.values())) * per_chip,
+            "peak": _refused(str(error), sum(program.bytes.values())),
             "collectives": {},
         }
     memory = compiled.memory_analysis()
     known = sum(program.bytes.values())
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = (arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) * per_chip
-    row["bytes"]["temporaries"] = max(0, peak - known * per_chip)
+    peak = arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    row["bytes"]["temporaries"] = max(0, peak - known)
     fits = peak <= row["hbm"]
     return row | {"fits": fits, "peak": peak, "collectives": summed(found(compiled.as_text()))}
 
