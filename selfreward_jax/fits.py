@@ -61,7 +61,7 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
     try:
         along = cfg.parallel
         mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
-        if cfg.model.init and not cfg.data.ift:
+        if not (cfg.data.ift or cfg.data.ift_rows):
             cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
         checks.check(cfg, row_multiple(mesh), "tpu")
         lowered = programs(cfg, described(cfg), mesh, tokens or cfg.model.max_length, only)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from selfreward_jax import storage
 from selfreward_jax.llm import chat, llama, lora
@@ -49,14 +50,7 @@ def preferences(run: Run, t: int) -> None:
         dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
         for r in run.rows(name, "pairs").rows()
     ]
-    run.release()
-    reference = dpo.reference_logprobs(
-        Llama(run.llama(adapters=True)),
-        lora.join(run.base(), run.trained(previous)),
-        pairs,
-        settings.batch,
-        run.mesh,
-    )
+    reference = _reference(run, name, previous, pairs)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
     steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
@@ -66,6 +60,20 @@ def preferences(run: Run, t: int) -> None:
     loss_fn = dpo.loss_fn(model, settings)
     start = partial(run.trained, previous)
     _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, rows=len(pairs), early=early)
+
+
+def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair]) -> np.ndarray:
+    """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
+    and a restart, on whatever machines, goes on with the same numbers."""
+    path = run.dir / name / "reference.json"
+    kept = storage.read_json(path)
+    if kept is None:
+        run.release()  # the engine of an earlier stage
+        model, params = Llama(run.llama(adapters=True)), lora.join(run.base(), run.trained(previous))
+        found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh)
+        kept = {"chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
+        storage.write_json(path, kept)
+    return np.array([kept["chosen"], kept["rejected"]], np.float32).T
 
 
 def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
