@@ -134,7 +134,7 @@ def test_advice_names_a_setting_of_the_program_that_does_not_fit():
     crowded = fits.advice(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimiser": 16 * gib}})
     assert all(part in crowded for part in ("150%", "4 times the chips", "lora.rank"))
     wide = fits.advice(c, row | {"program": "decode", "bytes": {"params": 15 * gib}})
-    assert "parallel.sample_tensor (now 1)" in wide
+    assert "parallel.sample_tensor (now 4)" in wide
     assert "generate.rows (now 128)" in fits.advice(c, row | {"program": "decode", "bytes": {"params": 2 * gib}})
 
 
