@@ -43,7 +43,7 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
         if others is not None:
             processes.start(others, cfg.parallel.timeout)
         loop.run(cfg, workdir)
-        processes.wait("the end")
+        processes.part()
     except BAD_INPUT as error:
         processes.end(2, str(error))
         return _refuse(str(error))

@@ -116,6 +116,13 @@ def wait(what: str) -> None:
         raise ProcessError(_waited(f"all processes ({what})", error)) from None
 
 
+def part() -> None:
+    """Leaves the others, when all have come to the end: whoever left before would look lost."""
+    if count() > 1:
+        wait("the end")
+        jax.distributed.shutdown()
+
+
 def _waited(who: str, error: Exception) -> str:
     return (
         f"process {index()} of {count()} waited {_limit:.0f} s (parallel.timeout) for {who}: start all processes again "
