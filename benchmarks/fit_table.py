@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from selfreward_jax import config
+from selfreward_jax import checks, config
 from selfreward_jax.llm.llama import is_weight, parameter_count, weights
 from selfreward_jax.sizing.models import KNOWN
 from selfreward_jax.train.losses import LOGITS_AT_ONCE
@@ -66,15 +66,15 @@ COMPILED = [
     ("70b", "llama2_70b", "v6e:8x8", "--config.parallel.fsdp=16 --config.parallel.sample_tensor=8"),
     ("70b", "llama2_70b", "v5e:16x16", "--config.parallel.fsdp=16 --config.parallel.tensor=8"),
 ]
-# Name, scale, GPU, how many, GiB of each, devices that share each matrix product while sampling.
+# Name, scale, GPU, how many, GiB of each, devices that share each matrix product in training, and while sampling.
 RECKONED = [
-    ("135m", "smollm2_135m", "H100", 1, 80, 1),
-    ("1b", "tinyllama", "H100", 1, 80, 1),
-    ("8b", "llama3_8b", "H100", 8, 80, 1),
-    ("8b", "llama3_8b", "H200", 8, 141, 1),
-    ("70b", "llama2_70b", "H100", 64, 80, 8),
-    ("70b", "llama2_70b", "H200", 8, 141, 8),
-    ("70b", "llama2_70b", "H200", 32, 141, 8),
+    ("135m", "smollm2_135m", "H100", 1, 80, 1, 1),
+    ("1b", "tinyllama", "H100", 1, 80, 1, 1),
+    ("8b", "llama3_8b", "H100", 8, 80, 1, 1),
+    ("8b", "llama3_8b", "H200", 8, 141, 1, 1),
+    ("70b", "llama2_70b", "H100", 64, 80, 4, 8),
+    ("70b", "llama2_70b", "H200", 8, 141, 1, 8),
+    ("70b", "llama2_70b", "H200", 32, 141, 4, 8),
 ]
 
 
@@ -110,11 +110,13 @@ def compiled(name: str, scale: str, topology: str, options: str) -> list[dict]:
     return [{"name": name, "scale": scale, "slice": topology, "options": options, **row} for row in rows]
 
 
-def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, sample_tensor: int) -> dict:
-    """What DPO and sampling take on each of `count` GPUs, by arithmetic: all of them share each weight (fsdp)."""
+def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: int, sample_tensor: int) -> dict:
+    """What DPO and sampling take on each of `count` GPUs, by arithmetic: all of them share each weight."""
     c = config.get(scale)
     model = KNOWN[c.model.init]
-    total, rows = parameter_count(weights(model)), max(1, 2 * c.dpo.batch // count)
+    c.data.ift = c.data.eft = "any"
+    checks.check(c, count // tensor)
+    total, rows = parameter_count(weights(model)), 2 * c.dpo.batch * tensor // count
     layer = parameter_count(weights(model)["layers"]) // model.layers
     widest = max(math.prod(w.shape) for w in _flat(weights(model)))  # a stack of layers is gathered a layer at a time
     widest = max(widest // model.layers, model.vocab_size * model.dim)
@@ -129,7 +131,14 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, sample_te
     sampling = 2 * total / sample_tensor + samples * kv * (prompt + c.candidates.max_new) + 4 * total / count
     fits = max(dpo, sampling) < 0.9 * memory * GIB
     figures = {"dpo": dpo / GIB, "sampling": sampling / GIB, "memory": memory, "fits": fits}
-    return {"name": name, "scale": scale, "slice": f"{count} x {gpu}", "sample_tensor": sample_tensor, **figures}
+    return {
+        "name": name,
+        "scale": scale,
+        "slice": f"{count} x {gpu}",
+        "tensor": tensor,
+        "sample_tensor": sample_tensor,
+        **figures,
+    }
 
 
 def _flat(tree: dict) -> list:
@@ -156,7 +165,7 @@ def document(kept: list[dict], gpus: list[dict]) -> str:
     lines += RECKONED_HEAD.splitlines()
     for g in gpus:
         verdict = "should fit" if g["fits"] else "does not fit"
-        where = f"{g['slice']}, sample_tensor {g['sample_tensor']}"
+        where = f"{g['slice']}, tensor {g['tensor']}, sample_tensor {g['sample_tensor']}"
         lines.append(f"| {g['name']} | {where} | {g['memory']} | {g['dpo']:.1f} | {g['sampling']:.1f} | {verdict} |")
     return "\n".join(lines) + "\n"
 

@@ -54,7 +54,7 @@ def processes() -> dict[str, Any] | None:
         named = ", ".join(f"--{n}={v}" for n, v in given.items())
         raise config.ConfigError(f"{named} without {' and '.join(lacking)}: give all three, or --distributed alone")
     host, _, port = given["coordinator_address"].rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise config.ConfigError(
             f"coordinator_address is {given['coordinator_address']!r}; it must be HOST:PORT of the first process"
         )

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from selfreward_jax import stages, storage
+from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
@@ -35,7 +36,7 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     try:
         stages.check_inputs(r)
         stages.seed(r)
-    except (TemplateError, HubError, SeedError):
+    except (TemplateError, HubError, SeedError, ConfigError):
         r.disclaim()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)

@@ -6,6 +6,7 @@ says what to mend; 75 another process is gone: start all again with the same com
 """
 
 import sys
+import traceback
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -53,6 +54,9 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
     except Exception as error:
         if processes.lost(error):
             processes.end(processes.LOST, processes.gone(error))
+        if others is not None:
+            traceback.print_exc()
+            processes.end(1, f"{type(error).__name__}: {error}")
         raise
     return 0
 

@@ -26,7 +26,7 @@ from selfreward_jax.llm.self_attention import choose
 from selfreward_jax.method import sources
 from selfreward_jax.parallel import processes
 from selfreward_jax.parallel.arrays import moved
-from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
 from selfreward_jax.train import checkpoints
 
@@ -52,6 +52,12 @@ class Run:
         self.dir = epath.Path(directory)
         if "://" not in directory:
             self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
+        try:
+            self.dir.exists()
+        except (ImportError, ValueError) as error:  # of the file system that such an address needs
+            raise config.ConfigError(
+                f'workdir {directory} cannot be reached ({error}): gs:// needs pip install "selfreward-jax[gs]"'
+            ) from None
         along = cfg.parallel
         try:
             self.mesh = make_mesh(along.fsdp, along.tensor, along.replicas)
@@ -60,6 +66,8 @@ class Run:
             raise config.ConfigError(str(error)) from None
         if claim:
             checks.check(cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
+            if not cfg.model.init:  # else when its folder has been read
+                self.check_layouts(None)
             self._claim()
         self._started = self._logged = time.monotonic()
         self._lines: list[str] = []
@@ -82,7 +90,8 @@ class Run:
         try:
             sampling_mesh(make_mesh(along.fsdp, along.tensor, along.replicas), along.sample_tensor)
         except ValueError:  # made on a machine unlike this one: what is read here lies as it can
-            along.fsdp = along.tensor = along.replicas = along.sample_tensor = 1
+            along.fsdp = along.tensor = along.sample_tensor = 1
+            along.replicas = slices(jax.devices())
         return cls(cfg, directory, claim=False)
 
     def _claim(self) -> None:
@@ -182,6 +191,13 @@ class Run:
             return declared_shardings(declared, mesh, table)
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
+
+    def check_layouts(self, found: LlamaConfig | None) -> None:
+        """Raises ConfigError where the mesh of training or of sampling does not divide the model, before either is
+        made; `found` as in `model_of`. A vocabulary that is not trained yet counts as one that they divide."""
+        declared = weights(model_of(self.cfg, found, self.mesh.size, self.mesh.devices.flat[0].platform))
+        self.shardings(declared)
+        self.shardings(declared, sampling=True)
 
     def restore(self, path: epath.Path, declared: Any) -> Params:
         """Float32 parameters from a checkpoint, as they lie in training."""

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -15,7 +16,7 @@ from selfreward_jax.llm.hf_config import read_config, read_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, weights
 from selfreward_jax.parallel.arrays import moved
-from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, declared_shardings
 from selfreward_jax.run import Run
 
@@ -97,6 +98,7 @@ def _in_run(path: str, name: str) -> tuple[Run, str]:
 def _of_folder(folder: epath.Path) -> Saved:
     cfg, raw = read_config(folder)
     chat = read_chat(folder)
-    cfg, mesh = dataclasses.replace(cfg, dtype=cfg.param_dtype), make_mesh()
+    cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype)
+    mesh = make_mesh(replicas=slices(jax.devices()))
     params = hf.load(folder, cfg, declared_shardings(weights(cfg), mesh))
     return Saved(folder.name, cfg, params, chat, mesh, raw.get("max_position_embeddings", 2048), raw, None)

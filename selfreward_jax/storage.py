@@ -59,8 +59,19 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def read_json(path: epath.Path) -> Any:
-    """The value of a JSON file, None if there is no such file."""
-    return processes.agreed(lambda: json.loads(path.read_text()) if path.exists() else None)
+    """The value of a JSON file, None if there is no such file.
+
+    Raises:
+      StorageError: it is damaged.
+    """
+
+    def read() -> Any:
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise StorageError(f"{path} is damaged ({error}): put it back, or use another --workdir") from None
+
+    return processes.agreed(read)
 
 
 def exists(path: epath.Path) -> bool:
@@ -139,6 +150,7 @@ class RowFile:
         data = _read(self.partial, digest, self.PATIENCE)
         if data is None:
             raise StorageError(f"{self.partial} is not what the first process wrote: is the folder shared by all?")
+        processes.wait(f"all have read {self.partial.name}")  # before anybody changes it
         return [json.loads(line) for line in data.split(b"\n") if line]
 
     def _gather(self) -> str | None:
@@ -203,7 +215,7 @@ def _read(path: epath.Path, digest: str | None, patience: float) -> bytes | None
     for."""
     given_up = time.monotonic() + (0 if processes.first() else patience)
     while True:
-        data = path.read_bytes() if processes.first() or path.exists() else b""
+        data = path.read_bytes() if path.exists() else b""
         if digest is None or hashlib.sha256(data).hexdigest() == digest:
             return data
         if time.monotonic() >= given_up:

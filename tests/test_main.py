@@ -57,6 +57,14 @@ CASES = {
     "word for a switch": ([MICRO, "--config.model.scan_layers=maybe"], ["model.scan_layers", "'maybe'", "bool"]),
     "half of several": ([MICRO, "--num_processes=2"], ["--num_processes=2", "--coordinator_address", "--process_id"]),
     "no port": ([MICRO, "--coordinator_address=here", "--num_processes=2", "--process_id=0"], ["'here'", "HOST:PORT"]),
+    "impossible port": (
+        [MICRO, "--coordinator_address=here:99999", "--num_processes=2", "--process_id=0"],
+        ["'here:99999'", "HOST:PORT"],
+    ),
+    "wide products": (
+        [MICRO, "--workdir=WORK", "--config.parallel.sample_tensor=2", "--config.model.kv_heads=1"],
+        ["kv_heads", "2 devices", "parallel.sample_tensor"],
+    ),
     "one too many": (
         [MICRO, "--coordinator_address=here:1", "--num_processes=2", "--process_id=2"],
         ["process_id is 2", "num_processes 2", "0 to 1"],

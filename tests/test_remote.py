@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
 from selfreward_jax.run import Run
+from selfreward_jax.train import checkpoints
 
 
 class Bucket(MemoryFileSystem):
@@ -74,3 +75,13 @@ def test_a_run_claims_its_place_and_keeps_a_log(bucket, monkeypatch):
         Run(other, bucket)
     run.disclaim()
     Run(other, bucket)
+
+
+def test_a_saved_step_counts_when_it_holds_the_mark_that_comes_last(bucket):
+    steps = epath.Path(bucket) / "m1" / "steps"
+    assert checkpoints.latest_step(steps) is None
+    for step in (5, 10):
+        (steps / str(step) / "params").write_bytes(b"x")
+    assert checkpoints.latest_step(steps) is None
+    (steps / "5" / checkpoints.COMMITTED).write_bytes(b"")
+    assert checkpoints.latest_step(steps) == 5  # a kill came while 10 was written

@@ -129,3 +129,14 @@ def test_json_files(folder):
     value = {"mean": 3.5, "name": "\u00fc", "none": None, "list": [1, 2]}
     write_json(path, value)
     assert storage.read_json(path) == json.loads(path.read_text()) == value
+
+
+def test_a_damaged_file_is_named(folder):
+    (folder / "eval.json").write_text('{"mean": 3')
+    with pytest.raises(storage.StorageError, match=r"eval.json is damaged"):
+        storage.read_json(folder / "eval.json")
+    file = storage.RowFile(folder / "pairs.jsonl")
+    file.finish(ROWS)
+    file.path.unlink()
+    with pytest.raises(storage.StorageError, match=r"pairs.jsonl is not the file that its manifest describes"):
+        file.rows()

@@ -28,11 +28,9 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, replicas: int = 1, devices: Sequen
             f"parallel.tensor {tensor} = {shared}: choose numbers whose product divides {len(devices)}"
         )
     within = (len(devices) // shared, fsdp, tensor)
-    # Of GPUs it tells the hosts, which are no slices.
-    slices = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
-    if len(slices) > 1:
-        if len(slices) != replicas:
-            raise ValueError(f"parallel.replicas is {replicas}, but the devices are in {len(slices)} slices: set it so")
+    if (found := slices(devices)) > 1:
+        if found != replicas:
+            raise ValueError(f"parallel.replicas is {replicas}, but the devices are in {found} slices: set it so")
         # Fast links within a slice for the last three axes, the slow network between slices for the first.
         arranged = mesh_utils.create_hybrid_device_mesh(
             (1, *within), (replicas, 1, 1, 1), devices, allow_split_physical_axes=True
@@ -41,6 +39,11 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, replicas: int = 1, devices: Sequen
         # An axis of the mesh need not be a side of the slice: 16 chips of 4 x 4 serve as 8 x 2 too.
         arranged = mesh_utils.create_device_mesh((replicas, *within), devices, allow_split_physical_axes=True)
     return _mesh(arranged)
+
+
+def slices(devices: Sequence[Any]) -> int:
+    """How many TPU slices the devices are in; 1 of other devices, of which `slice_index` tells the hosts."""
+    return max(1, len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}))
 
 
 def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:

@@ -6,6 +6,7 @@ The limits of waiting: `agreed` and `wait` give up after parallel.timeout second
 all is noticed after HEARTBEAT seconds, wherever the others are, also in the midst of a computation.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -62,6 +63,8 @@ def start(given: dict[str, Any], timeout: float) -> None:
     impatience.start()
     # Takes effect where the devices are a CPU's; other devices have collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Which would take SIGTERM for itself and do nothing.
+    jax.config.update("jax_enable_preemption_service", False)
     limits = {"initialization_timeout": patience + 60, "heartbeat_timeout_seconds": min(HEARTBEAT, patience)}
     try:
         jax.distributed.initialize(**given, **limits)
@@ -71,6 +74,9 @@ def start(given: dict[str, Any], timeout: float) -> None:
             "Slurm, Open MPI or on a TPU pod, or give --coordinator_address, --num_processes and --process_id",
             code=2,
         ) from None
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise ProcessError(f"{who} cannot use the coordinator{where} ({said}): is the port free?") from None
     finally:
         impatience.cancel()
     threading.Thread(target=_listen, daemon=True).start()
@@ -106,12 +112,12 @@ def agreed(decide: Callable[[], Any]) -> Any:
         raise ProcessError(_waited("the first process", error)) from None
 
 
-def wait(what: str) -> None:
-    """Returns when every process has come here; `what` is being waited for."""
+def wait(what: str, limit: float = 0.0) -> None:
+    """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout."""
     if count() == 1:
         return
     try:
-        _client().wait_at_barrier(f"wait/{next(_numbers)}", int(_limit * 1000))
+        _client().wait_at_barrier(f"wait/{next(_numbers)}", int((limit or _limit) * 1000))
     except Exception as error:
         raise ProcessError(_waited(f"all processes ({what})", error)) from None
 
@@ -153,9 +159,10 @@ def end(code: int, line: str) -> None:
         return
     try:
         _client().key_value_set("ended", json.dumps({"process": index(), "code": code, "line": line}))
-        _let_others_hear()
-    except Exception:
-        pass  # another one was faster, or the first process is gone
+    except Exception:  # another one was faster, or the first process is gone
+        with contextlib.suppress(Exception):
+            code = json.loads(_client().key_value_try_get("ended"))["code"]
+    _let_others_hear()
     leave(code, line)
 
 

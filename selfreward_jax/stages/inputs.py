@@ -31,7 +31,8 @@ def check_inputs(run: Run) -> None:
         _pin_writer(run)
     if run.cfg.model.init and not storage.exists(run.dir / "m0" / "manifest.json"):
         folder = hub.folder(run.cfg.model.init)
-        _, raw = read_config(folder)
+        found, raw = read_config(folder)
+        run.check_layouts(found)
         read_chat(folder)
         if (most := raw.get("max_position_embeddings", run.cfg.model.max_length)) < run.cfg.model.max_length:
             raise HubError(

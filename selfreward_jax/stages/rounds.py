@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import partial
+from itertools import count, takewhile
 from typing import Any
 
 from selfreward_jax import storage
@@ -30,8 +31,8 @@ def prompts(run: Run, t: int) -> None:
     out = run.rows(f"m{t}", "prompts")
     if out.manifest is not None:
         return
-    settings = run.cfg.prompts
-    begun = out.begun()
+    settings, numbers = run.cfg.prompts, count()
+    begun = list(takewhile(lambda row: row["id"] == f"m{t}/{next(numbers)}", out.begun()))
     # Only whole waves count: which prompts are new depends on all before them.
     begun = begun[: len(begun) // settings.wave * settings.wave]
     out.restart_from(begun)

@@ -32,7 +32,7 @@ def seed(run: Run) -> None:
         return
     if processes.first():  # the only one that needs the user's files
         _make_seed(run)
-    processes.wait("the seeds are made")
+    processes.wait("the seeds are made", limit=24 * 3600)  # it may have to download them
 
 
 def _make_seed(run: Run) -> None:

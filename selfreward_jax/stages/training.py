@@ -66,12 +66,12 @@ def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair]) -> np.
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
     path = run.dir / name / "reference.json"
-    kept = storage.read_json(path)
-    if kept is None:
+    kept, of = storage.read_json(path), run.rows(name, "pairs").manifest["sha256"]
+    if kept is None or kept["pairs"] != of:
         run.release()  # the engine of an earlier stage
         model, params = Llama(run.llama(adapters=True)), lora.join(run.base(), run.trained(previous))
         found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh)
-        kept = {"chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
+        kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
         storage.write_json(path, kept)
     return np.array([kept["chosen"], kept["rejected"]], np.float32).T
 

@@ -1,4 +1,5 @@
-"""Orbax checkpoints. A checkpoint directory exists only when it is whole: Orbax writes beside it and renames."""
+"""Orbax checkpoints. In a file system a checkpoint directory exists only when it is whole: Orbax writes beside it and
+renames. In an object store, where nothing can be renamed, it is whole when it holds the mark that Orbax writes last."""
 
 from typing import Any
 
@@ -6,7 +7,10 @@ import jax
 from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
+from selfreward_jax import storage
 from selfreward_jax.parallel import processes
+
+COMMITTED = "commit_success.txt"
 
 
 def save(path: epath.Path, tree: Any) -> None:
@@ -34,4 +38,6 @@ def save_step(path: epath.Path, step: int, state: Any) -> None:
 
 
 def _steps(path: epath.Path) -> list[int]:
-    return [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+    found = [p for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+    whole = [p for p in found if not storage.is_remote(p) or (p / COMMITTED).exists()]
+    return [int(p.name) for p in whole]
