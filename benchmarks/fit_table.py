@@ -83,7 +83,8 @@ HEAD = """# What fits where
 Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by
 `python -m selfreward_jax.fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs
 compile and fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure in brackets does not
-fit; where the compiler gave up early, it is what it had asked for by then.
+fit; where the compiler gave up early, it is what it had asked for by then. Prefill and decode are those of answers to
+new prompts; a stage that draws one sample a prompt reads `generate.rows` prompts at once, up to four times as many.
 
 | model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |
 | --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |
