@@ -211,12 +211,12 @@ class RowFile:
 
 
 def _read(path: epath.Path, digest: str | None, patience: float) -> bytes | None:
-    """The bytes of a file with this SHA-256 (any, if None); None if it is another. Other processes' writing is waited
-    for."""
+    """The bytes of a file with this SHA-256 (any, if None); None if it is another or not there. What other processes
+    write is waited for."""
     given_up = time.monotonic() + (0 if processes.first() else patience)
     while True:
-        data = path.read_bytes() if path.exists() else b""
-        if digest is None or hashlib.sha256(data).hexdigest() == digest:
+        data = path.read_bytes() if path.exists() else None
+        if data is not None and (digest is None or hashlib.sha256(data).hexdigest() == digest):
             return data
         if time.monotonic() >= given_up:
             return None

@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,15 @@ def run(workdir, iterations, *options):
     done = subprocess.run(command(workdir, iterations, *options), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def on_eight_devices(script, *argv):
+    """What a Python script prints in a process with eight simulated devices."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, *argv]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def ended(program, *argv):

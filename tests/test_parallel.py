@@ -7,17 +7,15 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from functools import lru_cache, partial
 from types import SimpleNamespace
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
 from jax.sharding import AbstractMesh
 from test_trainer import ADAMW, PAIRS, TEXTS, dpo_settings
 
@@ -60,16 +58,7 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def said():
     """What each check said on eight devices: nothing, if it holds."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, os.path.dirname(__file__)],
-        cwd=ROOT,
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return json.loads(conftest.on_eight_devices(DRIVER, os.path.dirname(__file__)))
 
 
 def random_weights(cfg, mesh, table=TRAINING, seed=0):

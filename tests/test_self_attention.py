@@ -1,16 +1,14 @@
 """Attention of a text to itself: every implementation against the reference, alone and in a model on a mesh."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 from typing import NamedTuple
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from selfreward_jax.llm import llama
 from selfreward_jax.llm.llama import Llama, LlamaConfig
@@ -200,15 +198,7 @@ def on_eight_devices():
 
 
 def test_a_model_on_eight_devices_is_the_same_with_splash():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_self_attention import on_eight_devices as run; run()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, os.path.dirname(__file__)],
-        cwd=ROOT,
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    conftest.on_eight_devices(script, os.path.dirname(__file__))

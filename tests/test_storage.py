@@ -140,3 +140,8 @@ def test_a_damaged_file_is_named(folder):
     file.path.unlink()
     with pytest.raises(storage.StorageError, match=r"pairs.jsonl is not the file that its manifest describes"):
         file.rows()
+
+
+def test_rows_of_a_file_that_is_not_there_are_not_no_rows(folder):
+    with pytest.raises(storage.StorageError, match=r"pairs.jsonl"):
+        storage.RowFile(folder / "pairs.jsonl").rows()

@@ -21,6 +21,7 @@ import jax
 
 # The key-value store and the barriers with a time limit have no public name in JAX yet; Orbax takes them from here too.
 from jax._src import distributed
+from jax.errors import JaxRuntimeError
 
 LOST = 75  # exit code (sysexits' EX_TEMPFAIL): another process is gone; start all again with the same command
 HEARTBEAT = 100  # seconds
@@ -108,18 +109,19 @@ def agreed(decide: Callable[[], Any]) -> Any:
         return value
     try:
         return json.loads(_client().blocking_key_value_get(name, int(_limit * 1000)))
-    except Exception as error:  # a gRPC error has no public type
-        raise ProcessError(_waited("the first process", error)) from None
+    except JaxRuntimeError as error:
+        raise ProcessError(_waited("the first process", _limit, error)) from None
 
 
 def wait(what: str, limit: float = 0.0) -> None:
     """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout."""
     if count() == 1:
         return
+    limit = limit or _limit
     try:
-        _client().wait_at_barrier(f"wait/{next(_numbers)}", int((limit or _limit) * 1000))
-    except Exception as error:
-        raise ProcessError(_waited(f"all processes ({what})", error)) from None
+        _client().wait_at_barrier(f"wait/{next(_numbers)}", int(limit * 1000))
+    except JaxRuntimeError as error:
+        raise ProcessError(_waited(f"all processes ({what})", limit, error)) from None
 
 
 def part() -> None:
@@ -129,10 +131,10 @@ def part() -> None:
         jax.distributed.shutdown()
 
 
-def _waited(who: str, error: Exception) -> str:
+def _waited(who: str, limit: float, error: Exception) -> str:
     return (
-        f"process {index()} of {count()} waited {_limit:.0f} s (parallel.timeout) for {who}: start all processes again "
-        f"with the same command ({str(error).splitlines()[0]})"
+        f"process {index()} of {count()} waited {limit:.0f} s at most (parallel.timeout) for {who}: start all "
+        f"processes again with the same command ({str(error).splitlines()[0]})"
     )
 
 
@@ -142,11 +144,11 @@ def _client() -> Any:
 
 def _listen() -> None:
     """Ends this process when another one has said why it ended, wherever this one is."""
-    while True:
+    while _client() is not None:  # until this one has parted from the others
         time.sleep(1)
         try:
             said = json.loads(_client().key_value_try_get("ended"))
-        except Exception:  # nobody has, or nobody is there to be asked
+        except (JaxRuntimeError, AttributeError):  # nobody has said so, or this one parted while it slept
             continue
         if said["process"] != index():
             _let_others_hear()
@@ -159,8 +161,8 @@ def end(code: int, line: str) -> None:
         return
     try:
         _client().key_value_set("ended", json.dumps({"process": index(), "code": code, "line": line}))
-    except Exception:  # another one was faster, or the first process is gone
-        with contextlib.suppress(Exception):
+    except JaxRuntimeError:  # another one was faster, or the first process is gone
+        with contextlib.suppress(JaxRuntimeError):
             code = json.loads(_client().key_value_try_get("ended"))["code"]
     _let_others_hear()
     leave(code, line)
