@@ -1,6 +1,6 @@
 """Which scale fits which machine? Makes docs/fits.md.
 
-    python -m benchmarks.fit_table [--rows=8b,70b] [--write [--missing]]
+    python -m benchmarks.fit_table [--rows=8b,70b] [--only=prefill,decode] [--write [--missing]]
 
 Each row of TPU figures is `python -m selfreward_jax.fits` with the options shown: the run's own programs, compiled for
 the slice. Rows for GPUs are reckoned, not compiled: state, activations, the widest layer gathered, a chunk of logits.
@@ -22,6 +22,7 @@ from selfreward_jax.train.losses import LOGITS_AT_ONCE
 
 _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")
 _MISSING = flags.DEFINE_bool("missing", False, "With --write: only the rows that are not kept yet.")
+_ONLY = flags.DEFINE_list("only", [], "Compile these programs alone; those of a row that are not named are kept.")
 _WRITE = flags.DEFINE_bool("write", False, "Keep the figures and make docs/fits.md.")
 GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
@@ -83,8 +84,9 @@ HEAD = """# What fits where
 Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by
 `python -m selfreward_jax.fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs
 compile and fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure in brackets does not
-fit; where the compiler gave up early, it is what it had asked for by then. Prefill and decode are those of answers to
-new prompts; a stage that draws one sample a prompt reads `generate.rows` prompts at once, up to four times as many.
+fit; where the compiler gave up early, it is what it had asked for by then. Reshard is the move of the float32 weights
+into the layout of sampling, or the merge of adapters before it, whichever takes more. Prefill and decode are the
+largest of all stages, each prompt as long as can be.
 
 | model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |
 | --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |
@@ -99,11 +101,12 @@ By arithmetic alone (the formulas are in the script): all GPUs share each weight
 """
 
 
-def compiled(name: str, scale: str, topology: str, options: str) -> list[dict]:
-    """The rows of `fits` for one slice."""
+def compiled(name: str, scale: str, topology: str, options: str, only: list[str]) -> list[dict]:
+    """The rows of `fits` for one slice, of the programs in `only` or of all."""
     command = [sys.executable, "-m", "selfreward_jax.fits", f"--config=configs/iter3.py:{scale}", "--json"]
     command += [f"--topology={topology}", *options.split()]
     command += [] if scale in ("tiny", "micro", "scratch") else ["--tokens=2048"]
+    command += [f"--only={','.join(only)}"] if only else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode == 2 or not rows:
@@ -159,7 +162,9 @@ def document(kept: list[dict], gpus: list[dict]) -> str:
                 f"| {name} ({scale}) | {where} | | | | | | | refused: {programs['refused']['said']} | `{options}` |"
             )
             continue
-        cells = [_cell(programs.get(p)) for p in ("sft", "dpo", "reshard", "prefill", "decode")]
+        moved = [programs[p] for p in ("merge", "reshard") if p in programs]
+        programs["reshard"] = max(moved, key=lambda p: p["peak"], default=None)
+        cells = [_cell(programs[p]) for p in ("sft", "dpo", "reshard", "prefill", "decode")]
         memory = next(iter(programs.values()))["hbm"] // GIB
         verdict = "FITS" if all(p["fits"] for p in programs.values()) else "DOES NOT FIT"
         lines.append(f"| {name} ({scale}) | {where} | {memory} | {' | '.join(cells)} | {verdict} | {shown} |")
@@ -178,18 +183,22 @@ def _cell(row: dict | None) -> str:
     return size if row["fits"] else f"({size})"
 
 
+def _same(kept: dict, made: tuple) -> bool:
+    return (kept["name"], kept["slice"], kept["options"]) == (made[0], made[2], made[3])
+
+
 def main(_: list[str]) -> None:
     """Compiles, reckons, prints; writes if asked to."""
     kept = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() and _WRITE.value else []
     for made in COMPILED:
         if _ROWS.value and not any(part in made[0] for part in _ROWS.value.split(",")):
             continue
-        if _MISSING.value and any((k["name"], k["slice"], k["options"]) == (made[0], *made[2:]) for k in kept):
+        if _MISSING.value and any(_same(k, made) for k in kept):
             continue
-        rows = compiled(*made)
+        rows = compiled(*made, _ONLY.value)
         for row in rows:
             print(json.dumps(row), flush=True)
-        kept = [k for k in kept if (k["name"], k["slice"], k["options"]) != (made[0], made[2], made[3])] + rows
+        kept = [k for k in kept if not (_same(k, made) and (not _ONLY.value or k["program"] in _ONLY.value))] + rows
         if _WRITE.value:
             order = [(name, topology, options) for name, _, topology, options in COMPILED]
             kept = [k for k in kept if (k["name"], k["slice"], k["options"]) in order]

@@ -24,7 +24,7 @@ from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import row_multiple
 from selfreward_jax.sizing.collectives import found, summed
 from selfreward_jax.sizing.models import described
-from selfreward_jax.sizing.programs import Program, programs
+from selfreward_jax.sizing.programs import NAMES, Program, programs
 
 GIB = 1 << 30
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory
@@ -38,7 +38,7 @@ _NO_TPU = {
 }
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, GENERATION:AxB or GENERATION:AxBxC.")
 _TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a pair's longer side in DPO; 0: model.max_length.")
-_ONLY = flags.DEFINE_list("only", [], "Programs to look at, of sft, dpo, reshard, prefill, decode; all if not given.")
+_ONLY = flags.DEFINE_list("only", [], f"Programs to look at, of {', '.join(NAMES)}; all if not given.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON line for each program instead of a table.")
 
 
@@ -107,7 +107,7 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     generation = topology.partition(":")[0]
     row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": mesh.size}
     row |= {"mesh": dict(mesh.shape), "hbm": CHIPS[generation] * GIB}
-    row["bytes"] = dict(program.bytes)
+    row["bytes"] = dict(program.bytes) | ({"training": program.beside} if program.beside else {})
     try:
         compiled = program.lowered.compile()
     except Exception as error:  # the compiler's own refusal, which has no public type
@@ -115,7 +115,7 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
             raise
         return row | {
             "fits": False,
-            "peak": _refused(str(error), sum(program.bytes.values())),
+            "peak": _refused(str(error), sum(program.bytes.values())) + program.beside,
             "collectives": {},
         }
     memory = compiled.memory_analysis()
@@ -123,6 +123,7 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     row["bytes"]["temporaries"] = max(0, peak - known)
+    peak += program.beside
     fits = peak <= USABLE * row["hbm"]
     return row | {"fits": fits, "peak": peak, "collectives": summed(found(compiled.as_text()))}
 
@@ -163,8 +164,10 @@ def advice(cfg: ConfigDict, row: dict[str, Any]) -> str:
         more = "raise parallel.fsdp" if split else f"take {2 ** math.ceil(math.log2(state / 0.6))} times the chips"
         adapters = "" if cfg.lora.rank else ", or train adapters (lora.rank=16)"
         return f"{used} parameters and optimiser alone fill {state:.0%}: {more}, or optimizer.offload=True{adapters}"
+    if size.get("training", 0) > 0.4 * hbm:
+        return f"{used} the state of training lies beside it: set dpo.eval_every=0, or take more chips"
     wider = f"raise parallel.sample_tensor (now {cfg.parallel.sample_tensor or cfg.parallel.tensor})"
-    if stage == "reshard" or size["params"] > 0.6 * hbm:
+    if stage in ("merge", "reshard") or size["params"] > 0.6 * hbm:
         return f"{used} {wider}, or take more chips"
     return f"{used} lower generate.rows (now {cfg.generate.rows}) or model.max_length, or {wider}"
 

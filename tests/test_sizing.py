@@ -14,7 +14,7 @@ from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import parameter_count, weights
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sizing import collectives, models
-from selfreward_jax.sizing.programs import NAMES, programs
+from selfreward_jax.sizing.programs import NAMES, Drawn, drawn, programs
 
 ITER3 = f"--config={ROOT}/configs/iter3.py"
 HLO = """
@@ -101,12 +101,37 @@ def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
     c = config.get("micro")
     c.lora.rank, c.optimizer.name = lora, "adamw"
     made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
-    assert tuple(made) == NAMES
+    assert tuple(made) == tuple(name for name in NAMES if lora or name != "merge")
     for program in made.values():
         memory = program.lowered.compile().memory_analysis()
         assert memory.argument_size_in_bytes >= program.bytes["params"] * (program.name != "reshard")
+        assert program.beside == 0
     trained = made["dpo"].bytes["optimiser"] / made["dpo"].bytes["params"]
     assert trained > 1.9 if not lora else trained < 0.7  # two moments of all weights, or of the adapters
+
+
+def test_sampling_is_sized_for_every_stage_that_draws():
+    c, mesh = config.get("llama3_8b"), make_mesh(devices=jax.devices()[:1])
+    found = drawn(c, mesh)
+    assert Drawn(128, 3840, 1, 256) in found  # new prompts, one sample each
+    assert Drawn(32, 3072, 4, 1024) in found  # answers
+    assert Drawn(42, 3840, 3, 256) in found  # votes
+    assert Drawn(128, 3072, 1, 1024) in found  # one answer a prompt, for evaluation
+    assert max(d.cached for d in found) == 128 * 4096
+    assert Drawn(32, 3840, 4, 256) in found  # the baseline's judgements
+    c.eft.source, c.compare.form, c.compare.max_new = "scores", "pairwise", 64
+    found = drawn(c, mesh)
+    assert Drawn(32, 3840, 4, 256) not in found
+    assert Drawn(128, 4096, 1, 64) in found  # 4,032 tokens, padded
+
+
+def test_early_stopping_samples_beside_the_state_of_training():
+    c = config.get("micro")
+    c.dpo.eval_every = 10
+    made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
+    state = made["dpo"].bytes
+    assert made["decode"].beside == made["reshard"].beside == state["params"] + state["optimiser"]
+    assert made["dpo"].beside == 0
 
 
 @pytest.mark.parametrize(

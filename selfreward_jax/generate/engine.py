@@ -62,8 +62,6 @@ class Engine:
       raw: prompts are plain text to be continued, not messages to be answered.
     """
 
-    BUCKET = 16  # prompt lengths are rounded up to a multiple of this (8 times this if long), to compile few programs
-
     def __init__(
         self,
         cfg: LlamaConfig,
@@ -77,7 +75,7 @@ class Engine:
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.rows, self.max_length, self.raw = rows, max_length, raw
-        self._caches: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
+        self._cache: tuple[tuple[int, int], sampler.Cache] | None = None  # of the last batch, by its shape
 
     def ids(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
         """The ids that the model is given for a request's prompt."""
@@ -124,9 +122,7 @@ class Engine:
                 )
         # Prompts of like length together: less padding. A stable sort of the whole list is the same each run.
         by_length = sorted(range(len(requests)), key=lambda i: len(ids[i]))
-        prompts = max(1, self.rows // how.samples)
-        multiple = row_multiple(self.mesh)
-        prompts = -(-prompts // multiple) * multiple
+        prompts = prompts_at_once(self.rows, how.samples, self.mesh)
         done = set(done)
         for start in range(0, len(requests), prompts):
             chosen = by_length[start : start + prompts]
@@ -146,8 +142,7 @@ class Engine:
         """
         found: list[list[float]] = [[] for _ in contexts]
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        multiple = row_multiple(self.mesh)
-        rows = -(-(at_once or self.rows) // multiple) * multiple
+        rows = prompts_at_once(at_once or self.rows, 1, self.mesh)
         for start in range(0, len(contexts), rows):
             chosen = by_length[start : start + rows]
             tokens, lengths = self._padded([contexts[i] for i in chosen], rows)
@@ -164,10 +159,7 @@ class Engine:
 
     def _padded(self, ids: Sequence[Sequence[int]], rows: int) -> tuple[jax.Array, jax.Array]:
         """Prompts as tokens [rows, bucket] and lengths [rows]; rows that only fill the batch read one padding token."""
-        longest = max(map(len, ids))
-        bucket = self.BUCKET if longest <= 256 else 8 * self.BUCKET
-        width = -(-longest // bucket) * bucket
-        tokens = np.zeros((rows, width), np.int32)
+        tokens = np.zeros((rows, bucket(max(map(len, ids)))), np.int32)
         lengths = np.ones(rows, np.int32)
         for row, prompt in enumerate(ids):
             tokens[row, : len(prompt)] = prompt
@@ -188,9 +180,10 @@ class Engine:
 
         shape = (prompts * how.samples, how.max_new)
         with jax.set_mesh(self.mesh):
-            cache = self._caches.pop(shape, None) or sampler.empty_cache(self.cfg, *shape)
+            kept, self._cache = self._cache, None
+            cache = kept[1] if kept and kept[0] == shape else sampler.empty_cache(self.cfg, *shape)
             logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths)
-            samples, self._caches[shape] = sampler.decode(
+            samples, cache = sampler.decode(
                 self.cfg,
                 self.params,
                 logits,
@@ -202,6 +195,7 @@ class Engine:
                 np.float32(how.top_p),
                 stop_ids=self.chat.stop_ids,
             )
+            self._cache = shape, cache
         out, logprobs, count = fetch(samples)
         stops = set(self.chat.stop_ids)
         completions = []
@@ -219,6 +213,18 @@ class Engine:
                 )
             )
         return completions
+
+
+def bucket(tokens: int) -> int:
+    """The length to which prompts of so many tokens are padded: few lengths, so few programs to compile."""
+    step = 16 if tokens <= 256 else 128
+    return -(-tokens // step) * step
+
+
+def prompts_at_once(rows: int, samples: int, mesh: Mesh) -> int:
+    """Prompts of a batch that decodes about `rows` samples, `samples` a prompt: as many as the mesh divides."""
+    multiple = row_multiple(mesh)
+    return -(-max(1, rows // samples) // multiple) * multiple
 
 
 def row_number(name: str) -> int:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.generate import sampler
+from selfreward_jax.generate.engine import bucket, prompts_at_once
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract, weights
@@ -24,21 +25,23 @@ from selfreward_jax.train.batches import round_up
 
 class Program(NamedTuple):
     """One program: its name, what it is made for in words, its lowering, and bytes on each device that can be told in
-    advance, by kind."""
+    advance, by kind; `beside` are those of arrays that are there while it runs and are none of its arguments."""
 
     name: str
     shapes: str
     lowered: jax.stages.Lowered
     bytes: dict[str, int]
+    beside: int = 0
 
 
-NAMES = ("sft", "dpo", "reshard", "prefill", "decode")
+NAMES = ("sft", "dpo", "merge", "reshard", "prefill", "decode")
 
 
 def programs(
     cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, tokens: int, only: Sequence[str] = ()
 ) -> Iterator[Program]:
-    """The SFT step, the DPO step, the move of the weights into the layout of sampling, prefill and decode.
+    """The SFT step, the DPO step, adapters merged into the weights (where there are any), the move of the weights into
+    the layout of sampling, prefill and decode.
 
     Args:
       cfg: checked settings.
@@ -79,8 +82,23 @@ def _model(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, dropout: floa
     return model_of(cfg, found, cfg.tokenizer.vocab_size, mesh.devices.flat[0].platform, dropout, adapters)
 
 
-def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str, tokens: int) -> Program:
-    """The update of a stage, as stages/training.py makes it."""
+class _Trained(NamedTuple):
+    """What training holds on the devices: its state, and the frozen weights under adapters."""
+
+    model: Llama
+    optimizer: Any
+    shardings: Any
+    state: trainer.State
+    frozen: Any
+
+    def bytes(self, offload: bool) -> dict[str, int]:
+        return {
+            "params": on_device(self.state.params) + on_device(self.frozen or {}),
+            "optimiser": on_device(self.state.opt_state) * (not offload),
+        }
+
+
+def _trained(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str) -> _Trained:
     settings = cfg[stage]
     model = Llama(_model(cfg, found, mesh, settings.dropout, adapters=True))
     declared = lora.trained(model.cfg)
@@ -88,22 +106,26 @@ def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str
     params, lying = abstract(declared, "float32"), declared_shardings(declared, mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
     state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
-    state = _like(state, shardings)
     frozen = _laid(weights(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
+    return _Trained(model, optimizer, shardings, _like(state, shardings), frozen)
+
+
+def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str, tokens: int) -> Program:
+    """The update of a stage, as stages/training.py makes it."""
+    settings, held = cfg[stage], _trained(cfg, found, mesh, stage)
     batch = _sft_batch(settings, mesh) if stage == "sft" else _dpo_batch(settings, mesh, round_up(tokens, 16))
-    loss_fn = sft.loss_fn(model) if stage == "sft" else dpo.loss_fn(model, settings)
+    loss_fn = sft.loss_fn(held.model) if stage == "sft" else dpo.loss_fn(held.model, settings)
     key = jax.ShapeDtypeStruct(jax.random.key_data(jax.random.key(0)).shape, jnp.uint32)
     with jax.set_mesh(mesh):
-        lowered = trainer.make_update(loss_fn, optimizer, shardings, mesh).jitted.lower(state, batch, key, frozen)
+        update = trainer.make_update(loss_fn, held.optimizer, held.shardings, mesh)
+        lowered = update.jitted.lower(held.state, batch, key, held.frozen)
 
     rows, width = (settings.batch, settings.width) if stage == "sft" else (2 * settings.batch, round_up(tokens, 16))
-    kept = {
-        "params": on_device(state.params) + on_device(frozen or {}),
-        "optimiser": on_device(state.opt_state) * (not cfg.optimizer.offload),
-    }
-    if model.cfg.remat == "full":  # the input of each layer; of other policies the compiler alone knows
+    kept = held.bytes(cfg.optimizer.offload)
+    model = held.model.cfg
+    if model.remat == "full":  # the input of each layer; of other policies the compiler alone knows
         at_once = rows * width // settings.accumulate // row_multiple(mesh)
-        kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.cfg.dim * model.cfg.layers
+        kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.layers
     shapes = f"{settings.batch} {'rows' if stage == 'sft' else 'pairs'} of {width} tokens"
     return Program(stage, shapes, lowered, kept)
 
@@ -141,31 +163,73 @@ def _dpo_batch(settings: Any, mesh: Mesh, width: int) -> dict[str, Any]:
     return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 
 
+class Drawn(NamedTuple):
+    """A batch of the engine at its longest: prompts read together, their length, samples of each, new tokens."""
+
+    prompts: int
+    length: int
+    samples: int
+    max_new: int
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are held."""
+        return self.prompts * (self.length + self.samples * self.max_new)
+
+
+def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
+    """The batches of every stage that draws samples."""
+    c = cfg
+    draws = [
+        (1, c.prompts.max_new),
+        (c.candidates.samples, c.candidates.max_new),
+        (c.judge.samples, c.judge.max_new),
+        (c.evaluate.samples * c.evaluate.best_of, c.evaluate.max_new),
+    ]
+    if c.eft.source == "baseline":
+        draws.append((c.eft.samples, c.judge.max_new))
+    if c.dpo.eval_every:
+        draws.append((1, c.evaluate.max_new))
+    if c.compare.form == "pairwise":
+        draws.append((1, c.compare.max_new))
+    return [
+        Drawn(prompts_at_once(c.generate.rows, samples, mesh), bucket(c.model.max_length - new), samples, new)
+        for samples, new in draws
+    ]
+
+
 def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted: Sequence[str]) -> Iterator[Program]:
     mesh = sampling_mesh(training, cfg.parallel.sample_tensor)
     model = _model(cfg, found, mesh)
     declared, dtype = weights(model), cfg.model.dtype
     trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)
     lying = jax.tree.map(lambda x: x.sharding, params)
-    held = {"params": on_device(trained) + on_device(params)}
+    beside = 0
+    if cfg.dpo.eval_every:  # early stopping samples in the midst of training
+        beside = sum(_trained(cfg, found, training, "dpo").bytes(cfg.optimizer.offload).values())
+    if "merge" in wanted and cfg.lora.rank:
+        adapted = _model(cfg, found, training, adapters=True)
+        adapters = _laid(lora.trained(adapted), "float32", training)
+        merging = jax.jit(
+            lambda base, own: lora.merge(adapted, lora.join(base, own)),
+            out_shardings=jax.tree.map(lambda x: x.sharding, trained),
+            donate_argnums=0,
+        )
+        held = {"params": on_device(trained) + on_device(adapters)}
+        yield Program("merge", f"adapters of rank {cfg.lora.rank}", merging.lower(trained, adapters), held, beside)
     if "reshard" in wanted:
-        yield Program("reshard", f"float32 to {dtype}", moving(lying, dtype).lower(trained), held)
+        held = {"params": on_device(trained) + on_device(params)}
+        yield Program("reshard", f"float32 to {dtype}", moving(lying, dtype).lower(trained), held, beside)
 
     def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, len(shape)))
 
-    multiple, held = row_multiple(mesh), {"params": on_device(params)}
-    stage = max((cfg.judge, cfg.candidates), key=lambda s: s.max_new)
-    prompts = round_up(max(1, cfg.generate.rows // stage.samples), multiple)
-    longest = cfg.model.max_length - stage.max_new
-    S, W, B = round_up(longest, 128), stage.max_new, prompts * stage.samples
-    tokens, lengths = row(prompts, S), row(prompts)
-    with jax.set_mesh(mesh):
-        if "prefill" in wanted:
-            lowered = sampler.prefill.lower(model, params, tokens, lengths)
-            yield Program("prefill", f"{prompts} prompts of {S} tokens", lowered, held)
-        logits, segment = jax.eval_shape(lambda *x: sampler.prefill(model, *x), params, tokens, lengths)
-        cache = jax.eval_shape(lambda: sampler.empty_cache(model, B, W))
+    held, batches = {"params": on_device(params)}, drawn(cfg, mesh)
+    if "prefill" in wanted:
+        P, S, _, _ = max(batches, key=lambda b: b.prompts * b.length)
+        with jax.set_mesh(mesh):
+            lowered = sampler.prefill.lower(model, params, row(P, S), row(P))
+        yield Program("prefill", f"{P} prompts of {S} tokens", lowered, held, beside)
     if "decode" not in wanted:
         return
 
@@ -173,23 +237,16 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
         spec = sampler.layout(x.ndim)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
+    P, S, G, W = max(batches, key=lambda b: b.cached)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), P * G))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=by_row(mesh, 1))
-    prompt = Segment(*jax.tree.map(kv, (segment.k, segment.v)), row(*segment.mask.shape, dtype="bool"))
-    cache = jax.tree.map(kv, cache)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(mesh):
-        lowered = sampler.decode.lower(
-            model,
-            params,
-            row(*logits.shape, dtype="float32"),
-            prompt,
-            lengths,
-            cache,
-            keys,
-            number,
-            number,
-            stop_ids=(2,),
-        )
-    shapes = f"{B} rows of {W} new tokens after {S}"
-    yield Program("decode", shapes, lowered, held | {"cache": on_device(cache) + on_device((prompt.k, prompt.v))})
+        logits, read = jax.eval_shape(lambda *x: sampler.prefill(model, *x), params, row(P, S), row(P))
+        cache = jax.tree.map(kv, jax.eval_shape(lambda: sampler.empty_cache(model, P * G, W)))
+        prompt = Segment(*jax.tree.map(kv, (read.k, read.v)), row(*read.mask.shape, dtype="bool"))
+        first = row(*logits.shape, dtype="float32")
+        lowered = sampler.decode.lower(model, params, first, prompt, row(P), cache, keys, number, number, stop_ids=(2,))
+    shapes = f"{P * G} rows of {W} new tokens after {S}"
+    held["cache"] = on_device(cache) + on_device((prompt.k, prompt.v))
+    yield Program("decode", shapes, lowered, held, beside)
