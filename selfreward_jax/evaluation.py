@@ -160,7 +160,7 @@ def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
     label = "-".join(find_model(path, name)).replace("/", "_")
     if run.rows(FOLDER, f"{label}_answers").manifest is None:
         run.release()
-        engine = open_model(path, name).engine(run.cfg.generate.rows, run.cfg.model.max_length)
+        engine = open_model(path, name, like=run).engine(run.cfg.generate.rows, run.cfg.model.max_length)
         asked = run.rows("seed", run.cfg.evaluate.split).rows()
         stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
     return label, run.rows(FOLDER, f"{label}_answers").rows()

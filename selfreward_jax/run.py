@@ -76,8 +76,9 @@ class Run:
         self._held: tuple[str, Engine] | None = None
 
     @classmethod
-    def reopen(cls, directory: str) -> "Run":
-        """The run of a working directory, to be read.
+    def reopen(cls, directory: str, parallel: ConfigDict | None = None) -> "Run":
+        """The run of a working directory, to be read; laid out by `parallel` if it is given, else as it says itself, or
+        whole on each device where this machine does not allow that.
 
         Raises:
           config.ConfigError: there is no run, or it was made by another version of the settings.
@@ -86,6 +87,8 @@ class Run:
         if not isinstance(stored, dict) or "iterations" not in stored:
             raise config.ConfigError(f"workdir {directory} holds no run: there is no config.json of one")
         cfg = config.from_stored(stored)
+        if parallel is not None:
+            cfg.parallel = parallel.copy_and_resolve_references()
         along = cfg.parallel
         try:
             sampling_mesh(make_mesh(along.fsdp, along.tensor, along.replicas), along.sample_tensor)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.generate.engine import Engine
@@ -17,7 +18,7 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, weights
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
-from selfreward_jax.parallel.sharding import SAMPLING, declared_shardings
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
 from selfreward_jax.run import Run
 
 
@@ -29,6 +30,7 @@ class Saved(NamedTuple):
     params: Params
     chat: Chat
     mesh: Mesh
+    sampling_mesh: Mesh
     max_length: int  # tokens
     origin: dict[str, Any] | None  # config.json of the Hugging Face folder that it is, or was trained from
     run: Run | None
@@ -36,29 +38,32 @@ class Saved(NamedTuple):
     def engine(self, rows: int, max_length: int, raw: bool = False) -> Engine:
         """A generator of text with it; `max_length` is cut to the model's own. The rest as in `Engine`."""
         longest = min(max_length, self.max_length)
-        mesh = self.run.sampling_mesh if self.run else sampling_mesh(self.mesh)
-        laid = moved(self.params, declared_shardings(weights(self.cfg), mesh, SAMPLING), self.cfg.dtype)
-        return Engine(self.cfg, laid, self.chat, mesh, rows=rows, max_length=longest, raw=raw)
+        lying = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
+        laid = moved(self.params, lying, self.cfg.dtype)
+        return Engine(self.cfg, laid, self.chat, self.sampling_mesh, rows=rows, max_length=longest, raw=raw)
 
 
-def open_model(path: str, name: str = "") -> Saved:
+def open_model(path: str, name: str = "", like: Run | None = None) -> Saved:
     """Opens a model.
 
     Args:
       path: a working directory, a Hugging Face folder, or hub:OWNER/NAME@REVISION.
       name: which model of a working directory, such as "m3"; the last one if not given.
+      like: the run that it is to serve, on whose meshes it is laid out; if not given, a folder's model lies whole on
+        each device, and a run's own as it says itself.
 
     Raises:
-      ConfigError: there is no such model.
+      ConfigError: there is no such model, or the meshes do not divide it.
       HubError: the folder cannot be used.
     """
     if path.startswith(hub.PREFIX):
-        return _of_folder(hub.folder(path))
+        return _of_folder(hub.folder(path), like)
     if _is_folder(path):
-        return _of_folder(epath.Path(path))
-    run, name = _in_run(path, name)
+        return _of_folder(epath.Path(path), like)
+    run, name = _in_run(path, name, like.cfg.parallel if like else None)
     origin = read_config(run.dir / "tokenizer")[1] if run.cfg.model.init else None
-    return Saved(name, run.llama(), run.params(name), run.chat, run.mesh, run.cfg.model.max_length, origin, run)
+    meshes = run.mesh, run.sampling_mesh
+    return Saved(name, run.llama(), run.params(name), run.chat, *meshes, run.cfg.model.max_length, origin, run)
 
 
 def find_model(path: str, name: str = "") -> tuple[str, str]:
@@ -87,18 +92,26 @@ def _is_folder(path: str) -> bool:
     return described.exists() and "architectures" in read_object(described)
 
 
-def _in_run(path: str, name: str) -> tuple[Run, str]:
-    run = Run.reopen(path)
+def _in_run(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[Run, str]:
+    run = Run.reopen(path, parallel)
     models = run.models()
     if not models or (name and name not in models):
         raise ConfigError(f"workdir {path} holds {', '.join(models) or 'no model'}" + f", not {name}" * bool(name))
     return run, name or models[-1]
 
 
-def _of_folder(folder: epath.Path) -> Saved:
+def _of_folder(folder: epath.Path, like: Run | None) -> Saved:
     cfg, raw = read_config(folder)
     chat = read_chat(folder)
     cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype)
-    mesh = make_mesh(replicas=slices(jax.devices()))
-    params = hf.load(folder, cfg, declared_shardings(weights(cfg), mesh))
-    return Saved(folder.name, cfg, params, chat, mesh, raw.get("max_position_embeddings", 2048), raw, None)
+    mesh = like.mesh if like else make_mesh(replicas=slices(jax.devices()))
+    params = hf.load(folder, cfg, _shardings(cfg, mesh, TRAINING))
+    sampling = like.sampling_mesh if like else sampling_mesh(mesh)
+    return Saved(folder.name, cfg, params, chat, mesh, sampling, raw.get("max_position_embeddings", 2048), raw, None)
+
+
+def _shardings(cfg: LlamaConfig, mesh: Mesh, table: dict[str, str]) -> Any:
+    try:
+        return declared_shardings(weights(cfg), mesh, table)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

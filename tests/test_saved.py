@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from conftest import on_eight_devices
 from etils import epath
 
 from selfreward_jax import export
@@ -45,3 +46,30 @@ def test_the_writer_of_the_first_round_writes_in_every_round(whole, tmp_path):
     (writer / "m2" / "manifest.json").write_text("{}")
     with pytest.raises(StageError, match=r"not the model that it was \(m2"):
         _pin_writer(run)
+
+
+SHARES = """
+import math, sys
+from types import SimpleNamespace
+from selfreward_jax import config
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
+from selfreward_jax.saved import open_model
+cfg = config.get("micro")
+cfg.parallel.fsdp, cfg.parallel.tensor = 4, 2
+mesh = make_mesh(4, 2)
+run = SimpleNamespace(cfg=cfg, mesh=mesh, sampling_mesh=sampling_mesh(mesh))
+for path in sys.argv[1:]:
+    for like in (run, None):
+        model = open_model(path, like=like)
+        share = lambda x: math.prod(x.sharding.shard_shape(x.shape)) / x.size
+        engine = model.engine(8, 256)
+        print(share(model.params["layers"]["wq"]), share(engine.params["layers"]["wq"]))
+"""
+
+
+def test_a_model_that_serves_a_run_lies_on_its_meshes(whole, tmp_path):
+    assert export.main(["export", f"--workdir={whole}", "--model=m1", f"--to={tmp_path}/m1"]) == 0
+    lines = on_eight_devices(SHARES, f"{tmp_path}/m1", whole).splitlines()
+    found = [[float(x) for x in line.split()] for line in lines]
+    # Training over 4 x 2 devices, sampling over 2; of its own accord either lies whole on each.
+    assert found == [[1 / 8, 1 / 2], [1, 1]] * 2

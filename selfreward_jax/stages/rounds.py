@@ -90,7 +90,7 @@ def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
         return new_prompts.WorldWriter(run.cfg.seed)
     run.release()
     name = storage.read_json(run.dir / "prompts_writer.json")["model"]
-    found = open_model(path, "" if path.startswith(hub.PREFIX) else name)
+    found = open_model(path, "" if path.startswith(hub.PREFIX) else name, like=run)
     return found.engine(run.cfg.generate.rows, run.cfg.model.max_length)
 
 
