@@ -1,0 +1,177 @@
+"""The launch scripts of Cloud TPU VMs, against a stand-in for gcloud."""
+
+import shlex
+import shutil
+import signal
+import subprocess
+
+import launch_stand_ins
+import pytest
+from launch_stand_ins import GCLOUD, MAIN, ODD, TPU, bash, wait_for
+
+world = launch_stand_ins.world  # a fixture
+
+
+def kinds(world):
+    """What gcloud was asked, in short."""
+    names = {"list": "look", "create": "create", "delete": "delete", "scp": "copy"}
+    found = []
+    for call in world.calls("gcloud"):
+        command = next((w for w in call if w.startswith("--command=")), "")
+        kind = "main" if "selfreward_jax.main" in command else "install" if "pip install" in command else "ssh"
+        found.append("nodes" if call[3:5] == ["tpu-vm", "list"] else names.get(call[4], kind))
+    return [k for k in found if k not in ("nodes", "ssh", "copy", "install")]
+
+
+@pytest.fixture
+def tpu(world):
+    def run(states, codes, *options, nodes=("READY",), main=MAIN, script="tpu_vm.sh", **env):
+        world.stub("gcloud", GCLOUD)
+        world.lines("states", *states)
+        world.lines("nodes", *nodes)
+        world.lines("codes", *codes)
+        return world.run(script, *TPU, "--poll=0", *options, "--", *main, **env)
+
+    return run
+
+
+def test_a_run_creates_waits_sets_up_and_runs_and_leaves_the_tpus(tpu, world):
+    done = tpu(
+        ["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], [0], "--spot", nodes=["", "", "CREATING", "READY"]
+    )
+    assert done.returncode == 0
+    assert kinds(world) == ["look", "create", "look", "look", "look", "look", "main"]
+    assert "run1 is PROVISIONING" in done.err
+    create = next(c for c in world.calls("gcloud") if "create" in c)
+    assert create[1:6] == ["compute", "tpus", "queued-resources", "create", "run1"]
+    assert {"--node-id=run1", "--accelerator-type=v5litepod-16", "--runtime-version=v2-x", "--spot"} <= set(create)
+    told = [c for c in world.calls("gcloud") if c[3] == "tpu-vm" and c[4] != "list"]
+    assert all({"--worker=all", "--zone=us-central1-a", "--project=proj"} <= set(c) for c in told)
+    assert [c[4] for c in told] == ["ssh", "scp", "ssh", "ssh"]
+    assert "-r requirements.txt 'jax[tpu]'" in told[2][-1]
+    assert "[run1] step 1 of run1" in done.out
+    assert "step 1 of run1" in (world.path / "runs/launch/run1.log").read_text()
+
+
+def test_preempted_tpus_are_replaced_and_the_run_goes_on(tpu, world):
+    done = tpu(["", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"], [255, 0])
+    assert done.returncode == 0, done.err
+    again = ["look", "look", "delete", "look", "create", "look", "main"]
+    assert kinds(world) == ["look", "create", "look", "main", *again]
+    mains = [c for c in world.calls("gcloud") if "selfreward_jax.main" in c[-1]]
+    assert mains[0] == mains[1]
+    delete = next(c for c in world.calls("gcloud") if "delete" in c)
+    assert {"run1", "--force", "--quiet"} <= set(delete)
+
+
+def test_a_preempted_node_counts_before_its_resource_says_so(tpu, world):
+    done = tpu(["ACTIVE", "ACTIVE", "", "ACTIVE"], [255, 0], nodes=["READY", "PREEMPTED", "READY"])
+    assert done.returncode == 0, done.err
+    assert kinds(world) == ["look", "main", "look", "delete", "look", "create", "look", "main"]
+
+
+def test_tpus_that_are_there_are_used_again_after_a_lost_process(tpu, world):
+    assert tpu(["ACTIVE"], [75, 137, 1, 0]).returncode == 0
+    assert kinds(world) == ["look", "main"] * 4
+
+
+@pytest.mark.parametrize("code", [2, "worker 3"])
+def test_bad_input_is_not_started_again(code, tpu, world):
+    assert tpu(["ACTIVE"], [code]).returncode == 2
+    assert kinds(world) == ["look", "main"]
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_delete_deletes_at_the_end(code, tpu, world):
+    assert tpu(["ACTIVE"], [code], "--delete").returncode == code
+    assert kinds(world)[-2:] == ["main", "delete"]
+
+
+def test_tpu_restarts_have_a_limit(tpu, world):
+    done = tpu(["ACTIVE"], [75], "--most_restarts=2", "--delete")
+    assert done.returncode == 75
+    assert "--most_restarts=2 is used up" in done.err
+    assert kinds(world) == ["look", "main"] * 3 + ["delete"]
+
+
+def test_a_request_that_fails_over_and_over_has_a_limit(tpu, world):
+    done = tpu(["FAILED"], [0], "--most_restarts=1")
+    assert done.returncode == 75
+    assert "run1 is FAILED" in done.err
+    assert kinds(world) == ["look", "delete", "look"]
+
+
+def test_gcloud_that_never_answers_ends_the_script_and_a_lost_answer_does_not(tpu, world):
+    done = tpu(["broken"], [0])
+    assert done.returncode == 1
+    assert "no network" in done.err
+    assert tpu(["ACTIVE", "broken", "ACTIVE"], [255, 0]).returncode == 0
+
+
+def test_a_request_that_is_refused_ends_the_script_at_first_and_is_repeated_later(tpu, world):
+    world.lines("creates", 2)
+    assert tpu([""], [0]).returncode == 2
+    assert kinds(world) == ["look", "create"]
+    world.log.write_text("")
+    world.lines("creates", 0, 1, 0)
+    assert tpu(["", "ACTIVE", "SUSPENDED", "", "", "ACTIVE"], [255, 0]).returncode == 0
+    again = ["delete", "look", "create", "look", "create", "look", "main"]
+    assert kinds(world) == ["look", "create", "look", "main", "look", *again]
+
+
+def test_several_slices_run_together_and_are_told_how_many_they_are(tpu, world):
+    own = "--config.parallel.replicas=1"
+    nodes, together = ["READY READY"], {"script": "multislice.sh", "WAIT_FOR": "run1-0 run1-1"}
+    done = tpu(["", "ACTIVE"], [0], "--slices=2", nodes=nodes, main=[*MAIN, own], **together)
+    assert done.returncode == 0, done.err
+    create = next(c for c in world.calls("gcloud") if "create" in c)
+    assert {"--node-count=2", "--node-prefix=run1"} <= set(create)
+    assert not any(w.startswith("--node-id") for w in create)
+    mains = [c for c in world.calls("gcloud") if "selfreward_jax.main" in c[-1]]
+    assert sorted(c[5] for c in mains) == ["run1-0", "run1-1"]
+    for call in mains:
+        words = shlex.split(call[-1])
+        assert words[words.index("--distributed") + 1 :] == ["--config.parallel.replicas=2", *MAIN, own]
+    assert "[run1-1] step 1 of run1-1" in done.out
+
+
+def test_a_slice_that_is_not_ready_is_waited_for(tpu, world):
+    assert tpu(["ACTIVE"], [0], "--slices=2", nodes=["READY", "READY CREATING", "READY READY"]).returncode == 0
+    assert kinds(world) == ["look", "look", "look", "main", "main"]
+
+
+def test_a_signal_ends_what_the_script_started_and_deletes_nothing(world):
+    world.stub("gcloud", GCLOUD)
+    world.lines("states", "ACTIVE")
+    world.lines("nodes", "READY")
+    script = world.start("tpu_vm.sh", *TPU, "--poll=0", "--delete", "--", *MAIN, FOREVER="1")
+    wait_for((world.path / "begun.run1").exists)
+    script.send_signal(signal.SIGTERM)
+    script.communicate(timeout=60)
+    assert script.returncode == 143
+    assert kinds(world) == ["look", "main"]
+
+
+def test_a_worker_ends_a_process_that_lost_its_connection_and_gets_its_arguments_unchanged(tpu, world):
+    assert tpu(["ACTIVE"], [0], main=[*MAIN, *ODD]).returncode == 0
+    command = world.calls("gcloud")[-1][-1].removeprefix("--command=")
+    # A shell plays the interpreter: it too takes -m and a file to run.
+    home = world.path / "selfreward"
+    (home / ".venv" / "bin").mkdir(parents=True)
+    (home / ".venv" / "bin" / "python").symlink_to(shutil.which("bash"))
+    (home / "selfreward_jax.main").write_text('printf \'%s\\n\' "$$" "$@" >args')
+    lost = subprocess.Popen([".venv/bin/python", "-c", "while sleep 0.1; do :; done"], cwd=home)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        (home / "main.pid").write_text(f"{lost.pid}\n")
+        bash(world, command)
+        assert lost.wait(timeout=60) == -signal.SIGKILL
+        pid, *args = (home / "args").read_text().splitlines()
+        assert args == ["--distributed", *MAIN, *ODD]
+        assert (home / "main.pid").read_text().strip() == pid
+        (home / "main.pid").write_text(f"{other.pid}\n")  # the number is another program's by now
+        bash(world, command)
+        assert other.poll() is None
+    finally:
+        lost.kill()
+        other.kill()

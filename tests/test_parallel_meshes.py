@@ -1,0 +1,158 @@
+"""Meshes and how weights are split on them, as far as it can be said without eight devices."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from selfreward_jax import config
+from selfreward_jax.llm import llama
+from selfreward_jax.llm.llama import LlamaConfig
+from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
+from selfreward_jax.run import Run
+
+# --- meshes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fsdp": 3}, r"^8 devices .*parallel\.replicas 1 x parallel.fsdp 3 x parallel.tensor 1 = 3:.*divides 8"),
+        ({"fsdp": 2, "tensor": 8}, r"^8 devices .*parallel\.replicas 1 x parallel.fsdp 2 x parallel.tensor 8 = 16"),
+        ({"fsdp": 2, "replicas": 3}, r"^8 devices .*parallel\.replicas 3 x parallel.fsdp 2 x parallel.tensor 1 = 6"),
+    ],
+)
+def test_numbers_that_do_not_divide_the_devices_are_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**asked, devices=[SimpleNamespace(id=i) for i in range(8)])
+
+
+@pytest.mark.parametrize(("replicas", "devices"), [(1, 8), (2, 4)])
+def test_a_sample_tensor_that_does_not_divide_a_replica_is_refused(replicas, devices):
+    mesh = AbstractMesh((replicas, 8 // replicas, 1, 1), AXES)
+    with pytest.raises(ValueError, match=rf"{devices} devices of a replica .*parallel\.sample_tensor 3:"):
+        sampling_mesh(mesh, 3)
+
+
+def test_a_run_refuses_a_mesh_in_the_words_of_its_settings(tmp_path):
+    cfg = config.get("micro")
+    cfg.parallel.sample_tensor = 3
+    with pytest.raises(config.ConfigError, match=r"parallel\.sample_tensor 3"):
+        Run(cfg, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+class Chip:
+    """What the arrangement of devices asks of a TPU's chip; each slice, if there are several, is `side` x `side`."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number, side, slices=0):
+        self.id = self.process_index = number
+        within = number % side**2
+        self.coords = (within % side, within // side, 0)
+        if slices:
+            self.slice_index = number // side**2
+
+
+def chips(side, slices):
+    return [Chip(i, side, slices) for i in range(max(1, slices) * side**2)]
+
+
+def test_replicas_are_the_slices_of_a_tpu():
+    mesh = make_mesh(fsdp=2, replicas=3, devices=chips(2, 3))
+    assert dict(mesh.shape) == {"replica": 3, "data": 2, "fsdp": 2, "tensor": 1}
+    assert [{d.slice_index for d in replica.flat} for replica in mesh.devices] == [{0}, {1}, {2}]
+    with pytest.raises(ValueError, match=r"parallel\.replicas is 1, but the devices are in 3 slices"):
+        make_mesh(fsdp=2, devices=chips(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("asked", "slices", "shape"),
+    [({"fsdp": 8}, 0, (1, 2, 8, 1)), ({"tensor": 2}, 0, (1, 8, 1, 2)), ({"fsdp": 8, "replicas": 2}, 2, (2, 2, 8, 1))],
+)
+def test_a_mesh_need_not_follow_the_sides_of_a_slice(asked, slices, shape):
+    assert make_mesh(**asked, devices=chips(4, slices)).devices.shape == shape
+
+
+# --- how weights lie -----------------------------------------------------------------------------------------------
+
+CFG = LlamaConfig(
+    vocab_size=24,
+    dim=16,
+    layers=2,
+    heads=8,
+    kv_heads=4,
+    head_dim=6,
+    hidden=12,
+    tie_embeddings=False,
+    attention_bias=True,
+    qk_norm=True,
+    lora_rank=3,
+    lora_targets=("wo", "w_up"),
+)
+PARTS = {  # of a device: in training with fsdp 2 and tensor 2, in sampling with tensor 4
+    "embed": ((12, 8), (6, 16)),
+    "norm": ((8,), (16,)),
+    "head": ((8, 12), (16, 6)),
+    "attn_norm": ((2, 8), (2, 16)),
+    "wq": ((2, 8, 4, 6), (2, 16, 2, 6)),
+    "wk": ((2, 8, 2, 6), (2, 16, 1, 6)),
+    "wv": ((2, 8, 2, 6), (2, 16, 1, 6)),
+    "wo": ((2, 4, 6, 8), (2, 2, 6, 16)),
+    "wo_a": ((2, 4, 6, 3), (2, 2, 6, 3)),
+    "wo_b": ((2, 3, 8), (2, 3, 16)),
+    "bq": ((2, 4, 6), (2, 2, 6)),
+    "bk": ((2, 2, 6), (2, 1, 6)),
+    "bv": ((2, 2, 6), (2, 1, 6)),
+    "q_norm": ((2, 6), (2, 6)),
+    "k_norm": ((2, 6), (2, 6)),
+    "mlp_norm": ((2, 8), (2, 16)),
+    "w_gate": ((2, 8, 6), (2, 16, 3)),
+    "w_up": ((2, 8, 6), (2, 16, 3)),
+    "w_up_a": ((2, 8, 3), (2, 16, 3)),
+    "w_up_b": ((2, 3, 6), (2, 3, 3)),
+    "w_down": ((2, 6, 8), (2, 3, 16)),
+}
+
+
+@pytest.mark.parametrize(("table", "sizes"), [(TRAINING, (1, 2, 2, 2)), (SAMPLING, (1, 2, 1, 4))])
+def test_weights_are_split_as_the_tables_say(table, sizes):
+    declared = llama.weights(CFG)
+    shardings = declared_shardings(declared, AbstractMesh(sizes, AXES), table)
+    found = {
+        path[-1].key: s.shard_shape(w.shape)
+        for (path, w), s in zip(
+            jax.tree_util.tree_leaves_with_path(declared, is_leaf=llama.is_weight),
+            jax.tree.leaves(shardings),
+            strict=True,
+        )
+    }
+    assert found == {name: parts[table is SAMPLING] for name, parts in PARTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "table", "sizes", "message"),
+    [
+        (
+            {"kv_heads": 2},
+            TRAINING,
+            (1, 2, 1, 4),
+            r"^2 \(kv_heads of the weight \w+\).* 4 devices.*set parallel\.tensor",
+        ),
+        ({"kv_heads": 2}, SAMPLING, (1, 2, 1, 4), r"^2 \(kv_heads of the weight \w+\).*set parallel\.sample_tensor"),
+        (
+            {"vocab_size": 27},
+            TRAINING,
+            (1, 4, 1, 2),
+            r"^27 \(vocab of the weight embed\).* 2 devices.*parallel\.tensor",
+        ),
+        ({"dim": 15}, TRAINING, (1, 4, 2, 1), r"^15 \(embed of the weight \w+\).* 2 devices.*set parallel\.fsdp"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model_is_refused(changed, table, sizes, message):
+    cfg = LlamaConfig(**vars(CFG) | changed)
+    with pytest.raises(ValueError, match=message):
+        declared_shardings(llama.weights(cfg), AbstractMesh(sizes, AXES), table)
