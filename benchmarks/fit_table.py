@@ -65,7 +65,12 @@ COMPILED = [
         "--config.parallel.fsdp=16 --config.parallel.tensor=8 --config.generate.rows=128",
     ),
     ("70b", "llama2_70b", "v6e:8x8", "--config.parallel.fsdp=16 --config.parallel.sample_tensor=8"),
-    ("70b", "llama2_70b", "v5e:16x16", "--config.parallel.fsdp=16 --config.parallel.tensor=8"),
+    (
+        "70b",
+        "llama2_70b",
+        "v5e:16x16",
+        "--config.parallel.fsdp=32 --config.parallel.tensor=8 --config.sft.batch=32 --config.dpo.batch=32",
+    ),
 ]
 # Name, scale, GPU, how many, GiB of each, devices that share each matrix product in training, and while sampling.
 RECKONED = [

@@ -107,7 +107,7 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     generation = topology.partition(":")[0]
     row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": mesh.size}
     row |= {"mesh": dict(mesh.shape), "hbm": CHIPS[generation] * GIB}
-    row["bytes"] = dict(program.bytes) | ({"training": program.beside} if program.beside else {})
+    row["bytes"] = dict(program.bytes)
     try:
         compiled = program.lowered.compile()
     except Exception as error:  # the compiler's own refusal, which has no public type
@@ -115,27 +115,27 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
             raise
         return row | {
             "fits": False,
-            "peak": _refused(str(error), sum(program.bytes.values())) + program.beside,
+            "peak": _refused(str(error), sum(program.bytes.values()), program.beside),
             "collectives": {},
         }
     memory = compiled.memory_analysis()
-    known = sum(program.bytes.values())
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    row["bytes"]["temporaries"] = max(0, peak - known)
     peak += program.beside
+    row["bytes"]["temporaries"] = max(0, peak - sum(program.bytes.values()))
     fits = peak <= USABLE * row["hbm"]
     return row | {"fits": fits, "peak": peak, "collectives": summed(found(compiled.as_text()))}
 
 
-def _refused(said: str, known: int) -> int:
-    """Bytes on a device that the compiler asked for in vain, from its words; `known` are those that it was given."""
+def _refused(said: str, known: int, beside: int) -> int:
+    """Bytes on a device that would be needed, from the compiler's words when it refused; `known` are those told in
+    advance, of which `beside` are none of the program's own."""
     used = re.search(r"Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", said)
     if used is None:
         return known
     size, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
     found = int(float(size) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[unit])
-    return found if used[1] else found + known
+    return found + (beside if used[1] else known)
 
 
 def _told(row: dict[str, Any]) -> str:

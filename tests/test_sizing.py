@@ -104,8 +104,9 @@ def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
     assert tuple(made) == tuple(name for name in NAMES if lora or name != "merge")
     for program in made.values():
         memory = program.lowered.compile().memory_analysis()
-        assert memory.argument_size_in_bytes >= program.bytes["params"] * (program.name != "reshard")
-        assert program.beside == 0
+        if program.name != "reshard":
+            assert memory.argument_size_in_bytes >= program.bytes["params"]
+        assert program.beside == 0 or program.name == "reshard"
     trained = made["dpo"].bytes["optimiser"] / made["dpo"].bytes["params"]
     assert trained > 1.9 if not lora else trained < 0.7  # two moments of all weights, or of the adapters
 
@@ -130,8 +131,16 @@ def test_early_stopping_samples_beside_the_state_of_training():
     c.dpo.eval_every = 10
     made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
     state = made["dpo"].bytes
-    assert made["decode"].beside == made["reshard"].beside == state["params"] + state["optimiser"]
+    assert made["decode"].beside == made["decode"].bytes["training"] == state["params"] + state["optimiser"]
     assert made["dpo"].beside == 0
+
+
+def test_weights_are_moved_one_by_one():
+    c = config.get("micro")
+    (moved,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), 64, ["reshard"])
+    weight = 4 * 640 * 32  # the embedding is the largest, in float32 in both layouts
+    assert moved.bytes["params"] - moved.beside == 2 * weight
+    assert moved.lowered.compile().memory_analysis().argument_size_in_bytes == weight
 
 
 @pytest.mark.parametrize(
@@ -166,10 +175,10 @@ def test_advice_names_a_setting_of_the_program_that_does_not_fit():
 def test_what_the_compiler_refused_is_read_from_its_words():
     gib = 1 << 30
     said = "the total memory required for HLO temporaries (22.32G) exceeds available HBM (15.75G)"
-    assert fits._refused(said, 2 * gib) == pytest.approx(24.32 * gib)
+    assert fits._refused(said, 2 * gib, gib) == pytest.approx(24.32 * gib)
     said = "Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm."
-    assert fits._refused(said, 2 * gib) == gib // 2
-    assert fits._refused("hbm, and no figure", 7) == 7
+    assert fits._refused(said, 2 * gib, gib) == 1.5 * gib
+    assert fits._refused("hbm, and no figure", 7, 2) == 7
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")

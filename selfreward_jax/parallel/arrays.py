@@ -1,6 +1,6 @@
 """Arrays between the host and a mesh that may reach over several processes."""
 
-from functools import partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -25,21 +25,22 @@ def fetch(tree: Any) -> Any:
 
 
 def moved(tree: Any, shardings: Any, dtype: Any = None) -> Any:
-    """The tree in another layout on the same devices, as `dtype` if given: one program, no copy through the host.
+    """The tree in another layout on the same devices, as `dtype` if given, without a copy through the host. One array
+    after the other, so that what the move takes beside its result is what one array takes.
 
     This is how weights go from the layout of training to that of sampling, and back. Nothing is copied where nothing
     changes.
     """
-    same = lambda x, s: s.is_equivalent_to(x.sharding, x.ndim) and x.dtype == (dtype or x.dtype)  # noqa: E731
-    if all(jax.tree.leaves(jax.tree.map(same, tree, shardings))):
-        return tree
-    return moving(shardings, dtype)(tree)
+
+    def one(x: jax.Array, sharding: Sharding) -> jax.Array:
+        if sharding.is_equivalent_to(x.sharding, x.ndim) and x.dtype == (dtype or x.dtype):
+            return x
+        return jax.block_until_ready(moving(sharding, dtype)(x))
+
+    return jax.tree.map(one, tree, shardings)
 
 
-def moving(shardings: Any, dtype: Any = None) -> Any:
-    """The jitted program of `moved`."""
-    return jax.jit(partial(_cast, dtype), out_shardings=shardings)
-
-
-def _cast(dtype: Any, tree: Any) -> Any:
-    return tree if dtype is None else jax.tree.map(lambda x: x.astype(dtype), tree)
+@cache
+def moving(sharding: Sharding, dtype: Any = None) -> Any:
+    """The jitted program that brings one array into a layout, as `dtype` if given."""
+    return jax.jit(lambda x: x if dtype is None else x.astype(dtype), out_shardings=sharding)

@@ -25,7 +25,7 @@ from selfreward_jax.train.batches import round_up
 
 class Program(NamedTuple):
     """One program: its name, what it is made for in words, its lowering, and bytes on each device that can be told in
-    advance, by kind; `beside` are those of arrays that are there while it runs and are none of its arguments."""
+    advance, by kind; `beside` of them are of arrays that are there while it runs and are none of its own."""
 
     name: str
     shapes: str
@@ -203,10 +203,10 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     model = _model(cfg, found, mesh)
     declared, dtype = weights(model), cfg.model.dtype
     trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)
-    lying = jax.tree.map(lambda x: x.sharding, params)
-    beside = 0
+    held: dict[str, int] = {}
     if cfg.dpo.eval_every:  # early stopping samples in the midst of training
-        beside = sum(_trained(cfg, found, training, "dpo").bytes(cfg.optimizer.offload).values())
+        held["training"] = sum(_trained(cfg, found, training, "dpo").bytes(cfg.optimizer.offload).values())
+    beside = sum(held.values())
     if "merge" in wanted and cfg.lora.rank:
         adapted = _model(cfg, found, training, adapters=True)
         adapters = _laid(lora.trained(adapted), "float32", training)
@@ -215,16 +215,20 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
             out_shardings=jax.tree.map(lambda x: x.sharding, trained),
             donate_argnums=0,
         )
-        held = {"params": on_device(trained) + on_device(adapters)}
-        yield Program("merge", f"adapters of rank {cfg.lora.rank}", merging.lower(trained, adapters), held, beside)
+        size = held | {"params": on_device(trained) + on_device(adapters)}
+        yield Program("merge", f"adapters of rank {cfg.lora.rank}", merging.lower(trained, adapters), size, beside)
     if "reshard" in wanted:
-        held = {"params": on_device(trained) + on_device(params)}
-        yield Program("reshard", f"float32 to {dtype}", moving(lying, dtype).lower(trained), held, beside)
+        leaves = jax.tree.leaves(jax.tree.map(lambda *pair: pair, trained, params), is_leaf=lambda x: type(x) is tuple)
+        largest = max(leaves, key=lambda pair: on_device(pair))
+        size = held | {"params": on_device(trained) + on_device(params)}
+        others = size["params"] - on_device(largest)  # moved one by one; in the end all are there in both layouts
+        lowered = moving(largest[1].sharding, dtype).lower(largest[0])
+        yield Program("reshard", f"float32 to {dtype}, one by one", lowered, size, beside + others)
 
     def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, len(shape)))
 
-    held, batches = {"params": on_device(params)}, drawn(cfg, mesh)
+    held, batches = held | {"params": on_device(params)}, drawn(cfg, mesh)
     if "prefill" in wanted:
         P, S, _, _ = max(batches, key=lambda b: b.prompts * b.length)
         with jax.set_mesh(mesh):
