@@ -169,7 +169,7 @@ def document(kept: list[dict], gpus: list[dict]) -> str:
             continue
         moved = [programs[p] for p in ("merge", "reshard") if p in programs]
         programs["reshard"] = max(moved, key=lambda p: p["peak"], default=None)
-        cells = [_cell(programs[p]) for p in ("sft", "dpo", "reshard", "prefill", "decode")]
+        cells = [_cell(programs.get(p)) for p in ("sft", "dpo", "reshard", "prefill", "decode")]
         memory = next(iter(programs.values()))["hbm"] // GIB
         verdict = "FITS" if all(p["fits"] for p in programs.values()) else "DOES NOT FIT"
         lines.append(f"| {name} ({scale}) | {where} | {memory} | {' | '.join(cells)} | {verdict} | {shown} |")
