@@ -23,9 +23,8 @@ from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, render
 from selfreward_jax.llm.hf_config import read_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
-from selfreward_jax.parallel.sharding import by_row, row_multiple
+from selfreward_jax.parallel.sharding import by_row, round_up, row_multiple
 from selfreward_jax.saved import open_model
-from selfreward_jax.train.batches import round_up
 from selfreward_jax.train.losses import LOGITS_AT_ONCE
 
 try:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.llm.chat import Example
+from selfreward_jax.parallel.sharding import round_up
 from selfreward_jax.train import batches
 
 SEED = st.integers(0, 2**32 - 1)
@@ -86,6 +87,6 @@ def test_padded_batch_as_drawn():
 
 @given(n=st.integers(0, 1000), multiple=st.integers(1, 64))
 def test_round_up_is_the_least_multiple_that_is_enough(n, multiple):
-    up = batches.round_up(n, multiple)
+    up = round_up(n, multiple)
     assert up % multiple == 0
     assert 0 <= up - n < multiple

@@ -1,9 +1,14 @@
 """The engine: what comes back, in which order, and that no batch changes a row."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from selfreward_jax.generate import sampler, windows
 from selfreward_jax.generate.engine import Engine, Request, Sampling, sample_keys
 from selfreward_jax.llm.chat import Chat, our_template
 from selfreward_jax.llm.llama import LlamaConfig
@@ -28,9 +33,8 @@ CHAT = Chat(Letters(), our_template("control"), BOS, EOS, [1])
 CFG = LlamaConfig(vocab_size=13, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, tie_embeddings=False)
 HOW = Sampling(samples=2, temperature=1.0, top_p=0.95, max_new=8)
 KEY = jax.random.key(5)
-# Lengths in no order: with two prompts a batch, the batches by length are (r1, r3), (r4, r0) and (r2).
+# Lengths in no order, and more prompts than the two places of four rows.
 REQUESTS = [Request(f"r{i}", prompt) for i, prompt in enumerate(["abcde", "a", "hgfedcba", "bc", "ddd"])]
-BATCHES = [{"r1", "r3"}, {"r4", "r0"}, {"r2"}]
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +64,69 @@ def test_a_completion_holds_what_was_drawn_up_to_its_stop(completions):
     assert {c.finished for c in completions} == {True, False}  # both kinds were looked at
 
 
-def test_done_leaves_out_whole_batches_and_changes_no_other(make_engine, completions):
-    engine = make_engine()
-    assert [{c.id for c in batch} for batch in engine.stream(REQUESTS, HOW, KEY)] == BATCHES
-    # The second batch is done; of the first only one row is, so it is made again as a whole.
-    left = list(engine.stream(REQUESTS, HOW, KEY, done={"r4", "r0", "r1"}))
-    assert [{c.id for c in batch} for batch in left] == [BATCHES[0], BATCHES[2]]
-    kept = {(c.id, c.sample): c for c in completions}
-    for c in (c for batch in left for c in batch):
-        assert c == kept[c.id, c.sample]  # to the bit, log-probs too
-    assert list(engine.stream(REQUESTS, HOW, KEY, done=[r.id for r in REQUESTS])) == []
+def test_what_is_done_is_left_out_and_changes_no_other(make_engine, completions):
+    engine, kept = make_engine(), {(c.id, c.sample): c for c in completions}
+    everything = [r.id for r in REQUESTS]
+    for done in ([], ["r1"], ["r4", "r0"], ["r2", "r3", "r1"], everything):
+        batches = list(engine.stream(REQUESTS, HOW, KEY, done=done))
+        came = [(c.id, c.sample) for batch in batches for c in batch]
+        assert sorted(came) == [(i, s) for i in everything if i not in done for s in (0, 1)]
+        for batch in batches:  # all samples of a request together
+            assert [c.id for c in batch[::2]] == [c.id for c in batch[1::2]]
+        for c in (c for batch in batches for c in batch):
+            assert c == kept[c.id, c.sample]  # to the bit, log-probs too: whenever it came in, whoever was at work
+
+
+def test_completions_come_before_all_are_drawn(make_engine):
+    many = [Request(f"r{i}", "abc"[: 1 + i % 3]) for i in range(16)]
+    assert len(list(make_engine().stream(many, HOW, KEY))) > 3
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(window, random_params, monkeypatch):
+    cfg = dataclasses.replace(CFG, sliding_window=window)
+    params, rubric = random_params(cfg, seed=2), "abcdefgh" * 6
+    requests = [Request(r.id, rubric + r.prompt) for r in REQUESTS]
+    found, read = [], []
+    monkeypatch.setattr(sampler, "read_prefix", lambda *a, of=sampler.read_prefix: read.append(len(a[2])) or of(*a))
+    for shared in (windows.SHARED, 1000):
+        monkeypatch.setattr(windows, "SHARED", shared)
+        engine = Engine(cfg, params, CHAT, make_mesh(), rows=4, max_length=80)
+        for _ in range(2):
+            found.append(engine.generate(requests, HOW, KEY))
+    assert read == [48]  # of 50: once for both calls
+    for other in found[1:]:
+        assert [c.ids for c in other] == [c.ids for c in found[0]]
+        for a, b in zip(other, found[0], strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_windows_are_of_like_length_and_long_enough():
+    lengths = [5, 300, 17, 16, 40, 33, 3, 20]
+    # Below 17, below 33, below 49, and 300 padded to 384; each with at least two.
+    assert windows.cut(lengths, 2) == [([6, 0, 3], 16), ([2, 7], 32), ([5, 4], 48), ([1], 384)]
+    assert windows.cut(lengths, 3) == [([6, 0, 3], 16), ([2, 7, 5, 4], 48), ([1], 384)]
+    assert windows.cut(lengths, 100) == [([6, 0, 3, 2, 7, 5, 4, 1], 384)]
+    assert windows.cut([], 3) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=80), max_size=6), st.integers(0, 70))
+def test_the_beginning_that_prompts_share(rests, length):
+    ids = [[7] * length + rest for rest in rests]
+    shared = windows.shared_length(ids)
+    assert shared % 16 == 0
+    assert all(x[:shared] == ids[0][:shared] and len(x) > shared for x in ids)
+    if len(ids) > 1 and length > windows.SHARED:
+        assert shared >= (length - 1) // 16 * 16
+    if len(ids) < 2 or length == 0:
+        assert shared == 0 or len({tuple(x[:16]) for x in ids}) == 1
+
+
+def test_places_are_as_many_as_rows_have_room_for_and_few_for_few_prompts():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert [windows.places_of(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [1, 2, 4, 64, 64, 64, 64]
+    assert windows.places_of(1000, 3, 4, mesh) == 1
+    assert [windows.together(places, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
 
 
 def test_a_row_depends_on_its_id_and_key_and_not_on_its_company(make_engine, completions):

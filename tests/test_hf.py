@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
@@ -167,14 +168,9 @@ def test_a_part_of_a_weight_is_read_as_that_part(tmp_path):
 def test_a_real_model_tells_its_story():
     import sentencepiece
 
-    from selfreward_jax.generate import sampler
-
     cfg, params = read(STORIES)
-    cache = sampler.empty_cache(cfg, 1, 200)
-    logits, prompt = sampler.prefill(cfg, params, jnp.array([[1]]), jnp.array([1]))
     keys = jax.random.split(jax.random.key(0), 1)
-    greedy = (jnp.float32(0), jnp.float32(1))
-    samples, _ = sampler.decode(cfg, params, logits, prompt, jnp.array([1]), cache, keys, *greedy, stop_ids=())
+    samples = sampling.draw(cfg, params, np.array([[1]]), np.array([1]), keys, 200, temperature=0.0)
     ids = samples.tokens[0].tolist()
     assert ids == STORY
     text = sentencepiece.SentencePieceProcessor(str(STORIES / "tokenizer.model")).decode(ids)

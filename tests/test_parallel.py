@@ -199,15 +199,19 @@ def decoded(scan, mesh, sampling):
     rng = np.random.default_rng(1)
     tokens, lengths = rng.integers(0, 256, (8, 16)).astype(np.int32), rng.integers(3, 16, 8).astype(np.int32)
     tokens, lengths = put(tokens, by_row(mesh, 2)), put(lengths, by_row(mesh, 1))
-    keys = put(np.asarray(jax.random.key_data(jax.random.split(jax.random.key(2), 16))), by_row(mesh, 2))
+    keys = jax.random.key_data(jax.random.split(jax.random.key(2), 16))
+    keys = put(np.asarray(keys).reshape(8, 2, -1), by_row(mesh, 3))
+    how, stop_ids = sampler.Draw(np.float32(4), np.float32(0.9)), tuple(range(0, 256, 16))
     with jax.set_mesh(mesh):
-        logits, prompt = sampler.prefill(cfg, params, tokens, lengths)
-        cache = sampler.empty_cache(cfg, 16, 12)
-        given = (params, logits, prompt, lengths, cache, jax.random.wrap_key_data(keys), np.float32(4), np.float32(0.9))
-        program = sampler.decode.lower(cfg, *given, stop_ids=(3, 5, 7)).compile()
-        before = parts_of(cache)
-        samples, cache = program(*given)
-    return program.as_text(), fetch(samples), before | parts_of(cache)
+        prefix = sampler.read_prefix(cfg, params, put(np.arange(32, dtype=np.int32), replicated(mesh)))
+        read = sampler.prefill(cfg, params, tokens, lengths, prefix)
+        slots = sampler.empty(cfg, 8, 2, 16, 12)
+        before = parts_of(slots.cache)
+        places = put(np.arange(8, dtype=np.int32), by_row(mesh, 1))
+        slots = sampler.admit(slots, places, *read, lengths, keys, how, stop_ids=stop_ids)
+        program = sampler.decode.lower(cfg, params, slots, prefix, how, np.int32(8), stop_ids=stop_ids).compile()
+        slots = program(params, slots, prefix, how, np.int32(8))
+    return program.as_text(), fetch(slots.samples), before | parts_of(slots.cache)
 
 
 def parts_of(tree):

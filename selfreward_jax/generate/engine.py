@@ -1,24 +1,27 @@
 """The engine: any number of text requests in, completions out.
 
-Batches are cut from the whole list of requests, never from what is left of it: a stage that was interrupted and
-goes on computes the very same batches, so the same bits, as one that was not.
+Requests are sorted by length and cut into windows, always of the whole list and never of what is left of it: the shapes
+of the programs that a row goes through, and so its bits, are the same in a stage that was interrupted and goes on. In a
+window, prompts come into places that others have left. What all prompts of a call begin with is read once.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfreward_jax.generate import sampler
+from selfreward_jax.generate import sampler, windows
+from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
-from selfreward_jax.parallel.sharding import by_row, row_multiple
+from selfreward_jax.parallel.sharding import by_row, replicated, round_up, row_multiple
 
 
 class Request(NamedTuple):
@@ -29,6 +32,13 @@ class Request(NamedTuple):
 
     id: str
     prompt: str | Sequence[tuple[str, str]]
+
+
+class Prompt(NamedTuple):
+    """A request in ids, without what all requests begin with."""
+
+    id: str
+    ids: list[int]
 
 
 class Sampling(NamedTuple):
@@ -52,12 +62,12 @@ class Completion(NamedTuple):
 
 
 class Engine:
-    """Generates with one model. Rows of a batch are sharded over the mesh's `data` and `fsdp` axes.
+    """Generates with one model. Rows are sharded over the mesh's axes that share rows.
 
     Args:
       cfg, params, chat: the model and its chat format.
       mesh: where it runs.
-      rows: samples decoded at once; the batch size of the device program.
+      rows: samples decoded at once: the slots of the device program.
       max_length: most tokens of prompt and completion together; longer prompts are refused.
       raw: prompts are plain text to be continued, not messages to be answered.
     """
@@ -75,7 +85,7 @@ class Engine:
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.rows, self.max_length, self.raw = rows, max_length, raw
-        self._cache: tuple[tuple[int, int], sampler.Cache] | None = None  # of the last batch, by its shape
+        self._prefix: tuple[list[int], Segment] | None = None  # the last one that was read
 
     def ids(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
         """The ids that the model is given for a request's prompt."""
@@ -100,7 +110,7 @@ class Engine:
         key: jax.Array,
         done: Collection[str] = (),
     ) -> Iterator[list[Completion]]:
-        """Completions batch by batch, leaving out batches whose ids are all in `done`.
+        """Completions as they come, all samples of a request together, leaving out those in `done`.
 
         Args:
           requests: all of them, with distinct ids; also those already done.
@@ -120,15 +130,93 @@ class Engine:
                     f"prompt {request.id} has {len(tokens)} tokens; with {how.max_new} new ones it passes "
                     f"the model's length {self.max_length}"
                 )
-        # Prompts of like length together: less padding. A stable sort of the whole list is the same each run.
-        by_length = sorted(range(len(requests)), key=lambda i: len(ids[i]))
-        prompts = prompts_at_once(self.rows, how.samples, self.mesh)
-        done = set(done)
-        for start in range(0, len(requests), prompts):
-            chosen = by_length[start : start + prompts]
-            if all(requests[i].id in done for i in chosen):
-                continue
-            yield self._batch([requests[i] for i in chosen], [ids[i] for i in chosen], prompts, how, key)
+        if not requests:
+            return
+        prefix, shared = self._read_prefix(ids)
+        rest, done = [x[shared:] for x in ids], set(done)
+        places = windows.places_of(len(requests), self.rows, how.samples, self.mesh)
+        for window, length in windows.cut([len(x) for x in rest], windows.DEPTH * places):
+            prompts = [Prompt(requests[i].id, rest[i]) for i in window if requests[i].id not in done]
+            if prompts:
+                yield from self._window(prompts, places, length, prefix, how, key)
+
+    def _window(
+        self, prompts: list[Prompt], places: int, length: int, prefix: Segment | None, how: Sampling, key: jax.Array
+    ) -> Iterator[list[Completion]]:
+        """Completions of prompts of at most `length` tokens behind the prefix. At any time `places` of them are at
+        work; where `together` places have fallen free, as many prompts come in."""
+        draw = sampler.Draw(np.float32(how.temperature), np.float32(how.top_p))
+        stop_ids = tuple(self.chat.stop_ids)
+        together = windows.together(places, self.mesh)
+        waiting = deque(prompts[i : i + together] for i in range(0, len(prompts), together))
+        ahead = partial(self._ahead, waiting, together, length, prefix, how, key)
+        with jax.set_mesh(self.mesh):
+            slots = sampler.empty(self.cfg, places, how.samples, length, how.max_new)
+        ready, free, at_work = ahead(), list(range(places)), {}
+        finished: list[Completion] = []
+        while ready or at_work:
+            while ready and len(free) >= together:
+                chosen, read = ready
+                taken, free = free[: len(chosen)], free[len(chosen) :]
+                at_work |= zip(taken, chosen, strict=True)
+                where = np.array(taken + [places] * (together - len(taken)), np.int32)
+                with jax.set_mesh(self.mesh):
+                    slots = sampler.admit(slots, self._put(where), *read, draw, stop_ids=stop_ids)
+                ready = ahead()
+            enough = together if ready else min(places, len(free) + together)
+            with jax.set_mesh(self.mesh):
+                slots = sampler.decode(self.cfg, self.params, slots, prefix, draw, np.int32(enough), stop_ids=stop_ids)
+            if finished:
+                yield finished  # what is done with them is done while the device draws
+            samples, ended = fetch((slots.samples, slots.done_B))
+            ended = ended.reshape(places, how.samples).all(1)
+            left = [place for place in at_work if ended[place]]
+            finished = [c for place in left for c in self._completions(at_work.pop(place), samples, place, how)]
+            free += left
+        if finished:
+            yield finished
+
+    def _ahead(
+        self, waiting: deque, together: int, length: int, prefix: Segment | None, how: Sampling, key: jax.Array
+    ) -> Any:
+        """The next prompts, and what `admit` is given of them: read by the device before there is a place for them.
+        None if no more are waiting."""
+        if not waiting:
+            return None
+        chosen = waiting.popleft()
+        tokens, lengths = self._padded([p.ids for p in chosen], together, length)
+        names = [p.id for p in chosen] + [""] * (together - len(chosen))
+        keys = jax.random.key_data(sample_keys(key, names, how.samples))
+        keys = np.asarray(keys).reshape(together, how.samples, -1)
+        with jax.set_mesh(self.mesh):
+            logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths, prefix)
+        return chosen, (logits, segment, lengths, self._put(keys))
+
+    def _completions(self, prompt: Prompt, samples: sampler.Samples, place: int, how: Sampling) -> Iterator[Completion]:
+        for sample in range(how.samples):
+            row = place * how.samples + sample
+            drawn = samples.tokens[row, : samples.lengths[row]].tolist()
+            yield Completion(
+                id=prompt.id,
+                sample=sample,
+                text=self.chat.response_text(drawn),
+                ids=drawn,
+                logprobs=samples.logprobs[row, : samples.lengths[row]].tolist(),
+                finished=drawn[-1] in self.chat.stop_ids,
+            )
+
+    def _read_prefix(self, ids: Sequence[list[int]]) -> tuple[Segment | None, int]:
+        """The keys and values of what all prompts begin with, and how many tokens that is; None if too few."""
+        shared = windows.shared_length(ids)
+        if not shared:
+            return None, 0
+        tokens = ids[0][:shared]
+        if self._prefix is None or self._prefix[0] != tokens:
+            self._prefix = None
+            placed = put(np.array(tokens, np.int32), replicated(self.mesh))
+            with jax.set_mesh(self.mesh):
+                self._prefix = tokens, sampler.read_prefix(self.cfg, self.params, placed)
+        return self._prefix[1], shared
 
     def next_logprobs(
         self, contexts: Sequence[list[int]], candidates: Sequence[list[int]], at_once: int = 0
@@ -141,90 +229,33 @@ class Engine:
           at_once: contexts read together; `rows` of them if 0.
         """
         found: list[list[float]] = [[] for _ in contexts]
-        by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        rows = prompts_at_once(at_once or self.rows, 1, self.mesh)
-        for start in range(0, len(contexts), rows):
-            chosen = by_length[start : start + rows]
-            tokens, lengths = self._padded([contexts[i] for i in chosen], rows)
-            asked = np.zeros((rows, len(candidates[0])), np.int32)
-            asked[: len(chosen)] = [candidates[i] for i in chosen]
-            with jax.set_mesh(self.mesh):
-                logprobs = _logprobs_of(self.cfg, self.params, tokens, lengths, self._put(asked))
-            for i, row in zip(chosen, fetch(logprobs), strict=False):
-                found[i] = row.tolist()
+        rows = round_up(at_once or self.rows, row_multiple(self.mesh))
+        lengths = [windows.bucket(len(c)) for c in contexts]
+        # Each padded as its own length asks for, and not its company: what is found does not depend on that.
+        for length in sorted(set(lengths)):
+            alike = [i for i, n in enumerate(lengths) if n == length]
+            for start in range(0, len(alike), rows):
+                chosen = alike[start : start + rows]
+                tokens, ends = self._padded([contexts[i] for i in chosen], rows, length)
+                asked = np.zeros((rows, len(candidates[0])), np.int32)
+                asked[: len(chosen)] = [candidates[i] for i in chosen]
+                with jax.set_mesh(self.mesh):
+                    logprobs = _logprobs_of(self.cfg, self.params, tokens, ends, self._put(asked))
+                for i, row in zip(chosen, fetch(logprobs), strict=False):
+                    found[i] = row.tolist()
         return found
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return put(x, by_row(self.mesh, x.ndim))
 
-    def _padded(self, ids: Sequence[Sequence[int]], rows: int) -> tuple[jax.Array, jax.Array]:
-        """Prompts as tokens [rows, bucket] and lengths [rows]; rows that only fill the batch read one padding token."""
-        tokens = np.zeros((rows, bucket(max(map(len, ids)))), np.int32)
+    def _padded(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> tuple[jax.Array, jax.Array]:
+        """Prompts as tokens [rows, length] and lengths [rows]; rows that only fill the batch read one padding token."""
+        tokens = np.zeros((rows, length), np.int32)
         lengths = np.ones(rows, np.int32)
         for row, prompt in enumerate(ids):
             tokens[row, : len(prompt)] = prompt
             lengths[row] = len(prompt)
         return self._put(tokens), self._put(lengths)
-
-    def _batch(
-        self,
-        requests: list[Request],
-        ids: list[list[int]],
-        prompts: int,
-        how: Sampling,
-        key: jax.Array,
-    ) -> list[Completion]:
-        tokens, lengths = self._padded(ids, prompts)
-        names = [r.id for r in requests] + [""] * (prompts - len(requests))
-        keys = jax.random.key_data(sample_keys(key, names, how.samples))
-
-        shape = (prompts * how.samples, how.max_new)
-        with jax.set_mesh(self.mesh):
-            kept, self._cache = self._cache, None
-            cache = kept[1] if kept and kept[0] == shape else sampler.empty_cache(self.cfg, *shape)
-            logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths)
-            samples, cache = sampler.decode(
-                self.cfg,
-                self.params,
-                logits,
-                segment,
-                lengths,
-                cache,
-                jax.random.wrap_key_data(self._put(keys)),
-                np.float32(how.temperature),
-                np.float32(how.top_p),
-                stop_ids=self.chat.stop_ids,
-            )
-            self._cache = shape, cache
-        out, logprobs, count = fetch(samples)
-        stops = set(self.chat.stop_ids)
-        completions = []
-        for row in range(len(requests) * how.samples):
-            drawn = out[row, : count[row]].tolist()
-            finished = bool(drawn) and drawn[-1] in stops
-            completions.append(
-                Completion(
-                    id=requests[row // how.samples].id,
-                    sample=row % how.samples,
-                    text=self.chat.response_text(drawn),
-                    ids=drawn,
-                    logprobs=logprobs[row, : count[row]].tolist(),
-                    finished=finished,
-                )
-            )
-        return completions
-
-
-def bucket(tokens: int) -> int:
-    """The length to which prompts of so many tokens are padded: few lengths, so few programs to compile."""
-    step = 16 if tokens <= 256 else 128
-    return -(-tokens // step) * step
-
-
-def prompts_at_once(rows: int, samples: int, mesh: Mesh) -> int:
-    """Prompts of a batch that decodes about `rows` samples, `samples` a prompt: as many as the mesh divides."""
-    multiple = row_multiple(mesh)
-    return -(-max(1, rows // samples) // multiple) * multiple
 
 
 def row_number(name: str) -> int:
@@ -234,7 +265,11 @@ def row_number(name: str) -> int:
 
 @partial(jax.jit, static_argnames="cfg")
 def _logprobs_of(
-    cfg: LlamaConfig, params: Params, tokens: jax.Array, lengths: jax.Array, candidates: jax.Array
+    cfg: LlamaConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    candidates: jax.Array,
 ) -> jax.Array:
     logits, _ = sampler.prefill(cfg, params, tokens, lengths)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), candidates, axis=-1)

@@ -1,15 +1,17 @@
-"""The jitted sampler: prefill the prompts, then decode all their samples in one loop on the device.
+"""The jitted sampler: prompts are read, and their samples are drawn in slots that are filled again as they fall free.
 
-Cache layout, drawn for P = 2 prompts, G = 2 samples each (B = 4), prompt bucket S = 5, W new tokens:
+There are P places for prompts and G slots for the samples of each, B = P * G rows. The keys and values that they look
+at, for P = 2, G = 2, a beginning of 3 tokens that all prompts share, S = 5 more of each prompt, W = 4 new ones:
 
-    shared prompt keys, row per prompt      own keys, row per sample: slot i holds the (i+1)-th new token
-      p0  a b c . .                           p0 s0   x x . . . .
-      p1  d e f g .                           p0 s1   x x . . . .
-          '.' is padding on the right         p1 s0   x x . . . .
-                                              p1 s1   x x . . . .   <- every row writes the same slot
+    prefix, one row for all     prompts, a row for each place     own, a row for each slot
+      r r r                       p0  a b c . .                     p0 s0   x x x .
+                                  p1  d e f g .                     p0 s1   x x x .
+        '.' is padding                                              p1 s0   x . . .   <- came in later
+                                                                    p1 s1   x . . .
 
-A prompt is computed once however many samples are drawn from it. Random numbers depend on the sample's own
-key and the token's position alone, so a sample is the same in whatever company it is drawn.
+A prompt is read once however many samples are drawn from it, and the prefix once however many prompts begin with it.
+Each row writes to the slot of its own age, and random numbers depend on the sample's own key and the token's position
+alone: a sample is the same in whatever company it is drawn and whenever it came in.
 """
 
 from functools import partial
@@ -19,9 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from selfreward_jax.generate.nucleus import sample_token
 from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import ROWS, keep
+
+# Keys and values of all layers, in the form in which `Llama.hidden` returns them.
+Cache = tuple[Any, Any]
 
 
 class Samples(NamedTuple):
@@ -33,160 +39,239 @@ class Samples(NamedTuple):
     lengths: jax.Array
 
 
-# Keys and values of all layers, in the form in which `Llama.hidden` returns them.
-Cache = tuple[Any, Any]
+class Slots(NamedTuple):
+    """All that decoding reads and writes: donated from call to call.
+
+    prompt: the rest of each prompt behind the prefix. lengths_P: of these. keys_B2: the data of a key for each sample.
+    done_B: whether a row's sample has ended, or none has come in yet.
+    """
+
+    cache: Cache
+    prompt: Segment
+    lengths_P: jax.Array
+    keys_B2: jax.Array
+    samples: Samples
+    done_B: jax.Array
 
 
-@partial(jax.jit, static_argnames=("cfg", "rows", "width"))
-def empty_cache(cfg: LlamaConfig, rows: int, width: int) -> Cache:
-    """Keys [B, K, H, W] and values [B, K, W, H] of every layer for `width` new tokens, to be donated to `decode`."""
-    L, K, H = cfg.layers, cfg.kv_heads, cfg.head_dim
+class Draw(NamedTuple):
+    """How to draw: temperature (0 decodes greedily; otherwise applied before top-p, as Hugging Face and vLLM do) and
+    top_p in (0, 1] (1 keeps every token). Numbers, which programs need not be compiled for."""
+
+    temperature: Any
+    top_p: Any
+
+
+@partial(jax.jit, static_argnames=("cfg", "places", "samples", "length", "width"))
+def empty(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) -> Slots:
+    """`places` for prompts of at most `length` tokens, with `samples` slots each of at most `width` new ones."""
+    B = places * samples
+    ids = jnp.zeros((B, width), jnp.int32)
+    prompt = Segment(*_zeros(cfg, places, length), jnp.ones((places, 1, length), bool))
+    found = Samples(ids, ids.astype(jnp.float32), jnp.ones(B, jnp.int32))
+    key_data = jax.random.key_data(jax.random.split(jax.random.key(0), B))
+    done = jnp.ones(B, bool)
+    return held(Slots(_zeros(cfg, B, width), prompt, jnp.ones(places, jnp.int32), key_data, found, done))
+
+
+def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
+    """Keys [B, K, H, W] and values [B, K, W, H] of every layer."""
+    K, H = cfg.kv_heads, cfg.head_dim
 
     def layers(*shape: int) -> Any:
         if cfg.scan_layers:
-            return jnp.zeros((L, *shape), cfg.dtype)
-        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(L))
+            return jnp.zeros((cfg.layers, *shape), cfg.dtype)
+        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.layers))
 
-    return held((layers(rows, K, H, width), layers(rows, K, width, H)))
+    return layers(rows, K, H, width), layers(rows, K, width, H)
 
 
-def held(kv: Cache) -> Cache:
-    """Keys and values with their rows and heads on the devices that compute them."""
-    return jax.tree.map(lambda x: keep(x, *layout(x.ndim)), kv)
+def held(tree: Any) -> Any:
+    """Arrays with their rows, and keys and values with their heads too, on the devices that compute them."""
+    return jax.tree.map(lambda x: keep(x, *layout(x.ndim)), tree)
 
 
 def layout(ndim: int) -> PartitionSpec:
-    """How keys or values of `ndim` dimensions lie on the mesh; with five, those of all layers are stacked in front."""
+    """How an array of `ndim` dimensions lies on the mesh: with four keys or values; with five those of all layers,
+    stacked in front; else anything with rows in front."""
+    if ndim < 4:
+        return PartitionSpec(ROWS, *(None,) * (ndim - 1))
     return PartitionSpec(*(None,) * (ndim - 4), ROWS, "tensor", None, None)
 
 
-def write(cache: Any, new: Any, slot: jax.Array, axis: int) -> Any:
-    """The cache with `new` at `slot` of dimension `axis` (counted from the end), in place where it is donated."""
-    return jax.tree.map(
-        lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=old.ndim + axis), cache, new
-    )
+@partial(jax.jit, static_argnames="cfg")
+def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> Segment:
+    """Keys and values of a beginning that prompts share: one row, the same for all devices but for the heads."""
+    _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden")
+    k, v = jax.tree.map(lambda x: keep(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
+    return Segment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
+
+
+def _seen(cfg: LlamaConfig, prefix: Segment | None, positions_BT: jax.Array) -> list[Segment]:
+    """The prefix as queries at these positions see it; none if there is none."""
+    if prefix is None or cfg.sliding_window is None:
+        return [] if prefix is None else [prefix]
+    return [prefix._replace(mask=within(cfg.sliding_window, positions_BT, _up_to(prefix.mask.shape[-1])))]
+
+
+def _up_to(length: int) -> jax.Array:
+    return jnp.arange(length)[None]
 
 
 @partial(jax.jit, static_argnames="cfg")
-def prefill(cfg: LlamaConfig, params: Params, tokens_PS: jax.Array, lengths_P: jax.Array) -> tuple[jax.Array, Segment]:
-    """Reads the prompts (padded on the right). Returns logits [P, V] of the token after each, and the keys."""
-    model = Llama(cfg)
-    hidden, (k, v) = model.apply({"params": params}, tokens_PS, method="hidden")
-    last = jnp.take_along_axis(hidden, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
-    mask = jnp.arange(tokens_PS.shape[1])[None, None, :] < lengths_P[:, None, None]
-    return model.apply({"params": params}, last, method="unembed"), Segment(*held((k, v)), mask)
+def prefill(
+    cfg: LlamaConfig, params: Params, tokens_RS: jax.Array, lengths_R: jax.Array, prefix: Segment | None = None
+) -> tuple[jax.Array, Segment]:
+    """Reads prompts (padded on the right), or what follows the prefix in them. Returns logits [R, V] of the token after
+    each, and the keys and values."""
+    model, (R, S) = Llama(cfg), tokens_RS.shape
+    positions_1S = _up_to(S) + (0 if prefix is None else prefix.mask.shape[-1])
+    hidden, kv = model.apply(
+        {"params": params},
+        tokens_RS,
+        positions_BT=jnp.broadcast_to(positions_1S, (R, S)),
+        past=_seen(cfg, prefix, positions_1S),
+        method="hidden",
+    )
+    last = jnp.take_along_axis(hidden, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
+    mask = jnp.arange(S)[None, None, :] < lengths_R[:, None, None]
+    return model.apply({"params": params}, last, method="unembed"), Segment(*held(kv), mask)
 
 
-@partial(jax.jit, static_argnames=("cfg", "stop_ids"), donate_argnames="cache")
+@partial(jax.jit, static_argnames="stop_ids", donate_argnames="slots")
+def admit(
+    slots: Slots,
+    places_R: jax.Array,
+    logits_RV: jax.Array,
+    prompt: Segment,
+    lengths_R: jax.Array,
+    keys_R: jax.Array,
+    how: Draw,
+    *,
+    stop_ids: tuple[int, ...],
+) -> Slots:
+    """The slots with R prompts in the places named, and the first token of each of their samples drawn.
+
+    Args:
+      slots: of which these places' samples have ended.
+      places_R: numbers below P, each once; a row that only fills the batch has P.
+      logits_RV, prompt: what `prefill` returned.
+      lengths_R: of the prompts, without the prefix.
+      keys_R: the data of G keys for each, [R, G, 2].
+      how: how to draw.
+      stop_ids: ids that end a sample.
+    """
+    G, W = keys_R.shape[1], slots.samples.tokens.shape[1]
+    rows = (places_R[:, None] * G + jnp.arange(G)).reshape(-1)
+    keys = keys_R.reshape(rows.shape[0], -1)
+    first, logprob = _draw(jnp.repeat(logits_RV, G, axis=0), keys, jnp.zeros_like(rows), how)
+    start = lambda x: jnp.pad(x[:, None], ((0, 0), (0, W - 1)))  # noqa: E731
+    found = Samples(start(first), start(logprob), jnp.ones_like(rows))
+
+    def put(old: jax.Array, new: jax.Array, where: jax.Array) -> jax.Array:
+        at = old.at[:, where] if old.ndim == 5 else old.at[where]
+        return at.set(new, mode="drop", unique_indices=True)
+
+    by_row, by_place = (partial(jax.tree.map, partial(put, where=where)) for where in (rows, places_R))
+    return held(
+        Slots(
+            cache=slots.cache,
+            prompt=by_place(slots.prompt, prompt),
+            lengths_P=by_place(slots.lengths_P, lengths_R),
+            keys_B2=by_row(slots.keys_B2, keys),
+            samples=by_row(slots.samples, found),
+            done_B=by_row(slots.done_B, _ended(first, jnp.ones_like(rows), W, stop_ids)),
+        )
+    )
+
+
+@partial(jax.jit, static_argnames=("cfg", "stop_ids"), donate_argnames="slots")
 def decode(
     cfg: LlamaConfig,
     params: Params,
-    logits_PV: jax.Array,
-    prompt: Segment,
-    lengths_P: jax.Array,
-    cache: Cache,
-    keys_B: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
+    slots: Slots,
+    prefix: Segment | None,
+    how: Draw,
+    enough: jax.Array,
     *,
     stop_ids: tuple[int, ...],
-) -> tuple[Samples, Cache]:
-    """Draws B = P * G samples of up to W tokens, W being the cache's width.
+) -> Slots:
+    """Goes on until all samples of `enough` places have ended; places that nothing has come into count as such.
 
     Args:
-      logits_PV, prompt: what `prefill` returned.
-      lengths_P: true prompt lengths.
-      cache: from `empty_cache`; its contents are ignored and its memory is reused.
-      keys_B: one random key for each sample, row p * G + g being sample g of prompt p.
-      temperature: 0 decodes greedily; otherwise applied before top-p, as Hugging Face and vLLM do.
-      top_p: in (0, 1]; 1 keeps every token.
+      cfg, params: the model.
+      slots: from `admit`.
+      prefix: from `read_prefix`, as in `prefill`; its length is part of every position.
+      how: how to draw.
+      enough: at most P.
       stop_ids: ids that end a sample.
     """
     model = Llama(cfg)
-    B, G = keys_B.shape[0], keys_B.shape[0] // lengths_P.shape[0]
-    W = jax.tree.leaves(cache)[0].shape[-1]  # of the first layer's keys
-    position_B = jnp.repeat(lengths_P, G)
-    stops = jnp.asarray(stop_ids, jnp.int32)
+    B, W = slots.samples.tokens.shape
+    P = slots.lengths_P.shape[0]
+    of_row = lambda x_P: jnp.repeat(x_P, B // P, axis=0)  # noqa: E731
+    before = 0 if prefix is None else prefix.mask.shape[-1]
+    length_B, prompt = of_row(slots.lengths_P), slots.prompt
 
-    def draw(i: jax.Array, logits_BV: jax.Array, state: dict) -> dict:
-        uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, i)))(keys_B)
-        token_B = sample_token(logits_BV, uniform_B, temperature, top_p)
-        chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-        logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
-        going = ~state["done"]
-        return state | {
-            "tokens": state["tokens"].at[:, i].set(jnp.where(going, token_B, 0)),
-            "logprobs": state["logprobs"].at[:, i].set(jnp.where(going, logprob_B, 0.0)),
-            "lengths": state["lengths"] + going,
-            "done": state["done"] | (token_B[:, None] == stops).any(1),
-        }
-
-    def step(carry: tuple[jax.Array, dict]) -> tuple[jax.Array, dict]:
-        i, state = carry  # i tokens are drawn; the last of them is read now and written to slot i - 1
-        written = jnp.arange(W)[None, None, :] < i - 1
-        looked_at = prompt.mask
+    def step(now: tuple[Cache, Samples, jax.Array]) -> tuple[Cache, Samples, jax.Array]:
+        cache, samples, done_B = now
+        # `at` is the last token drawn: it is read now, and its keys are written where it stands.
+        at_B = samples.lengths - 1
+        at_B1 = at_B[:, None]
+        own, looked_at = (_up_to(W) < at_B1)[:, None], prompt.mask
         if cfg.sliding_window is not None:
-            query_P1 = (lengths_P + i - 1)[:, None]
-            looked_at &= within(cfg.sliding_window, query_P1, jnp.arange(prompt.mask.shape[-1])[None])
-            written &= within(cfg.sliding_window, (i - 1)[None, None], jnp.arange(W)[None])
-        hidden, (k, v) = model.apply(
-            {"params": params},
-            jax.lax.dynamic_slice_in_dim(state["tokens"], i - 1, 1, axis=1),
-            positions_BT=(position_B + i - 1)[:, None],
-            past=[prompt._replace(mask=looked_at), Segment(*state["cache"], written)],
-            method="hidden",
-        )
-        keys, values = state["cache"]
-        state = state | {"cache": held((write(keys, k, i - 1, axis=-1), write(values, v, i - 1, axis=-2)))}
+            own &= within(cfg.sliding_window, at_B1, _up_to(W))
+            rest = _up_to(prompt.mask.shape[-1])
+            looked_at = of_row(looked_at) & within(cfg.sliding_window, (length_B + at_B)[:, None], rest)
+        positions_B1 = (before + length_B + at_B)[:, None]
+        past = [*_seen(cfg, prefix, positions_B1), prompt._replace(mask=looked_at), Segment(*cache, own)]
+        last_B1 = jnp.take_along_axis(samples.tokens, at_B1, axis=1)
+        hidden, (k, v) = model.apply({"params": params}, last_B1, positions_BT=positions_B1, past=past, method="hidden")
+        cache = held((write(cache[0], k, at_B, axis=-1), write(cache[1], v, at_B, axis=-2)))
         logits_BV = model.apply({"params": params}, hidden[:, 0], method="unembed")
-        return i + 1, draw(i, logits_BV, state)
+        token_B, logprob_B = _draw(logits_BV, slots.keys_B2, samples.lengths, how)
+        return (
+            cache,
+            _added(samples, token_B, logprob_B, ~done_B),
+            done_B | _ended(token_B, samples.lengths + 1, W, stop_ids),
+        )
 
-    start = {
-        "tokens": jnp.zeros((B, W), jnp.int32),
-        "logprobs": jnp.zeros((B, W), jnp.float32),
-        "lengths": jnp.zeros(B, jnp.int32),
-        "done": jnp.zeros(B, bool),
-        "cache": cache,
-    }
-    first = draw(jnp.int32(0), jnp.repeat(logits_PV, G, axis=0), start)
-    _, end = jax.lax.while_loop(lambda carry: (carry[0] < W) & ~carry[1]["done"].all(), step, (jnp.int32(1), first))
-    return Samples(end["tokens"], end["logprobs"], end["lengths"]), end["cache"]
+    def going(now: tuple[Cache, Samples, jax.Array]) -> jax.Array:
+        return now[2].reshape(P, -1).all(1).sum() < enough
 
-
-def sample_token(logits_BV: jax.Array, uniform_B: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Token ids [B] drawn from softmax(logits / temperature) cut to its nucleus.
-
-    Inverts the cumulative distribution at one uniform number per row: V times fewer random numbers than the
-    Gumbel trick.
-    """
-    greedy_B = jnp.argmax(logits_BV, axis=-1)
-    probs_BV = jax.nn.softmax(logits_BV / jnp.maximum(temperature, 1e-6), axis=-1)
-    kept_BV = jnp.where(probs_BV >= nucleus_threshold(probs_BV, top_p)[:, None], probs_BV, 0.0)
-    cumulative_BV = jnp.cumsum(kept_BV, axis=-1)
-    # The first kept token whose cumulative sum passes the target. Rounding can let none pass; then the likeliest.
-    passed_BV = (cumulative_BV > uniform_B[:, None] * cumulative_BV[:, -1:]) & (kept_BV > 0)
-    drawn_B = jnp.where(passed_BV.any(axis=-1), jnp.argmax(passed_BV, axis=-1), greedy_B)
-    return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
+    cache, samples, done_B = jax.lax.while_loop(going, step, (slots.cache, slots.samples, slots.done_B))
+    return slots._replace(cache=cache, samples=samples, done_B=done_B)
 
 
-def nucleus_threshold(probs_BV: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The probability [B] of the least likely token of each nucleus: the smallest set of likeliest tokens that
-    holds `top_p` of the mass (Holtzman et al., arXiv 1904.09751). Tokens equal to it are all inside.
+def _draw(logits_BV: jax.Array, keys_B2: jax.Array, position_B: jax.Array, how: Draw) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B], and their log-probs under the model itself."""
+    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2), position_B)
+    token_B = sample_token(logits_BV, keys_B, how.temperature, how.top_p)
+    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+    return token_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
-    Bisects on the bits of the float, whose order as integers is the order of positive floats: 31 sums over V
-    instead of a sort. Greatest t with sum(p[p >= t]) >= top_p.
-    """
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # as integers: low satisfies the condition, high does not
-        middle = low + (high - low) // 2
-        t = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        mass = jnp.sum(jnp.where(probs_BV >= t[:, None], probs_BV, 0.0), axis=-1)
-        enough = mass >= top_p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+def _ended(token_B: jax.Array, lengths_B: jax.Array, width: int, stop_ids: tuple[int, ...]) -> jax.Array:
+    stops = jnp.asarray(stop_ids, jnp.int32)
+    return (token_B[:, None] == stops).any(1) | (lengths_B == width)
 
-    rows = probs_BV.shape[0]
-    above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
-    low, high = jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one)
-    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
-    return jnp.where(top_p >= 1.0, 0.0, jax.lax.bitcast_convert_type(low, jnp.float32))
+
+def _added(samples: Samples, token_B: jax.Array, logprob_B: jax.Array, going_B: jax.Array) -> Samples:
+    """The samples with one token more, where they go on."""
+    at_B = jnp.where(going_B, samples.lengths, samples.tokens.shape[1])  # behind the end: nothing is written
+    put = lambda row, at, x: row.at[at].set(x, mode="drop")  # noqa: E731
+    return Samples(
+        jax.vmap(put)(samples.tokens, at_B, token_B),
+        jax.vmap(put)(samples.logprobs, at_B, logprob_B),
+        samples.lengths + going_B,
+    )
+
+
+def write(cache: Any, new: Any, at_B: jax.Array, axis: int) -> Any:
+    """Keys or values with `new`, of one token a row, at `at_B` of dimension `axis` (counted from the end)."""
+
+    def one(old: jax.Array, x: jax.Array) -> jax.Array:
+        in_row = partial(jax.lax.dynamic_update_slice_in_dim, axis=old.ndim - 1 + axis)
+        return jax.vmap(in_row, in_axes=(old.ndim - 4, old.ndim - 4, 0), out_axes=old.ndim - 4)(old, x, at_B)
+
+    return jax.tree.map(one, cache, new)

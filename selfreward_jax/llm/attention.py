@@ -7,18 +7,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from selfreward_jax.parallel.sharding import devices_in_use
+
 
 class Segment(NamedTuple):
     """Keys and values that some rows look at.
 
-    k [P, K, H, S], v [P, K, S, H], mask [P or 1, T or 1, S] True where a query may look. With B = P * G
+    k [P, K, H, S], v [P, K, S, H], mask [B, P or 1, T or 1, S] True where a query may look. With B = P * G
     query rows, row p serves the G consecutive queries p * G ... p * G + G - 1: the samples of one prompt
-    share the prompt's keys without a copy.
+    share the prompt's keys without a copy, and with P = 1 all rows share one beginning.
     """
 
     k: jax.Array
     v: jax.Array
     mask: jax.Array
+
+
+SCORES_AT_ONCE = 1 << 28  # float32, on a device; longer texts look at the segments a part after the other
 
 
 def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
@@ -27,6 +32,24 @@ def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     The softmax is taken in float32 with one maximum and one denominator for all segments, which are never
     concatenated. Every query must be allowed at least one key.
     """
+    T = q_BTNH.shape[1]
+    scores = math.prod(q_BTNH.shape[:3]) * sum(s.k.shape[-1] for s in segments)
+    parts = -(-scores // (SCORES_AT_ONCE * devices_in_use()))
+    if parts == 1 or T == 1:
+        return _attend(q_BTNH, segments)
+    length = -(-T // parts)
+    segments = [s._replace(mask=jnp.broadcast_to(s.mask, (s.mask.shape[0], T, s.mask.shape[-1]))) for s in segments]
+
+    def part(start: jax.Array) -> jax.Array:  # the last one begins earlier, and does some queries again
+        some = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)  # noqa: E731
+        return _attend(some(q_BTNH), [s._replace(mask=some(s.mask)) for s in segments])
+
+    starts = jnp.minimum(jnp.arange(parts) * length, T - length)
+    out = jax.lax.map(jax.checkpoint(part), starts)
+    return out[jnp.arange(T) // length, :, jnp.arange(T) - starts[jnp.arange(T) // length]].swapaxes(0, 1)
+
+
+def _attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     scores = []
     for k, _, mask in segments:
@@ -35,7 +58,8 @@ def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
         s = jnp.matmul(q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32) / math.sqrt(H)
         s = s.reshape(P, K, B // P, T, N // K, S)
-        scores.append(jnp.where(mask[:, None, None, :, None, :], s, -jnp.inf))
+        by_row = mask.reshape(P, -1, *mask.shape[1:]) if mask.shape[0] == B else mask[:, None]
+        scores.append(jnp.where(by_row[:, None, :, :, None, :], s, -jnp.inf))
 
     def by_query(x: jax.Array) -> jax.Array:  # [P, K, G, T, R] -> [B, T, N]
         return x.transpose(0, 2, 3, 1, 4).reshape(B, T, N)

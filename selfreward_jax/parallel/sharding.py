@@ -58,6 +58,11 @@ def row_multiple(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `n`."""
+    return -(-n // multiple) * multiple
+
+
 def keep(x: jax.Array, *spec: Any) -> jax.Array:
     """Holds `x` inside a jitted function to one mesh axis (or ROWS, or None) for each dimension, under `jax.set_mesh`.
     Without a mesh it is the identity. The compiler left alone may gather activations instead of weights."""

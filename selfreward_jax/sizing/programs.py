@@ -6,21 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.generate import sampler
-from selfreward_jax.generate.engine import bucket, prompts_at_once
+from selfreward_jax.generate.windows import bucket, places_of, together
 from selfreward_jax.llm import lora
-from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract, weights
 from selfreward_jax.parallel.arrays import moving
 from selfreward_jax.parallel.mesh import sampling_mesh
-from selfreward_jax.parallel.sharding import SAMPLING, by_row, declared_shardings, replicated, row_multiple
+from selfreward_jax.parallel.sharding import SAMPLING, by_row, declared_shardings, replicated, round_up, row_multiple
 from selfreward_jax.run import model_of
 from selfreward_jax.train import dpo, sft, trainer
-from selfreward_jax.train.batches import round_up
 
 
 class Program(NamedTuple):
@@ -164,9 +162,9 @@ def _dpo_batch(settings: Any, mesh: Mesh, width: int) -> dict[str, Any]:
 
 
 class Drawn(NamedTuple):
-    """A batch of the engine at its longest: prompts read together, their length, samples of each, new tokens."""
+    """What a stage draws at its longest: prompts at work together, their length, samples of each, new tokens."""
 
-    prompts: int
+    places: int
     length: int
     samples: int
     max_new: int
@@ -174,11 +172,12 @@ class Drawn(NamedTuple):
     @property
     def cached(self) -> int:
         """Tokens whose keys and values are held."""
-        return self.prompts * (self.length + self.samples * self.max_new)
+        return self.places * (self.length + self.samples * self.max_new)
 
 
 def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
-    """The batches of every stage that draws samples."""
+    """Every stage that draws samples, from more prompts than there are places. Beginnings that prompts share are
+    counted as if they did not."""
     c = cfg
     draws = [
         (1, c.prompts.max_new),
@@ -193,7 +192,7 @@ def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
     if c.compare.form == "pairwise":
         draws.append((1, c.compare.max_new))
     return [
-        Drawn(prompts_at_once(c.generate.rows, samples, mesh), bucket(c.model.max_length - new), samples, new)
+        Drawn(places_of(1 << 30, c.generate.rows, samples, mesh), bucket(c.model.max_length - new), samples, new)
         for samples, new in draws
     ]
 
@@ -228,29 +227,27 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, len(shape)))
 
-    held, batches = held | {"params": on_device(params)}, drawn(cfg, mesh)
+    held, stages = held | {"params": on_device(params)}, drawn(cfg, mesh)
+    P, S, G, W = max(stages, key=lambda d: d.cached)
     if "prefill" in wanted:
-        P, S, _, _ = max(batches, key=lambda b: b.prompts * b.length)
+        R, T = max(((together(d.places, mesh), d.length) for d in stages), key=math.prod)
         with jax.set_mesh(mesh):
-            lowered = sampler.prefill.lower(model, params, row(P, S), row(P))
-        yield Program("prefill", f"{P} prompts of {S} tokens", lowered, held, beside)
-    if "decode" not in wanted:
-        return
+            slots = _laid_out(jax.eval_shape(lambda: sampler.empty(model, P, G, S, W)), mesh)
+            lowered = sampler.prefill.lower(model, params, row(R, T), row(R))
+        # Read ahead, while the slots are full.
+        size = held | {"cache": on_device(slots)}
+        yield Program("prefill", f"{R} prompts of {T} tokens", lowered, size, beside + on_device(slots))
+    if "decode" in wanted:
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        with jax.set_mesh(mesh):
+            slots = _laid_out(jax.eval_shape(lambda: sampler.empty(model, P, G, S, W)), mesh)
+            how, enough = sampler.Draw(number, number), jax.ShapeDtypeStruct((), jnp.int32)
+            lowered = sampler.decode.lower(model, params, slots, None, how, enough, stop_ids=(2,))
+        shapes = f"{P * G} rows of {W} new tokens after {S}"
+        yield Program("decode", shapes, lowered, held | {"cache": on_device(slots)}, beside)
 
-    def kv(x: Any) -> jax.ShapeDtypeStruct:
-        spec = sampler.layout(x.ndim)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
-    P, S, G, W = max(batches, key=lambda b: b.cached)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), P * G))
-    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=by_row(mesh, 1))
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    with jax.set_mesh(mesh):
-        logits, read = jax.eval_shape(lambda *x: sampler.prefill(model, *x), params, row(P, S), row(P))
-        cache = jax.tree.map(kv, jax.eval_shape(lambda: sampler.empty_cache(model, P * G, W)))
-        prompt = Segment(*jax.tree.map(kv, (read.k, read.v)), row(*read.mask.shape, dtype="bool"))
-        first = row(*logits.shape, dtype="float32")
-        lowered = sampler.decode.lower(model, params, first, prompt, row(P), cache, keys, number, number, stop_ids=(2,))
-    shapes = f"{P * G} rows of {W} new tokens after {S}"
-    held["cache"] = on_device(cache) + on_device((prompt.k, prompt.v))
-    yield Program("decode", shapes, lowered, held, beside)
+def _laid_out(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of the sampler's arrays with the shardings that it holds them to."""
+    laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, sampler.layout(x.ndim)))  # noqa: E731
+    return jax.tree.map(laid, tree)

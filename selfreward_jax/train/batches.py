@@ -74,8 +74,3 @@ def padded_batch(examples: Sequence[Example], width: int) -> Batch:
         batch["tokens"][r, : len(e.ids)] = e.ids
         batch["target"][r, : len(e.ids)] = e.target
     return batch
-
-
-def round_up(n: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `n`."""
-    return -(-n // multiple) * multiple

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel.arrays import put
-from selfreward_jax.parallel.sharding import by_row, replicated
+from selfreward_jax.parallel.sharding import by_row, replicated, round_up
 from selfreward_jax.train import batches, losses, preference
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, place
@@ -27,14 +27,14 @@ class Pair(NamedTuple):
 
 def pair_width(pairs: Sequence[Pair]) -> int:
     """Tokens of a row that holds any of these texts."""
-    return batches.round_up(max(len(e.ids) for pair in pairs for e in pair), 16)
+    return round_up(max(len(e.ids) for pair in pairs for e in pair), 16)
 
 
 def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
     width = pair_width(pairs)
     logprobs = jax.jit(partial(losses.sequence_logprobs, model), out_shardings=replicated(mesh))
-    out = np.zeros((batches.round_up(len(pairs), batch), 2), np.float32)
+    out = np.zeros((round_up(len(pairs), batch), 2), np.float32)
     for start in range(0, len(pairs), batch):
         rows = pairs[start : start + batch]
         rows = [*rows, *[rows[-1]] * (batch - len(rows))]

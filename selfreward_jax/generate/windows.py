@@ -1,0 +1,53 @@
+"""Which prompts go together: what all begin with, windows of like length, places for them."""
+
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from selfreward_jax.parallel.sharding import round_up, row_multiple
+
+DEPTH = 4  # a window of prompts fills the places this often at least
+REFILLS = 8  # the places are filled in so many parts: so much of them is empty at most before a part comes in
+SHARED = 32  # tokens that prompts must begin with together to be read apart
+
+
+def shared_length(ids: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with that are read once for all: a multiple of 16, to compile few programs,
+    and 0 if they are few. Each prompt keeps one token of its own."""
+    if len(ids) < 2:
+        return 0
+    most = min(map(len, ids)) - 1
+    first, last = min(ids), max(ids)  # in dictionary order: what these share, all share
+    same = next((i for i in range(most) if first[i] != last[i]), most)
+    return same // 16 * 16 if same >= SHARED else 0
+
+
+def cut(lengths: Sequence[int], least: int) -> list[tuple[list[int], int]]:
+    """Prompts in windows of like length: the numbers of each window's, and the length that they are padded to. Each but
+    the last has at least `least`."""
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    cuts = [0]
+    for at in range(1, len(lengths)):
+        if at - cuts[-1] >= least and bucket(lengths[by_length[at]]) > bucket(lengths[by_length[at - 1]]):
+            cuts.append(at)
+    spans = zip(cuts, [*cuts[1:], len(lengths)], strict=True)
+    return [(by_length[a:b], bucket(lengths[by_length[b - 1]])) for a, b in spans if b > a]
+
+
+def places_of(requests: int, rows: int, samples: int, mesh: Mesh) -> int:
+    """Prompts whose samples, about `rows`, are drawn at the same time: as many as the mesh divides, and not many more
+    than there are requests."""
+    multiple = row_multiple(mesh)
+    most = round_up(max(1, rows // samples), multiple)
+    return min(most, multiple << max(0, -(-requests // multiple) - 1).bit_length())
+
+
+def together(places: int, mesh: Mesh) -> int:
+    """Prompts that are read at once and come into as many places when these are free."""
+    return round_up(max(1, places // REFILLS), row_multiple(mesh))
+
+
+def bucket(tokens: int) -> int:
+    """The length to which prompts of so many tokens are padded: few lengths, so few programs to compile."""
+    step = 16 if tokens <= 256 else 128
+    return round_up(tokens, step)
