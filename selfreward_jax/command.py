@@ -8,10 +8,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from selfreward_jax import config
+from selfreward_jax import compiled, config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://BUCKET/FOLDER.")
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", compiled.default_directory(), "Folder of compiled programs, kept from run to run; empty: none."
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which the environment knows.")
 _OF_SEVERAL = {
     "coordinator_address": flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
@@ -37,6 +40,11 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     if chosen is None:
         raise config.ConfigError("--config is missing: for example --config=configs/iter2.py")
     return chosen, _WORKDIR.value
+
+
+def compile_cache() -> str:
+    """The folder of compiled programs; "" for none. After `parse`."""
+    return _COMPILE_CACHE.value
 
 
 def processes() -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import stages, storage
+from selfreward_jax import compiled, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
@@ -49,6 +49,7 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
     stages.supervised(r)
     evaluate(r, "m1")
     for t in range(2, cfg.iterations + 1):
+        before = compiled.count()
         stages.check_judge(r, f"m{t - 1}")
         stages.prompts(r, t)
         asked = r.rows(f"m{t}", "prompts").rows()
@@ -57,6 +58,8 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
         stages.pairs(r, t)
         stages.preferences(r, t)
         evaluate(r, f"m{t}")
+        new = compiled.count().since(before)
+        say(f"m{t}: {new.compiled} programs compiled, {new.kept} read from the cache, {new.seconds:.1f} s")
     return summary.write(r)
 
 

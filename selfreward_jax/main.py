@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import command, config, loop
+from selfreward_jax import command, compiled, config, loop
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     try:
         cfg, workdir = command.parse(argv)
         others = command.processes()
+        compiled.keep(command.compile_cache())
     except config.ConfigError as error:
         return _refuse(str(error))
     if others is None:

@@ -37,6 +37,7 @@ FORBIDDEN = {
     "parallel": {PACKAGE},
     "storage": ABOVE
     | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "config", "scales"},
+    "compiled": {PACKAGE},
     "config": {PACKAGE},
     "checks": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds"},
     "scales": {PACKAGE},

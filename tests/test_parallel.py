@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_pair_layout import drawn
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
@@ -264,14 +265,18 @@ def samples_on_eight_devices_equal_those_of_one():
 TINY = LlamaConfig(vocab_size=30, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
 
 
+PAIRS_OF = {"dpo": PAIRS, "dpo of shared prompts": drawn(*[(12 + i, 9 - i, 3 + i % 4) for i in range(9)])}
+
+
 def trained(loss, mesh, accumulate=1, **options):
     """Metrics of a step, and the gradient in what is trained: with SGD at rate 1 it is what the parameters move by."""
     cfg = LlamaConfig(**vars(TINY) | options)
     model, params, frozen = Llama(cfg), random_weights(cfg, mesh), None
-    if loss == "dpo":
+    if loss in PAIRS_OF:
+        pairs = PAIRS_OF[loss]
         settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch=8)
-        reference = np.random.default_rng(0).normal(-30, 3, (len(PAIRS), 2)).astype(np.float32)
-        batch = dpo.batches_of(PAIRS, reference, TEXTS, settings, 3, mesh)[1](0)
+        reference = np.random.default_rng(0).normal(-30, 3, (len(pairs), 2)).astype(np.float32)
+        batch = dpo.batches_of(pairs, reference, TEXTS, settings, 3, mesh)[1](0)
         loss_fn = dpo.loss_fn(model, settings)
     else:
         settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=accumulate)
@@ -313,15 +318,19 @@ def supervised_training_is_the_same_on_eight_devices():
 
 @check
 def preference_training_is_the_same_on_eight_devices():
-    assert_the_same_everywhere("dpo", (eight(), 1, {"remat": "full"}), (replicas(), 2, {"scan_layers": True}))
+    for loss in PAIRS_OF:
+        assert_the_same_everywhere(loss, (eight(), 1, {"remat": "full"}), (replicas(), 2, {"scan_layers": True}))
 
 
 @check
 def reference_logprobs_are_the_same_on_eight_devices():
-    found, expected = (
-        dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), PAIRS, 4, mesh) for mesh in (eight(), alone())
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert dpo.layout_of(PAIRS_OF["dpo of shared prompts"]).most
+    for pairs in PAIRS_OF.values():
+        found, expected = (
+            dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), pairs, 4, mesh)
+            for mesh in (eight(), alone())
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @check

@@ -55,7 +55,7 @@ def preferences(run: Run, t: int) -> None:
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
     steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
     model = Llama(run.llama(settings.dropout, adapters=True))
-    tokens = 2 * settings.batch * dpo.pair_width(pairs) + bool(replay) * settings.replay_batch * settings.replay_width
+    tokens = settings.batch * dpo.layout_of(pairs).tokens + bool(replay) * settings.replay_batch * settings.replay_width
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
     start = partial(run.trained, previous)

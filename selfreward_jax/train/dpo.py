@@ -1,4 +1,11 @@
-"""DPO steps: pairs against a fixed reference, with optional NLL on the chosen answer and replay of seed rows."""
+"""DPO steps: pairs against a fixed reference, with optional NLL on the chosen answer and replay of seed rows.
+
+A pair's prompt is read once for both sides, where that saves enough:
+
+    prompt_tokens   a b c . .        positions 0 1 2       what follows looks at the prompt and at its own past,
+    chosen_tokens   d e f .          positions 3 4 5       never at the other side; d and g are predicted from c
+    rejected_tokens g h . .          positions 3 4
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,24 +32,82 @@ class Pair(NamedTuple):
     rejected: Example
 
 
-def pair_width(pairs: Sequence[Pair]) -> int:
-    """Tokens of a row that holds any of these texts."""
-    return round_up(max(len(e.ids) for pair in pairs for e in pair), 16)
+class Layout(NamedTuple):
+    """How pairs lie in arrays. Of what both sides begin with, `most` tokens at most are read once, in `prompt` slots;
+    what follows on each side has `rest` slots. With most 0 each side is read whole."""
+
+    most: int
+    prompt: int
+    rest: int
+
+    @property
+    def tokens(self) -> int:
+        """Slots of a pair."""
+        return self.prompt + 2 * self.rest
+
+
+def layout_of(pairs: Sequence[Pair]) -> Layout:
+    """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth."""
+    shared = np.array([_shared(pair) for pair in pairs])
+    length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
+
+    def layout(most: int) -> Layout:
+        read_once = np.minimum(shared, most)
+        return Layout(int(most), round_up(int(read_once.max()), 16), round_up(int((length - read_once).max()), 16))
+
+    whole = layout(0)
+    best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
+    return best if best.tokens < 0.9 * whole.tokens and shared.min() > 0 else whole
+
+
+def _shared(pair: Pair) -> int:
+    """Tokens that both sides begin with and that neither is to learn."""
+    chosen, rejected = pair
+    most = min(*(e.target.index(True) if any(e.target) else len(e.ids) for e in pair), *(len(e.ids) - 1 for e in pair))
+    return next((i for i in range(most) if chosen.ids[i] != rejected.ids[i]), most)
+
+
+def pair_arrays(pairs: Sequence[Pair], layout: Layout) -> dict[str, np.ndarray]:
+    """Arrays of B pairs: SIDE_tokens and SIDE_target [B, rest]; of what they share prompt_tokens [B, prompt] and
+    prompt_lengths [B], if it is read once."""
+    taken = [min(_shared(pair), layout.most) for pair in pairs]
+    arrays = {}
+    for number, side in enumerate(("chosen", "rejected")):
+        rests = [Example(p[number].ids[n:], p[number].target[n:]) for p, n in zip(pairs, taken, strict=True)]
+        arrays |= {f"{side}_{name}": x for name, x in batches.padded_batch(rests, layout.rest).items()}
+    if layout.most:
+        prompts = [Example(p.chosen.ids[:n], p.chosen.target[:n]) for p, n in zip(pairs, taken, strict=True)]
+        arrays["prompt_tokens"] = batches.padded_batch(prompts, layout.prompt)["tokens"]
+        arrays["prompt_lengths"] = np.array(taken, np.int32)
+    return arrays
+
+
+def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.Array | None = None) -> jax.Array:
+    """Log-probs [B, 2] of the chosen and the rejected response of pairs in the arrays of `pair_arrays`."""
+
+    def both(name: str) -> jax.Array:  # [2B, T], the sides of a pair after each other
+        sides = jnp.stack([batch[f"chosen_{name}"], batch[f"rejected_{name}"]], axis=1)
+        return sides.reshape(-1, sides.shape[-1])
+
+    if "prompt_tokens" in batch:
+        prompt = batch["prompt_tokens"], batch["prompt_lengths"]
+        logprobs = losses.continued_logprobs(model, params, *prompt, both("tokens"), key=key)
+    else:
+        logprobs = losses.token_logprobs(model, params, both("tokens"), key=key)
+    return jnp.sum(logprobs * both("target"), axis=-1).reshape(-1, 2)
 
 
 def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
-    width = pair_width(pairs)
-    logprobs = jax.jit(partial(losses.sequence_logprobs, model), out_shardings=replicated(mesh))
+    layout = layout_of(pairs)
+    logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
     out = np.zeros((round_up(len(pairs), batch), 2), np.float32)
     for start in range(0, len(pairs), batch):
         rows = pairs[start : start + batch]
-        rows = [*rows, *[rows[-1]] * (batch - len(rows))]
-        for side in (0, 1):
-            arrays = batches.padded_batch([pair[side] for pair in rows], width)
-            tokens, target = (put(arrays[n], by_row(mesh, 2)) for n in ("tokens", "target"))
-            with jax.set_mesh(mesh):
-                out[start : start + batch, side] = logprobs(params, tokens, target)
+        arrays = pair_arrays([*rows, *[rows[-1]] * (batch - len(rows))], layout)
+        placed = {name: put(x, by_row(mesh, x.ndim)) for name, x in arrays.items()}
+        with jax.set_mesh(mesh):
+            out[start : start + batch] = logprobs(params, placed)
     return out[: len(pairs)]
 
 
@@ -58,11 +123,8 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
     def loss(params: Params, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, Metrics]:
         key = key if model.cfg.dropout else None
         pair_key, replay_key = (None, None) if key is None else jax.random.split(key)
-        # Both sides in one forward pass: [2B, T].
-        tokens = jnp.concatenate([batch["chosen_tokens"], batch["rejected_tokens"]])
-        target = jnp.concatenate([batch["chosen_target"], batch["rejected_target"]])
-        chosen, rejected = jnp.split(losses.sequence_logprobs(model, params, tokens, target, key=pair_key), 2)
-        lengths = jnp.split(jnp.sum(target, axis=-1), 2)
+        chosen, rejected = pair_logprobs(model, params, batch, pair_key).T
+        lengths = (jnp.sum(batch[f"{side}_target"], axis=-1) for side in ("chosen", "rejected"))
         pairs = preference.PairLogProbs(chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], *lengths)
         each, margin = preference.pair_loss(
             settings.loss, pairs, settings.beta, settings.label_smoothing, settings.gamma
@@ -103,7 +165,7 @@ def batches_of(
     order = batches.order(len(pairs), seed, settings.epochs)
     steps = max(1, -(-len(order) // settings.batch))
     order = np.resize(order, steps * settings.batch)
-    width = pair_width(pairs)
+    layout = layout_of(pairs)
     rows: list[list[int]] = []
     if settings.replay and replay:
         lengths = [len(e.ids) for e in replay]
@@ -116,10 +178,7 @@ def batches_of(
 
     def batch_at(step: int) -> dict[str, Any]:
         chosen = order[step * settings.batch : (step + 1) * settings.batch]
-        arrays: dict[str, np.ndarray] = {"reference": reference[chosen]}
-        for number, side in enumerate(("chosen", "rejected")):
-            padded = batches.padded_batch([pairs[i][number] for i in chosen], width)
-            arrays |= {f"{side}_{name}": x for name, x in padded.items()}
+        arrays = {"reference": reference[chosen], **pair_arrays([pairs[i] for i in chosen], layout)}
         totals = {"pair_total": np.float32(settings.batch)}
         if rows:
             taken = rows[step * settings.replay_batch : (step + 1) * settings.replay_batch]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel.sharding import ROWS, devices_in_use
 
@@ -22,20 +23,60 @@ def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs:
       tokens_BT: token ids.
       **inputs: positions_BT, segments_BT and key, as in `Llama.hidden`.
     """
-    # Cast before use, so that what devices gather of a weight is no wider than what they compute with.
-    params = jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
+    params = _cast(model, params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden", **inputs)
-    head_DV = model.apply({"params": params}, method="output_matrix")
-    given = head_DV, hidden_BTD[:, :-1], tokens_BT[:, 1:]
+    return jnp.pad(_predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
+
+
+def continued_logprobs(
+    model: Llama,
+    params: Params,
+    prompt_PS: jax.Array,
+    lengths_P: jax.Array,
+    tokens_BT: jax.Array,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """log p(tokens[b, t] | prompt of b, tokens[b, :t]) as float32 [B, T]. Each prompt is read once for the B / P
+    consecutive rows that go on from it, and the head sees no other positions than those that predict these.
+
+    Args:
+      model, params: the model.
+      prompt_PS: token ids, padded on the right.
+      lengths_P: of the prompts, at least 1.
+      tokens_BT: what follows, padded on the right.
+      key: dropout key; None switches dropout off.
+    """
+    params, (P, S), (B, T) = _cast(model, params), prompt_PS.shape, tokens_BT.shape
+    prompt_key, key = (None, None) if key is None else jax.random.split(key)
+    read_PSD, kv = model.apply({"params": params}, prompt_PS, method="hidden", key=prompt_key)
+    of_row = lambda x: jnp.repeat(x, B // P, axis=0)  # noqa: E731
+    positions_BT = of_row(lengths_P)[:, None] + jnp.arange(T)
+    slots_1S = jnp.arange(S)[None]
+    mask = (slots_1S < lengths_P[:, None])[:, None]
+    if model.cfg.sliding_window is not None:
+        mask = of_row(mask) & within(model.cfg.sliding_window, positions_BT, slots_1S)
+    hidden_BTD, _ = model.apply(
+        {"params": params}, tokens_BT, positions_BT=positions_BT, past=[Segment(*kv, mask)], method="hidden", key=key
+    )
+    last_P1D = jnp.take_along_axis(read_PSD, (lengths_P - 1)[:, None, None], axis=1)
+    states = jnp.concatenate([of_row(last_P1D), hidden_BTD[:, :-1]], axis=1)
+    return _predicted(model, params, states, tokens_BT)
+
+
+def _cast(model: Llama, params: Params) -> Params:
+    """Before use, so that what devices gather of a weight is no wider than what they compute with."""
+    return jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
+
+
+def _predicted(model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """log p(target | state) [B, T], float32."""
+    given = model.apply({"params": params}, method="output_matrix"), states_BTD, targets_BT
     if devices_in_use() == 1:
-        logprobs = _of_targets(*given)
-    else:
-        # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of
-        # tokens, and not once in the end.
-        split = (PartitionSpec(None, "tensor"), PartitionSpec(ROWS), PartitionSpec(ROWS))
-        by_device = jax.shard_map(partial(_of_targets, axis="tensor"), in_specs=split, out_specs=PartitionSpec(ROWS))
-        logprobs = by_device(*given)
-    return jnp.pad(logprobs, ((0, 0), (1, 0)))
+        return _of_targets(*given)
+    # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of
+    # tokens, and not once in the end.
+    split = (PartitionSpec(None, "tensor"), PartitionSpec(ROWS), PartitionSpec(ROWS))
+    return jax.shard_map(partial(_of_targets, axis="tensor"), in_specs=split, out_specs=PartitionSpec(ROWS))(*given)
 
 
 def _of_targets(head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array, axis: str | None = None) -> jax.Array:

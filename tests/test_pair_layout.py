@@ -1,0 +1,126 @@
+"""Pairs whose prompt is read once for both sides: the same log-probs, the same gradients, fewer tokens."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward_jax.llm.chat import Example
+from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.train import dpo, losses
+from selfreward_jax.train.batches import padded_batch
+
+CFG = LlamaConfig(vocab_size=29, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+
+
+def pair(prompt, chosen, rejected):
+    sides = (Example(prompt + rest, [False] * len(prompt) + [True] * len(rest)) for rest in (chosen, rejected))
+    return dpo.Pair(*sides)
+
+
+def drawn(*lengths, seed=0):
+    """A pair for each (prompt, chosen, rejected) length; its sides' first tokens differ."""
+    rng = np.random.default_rng(seed)
+    ids = lambda n: rng.integers(3, 29, n).tolist()  # noqa: E731
+    return [pair(ids(p), [1, *ids(c - 1)], [2, *ids(r - 1)]) for p, c, r in lengths]
+
+
+PAIRS = drawn((20, 5, 9), (1, 3, 1), (33, 12, 12), (18, 1, 7))
+
+
+def by_side(model, params, pairs):
+    """Each side by itself, whole."""
+    width = max(len(e.ids) for two in pairs for e in two)
+    found = []
+    for number in (0, 1):
+        arrays = padded_batch([two[number] for two in pairs], width)
+        found.append(losses.sequence_logprobs(model, params, arrays["tokens"], arrays["target"]))
+    return jnp.stack(found, axis=1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{}, {"scan_layers": True, "remat": "full", "qk_norm": True}, {"sliding_window": 4}, {"tie_embeddings": False}],
+)
+def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_params):
+    cfg = replace(CFG, **option)
+    model, params = Llama(cfg), random_params(cfg)
+    weights = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+
+    def graded(logprobs_of):
+        def weighted(p):
+            each = logprobs_of(p)
+            return jnp.sum(each * weights), each
+
+        (_, each), grads = jax.jit(jax.value_and_grad(weighted, has_aux=True))(params)
+        return each, grads
+
+    expected, gradients = graded(lambda p: by_side(model, p, PAIRS))
+    for layout in (dpo.Layout(33, 48, 16), dpo.Layout(20, 32, 32), dpo.Layout(1, 16, 48), dpo.Layout(0, 0, 48)):
+        arrays = dpo.pair_arrays(PAIRS, layout)
+        assert arrays["chosen_tokens"].shape == (4, layout.rest)
+        assert ("prompt_tokens" in arrays) == bool(layout.most)
+        # What padding holds must not matter.
+        for name in ("chosen", "rejected"):
+            for row, two in enumerate(PAIRS):
+                end = len(getattr(two, name).ids) - min(layout.most, [20, 1, 33, 18][row])
+                arrays[f"{name}_tokens"][row, end:] = 7
+        found, others = graded(partial(dpo.pair_logprobs, model, batch=arrays))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), others, gradients)
+
+
+def test_the_reference_of_pairs_is_that_of_each_side(random_params):
+    params = random_params(CFG)
+    assert dpo.layout_of(PAIRS).most
+    found = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 3, make_mesh())
+    np.testing.assert_allclose(found, by_side(Llama(CFG), params, PAIRS), rtol=1e-5, atol=1e-5)
+
+
+def test_one_side_learns_nothing_of_the_other(random_params):
+    params, model = random_params(CFG), Llama(CFG)
+    layout = dpo.layout_of(PAIRS)
+    arrays = dpo.pair_arrays(PAIRS, layout)
+    other = arrays | {"rejected_tokens": (arrays["rejected_tokens"] + 5) % 29}
+    first, second = (dpo.pair_logprobs(model, params, of) for of in (arrays, other))
+    np.testing.assert_array_equal(first[:, 0], second[:, 0])
+    assert (np.abs(first[:, 1] - second[:, 1]) > 1e-3).all()
+
+
+def test_the_layout_with_the_fewest_slots_is_taken():
+    # All read once: 112 + 2 * 16 = 144 slots, where whole sides take 2 * 128.
+    assert dpo.layout_of(drawn((112, 16, 10), (100, 12, 16))) == dpo.Layout(112, 112, 16)
+    # Read whole: long prompts have short answers and the other way round, 112 + 2 * 112 > 2 * 128.
+    assert dpo.layout_of(drawn((112, 16, 16), (16, 112, 112))) == dpo.Layout(0, 0, 128)
+    # Two prompts of 64 and one of 128 with answers of 8: nothing is gained by reading 128 once.
+    assert dpo.layout_of(drawn((64, 64, 64), (120, 8, 8))) == dpo.Layout(64, 64, 64)
+    # Nothing shared.
+    assert dpo.layout_of([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))]).most == 0
+
+
+def test_what_is_to_be_learnt_is_never_read_once():
+    same = pair([5, 6], [7, 8, 9], [7, 8, 4])  # the answers begin alike
+    arrays = dpo.pair_arrays([same], dpo.Layout(9, 16, 16))
+    assert arrays["prompt_lengths"].tolist() == [2]
+    assert arrays["chosen_target"].sum() == arrays["rejected_target"].sum() == 3
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 200)] * 3), min_size=1, max_size=6))
+def test_every_token_has_its_slot(lengths):
+    pairs = drawn(*lengths)
+    layout = dpo.layout_of(pairs)
+    assert layout.tokens <= 2 * -(-max(p + max(c, r) for p, c, r in lengths) // 16) * 16
+    arrays = dpo.pair_arrays(pairs, layout)
+    for row, two in enumerate(pairs):
+        n = arrays["prompt_lengths"][row] if layout.most else 0
+        head = arrays["prompt_tokens"][row, :n].tolist() if layout.most else []
+        for side, e in zip(("chosen", "rejected"), two, strict=True):
+            rest = len(e.ids) - n
+            assert head + arrays[f"{side}_tokens"][row, :rest].tolist() == e.ids
+            assert arrays[f"{side}_target"][row].sum() == sum(e.target)
