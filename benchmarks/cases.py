@@ -1,0 +1,31 @@
+"""The cases of the comparisons: models, prompts, pairs of random ids, alike for both sides. Without JAX or torch."""
+
+from typing import Any
+
+import numpy as np
+
+# Of LlamaConfig: vocabulary, dim, layers, heads, kv_heads, head_dim, hidden.
+SHAPES = {
+    "tiny": (768, 96, 3, 4, 2, 32, 240),  # of the embedded world
+    "6.5m": (4096, 256, 6, 8, 4, 32, 688),
+    "135m": (49152, 576, 30, 9, 3, 64, 1536),  # SmolLM2-135M's
+}
+FIRST = 3  # ids below are controls
+
+
+def prompts(shape: str, count: int, length: int, shared: int = 0) -> list[list[int]]:
+    """Prompts of `length` ids, of which they share the first `shared`."""
+    rng = np.random.default_rng(count + length)
+    ids = rng.integers(FIRST, SHAPES[shape][0], (count, length))
+    ids[:, :shared] = ids[0, :shared]
+    return ids.tolist()
+
+
+def pairs(shape: str, count: int, prompt: int, response: int) -> list[dict[str, list[int]]]:
+    """Pairs of responses of `response` ids to prompts of `prompt` ids."""
+    rng = np.random.default_rng(prompt + response)
+    made: list[dict[str, Any]] = []
+    for _ in range(count):
+        lengths = {"prompt": prompt, "chosen": response, "rejected": response}
+        made.append({name: rng.integers(FIRST, SHAPES[shape][0], n).tolist() for name, n in lengths.items()})
+    return made

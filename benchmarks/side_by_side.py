@@ -1,0 +1,111 @@
+"""Two programs measured side by side: each in a process of its own, asked in turn for one run of the same case.
+
+A worker answers JSON lines: {"task", "case"} prepares and warms up, {"run": true} runs once. While one works the other
+waits for its input, so that neither takes anything from the other.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+ROOT = Path(__file__).parents[1]
+PEER = flags.DEFINE_string("peer_python", sys.executable, "Interpreter with torch, transformers and TRL.")
+TURNS = flags.DEFINE_integer("turns", 5, "Runs of each side, in turn.")
+SHAPES = flags.DEFINE_list("shapes", ["6.5m"], "Models, of benchmarks/cases.py.")
+
+
+def serve(tasks: dict[str, Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]], versions: dict[str, str]) -> None:
+    """Answers what is asked on standard input until it ends, on the file number that stands in REPLIES."""
+    run: Callable[[], dict[str, Any]] = dict
+    with os.fdopen(int(os.environ["REPLIES"]), "w", buffering=1) as replies:
+        replies.write(json.dumps(versions) + "\n")
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if "task" in asked:
+                run = tasks[asked["task"]](asked["case"])
+            replies.write(json.dumps(run()) + "\n")
+
+
+class Worker:
+    """A process that serves; `versions` is what it says of itself."""
+
+    def __init__(self, python: str, module: str, log: Any) -> None:
+        reading, writing = os.pipe()
+        environment = os.environ | {"REPLIES": str(writing), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "")}
+        self.process = subprocess.Popen(
+            [python, "-m", f"benchmarks.{module}"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writing],
+            text=True,
+        )
+        os.close(writing)
+        self.replies = os.fdopen(reading)
+        self.versions = self._reply()
+
+    def _reply(self) -> dict[str, Any]:
+        line = self.replies.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended; its output is in the log")
+        return json.loads(line)
+
+    def ask(self, **what: Any) -> dict[str, Any]:
+        """Its answer."""
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return self._reply()
+
+    def end(self) -> None:
+        """Lets it go."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@contextmanager
+def workers() -> Iterator[tuple[Worker, Worker, str]]:
+    """Our worker, the peer's, and a folder for models."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        log = stack.enter_context((Path(tempfile.gettempdir()) / "side_by_side.log").open("w"))
+        ours, theirs = Worker(sys.executable, "ours", log), Worker(PEER.value, "theirs", log)
+        stack.callback(ours.end)
+        stack.callback(theirs.end)
+        yield ours, theirs, folder
+
+
+def compare(
+    ours: Worker, theirs: Worker, task: str, case: dict[str, Any], settings: tuple[list[dict], list[dict]]
+) -> dict[str, Any]:
+    """Both sides at their best setting, run in turn. The settings of each are tried once, and the fastest is kept.
+
+    Returns:
+      Of each side the setting, the median seconds and the interquartile range; and how many times faster ours is.
+    """
+    best = []
+    for worker, tried in zip((ours, theirs), settings, strict=True):
+        times = []
+        for setting in tried:
+            worker.ask(task=task, case=case | setting)
+            times.append(worker.ask(run=True)["seconds"])
+        best.append(tried[times.index(min(times))])
+    for worker, setting in zip((ours, theirs), best, strict=True):
+        worker.ask(task=task, case=case | setting)
+    took = [[worker.ask(run=True)["seconds"] for worker in (ours, theirs)] for _ in range(TURNS.value)]
+    row = {"task": task, **{k: v for k, v in case.items() if k != "folder"}}
+    for name, setting, times in zip(("ours", "theirs"), best, zip(*took, strict=True), strict=True):
+        low, median, high = statistics.quantiles(times, n=4)
+        row[name] = {**setting, "seconds": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
+    row["ratio"] = round(statistics.median(b / a for a, b in took), 2)
+    return row | {"versions": ours.versions | theirs.versions}
