@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfreward_jax.llm import llama
+from selfreward_jax.llm import attention, llama
 from selfreward_jax.llm.attention import Segment, attend, packed_mask
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Weight, parameter_count, weights
 
@@ -238,3 +238,29 @@ def test_impossible_shapes_are_refused_with_their_numbers():
         replace(CFG, kv_heads=3)
     with pytest.raises(ValueError, match="head_dim 7 is odd"):
         replace(CFG, head_dim=7)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_long_texts_look_at_segments_a_part_after_the_other(parts, monkeypatch):
+    rng = np.random.default_rng(parts)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
+    P, G, T, K, R, H = 2, 2, 7, 2, 2, 4
+    q = draw(P * G, T, K * R, H)
+    # One row for all, one for each prompt, one for each query: masks by prompt, by query, and alike for all.
+    rows = (
+        (1, rng.random((P * G, T, 3)) < 0.7),
+        (P, rng.random((P, 1, 5)) < 0.7),
+        (P * G, np.tri(T, dtype=bool)[None]),
+    )
+    keys = [(draw(n, K, H, m.shape[-1]), draw(n, K, m.shape[-1], H)) for n, m in rows]
+
+    def values(keys):
+        segments = [Segment(k, v, jnp.asarray(m)) for (k, v), (_, m) in zip(keys, rows, strict=True)]
+        out = attend(q, segments)
+        return jnp.sum(jnp.sin(out)), out
+
+    (_, whole), expected = jax.value_and_grad(values, has_aux=True)(keys)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", -(-q.size // H * 15 // parts))
+    (_, found), gradients = jax.value_and_grad(values, has_aux=True)(keys)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, expected)
