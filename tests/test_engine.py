@@ -126,7 +126,14 @@ def test_places_are_as_many_as_rows_have_room_for_and_few_for_few_prompts():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert [windows.places_of(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [1, 2, 4, 64, 64, 64, 64]
     assert windows.places_of(1000, 3, 4, mesh) == 1
-    assert [windows.together(places, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
+
+
+def test_prompts_are_read_together_but_not_too_many_tokens():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert [windows.together(1000, places, 128, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
+    assert windows.together(64, 64, 128, mesh) == 64  # there is a place for each
+    assert windows.together(64, 64, 1024, mesh) == windows.together(1000, 256, 1024, mesh) == 8
+    assert windows.together(1000, 256, 10_000, mesh) == 1
 
 
 def test_a_row_depends_on_its_id_and_key_and_not_on_its_company(make_engine, completions):

@@ -138,16 +138,23 @@ class Engine:
         for window, length in windows.cut([len(x) for x in rest], windows.DEPTH * places):
             prompts = [Prompt(requests[i].id, rest[i]) for i in window if requests[i].id not in done]
             if prompts:
-                yield from self._window(prompts, places, length, prefix, how, key)
+                together = windows.together(len(requests), places, length, self.mesh)
+                yield from self._window(prompts, places, together, length, prefix, how, key)
 
     def _window(
-        self, prompts: list[Prompt], places: int, length: int, prefix: Segment | None, how: Sampling, key: jax.Array
+        self,
+        prompts: list[Prompt],
+        places: int,
+        together: int,
+        length: int,
+        prefix: Segment | None,
+        how: Sampling,
+        key: jax.Array,
     ) -> Iterator[list[Completion]]:
         """Completions of prompts of at most `length` tokens behind the prefix. At any time `places` of them are at
         work; where `together` places have fallen free, as many prompts come in."""
         draw = sampler.Draw(np.float32(how.temperature), np.float32(how.top_p))
         stop_ids = tuple(self.chat.stop_ids)
-        together = windows.together(places, self.mesh)
         waiting = deque(prompts[i : i + together] for i in range(0, len(prompts), together))
         ahead = partial(self._ahead, waiting, together, length, prefix, how, key)
         with jax.set_mesh(self.mesh):

@@ -8,6 +8,7 @@ from selfreward_jax.parallel.sharding import round_up, row_multiple
 
 DEPTH = 4  # a window of prompts fills the places this often at least
 REFILLS = 8  # the places are filled in so many parts: so much of them is empty at most before a part comes in
+AT_ONCE = 8192  # tokens of prompts that a device reads at once, if one prompt is not longer
 SHARED = 32  # tokens that prompts must begin with together to be read apart
 
 
@@ -42,9 +43,12 @@ def places_of(requests: int, rows: int, samples: int, mesh: Mesh) -> int:
     return min(most, multiple << max(0, -(-requests // multiple) - 1).bit_length())
 
 
-def together(places: int, mesh: Mesh) -> int:
-    """Prompts that are read at once and come into as many places when these are free."""
-    return round_up(max(1, places // REFILLS), row_multiple(mesh))
+def together(requests: int, places: int, length: int, mesh: Mesh) -> int:
+    """Prompts of `length` tokens that are read at once, and come into as many places when these are free: all of them,
+    if there is a place for each request."""
+    multiple = row_multiple(mesh)
+    wanted = places if requests <= places else places // REFILLS
+    return round_up(max(1, min(wanted, AT_ONCE // length * multiple)), multiple)
 
 
 def bucket(tokens: int) -> int:

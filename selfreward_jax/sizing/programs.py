@@ -32,6 +32,7 @@ class Program(NamedTuple):
     beside: int = 0
 
 
+MANY = 1 << 30  # requests: more than there are places
 NAMES = ("sft", "dpo", "merge", "reshard", "prefill", "decode")
 
 
@@ -192,7 +193,7 @@ def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
     if c.compare.form == "pairwise":
         draws.append((1, c.compare.max_new))
     return [
-        Drawn(places_of(1 << 30, c.generate.rows, samples, mesh), bucket(c.model.max_length - new), samples, new)
+        Drawn(places_of(MANY, c.generate.rows, samples, mesh), bucket(c.model.max_length - new), samples, new)
         for samples, new in draws
     ]
 
@@ -230,7 +231,7 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     held, stages = held | {"params": on_device(params)}, drawn(cfg, mesh)
     P, S, G, W = max(stages, key=lambda d: d.cached)
     if "prefill" in wanted:
-        R, T = max(((together(d.places, mesh), d.length) for d in stages), key=math.prod)
+        R, T = max(((together(MANY, d.places, d.length, mesh), d.length) for d in stages), key=math.prod)
         with jax.set_mesh(mesh):
             slots = _laid_out(jax.eval_shape(lambda: sampler.empty(model, P, G, S, W)), mesh)
             lowered = sampler.prefill.lower(model, params, row(R, T), row(R))
