@@ -147,7 +147,7 @@ def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
     params = random_params(SUBSET)
     model, settings = Llama(SUBSET), dpo_settings(replay=0.0)
     reference = dpo.reference_logprobs(model, params, PAIRS, 4, make_mesh())
-    batch = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh())[1](0)
+    batch = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh(), SUBSET)[1](0)
     _, metrics = stepped(SUBSET, *parts(SUBSET, params), dpo.loss_fn(model, settings), batch)
     assert float(metrics["dpo"]) == pytest.approx(math.log(2), abs=1e-5)
     assert float(metrics["grad_norm"]) > 1e-2

@@ -78,14 +78,14 @@ def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_p
 
 def test_the_reference_of_pairs_is_that_of_each_side(random_params):
     params = random_params(CFG)
-    assert dpo.layout_of(PAIRS).most
+    assert dpo.layout_of(PAIRS, CFG).most
     found = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 3, make_mesh())
     np.testing.assert_allclose(found, by_side(Llama(CFG), params, PAIRS), rtol=1e-5, atol=1e-5)
 
 
 def test_one_side_learns_nothing_of_the_other(random_params):
     params, model = random_params(CFG), Llama(CFG)
-    layout = dpo.layout_of(PAIRS)
+    layout = dpo.layout_of(PAIRS, CFG)
     arrays = dpo.pair_arrays(PAIRS, layout)
     other = arrays | {"rejected_tokens": (arrays["rejected_tokens"] + 5) % 29}
     first, second = (dpo.pair_logprobs(model, params, of) for of in (arrays, other))
@@ -95,13 +95,15 @@ def test_one_side_learns_nothing_of_the_other(random_params):
 
 def test_the_layout_with_the_fewest_slots_is_taken():
     # All read once: 112 + 2 * 16 = 144 slots, where whole sides take 2 * 128.
-    assert dpo.layout_of(drawn((112, 16, 10), (100, 12, 16))) == dpo.Layout(112, 112, 16)
+    assert dpo.layout_of(drawn((112, 16, 10), (100, 12, 16)), CFG) == dpo.Layout(112, 112, 16)
     # Read whole: long prompts have short answers and the other way round, 112 + 2 * 112 > 2 * 128.
-    assert dpo.layout_of(drawn((112, 16, 16), (16, 112, 112))) == dpo.Layout(0, 0, 128)
+    assert dpo.layout_of(drawn((112, 16, 16), (16, 112, 112)), CFG) == dpo.Layout(0, 0, 128)
     # Two prompts of 64 and one of 128 with answers of 8: nothing is gained by reading 128 once.
-    assert dpo.layout_of(drawn((64, 64, 64), (120, 8, 8))) == dpo.Layout(64, 64, 64)
+    assert dpo.layout_of(drawn((64, 64, 64), (120, 8, 8)), CFG) == dpo.Layout(64, 64, 64)
     # Nothing shared.
-    assert dpo.layout_of([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))]).most == 0
+    assert dpo.layout_of([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).most == 0
+    # A flash kernel would have to be given up for it.
+    assert dpo.layout_of(drawn((112, 16, 10)), replace(CFG, attention="splash")).most == 0
 
 
 def test_what_is_to_be_learnt_is_never_read_once():
@@ -114,7 +116,7 @@ def test_what_is_to_be_learnt_is_never_read_once():
 @given(st.lists(st.tuples(*[st.integers(1, 200)] * 3), min_size=1, max_size=6))
 def test_every_token_has_its_slot(lengths):
     pairs = drawn(*lengths)
-    layout = dpo.layout_of(pairs)
+    layout = dpo.layout_of(pairs, CFG)
     assert layout.tokens <= 2 * -(-max(p + max(c, r) for p, c, r in lengths) // 16) * 16
     arrays = dpo.pair_arrays(pairs, layout)
     for row, two in enumerate(pairs):

@@ -276,7 +276,7 @@ def trained(loss, mesh, accumulate=1, **options):
         pairs = PAIRS_OF[loss]
         settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch=8)
         reference = np.random.default_rng(0).normal(-30, 3, (len(pairs), 2)).astype(np.float32)
-        batch = dpo.batches_of(pairs, reference, TEXTS, settings, 3, mesh)[1](0)
+        batch = dpo.batches_of(pairs, reference, TEXTS, settings, 3, mesh, cfg)[1](0)
         loss_fn = dpo.loss_fn(model, settings)
     else:
         settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=accumulate)
@@ -324,7 +324,7 @@ def preference_training_is_the_same_on_eight_devices():
 
 @check
 def reference_logprobs_are_the_same_on_eight_devices():
-    assert dpo.layout_of(PAIRS_OF["dpo of shared prompts"]).most
+    assert dpo.layout_of(PAIRS_OF["dpo of shared prompts"], TINY).most
     for pairs in PAIRS_OF.values():
         found, expected = (
             dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), pairs, 4, mesh)

@@ -87,7 +87,7 @@ def dpo_step(random_params):
 
     def run(reference, accumulate, step):
         settings = dpo_settings(accumulate=accumulate)
-        batch = dpo.batches_of(PAIRS, reference, TEXTS, settings, 3, make_mesh())[1](step)
+        batch = dpo.batches_of(PAIRS, reference, TEXTS, settings, 3, make_mesh(), CFG)[1](step)
         return batch, *update(start(CFG, params, optimizer)[0], batch, jax.random.key(0))
 
     return params, run
@@ -122,7 +122,7 @@ def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_ste
 def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
     reference = np.stack([np.arange(9.0), -np.arange(9.0)], axis=1).astype(np.float32)
     settings = dpo_settings(replay=0.0, batch=3, epochs=2)
-    steps, batch_at = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh())
+    steps, batch_at = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh(), CFG)
     assert steps == 6
     seen = []
     for step in range(steps):
@@ -134,7 +134,7 @@ def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
                 assert arrays[f"{side}_target"][0, row].sum() == sum(e.target)
     assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
     # Nine pairs do not fill batches of four: the last one is completed, never short.
-    steps, batch_at = dpo.batches_of(PAIRS, reference, [], dpo_settings(replay=0.0, batch=4), 3, make_mesh())
+    steps, batch_at = dpo.batches_of(PAIRS, reference, [], dpo_settings(replay=0.0, batch=4), 3, make_mesh(), CFG)
     assert steps == 3
     assert batch_at(2)["arrays"]["reference"].shape == (1, 4, 2)
 

@@ -23,7 +23,7 @@ class Segment(NamedTuple):
     mask: jax.Array
 
 
-SCORES_AT_ONCE = 1 << 28  # float32, on a device; longer texts look at the segments a part after the other
+SCORES_AT_ONCE = 1 << 26  # float32, on a device; longer texts look at the segments a part after the other
 
 
 def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:

@@ -53,9 +53,12 @@ def preferences(run: Run, t: int) -> None:
     reference = _reference(run, name, previous, pairs)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
-    steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh)
     model = Llama(run.llama(settings.dropout, adapters=True))
-    tokens = settings.batch * dpo.layout_of(pairs).tokens + bool(replay) * settings.replay_batch * settings.replay_width
+    steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh, model.cfg)
+    tokens = (
+        settings.batch * dpo.layout_of(pairs, model.cfg).tokens
+        + bool(replay) * settings.replay_batch * settings.replay_width
+    )
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
     start = partial(run.trained, previous)

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, Params
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.llm.self_attention import FLASH
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import by_row, replicated, round_up
 from selfreward_jax.train import batches, losses, preference
@@ -46,8 +47,9 @@ class Layout(NamedTuple):
         return self.prompt + 2 * self.rest
 
 
-def layout_of(pairs: Sequence[Pair]) -> Layout:
-    """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth."""
+def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig) -> Layout:
+    """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth, or if the model's
+    attention is a flash kernel, which would have to be given up for it."""
     shared = np.array([_shared(pair) for pair in pairs])
     length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
 
@@ -57,7 +59,8 @@ def layout_of(pairs: Sequence[Pair]) -> Layout:
 
     whole = layout(0)
     best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
-    return best if best.tokens < 0.9 * whole.tokens and shared.min() > 0 else whole
+    saves = best.tokens < 0.9 * whole.tokens and shared.min() > 0
+    return best if saves and cfg.attention not in FLASH else whole
 
 
 def _shared(pair: Pair) -> int:
@@ -99,7 +102,7 @@ def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.
 
 def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
-    layout = layout_of(pairs)
+    layout = layout_of(pairs, model.cfg)
     logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
     out = np.zeros((round_up(len(pairs), batch), 2), np.float32)
     for start in range(0, len(pairs), batch):
@@ -157,6 +160,7 @@ def batches_of(
     settings: Any,
     seed: int,
     mesh: Mesh,
+    cfg: LlamaConfig,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """How many steps `settings.epochs` over the pairs take, and the batch of each step.
 
@@ -165,7 +169,7 @@ def batches_of(
     order = batches.order(len(pairs), seed, settings.epochs)
     steps = max(1, -(-len(order) // settings.batch))
     order = np.resize(order, steps * settings.batch)
-    layout = layout_of(pairs)
+    layout = layout_of(pairs, cfg)
     rows: list[list[int]] = []
     if settings.replay and replay:
         lengths = [len(e.ids) for e in replay]
