@@ -10,6 +10,7 @@ SHAPES = {
     "6.5m": (4096, 256, 6, 8, 4, 32, 688),
     "135m": (49152, 576, 30, 9, 3, 64, 1536),  # SmolLM2-135M's
 }
+TIED = ("tiny", "135m")  # whose output matrix is the embedding
 FIRST = 3  # ids below are controls
 
 

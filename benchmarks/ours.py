@@ -40,7 +40,7 @@ class Ids:
 
 def model(shape: str, dtype: str) -> tuple[LlamaConfig, Params]:
     """Random weights of a shape, float32."""
-    cfg = LlamaConfig(*cases.SHAPES[shape], dtype=dtype)
+    cfg = LlamaConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
     return cfg, jax.jit(lambda key: initialise(key, weights(cfg), jnp.float32))(jax.random.key(0))
 
 

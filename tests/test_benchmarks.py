@@ -1,0 +1,63 @@
+"""What the comparisons count by hand, and that both sides are given the same."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import cases, sampling
+
+STUB = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from benchmarks.side_by_side import serve
+serve({"add": lambda case: lambda: {"sum": case["a"] + case["b"]}}, {"stub": "1"})
+"""
+
+
+def test_prompts_and_pairs_are_the_same_for_whoever_asks():
+    assert cases.prompts("tiny", 3, 8, 5) == cases.prompts("tiny", 3, 8, 5)
+    ids = cases.prompts("tiny", 3, 8, 5)
+    assert len({tuple(x[:5]) for x in ids}) == 1
+    assert len({tuple(x) for x in ids}) == 3
+    (pair,) = cases.pairs("tiny", 1, 4, 6)
+    assert {name: len(x) for name, x in pair.items()} == {"prompt": 4, "chosen": 6, "rejected": 6}
+    assert pair["chosen"] != pair["rejected"]
+
+
+def test_bytes_and_flops_of_a_step_are_counted_by_hand(monkeypatch):
+    monkeypatch.setitem(cases.SHAPES, "two", (10, 4, 2, 2, 1, 2, 8))
+    # A layer: wq and wo 4 x 4 each, wk and wv 4 x 2 each, three of 4 x 8; the head 4 x 10.
+    matrices = 2 * (2 * 16 + 2 * 8 + 3 * 32) + 40
+    size, flops = sampling.needed("two", 3, "float32")
+    tokens = 128 + 64
+    assert size == 4 * (matrices + 3 * tokens * 2 * 2 * 2)  # keys and values, 2 layers, 1 head of 2
+    assert flops == 2 * 3 * (matrices + tokens * 2 * 2 * 4)  # two products, 2 layers, 2 heads of 2
+    assert sampling.needed("two", 3, "bfloat16")[0] == size / 2
+
+
+def test_a_worker_answers_one_line_for_each():
+    reading, writing = os.pipe()
+    asked = [{"task": "add", "case": {"a": 2, "b": 3}}, {"run": True}]
+    done = subprocess.run(
+        [sys.executable, "-c", STUB, str(ROOT)],
+        input="".join(json.dumps(x) + "\n" for x in asked),
+        env=os.environ | {"REPLIES": str(writing)},
+        pass_fds=[writing],
+        text=True,
+        capture_output=True,
+    )
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    with os.fdopen(reading) as replies:
+        assert [json.loads(line) for line in replies] == [{"stub": "1"}, {"sum": 5}, {"sum": 5}]
+
+
+@pytest.mark.parametrize("shape", cases.SHAPES)
+def test_shapes_are_those_of_their_names(shape):
+    V, D, L, N, K, H, F = cases.SHAPES[shape]
+    count = V * D * (1 if shape in cases.TIED else 2) + L * (D * H * (2 * N + 2 * K) + 3 * D * F + 2 * D) + D
+    assert count == {"tiny": 392_352, "6.5m": 6_450_432, "135m": 134_515_008}[shape]
