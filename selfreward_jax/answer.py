@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 
-from selfreward_jax import command, formats, storage
+from selfreward_jax import command, compiled, formats, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.formats import Asked
 from selfreward_jax.generate.engine import Engine, Request, Sampling
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     """Generates. Returns the exit code: 0, or 2 after one line that says what to mend."""
     try:
         options = _options(argv)
+        compiled.keep(options.compile_cache)
         if options.interactive:
             converse(open_model(options.model, options.name), options)
         else:
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = command.parser("generate", __doc__)
+    parser = command.parser("generate", __doc__, compiles=True)
     parser.add_argument("--model", required=True, help="a Hugging Face folder, or a working directory")
     parser.add_argument("--name", default="", help="which model of a working directory, such as m1; else the last")
     parser.add_argument("--prompts", help="JSON lines, or a JSON list, with a prompt each")

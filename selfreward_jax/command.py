@@ -12,9 +12,8 @@ from selfreward_jax import compiled, config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://BUCKET/FOLDER.")
-_COMPILE_CACHE = flags.DEFINE_string(
-    "compile_cache", compiled.default_directory(), "Folder of compiled programs, kept from run to run; empty: none."
-)
+_KEPT = "Folder of compiled programs, kept from run to run; empty: none."
+_COMPILE_CACHE = flags.DEFINE_string("compile_cache", compiled.default_directory(), _KEPT)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which the environment knows.")
 _OF_SEVERAL = {
     "coordinator_address": flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
@@ -112,12 +111,16 @@ def _fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser for the programs that take options and no configuration; what it cannot read becomes a ConfigError."""
+def parser(program: str, description: str, compiles: bool = False) -> argparse.ArgumentParser:
+    """A parser for the programs that take options and no configuration; what it cannot read becomes a ConfigError.
+    One that `compiles` has the option for it."""
     found = argparse.ArgumentParser(
         f"selfreward_jax.{program}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.error = refuse
+    if compiles:
+        default = compiled.default_directory()
+        found.add_argument("--compile_cache", default=default, help=_KEPT)
     return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import checks, command, loop, stages, storage
+from selfreward_jax import checks, command, compiled, loop, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     """Evaluates. Returns the exit code: 0, or 2 after one line that says what to mend."""
     try:
         options = _options(argv)
+        compiled.keep(options.compile_cache)
         run = Run.reopen(options.workdir)
         for field in ADJUSTABLE:
             if (given := getattr(options, field)) is not None:
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = command.parser("evaluate", __doc__)
+    parser = command.parser("evaluate", __doc__, compiles=True)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     parser.add_argument("--models", default="", help="which models, such as m1,m2; else all that are trained")
     parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")
