@@ -6,7 +6,7 @@ from typing import Any
 
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import sign
-from selfreward_jax.generate.engine import Engine, Request, Sampling
+from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.method.compare import Game, both_orders, by_prompt, games, settle
 from selfreward_jax.method.verdicts import parse_preference
 from selfreward_jax.report.progress import say
@@ -96,17 +96,17 @@ def _verdicts(
 ) -> Iterator[list[Row]]:
     """Rows {id, verdict, read, texts, tokens} in batches; `texts` and what was `read` of them with our answer first and
     second. The likeliest words are taken: a verdict is no place for chance."""
-    how, done = Sampling(1, 0.0, 1.0, max_new), set(done)
-    step = max(1, engine.rows // 2)
-    for start in range(0, len(played), step):
-        batch = played[start : start + step]
-        if all(g.id in done for g in batch):
-            continue
-        asked = [Request(f"{g.id}/{i}", text) for g in batch for i, text in enumerate(both_orders(template, g))]
-        said = engine.generate(asked, how, key)
-        rows = []
-        for game, first, second in zip(batch, said[::2], said[1::2], strict=True):
-            read = [parse_preference(c.text) if c.finished else None for c in (first, second)]
-            said_of = {"read": read, "texts": [first.text, second.text], "tokens": len(first.ids) + len(second.ids)}
-            rows.append({"id": game.id, "verdict": settle(*read), **said_of})
-        yield rows
+    asked = [Request(f"{g.id}/{i}", text) for g in played for i, text in enumerate(both_orders(template, g))]
+    answered = {f"{i}/{order}" for i in done for order in (0, 1)}
+    said: dict[str, Completion] = {}
+    for batch in engine.stream(asked, Sampling(1, 0.0, 1.0, max_new), key, answered):
+        said |= {c.id: c for c in batch}
+        whole = dict.fromkeys(c.id.rpartition("/")[0] for c in batch)
+        rows = [(i, said[f"{i}/0"], said[f"{i}/1"]) for i in whole if {f"{i}/0", f"{i}/1"} <= said.keys()]
+        yield [_verdict(*row) for row in rows]
+
+
+def _verdict(name: str, first: Completion, second: Completion) -> Row:
+    read = [parse_preference(c.text) if c.finished else None for c in (first, second)]
+    said = {"read": read, "texts": [first.text, second.text], "tokens": len(first.ids) + len(second.ids)}
+    return {"id": name, "verdict": settle(*read), **said}
