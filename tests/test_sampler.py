@@ -228,6 +228,15 @@ def test_temperature_zero_is_the_argmax_whatever_the_rest():
     np.testing.assert_array_equal(shares(LOGITS[::-1].copy(), 0.0, 0.3), [0, 0, 0, 0, 0, 0, 1])
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_end_it_all_the_same(broken):
+    logits = np.tile(LOGITS, (2, 1))
+    logits[0, 2] = broken
+    drawn = sample_token(logits, jax.random.split(jax.random.key(3), 2), np.float32(0.7), np.float32(0.9))
+    assert 0 <= int(drawn[0]) < 7
+    assert int(drawn[1]) < 3  # the row beside it is drawn as ever
+
+
 def test_tokens_equally_likely_to_the_last_kept_one_are_kept():
     assert_shares(shares([0, 1, 1, 1], 1.0, 0.4), [0, 1 / 3, 1 / 3, 1 / 3])
 
