@@ -23,9 +23,23 @@ TURNS = flags.DEFINE_integer("turns", 5, "Runs of each side, in turn.")
 SHAPES = flags.DEFINE_list("shapes", ["6.5m"], "Models, of benchmarks/cases.py.")
 
 
-def serve(tasks: dict[str, Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]], versions: dict[str, str]) -> None:
-    """Answers what is asked on standard input until it ends, on the file number that stands in REPLIES."""
-    run: Callable[[], dict[str, Any]] = dict
+Run = Callable[[], dict[str, Any]]
+
+
+def serve(tasks: dict[str, Callable[[dict[str, Any]], Run]], versions: dict[str, str]) -> None:
+    """Answers what is asked on standard input until it ends, on the file number that stands in REPLIES. Beside its
+    tasks a worker knows `several`: the `parts` of a case, each with its task, one after the other."""
+
+    def several(case: dict[str, Any]) -> Run:
+        runs = [tasks[part["task"]](part) for part in case["parts"]]
+
+        def run() -> dict[str, Any]:
+            seconds = [run()["seconds"] * part.get("times", 1) for run, part in zip(runs, case["parts"], strict=True)]
+            return {"seconds": sum(seconds), "parts": seconds}
+
+        return run
+
+    tasks, run = tasks | {"several": several}, dict
     with os.fdopen(int(os.environ["REPLIES"]), "w", buffering=1) as replies:
         replies.write(json.dumps(versions) + "\n")
         for line in sys.stdin:
@@ -93,18 +107,27 @@ def compare(
     Returns:
       Of each side the setting, the median seconds and the interquartile range; and how many times faster ours is.
     """
-    best = []
-    for worker, tried in zip((ours, theirs), settings, strict=True):
-        times = []
-        for setting in tried:
-            worker.ask(task=task, case=case | setting)
-            times.append(worker.ask(run=True)["seconds"])
-        best.append(tried[times.index(min(times))])
+    best = [fastest(worker, task, case, tried) for worker, tried in zip((ours, theirs), settings, strict=True)]
     for worker, setting in zip((ours, theirs), best, strict=True):
         worker.ask(task=task, case=case | setting)
-    took = [[worker.ask(run=True)["seconds"] for worker in (ours, theirs)] for _ in range(TURNS.value)]
     row = {"task": task, **{k: v for k, v in case.items() if k != "folder"}}
-    for name, setting, times in zip(("ours", "theirs"), best, zip(*took, strict=True), strict=True):
+    return row | in_turn(ours, theirs, best)
+
+
+def fastest(worker: Worker, task: str, case: dict[str, Any], tried: list[dict]) -> dict[str, Any]:
+    """The setting in which a side is fastest, each run once after a run that warms up."""
+    times = []
+    for setting in tried:
+        worker.ask(task=task, case=case | setting)
+        times.append(worker.ask(run=True)["seconds"])
+    return tried[times.index(min(times))]
+
+
+def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any]:
+    """Runs what both have prepared in turn. Of each side its settings, median seconds and quartiles; and the ratio."""
+    took = [[worker.ask(run=True)["seconds"] for worker in (ours, theirs)] for _ in range(TURNS.value)]
+    row: dict[str, Any] = {}
+    for name, setting, times in zip(("ours", "theirs"), settings, zip(*took, strict=True), strict=True):
         low, median, high = statistics.quantiles(times, n=4)
         row[name] = {**setting, "seconds": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
     row["ratio"] = round(statistics.median(b / a for a, b in took), 2)

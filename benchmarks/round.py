@@ -1,0 +1,59 @@
+"""How long does a whole round take, beside transformers and TRL?
+
+    python -m benchmarks.round [--shapes=6.5m,135m] [--peer_python=PYTHON]
+
+32 prompts of 128 ids, 4 answers of 128 tokens each; 3 votes of 64 tokens on each answer behind a rubric of 256 ids and
+256 more; DPO on 32 pairs of 128 + 128 ids in steps of 8, the reference read once for each pair. Every part in the
+setting in which a side is fastest, all parts one after the other in each run. What lies between them (text, files,
+pairs) is not in it. Prints a JSON line for each model, with the settings and the median of each part.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from absl import app
+
+from benchmarks.side_by_side import SHAPES, TURNS, Worker, fastest, in_turn, workers
+
+PARTS: list[dict[str, Any]] = [
+    {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128},
+    {"task": "generate", "prompts": 128, "samples": 3, "length": 512, "shared": 256, "new": 64},
+    {"task": "dpo_step", "pairs": 8, "prompt": 128, "response": 128, "steps": 2, "reference": True, "times": 4},
+]
+DTYPES = ("float32", "bfloat16")
+OURS = {"generate": [{"dtype": d, "rows": 128} for d in DTYPES], "dpo_step": [{"dtype": d} for d in DTYPES]}
+THEIRS = {
+    "generate": [{"dtype": d, "batch": batch} for d in DTYPES for batch in (8, 32)],
+    "dpo_step": [
+        {"dtype": "float32", "autocast": False},
+        {"dtype": "float32", "autocast": True},
+        {"dtype": "bfloat16", "autocast": False},
+    ],
+}
+
+
+def prepared(worker: Worker, case: dict[str, Any], settings: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    """The setting of each part; the worker is left with the whole round."""
+    best = [fastest(worker, part["task"], case | part, settings[part["task"]]) for part in PARTS]
+    worker.ask(task="several", case={"parts": [case | part | b for part, b in zip(PARTS, best, strict=True)]})
+    return best
+
+
+def main(_: list[str]) -> None:
+    """Measures, prints."""
+    with workers() as (ours, theirs, folder):
+        for shape in SHAPES.value:
+            case = {"shape": shape, "folder": str(Path(folder) / shape)}
+            ours.ask(task="save", case=case)
+            best = [prepared(worker, case, tried) for worker, tried in ((ours, OURS), (theirs, THEIRS))]
+            row = in_turn(ours, theirs, [{"parts": b} for b in best])
+            for name, worker in (("ours", ours), ("theirs", theirs)):
+                parts = [worker.ask(run=True)["parts"] for _ in range(min(3, TURNS.value))]
+                row[name]["seconds_of_parts"] = [round(statistics.median(p), 3) for p in zip(*parts, strict=True)]
+            print(json.dumps({"task": "round", "shape": shape, **row}), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
