@@ -157,9 +157,9 @@ def test_bad_input_ends_all_with_its_own_line(tmp_path):
 
 
 def assert_the_same_but_for_single_samples(found, alone):
-    """Shared products add up in another order, and 200 steps of Adam make 2e-5 in a weight of the last bit: of four
-    thousand tokens drawn, one or two can fall on the other side. What is not drawn is the same to the byte; nine rows
-    of ten are, ids and order in all."""
+    """Products shared by devices add up in another order, and 200 steps of Adam make 2e-5 in a weight of the last bit:
+    of four thousand tokens drawn, one or two can fall on the other side. What is not drawn is the same to the byte;
+    nine rows of ten are, ids and order in all."""
     lines = [(name, *(of[name].splitlines() for of in (found, alone))) for name in alone if name.suffix == ".jsonl"]
     assert all(a == b for name, a, b in lines if name.parts[0] == "seed")
     drawn = [(a, b) for name, a, b in lines if name.parts[-1] in DRAWN for a, b in zip(a, b, strict=True)]
@@ -198,7 +198,7 @@ def test_eight_devices_end_with_the_rows_of_one(alone, tmp_path):
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = row_files(tmp_path / "run")
-    assert [name for name in alone if found[name] != alone[name]] == []
+    assert_the_same_but_for_single_samples(found, alone)
 
 
 @pytest.mark.slow
