@@ -156,21 +156,6 @@ def test_bad_input_ends_all_with_its_own_line(tmp_path):
 # --- the whole loop: minutes ---------------------------------------------------------------------------------------
 
 
-def assert_the_same_but_for_single_samples(found, alone):
-    """Products shared by devices add up in another order, and 200 steps of Adam make 2e-5 in a weight of the last bit:
-    of four thousand tokens drawn, one or two can fall on the other side. What is not drawn is the same to the byte;
-    nine rows of ten are, ids and order in all."""
-    lines = [(name, *(of[name].splitlines() for of in (found, alone))) for name in alone if name.suffix == ".jsonl"]
-    assert all(a == b for name, a, b in lines if name.parts[0] == "seed")
-    drawn = [(a, b) for name, a, b in lines if name.parts[-1] in DRAWN for a, b in zip(a, b, strict=True)]
-    assert len(drawn) > 80
-    assert [json.loads(a)["id"] for a, _ in drawn] == [json.loads(b)["id"] for _, b in drawn]
-    assert sum(a == b for a, b in drawn) >= 0.9 * len(drawn)
-
-
-DRAWN = ("prompts.jsonl", "candidates.jsonl", "judgements.jsonl", "eval_answers.jsonl", "eval_judgements.jsonl")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "options"), [(2, ["fsdp=2"]), (4, ["fsdp=2", "tensor=2", "sample_tensor=1"])])
 def test_several_processes_end_with_the_rows_of_one(count, options, alone, tmp_path):
@@ -179,10 +164,7 @@ def test_several_processes_end_with_the_rows_of_one(count, options, alone, tmp_p
         assert code == 0, said[-3000:]
     found = row_files(tmp_path / "run")
     assert found.keys() == alone.keys()
-    if "tensor=2" in options:
-        assert_the_same_but_for_single_samples(found, alone)
-    else:
-        assert [name for name in alone if found[name] != alone[name]] == []
+    assert [name for name in alone if found[name] != alone[name]] == []
     for name in found:
         if name.suffix == ".jsonl":
             ids = [json.loads(line)["id"] for line in found[name].splitlines()]
@@ -198,7 +180,7 @@ def test_eight_devices_end_with_the_rows_of_one(alone, tmp_path):
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = row_files(tmp_path / "run")
-    assert_the_same_but_for_single_samples(found, alone)
+    assert [name for name in alone if found[name] != alone[name]] == []
 
 
 @pytest.mark.slow
