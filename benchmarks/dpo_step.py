@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import app
 
+from benchmarks import roofline
 from benchmarks.side_by_side import SHAPES, compare, workers
 
 
@@ -33,7 +34,10 @@ def main(_: list[str]) -> None:
                         {"dtype": "bfloat16", "autocast": False},
                     ],
                 )
-                print(json.dumps(compare(ours, theirs, "dpo_step", case, settings)), flush=True)
+                row = compare(ours, theirs, "dpo_step", case, settings)
+                flops = roofline.training(shape, 8, 128, 16, 128) * (4 / 3 if reference else 1)
+                row |= roofline.beside(ours, row["ours"]["dtype"], [(0.0, flops, 1)], row["ours"]["seconds"])
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

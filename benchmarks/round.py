@@ -4,8 +4,8 @@
 
 32 prompts of 128 ids, 4 answers of 128 tokens each; 3 votes of 64 tokens on each answer behind a rubric of 256 ids and
 256 more; DPO on 32 pairs of 128 + 128 ids in steps of 8, the reference read once for each pair. Every part in the
-setting in which a side is fastest, all parts one after the other in each run. What lies between them (text, files,
-pairs) is not in it. Prints a JSON line for each model, with the settings and the median of each part.
+setting in which a side does a smaller case of it fastest, all parts one after the other in each run. What lies between
+them (text, files, pairs) is not in it. Prints a JSON line a model, with settings and the median of each part.
 """
 
 import json
@@ -17,10 +17,27 @@ from absl import app
 
 from benchmarks.side_by_side import SHAPES, TURNS, Worker, fastest, in_turn, workers
 
-PARTS: list[dict[str, Any]] = [
-    {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128},
-    {"task": "generate", "prompts": 128, "samples": 3, "length": 512, "shared": 256, "new": 64},
-    {"task": "dpo_step", "pairs": 8, "prompt": 128, "response": 128, "steps": 2, "reference": True, "times": 4},
+PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are tried
+    {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128, "trial": {"new": 32}},
+    {
+        "task": "generate",
+        "prompts": 128,
+        "samples": 3,
+        "length": 512,
+        "shared": 256,
+        "new": 64,
+        "trial": {"prompts": 32, "new": 16},
+    },
+    {
+        "task": "dpo_step",
+        "pairs": 8,
+        "prompt": 128,
+        "response": 128,
+        "steps": 2,
+        "reference": True,
+        "times": 4,
+        "trial": {},
+    },
 ]
 DTYPES = ("float32", "bfloat16")
 OURS = {"generate": [{"dtype": d, "rows": 128} for d in DTYPES], "dpo_step": [{"dtype": d} for d in DTYPES]}
@@ -36,7 +53,7 @@ THEIRS = {
 
 def prepared(worker: Worker, case: dict[str, Any], settings: dict[str, list[dict]]) -> list[dict[str, Any]]:
     """The setting of each part; the worker is left with the whole round."""
-    best = [fastest(worker, part["task"], case | part, settings[part["task"]]) for part in PARTS]
+    best = [fastest(worker, part["task"], case | part | part["trial"], settings[part["task"]]) for part in PARTS]
     worker.ask(task="several", case={"parts": [case | part | b for part, b in zip(PARTS, best, strict=True)]})
     return best
 

@@ -100,14 +100,25 @@ def workers() -> Iterator[tuple[Worker, Worker, str]]:
 
 
 def compare(
-    ours: Worker, theirs: Worker, task: str, case: dict[str, Any], settings: tuple[list[dict], list[dict]]
+    ours: Worker,
+    theirs: Worker,
+    task: str,
+    case: dict[str, Any],
+    settings: tuple[list[dict], list[dict]],
+    trial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Both sides at their best setting, run in turn. The settings of each are tried once, and the fastest is kept.
+    """Both sides at their best setting, run in turn.
+
+    Args:
+      ours, theirs, task, case: who, and what of them.
+      settings: what each side tries; the fastest is kept.
+      trial: what is smaller in a case in which a setting is only tried.
 
     Returns:
       Of each side the setting, the median seconds and the interquartile range; and how many times faster ours is.
     """
-    best = [fastest(worker, task, case, tried) for worker, tried in zip((ours, theirs), settings, strict=True)]
+    tried = zip((ours, theirs), settings, strict=True)
+    best = [fastest(worker, task, case | (trial or {}), of_side) for worker, of_side in tried]
     for worker, setting in zip((ours, theirs), best, strict=True):
         worker.ask(task=task, case=case | setting)
     row = {"task": task, **{k: v for k, v in case.items() if k != "folder"}}

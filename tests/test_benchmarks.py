@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from benchmarks import cases, sampling
+from benchmarks import cases, roofline
 
 STUB = """
 import json, os, sys
@@ -28,15 +28,20 @@ def test_prompts_and_pairs_are_the_same_for_whoever_asks():
     assert pair["chosen"] != pair["rejected"]
 
 
-def test_bytes_and_flops_of_a_step_are_counted_by_hand(monkeypatch):
+def test_bytes_and_flops_are_counted_by_hand(monkeypatch):
     monkeypatch.setitem(cases.SHAPES, "two", (10, 4, 2, 2, 1, 2, 8))
     # A layer: wq and wo 4 x 4 each, wk and wv 4 x 2 each, three of 4 x 8; the head 4 x 10.
-    matrices = 2 * (2 * 16 + 2 * 8 + 3 * 32) + 40
-    size, flops = sampling.needed("two", 3, "float32")
-    tokens = 128 + 64
-    assert size == 4 * (matrices + 3 * tokens * 2 * 2 * 2)  # keys and values, 2 layers, 1 head of 2
-    assert flops == 2 * 3 * (matrices + tokens * 2 * 2 * 4)  # two products, 2 layers, 2 heads of 2
-    assert sampling.needed("two", 3, "bfloat16")[0] == size / 2
+    layers, head = 2 * (2 * 16 + 2 * 8 + 3 * 32), 40
+    assert roofline.matrices("two") == (layers, head)
+    size, flops = roofline.drawing("two", 3, kept=30, looked_at=10, dtype="float32")
+    assert size == 4 * (layers + head + 30 * 2 * 2 * 2)  # keys and values, 2 layers, 1 head of 2
+    assert flops == 2 * 3 * (layers + head + 10 * 2 * 2 * 4)  # two products, 2 layers, 2 heads of 2
+    assert roofline.drawing("two", 3, 30, 10, "bfloat16")[0] == size / 2
+    # Two tokens after one: 2 + 3 are looked at.
+    read = 2 * 2 * layers + 2 * 5 * 2 * 2 * 4
+    assert roofline.reading("two", 1, 2, before=1) == read
+    first = 2 * layers + 2 * 2 * 2 * 4  # one token, which looks at itself
+    assert roofline.training("two", 1, 1, 2, 2) == 3 * (first + 2 * read + 2 * head * 4)
 
 
 def test_a_worker_answers_one_line_for_each():
