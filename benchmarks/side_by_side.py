@@ -6,6 +6,7 @@ waits for its input, so that neither takes anything from the other.
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,8 @@ Run = Callable[[], dict[str, Any]]
 
 def serve(tasks: dict[str, Callable[[dict[str, Any]], Run]], versions: dict[str, str]) -> None:
     """Answers what is asked on standard input until it ends, on the file number that stands in REPLIES. Beside its
-    tasks a worker knows `several`: the `parts` of a case, each with its task, one after the other."""
+    tasks a worker knows `several`: the `parts` of a case, each with its task, one after the other; and `peak`: the most
+    memory that the process has held, in bytes."""
 
     def several(case: dict[str, Any]) -> Run:
         runs = [tasks[part["task"]](part) for part in case["parts"]]
@@ -39,7 +41,10 @@ def serve(tasks: dict[str, Callable[[dict[str, Any]], Run]], versions: dict[str,
 
         return run
 
-    tasks, run = tasks | {"several": several}, dict
+    def peak(_: dict[str, Any]) -> Run:
+        return lambda: {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    tasks, run = tasks | {"several": several, "peak": peak}, dict
     with os.fdopen(int(os.environ["REPLIES"]), "w", buffering=1) as replies:
         replies.write(json.dumps(versions) + "\n")
         for line in sys.stdin:
@@ -92,7 +97,7 @@ def workers() -> Iterator[tuple[Worker, Worker, str]]:
     """Our worker, the peer's, and a folder for models."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        log = stack.enter_context((Path(tempfile.gettempdir()) / "side_by_side.log").open("w"))
+        log = stack.enter_context((Path(tempfile.gettempdir()) / "side_by_side.log").open("a"))
         ours, theirs = Worker(sys.executable, "ours", log), Worker(PEER.value, "theirs", log)
         stack.callback(ours.end)
         stack.callback(theirs.end)
