@@ -46,7 +46,13 @@ def by_side(model, params, pairs):
 
 @pytest.mark.parametrize(
     "option",
-    [{}, {"scan_layers": True, "remat": "full", "qk_norm": True}, {"sliding_window": 4}, {"tie_embeddings": False}],
+    [
+        {},
+        {"scan_layers": True, "remat": "full", "qk_norm": True},
+        {"sliding_window": 4},
+        {"tie_embeddings": False},
+        {"attention": "splash"},
+    ],
 )
 def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_params):
     cfg = replace(CFG, **option)
@@ -105,8 +111,11 @@ def test_the_layout_with_the_fewest_slots_is_taken():
     assert dpo.layout_of(drawn((64, 64, 64), (120, 8, 8)), CFG) == dpo.Layout(64, 64, 64)
     # Nothing shared.
     assert dpo.layout_of([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).most == 0
-    # A flash kernel would have to be given up for it.
-    assert dpo.layout_of(drawn((112, 16, 10)), replace(CFG, attention="splash")).most == 0
+    # With splash too; but a kernel that knows no prompt before its texts, or no window then, is not given up for it.
+    some = drawn((112, 16, 10))
+    assert dpo.layout_of(some, replace(CFG, attention="splash")).most == 112
+    assert dpo.layout_of(some, replace(CFG, attention="splash", sliding_window=8)).most == 0
+    assert dpo.layout_of(some, replace(CFG, attention="cudnn")).most == 0
 
 
 def test_what_is_to_be_learnt_is_never_read_once():

@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
 from selfreward_jax.llm import llama
+from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.llama import Llama, LlamaConfig
-from selfreward_jax.llm.self_attention import choose, self_attention, self_mask
+from selfreward_jax.llm.self_attention import as_kept, attention, choose, self_attention, self_mask
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import by_row, declared_shardings
 
+make_splash_mha = splash.make_splash_mha
 ON_GPU = jax.default_backend() == "gpu"
 
 
@@ -80,6 +83,32 @@ def test_values_and_gradients_equal_those_of_the_reference(how, name):
     qkv, segments = inputs(CASES[name])
     found, expected = (run(h, qkv, segments, CASES[name].window) for h in (how, "reference"))
     assert_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize(("before", "length"), [(40, 70), (128, 150), (300, 20)])
+@pytest.mark.parametrize("how", ["xla", "splash"])
+def test_a_text_goes_on_from_another_as_in_the_reference(how, before, length, monkeypatch):
+    """Two prompts, padded, with two texts after each: values and gradients, also of what the prompts kept."""
+    (_, *kept), _ = inputs(Case(before, 4, 2, 16))
+    (q, k, v), _ = inputs(Case(length, 4, 2, 16))
+    own = [jnp.concatenate([x, x[::-1] + 1]) for x in (q, k, v)]
+    mask = (jnp.arange(before)[None] < jnp.array([before, before // 3])[:, None])[:, None]
+    by = np.random.default_rng(1).normal(size=own[0].shape).astype(np.float32)
+
+    @partial(jax.jit, static_argnames="how")
+    def both(how, own, kept):
+        def loss(own, kept):
+            out = attention(how, *own, None, None, [Segment(*as_kept(*kept), mask)])
+            return jnp.sum(out * by), out
+
+        grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(own, kept)
+        return {"out": out, **{str(i): x for i, x in enumerate(jax.tree.leaves(grads))}}
+
+    expected = both("reference", own, kept)
+    called = []
+    monkeypatch.setattr(splash, "make_splash_mha", lambda *a, **k: called.append(1) or make_splash_mha(*a, **k))
+    assert_close(both(how, own, kept), expected, 2e-5)
+    assert bool(called) == (how == "splash")
 
 
 # Numbers up to 7, of which bfloat16 keeps 8 bits: the last is worth 0.03 there.

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 from selfreward_jax.generate.nucleus import sample_token
 from selfreward_jax.llm.attention import Segment, within
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, apart
 from selfreward_jax.parallel.sharding import ROWS, keep
 
 # Keys and values of all layers, in the form in which `Llama.hidden` returns them.
@@ -212,6 +212,7 @@ def decode(
     of_row = lambda x_P: jnp.repeat(x_P, B // P, axis=0)  # noqa: E731
     before = 0 if prefix is None else prefix.mask.shape[-1]
     length_B, prompt = of_row(slots.lengths_P), slots.prompt
+    layers = None if cfg.scan_layers else apart(cfg, params["layers"])
 
     def step(now: tuple[Cache, Samples, jax.Array]) -> tuple[Cache, Samples, jax.Array]:
         cache, samples, done_B = now
@@ -226,8 +227,12 @@ def decode(
         positions_B1 = (before + length_B + at_B)[:, None]
         past = [*_seen(cfg, prefix, positions_B1), prompt._replace(mask=looked_at), Segment(*cache, own)]
         last_B1 = jnp.take_along_axis(samples.tokens, at_B1, axis=1)
-        hidden, (k, v) = model.apply({"params": params}, last_B1, positions_BT=positions_B1, past=past, method="hidden")
-        cache = held((write(cache[0], k, at_B, axis=-1), write(cache[1], v, at_B, axis=-2)))
+        hidden, (k, v) = model.apply(
+            {"params": params}, last_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden"
+        )
+        # This is `at`. That it waits for what was read from the cache, lets XLA write in place and not to a copy.
+        slot_B = jnp.minimum(at_B, jnp.where(jnp.isinf(hidden[:, 0, 0]), W, W - 1))
+        cache = held((write(cache[0], k, slot_B, axis=-1), write(cache[1], v, slot_B, axis=-2)))
         logits_BV = model.apply({"params": params}, hidden[:, 0], method="unembed")
         token_B, logprob_B = _draw(logits_BV, slots.keys_B2, samples.lengths, how)
         return (

@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import Segment, attend
+from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.rotary import RopeScaling, rotate, turns
-from selfreward_jax.llm.self_attention import self_attention, self_mask
+from selfreward_jax.llm.self_attention import as_kept, attention
 from selfreward_jax.parallel.sharding import ROWS, keep
 
 Params = dict[str, Any]
@@ -191,19 +191,13 @@ def block(
         q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
     q, k = rotate(q, *turn), rotate(k, *turn)
     q, k, v = (keep(heads, ROWS, None, "tensor", None) for heads in (q, k, v))
-    # Keys are kept transposed: decoding reads them along S many times and writes one column at a time.
-    k_BKHT, v_BKTH = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    if past:
-        mask_BTT = self_mask(q.shape[1], segments_BT, cfg.sliding_window)
-        o_BTNH = attend(q, [*past, Segment(k_BKHT, v_BKTH, mask_BTT)])
-    else:
-        o_BTNH = self_attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window)
+    o_BTNH = attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window, past)
     x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
 
     y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
     y = jax.nn.silu(project(cfg, w, "w_gate", y)) * project(cfg, w, "w_up", y)
     y = keep(y, ROWS, None, "tensor")
-    return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), (k_BKHT, v_BKTH)
+    return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), as_kept(k, v)
 
 
 class Llama(nn.Module):
@@ -239,6 +233,7 @@ class Llama(nn.Module):
         segments_BT: jax.Array | None = None,
         past: Sequence[Any] = (),
         key: jax.Array | None = None,
+        layers: Sequence[dict[str, jax.Array]] | None = None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Final hidden states and the keys and values of the tokens given.
 
@@ -250,6 +245,7 @@ class Llama(nn.Module):
             rows that divides B (one row may serve several consecutive queries). `mask` [rows or 1, T or 1, S], which
             holds the sliding window too, if there is one.
           key: dropout key; None switches dropout off.
+          layers: what `apart` made of the weights, for those who call this in a loop.
 
         Returns:
           hidden [B, T, D], and keys [B, K, H, T] and values [B, K, T, H] of every layer: stacked in front where
@@ -286,12 +282,18 @@ class Llama(nn.Module):
             x_BTD, kv = lifted(self, x_BTD, (jnp.arange(cfg.layers), self.layers, kept))
         else:
             kvs = []
-            for i in range(cfg.layers):
-                w = {name: stacked[i] for name, stacked in self.layers.items()}
+            for i, w in enumerate(layers or apart(cfg, self.layers)):
                 x_BTD, kv = layer(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
                 kvs.append(kv)
             kv = tuple(zip(*kvs, strict=True))
         return rms_norm(x_BTD, self.norm, cfg.norm_eps), kv
+
+
+def apart(cfg: LlamaConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
+    """Each layer's own weights. Inside a loop XLA copies a slice of the stack at every turn, all weights in all: taken
+    apart before it, they are copied once."""
+    parts = {name: jax.lax.split(weight, [1] * cfg.layers) for name, weight in stacked.items()}
+    return [{name: part[i][0] for name, part in parts.items()} for i in range(cfg.layers)]
 
 
 def initialise(key: jax.Array, declared: Any, dtype: Any) -> Any:

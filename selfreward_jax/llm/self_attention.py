@@ -1,4 +1,5 @@
-"""Attention of a text to itself, causal: one contract, an implementation for each platform. Letters as in llama.py.
+"""Causal attention, to the text itself and to what came before it: one contract, an implementation for each platform.
+Letters as in llama.py.
 
 name       runs on              keeps scores [B, N, T, T]   note
 reference  anything             yes                         attention.attend, what the others are measured by
@@ -10,6 +11,7 @@ splash     TPU; elsewhere       no                          Pallas splash attent
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -22,7 +24,6 @@ from selfreward_jax.llm.attention import Segment, attend, causal_mask, packed_ma
 from selfreward_jax.parallel.sharding import ROWS
 
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
-FLASH = ("cudnn", "splash")  # those that keep no scores; over a text and what came before it, they do not work yet
 
 
 def choose(asked: str, platform: str, dtype: str) -> str:
@@ -36,22 +37,57 @@ def choose(asked: str, platform: str, dtype: str) -> str:
     return "reference"
 
 
-def self_attention(
-    how: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, window: int | None
+def attention(
+    how: str,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+    window: int | None,
+    past: Sequence[Segment],
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v, [B, T, N, H]; a token looks at itself and at earlier ones.
+    """softmax(q k^T / sqrt(H)) v, [B, T, N, H]; a token looks at `past`, at itself and at earlier ones.
 
     Args:
       how: one of IMPLEMENTATIONS.
       q_BTNH, k_BTKH, v_BTKH: queries, keys and values, after rotation.
       segments_BT: a token looks only at tokens of the same number; None: all of a row are one text.
       window: a token looks at this many tokens, itself included; None: at all.
+      past: what came before, whose masks hold the window.
     """
+    if not past:
+        return self_attention(how, q_BTNH, k_BTKH, v_BTKH, segments_BT, window)
+    # One token needs no blocks; and what all rows share, with one row of its own, is not to be copied for each of them.
+    blocks = segments_BT is None and q_BTNH.shape[1] > 1 and len(past) == 1 and past[0].k.shape[0] > 1
+    if how == "splash" and blocks and goes_on(how, window):
+        return _splash_after(q_BTNH, k_BTKH, v_BTKH, past[0])
+    mask = self_mask(q_BTNH.shape[1], segments_BT, window)
+    return attend(q_BTNH, [*past, Segment(*as_kept(k_BTKH, v_BTKH), mask)])
+
+
+def goes_on(how: str, window: int | None) -> bool:
+    """Whether an implementation is as good for a text that goes on from another as for one alone. Splash counts slots
+    and not positions, between which padding may lie: it knows no window then. For cuDNN it is not written."""
+    return how in ("reference", "xla") or (how == "splash" and window is None)
+
+
+def as_kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, K, H, T] and values [B, K, T, H]. Keys are transposed: decoding reads them along T many times and writes
+    one column at a time."""
+    return k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
+
+
+def self_attention(
+    how: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, window: int | None
+) -> jax.Array:
+    """The same with nothing before it."""
     if how == "splash":
-        return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, window)
+        if segments_BT is None:
+            segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+        return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, window)
     mask = self_mask(q_BTNH.shape[1], segments_BT, window)
     if how == "reference":
-        return attend(q_BTNH, [Segment(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3), mask)])
+        return attend(q_BTNH, [Segment(*as_kept(k_BTKH, v_BTKH), mask)])
     if how == "cudnn" and segments_BT is None:
         # Without an array for a mask, cuDNN skips the blocks that it leaves nothing of.
         local = None if window is None else (window - 1, 0)
@@ -71,51 +107,83 @@ def self_mask(length: int, segments_BT: jax.Array | None, window: int | None) ->
     return mask
 
 
+def _splash_after(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, past: Segment) -> jax.Array:
+    """Splash attention to another text and then to itself: one row of keys, in which padding has a number of its own.
+
+    past of 3 slots, 2 filled; T 2:   keys      a b . c d     a query looks at slots up to its own, counted from
+                                      numbers   1 1 0 1 1     the end, that have its number
+                                      queries         c d
+    """
+    B, T = q_BTNH.shape[:2]
+    S = past.k.shape[-1]
+
+    def joined(before_PS: jax.Array, own_BT: jax.Array) -> jax.Array:
+        gap = ((0, 0), (0, -S % BLOCK), *((0, 0),) * (before_PS.ndim - 2))
+        return jnp.concatenate([jnp.repeat(jnp.pad(before_PS, gap), B // before_PS.shape[0], axis=0), own_BT], axis=1)
+
+    k, v = joined(past.k.transpose(0, 3, 1, 2), k_BTKH), joined(past.v.transpose(0, 2, 1, 3), v_BTKH)
+    own = jnp.ones((B, T), jnp.int32)
+    return _splash(q_BTNH, k, v, own, joined(past.mask[:, 0].astype(jnp.int32), own), None)
+
+
 def _splash(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, window: int | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    queries_BT: jax.Array,
+    keys_BS: jax.Array,
+    window: int | None,
 ) -> jax.Array:
-    """Splash attention, each device on its own rows and heads."""
+    """Splash attention, each device on its own rows and heads. The queries are those of the last T keys; each looks at
+    keys of its own number up to its own."""
     mesh = jax.sharding.get_abstract_mesh()
     # Off a TPU the kernel is interpreted. What it will run on, the trace cannot tell: the lowering decides.
     run = partial(_by_platform, window=window)
-    if segments_BT is None:
-        segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
     if mesh.empty:
-        return run(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+        return run(q_BTNH, k_BSKH, v_BSKH, queries_BT, keys_BS)
     heads, rows = PartitionSpec(ROWS, None, "tensor"), PartitionSpec(ROWS)
     # Pallas says nothing of how its results vary over the mesh, so that the check of it has to be off.
-    return jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
-        q_BTNH, k_BTKH, v_BTKH, segments_BT
+    return jax.shard_map(run, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)(
+        q_BTNH, k_BSKH, v_BSKH, queries_BT, keys_BS
     )
 
 
-def _by_platform(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, window: int | None) -> jax.Array:
+def _by_platform(*arrays: jax.Array, window: int | None) -> jax.Array:
     compiled, interpreted = (partial(_kernel_on, window=window, interpret=i) for i in (False, True))
-    return jax.lax.platform_dependent(q, k, v, segments, tpu=compiled, default=interpreted)
+    return jax.lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)
+
+
+BLOCK = 128  # the kernel wants lengths and head sizes that are multiples of it
 
 
 def _kernel_on(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, window: int | None, interpret: bool
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    queries_BT: jax.Array,
+    keys_BS: jax.Array,
+    window: int | None,
+    interpret: bool,
 ) -> jax.Array:
-    """The kernel on one device's arrays. It wants lengths and head sizes that are multiples of 128: what is added at
-    the end of a row comes after every real query, and zeros added to a head change no product."""
+    """The kernel on one device's arrays, with S - T a multiple of BLOCK. What is added at the end of a row comes after
+    every real query, and zeros added to a head change no product."""
     _, T, N, H = q_BTNH.shape
-    length, size = (-(-n // 128) * 128 for n in (T, H))
+    more, size = -T % BLOCK, -H % BLOCK
 
     def ready(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, length - T), (0, 0), (0, size - H))).transpose(0, 2, 1, 3)
+        return jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, size))).transpose(0, 2, 1, 3)
 
-    segments = jnp.pad(segments_BT, ((0, 0), (0, length - T)))
-    kernel = _kernel(N, length, window, interpret)
-    ids = splash.SegmentIds(segments, segments)
-    out = jax.vmap(kernel)(ready(q_BTNH / math.sqrt(H)), ready(k_BTKH), ready(v_BTKH), ids)
+    ids = splash.SegmentIds(*(jnp.pad(numbers, ((0, 0), (0, more))) for numbers in (queries_BT, keys_BS)))
+    kernel = _kernel(N, T + more, k_BSKH.shape[1] + more, window, interpret)
+    out = jax.vmap(kernel)(ready(q_BTNH / math.sqrt(H)), ready(k_BSKH), ready(v_BSKH), ids)
     return out.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q_BTNH.dtype)
 
 
-def _kernel(heads: int, length: int, window: int | None, interpret: bool) -> splash.SplashAttentionKernel:
-    one = splash_mask.CausalMask((length, length))
+def _kernel(heads: int, queries: int, keys: int, window: int | None, interpret: bool) -> splash.SplashAttentionKernel:
+    shape, offset = (queries, keys), keys - queries
+    one = splash_mask.CausalMask(shape, offset)
     if window is not None:
-        one = splash_mask.LocalMask((length, length), (window - 1, 0), 0)
-    block = max(b for b in (128, 256, 512) if length % b == 0)
+        one = splash_mask.LocalMask(shape, (window - 1, 0), offset)
+    block = max(b for b in (BLOCK, 2 * BLOCK, 4 * BLOCK) if queries % b == keys % b == 0)
     masks, sizes = splash_mask.MultiHeadMask([one] * heads), splash.BlockSizes(*[block] * 8)
     return splash.make_splash_mha(masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
-from selfreward_jax.llm.self_attention import FLASH
+from selfreward_jax.llm.self_attention import goes_on
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import by_row, replicated, round_up
 from selfreward_jax.train import batches, losses, preference
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 
 def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig) -> Layout:
     """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth, or if the model's
-    attention is a flash kernel, which would have to be given up for it."""
+    kind of attention would have to be given up for it."""
     shared = np.array([_shared(pair) for pair in pairs])
     length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
 
@@ -60,7 +60,7 @@ def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig) -> Layout:
     whole = layout(0)
     best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
     saves = best.tokens < 0.9 * whole.tokens and shared.min() > 0
-    return best if saves and cfg.attention not in FLASH else whole
+    return best if saves and goes_on(cfg.attention, cfg.sliding_window) else whole
 
 
 def _shared(pair: Pair) -> int:
