@@ -1,5 +1,6 @@
 """Decoding: parity with the full forward pass, independence of company, and the distribution drawn from."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -157,6 +158,24 @@ def test_what_follows_a_shared_beginning_is_as_if_read_with_it(option, random_pa
     together = sampling.draw(cfg, params, whole, lengths + len(PREFIX), keys_of(8), W, **how)
     np.testing.assert_array_equal(apart.tokens, together.tokens)
     np.testing.assert_allclose(apart.logprobs, together.logprobs, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA compiles for a CPU")
+def test_a_decode_step_copies_neither_the_weights_nor_what_it_has_kept(params):
+    """In the compiled text: arrays of the shape of a layer's matrix are cut out before the loop, and those of the cache
+    are written in place. Either was once done at every token, unseen but for the time."""
+    slots = jax.eval_shape(lambda: sampler.empty(CFG, 3, 1, 16, 64))
+    how = sampler.Draw(np.float32(0.7), np.float32(0.9))
+    lowered = sampler.decode.lower(CFG, params, slots, None, how, np.int32(3), stop_ids=())
+    text = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}).as_text()
+    entry = text[text.index("\nENTRY ") :]
+    (name,) = re.findall(r" while\(.*body=%?([\w.\-]+)", entry)
+    step = re.search(rf"^%?{re.escape(name)} .*?^}}", text, re.MULTILINE | re.DOTALL).group()
+    keys, values, matrix = r"f32\[3,2,8,64\]", r"f32\[3,2,64,8\]", r"f32\[16,24\]"
+    for shape in (keys, values, matrix):
+        made = re.findall(rf"= {shape}.*", step)
+        assert made, shape
+        assert [line for line in made if re.search(r" copy\(|slice|copy_", line)] == []
 
 
 def test_a_sample_that_comes_in_later_is_the_same_to_the_bit(params):
