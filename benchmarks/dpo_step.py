@@ -13,10 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import app
+from absl import app, flags
 
 from benchmarks import roofline
 from benchmarks.side_by_side import SHAPES, compare, workers
+
+
+_STEPS = flags.DEFINE_integer("steps", 3, "Steps of a run.")
 
 
 def peaks(case: dict[str, Any], settings: list[dict[str, Any]]) -> list[list[float]]:
@@ -38,7 +41,7 @@ def main(_: list[str]) -> None:
             ours.ask(task="save", case={"shape": shape, "folder": where})
             for reference in (True, False):
                 case = {"shape": shape, "folder": where, "pairs": 8, "prompt": 128, "response": 128}
-                case |= {"steps": 3, "reference": reference}
+                case |= {"steps": _STEPS.value, "reference": reference}
                 settings = (
                     [{"dtype": d} for d in ("float32", "bfloat16")],
                     [
