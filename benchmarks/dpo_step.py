@@ -18,7 +18,6 @@ from absl import app, flags
 from benchmarks import roofline
 from benchmarks.side_by_side import SHAPES, compare, workers
 
-
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps of a run.")
 
 

@@ -9,13 +9,12 @@ them (text, files, pairs) is not in it. Prints a JSON line a model, with setting
 """
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from absl import app
 
-from benchmarks.side_by_side import SHAPES, TURNS, Worker, fastest, in_turn, workers
+from benchmarks.side_by_side import SHAPES, Worker, fastest, in_turn, workers
 
 PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are tried
     {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128, "trial": {"new": 32}},
@@ -66,9 +65,6 @@ def main(_: list[str]) -> None:
             ours.ask(task="save", case=case)
             best = [prepared(worker, case, tried) for worker, tried in ((ours, OURS), (theirs, THEIRS))]
             row = in_turn(ours, theirs, [{"parts": b} for b in best])
-            for name, worker in (("ours", ours), ("theirs", theirs)):
-                parts = [worker.ask(run=True)["parts"] for _ in range(min(3, TURNS.value))]
-                row[name]["seconds_of_parts"] = [round(statistics.median(p), 3) for p in zip(*parts, strict=True)]
             print(json.dumps({"task": "round", "shape": shape, **row}), flush=True)
 
 

@@ -140,11 +140,15 @@ def fastest(worker: Worker, task: str, case: dict[str, Any], tried: list[dict]) 
 
 
 def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any]:
-    """Runs what both have prepared in turn. Of each side its settings, median seconds and quartiles; and the ratio."""
-    took = [[worker.ask(run=True)["seconds"] for worker in (ours, theirs)] for _ in range(TURNS.value)]
+    """Runs what both have prepared in turn. Of each side its settings, median seconds and quartiles, and the median of
+    each part if there are several; and the ratio."""
+    runs = [[worker.ask(run=True) for worker in (ours, theirs)] for _ in range(TURNS.value)]
     row: dict[str, Any] = {}
-    for name, setting, times in zip(("ours", "theirs"), settings, zip(*took, strict=True), strict=True):
-        low, median, high = statistics.quantiles(times, n=4)
+    for name, setting, of_side in zip(("ours", "theirs"), settings, zip(*runs, strict=True), strict=True):
+        low, median, high = statistics.quantiles([run["seconds"] for run in of_side], n=4)
         row[name] = {**setting, "seconds": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
-    row["ratio"] = round(statistics.median(b / a for a, b in took), 2)
+        if "parts" in of_side[0]:
+            parts = zip(*(run["parts"] for run in of_side), strict=True)
+            row[name]["seconds_of_parts"] = [round(statistics.median(part), 3) for part in parts]
+    row["ratio"] = round(statistics.median(b["seconds"] / a["seconds"] for a, b in runs), 2)
     return row | {"versions": ours.versions | theirs.versions}
