@@ -57,9 +57,9 @@ def attention(
     """
     if not past:
         return self_attention(how, q_BTNH, k_BTKH, v_BTKH, segments_BT, window)
-    # One token needs no blocks; and what all rows share, with one row of its own, is not to be copied for each of them.
-    blocks = segments_BT is None and q_BTNH.shape[1] > 1 and len(past) == 1 and past[0].k.shape[0] > 1
-    if how == "splash" and blocks and goes_on(how, window):
+    # One token needs no blocks; and keys that many rows share are not to be copied for each of them.
+    blocks = len(past) == 1 and q_BTNH.shape[1] > 1 and q_BTNH.shape[0] <= 2 * past[0].k.shape[0]
+    if how == "splash" and blocks and segments_BT is None and goes_on(how, window):
         return _splash_after(q_BTNH, k_BTKH, v_BTKH, past[0])
     mask = self_mask(q_BTNH.shape[1], segments_BT, window)
     return attend(q_BTNH, [*past, Segment(*as_kept(k_BTKH, v_BTKH), mask)])
