@@ -18,6 +18,7 @@ from selfreward_jax.llm.self_attention import as_kept, attention, choose, self_a
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import by_row, declared_shardings
+from selfreward_jax.train import losses
 
 make_splash_mha = splash.make_splash_mha
 ON_GPU = jax.default_backend() == "gpu"
@@ -213,6 +214,23 @@ def logits_and_gradients(cfg, mesh, packed):
         return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
 
 
+def continued(cfg, mesh):
+    """Log-probs and gradients of texts that go on, two by two, from prompts read once: a DPO step's."""
+    declared = llama.weights(cfg)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract(declared, "float32"))
+    params = jax.tree.map(put, params, declared_shardings(declared, mesh))
+    prompts, texts = (rng.integers(0, 48, shape).astype(np.int32) for shape in ((ROWS, 11), (2 * ROWS, 7)))
+    given = [put(x, by_row(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
+
+    def loss(params):
+        logprobs = losses.continued_logprobs(Llama(cfg), params, *given)
+        return jnp.mean(logprobs * jnp.cos(jnp.arange(7.0))), logprobs
+
+    with jax.set_mesh(mesh):
+        return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
+
+
 def on_eight_devices():
     """Run in a process of its own, which has them."""
     assert jax.device_count() == 8
@@ -224,6 +242,8 @@ def on_eight_devices():
         found = logits_and_gradients(LlamaConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
         assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(expected))
+    expected, found = continued(CFG, one), continued(LlamaConfig(**vars(CFG) | {"attention": "splash"}), eight)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
 
 
 def test_a_model_on_eight_devices_is_the_same_with_splash():
