@@ -85,7 +85,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
     c.update_from_flattened_dict({"dpo.batch": len(made), "dpo.replay": 0.0, "dpo.nll": 0.0, "dpo.epochs": 1e6})
     mesh, net = make_mesh(), Llama(cfg)
     c.optimizer.name = "adamw"
-    optimizer = trainer.make_optimizer(lambda step: 1e-6, c.optimizer)
+    optimizer = trainer.make_optimizer(c.optimizer)
     shardings = trainer.state_shardings(optimizer, params, declared_shardings(weights(cfg), mesh), mesh)
     update = trainer.make_update(dpo.loss_fn(net, c.dpo), optimizer, shardings, mesh)
     reference = dpo.reference_logprobs(net, params, made, len(made), mesh)
@@ -100,7 +100,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
             if case["reference"]:
                 with jax.set_mesh(mesh):
                     forward(params, arrays)
-            held["state"], metrics = update(held["state"], batch_at(step), jax.random.key(0))
+            held["state"], metrics = update(held["state"], batch_at(step), jax.random.key(0), rate=1e-6)
         jax.block_until_ready((held["state"], metrics))
         return {"seconds": (time.perf_counter() - start) / case["steps"], "loss": float(metrics["loss"])}
 

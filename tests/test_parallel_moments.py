@@ -23,7 +23,7 @@ def two_steps(offload=False, **changed):
     """The state after two updates of a small model."""
     cfg, mesh = LlamaConfig(**vars(TINY) | {"layers": 1}), alone()
     params = random_weights(cfg, mesh)
-    optimizer = trainer.make_optimizer(1e-2, SimpleNamespace(**vars(ADAMW) | changed))
+    optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
     lying = declared_shardings(llama.weights(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, offload)
     fresh = lambda p: trainer.State(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
@@ -32,7 +32,7 @@ def two_steps(offload=False, **changed):
     batch_at = sft.batches_of(TEXTS, settings, 3, mesh)[1]
     update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
     for step in range(2):
-        state, _ = update(state, batch_at(step), jax.random.key(0))
+        state, _ = update(state, batch_at(step), jax.random.key(0), rate=1e-2)
     return state
 
 

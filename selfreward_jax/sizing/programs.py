@@ -101,7 +101,7 @@ def _trained(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str)
     settings = cfg[stage]
     model = Llama(_model(cfg, found, mesh, settings.dropout, adapters=True))
     declared = lora.trained(model.cfg)
-    optimizer = trainer.make_optimizer(lambda step: settings.lr, cfg.optimizer)
+    optimizer = trainer.make_optimizer(cfg.optimizer)
     params, lying = abstract(declared, "float32"), declared_shardings(declared, mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
     state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
@@ -115,9 +115,10 @@ def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str
     batch = _sft_batch(settings, mesh) if stage == "sft" else _dpo_batch(settings, mesh, round_up(tokens, 16))
     loss_fn = sft.loss_fn(held.model) if stage == "sft" else dpo.loss_fn(held.model, settings)
     key = jax.ShapeDtypeStruct(jax.random.key_data(jax.random.key(0)).shape, jnp.uint32)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(mesh):
         update = trainer.make_update(loss_fn, held.optimizer, held.shardings, mesh)
-        lowered = update.jitted.lower(held.state, batch, key, held.frozen)
+        lowered = update.jitted.lower(held.state, batch, key, held.frozen, rate)
 
     rows, width = (settings.batch, settings.width) if stage == "sft" else (2 * settings.batch, round_up(tokens, 16))
     kept = held.bytes(cfg.optimizer.offload)

@@ -128,8 +128,7 @@ def _train(
     """Trains from `start()` (or from the latest saved step) and leaves NAME/checkpoint and NAME/manifest.json."""
     run.release()  # the engine of an earlier stage
     settings = run.cfg[stage]
-    rate = trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup)
-    optimizer = trainer.make_optimizer(rate, run.cfg.optimizer)
+    optimizer = trainer.make_optimizer(run.cfg.optimizer)
     declared = lora.trained(run.llama(adapters=name != "m0"))
     abstract = llama.abstract(declared, "float32")
     lying = run.shardings(declared)
@@ -156,6 +155,7 @@ def _train(
         trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
         batch_at,
         steps,
+        trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup),
         run.key(name, stage),
         save_every=run.cfg.save_every,
         path=path,

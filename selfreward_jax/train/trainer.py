@@ -22,6 +22,7 @@ Metrics = dict[str, jax.Array]
 # (params, microbatch, dropout key) -> (loss, metrics). Losses and metrics of microbatches add up: each divides
 # by totals of the whole batch, which the batch carries.
 LossFn = Callable[[Params, dict[str, Any], jax.Array], tuple[jax.Array, Metrics]]
+Schedule = Callable[[int], float]  # the learning rate of a step
 
 
 class State(NamedTuple):
@@ -36,17 +37,25 @@ class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
 
 
-def schedule(steps: int, peak: float, end: float, warmup: int) -> optax.Schedule:
+def schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
     """Linear warm-up from 0 over `warmup` steps (at most half of all), then a cosine from `peak` to `end`."""
     warmup = min(warmup, steps // 2)
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, end)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return peak * step / warmup
+        return end + (peak - end) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+    return rate
 
 
-def make_optimizer(rate: optax.Schedule, settings: Any) -> optax.GradientTransformation:
-    """Gradient clipping and the optimiser that `settings` (config.optimizer) names: adamw or muon."""
+def make_optimizer(settings: Any) -> optax.GradientTransformation:
+    """Gradient clipping and the optimiser that `settings` (config.optimizer) names, adamw or muon, at rate 1: both
+    multiply by the rate last, and the update does it, to which it is an argument, so one program serves all
+    schedules."""
     if settings.name == "muon":
         core = optax.contrib.muon(
-            rate,
+            1.0,
             weight_decay=settings.weight_decay,
             adam_b1=settings.b1,
             adam_b2=settings.b2,
@@ -57,7 +66,7 @@ def make_optimizer(rate: optax.Schedule, settings: Any) -> optax.GradientTransfo
         )
     else:
         core = optax.adamw(
-            rate, settings.b1, settings.b2, weight_decay=settings.weight_decay, mu_dtype=settings.moment_dtype
+            1.0, settings.b1, settings.b2, weight_decay=settings.weight_decay, mu_dtype=settings.moment_dtype
         )
     return optax.chain(optax.clip_by_global_norm(settings.clip), core)
 
@@ -97,7 +106,7 @@ def state_shardings(
     return State(replicated(mesh), like, jax.tree_util.tree_map_with_path(one, opt_state))
 
 
-# (state, batch, dropout key, frozen parameters or None) -> (next state, metrics)
+# (state, batch, dropout key, frozen parameters or None, learning rate) -> (next state, metrics)
 Update = Callable[..., tuple[State, Metrics]]
 
 
@@ -105,13 +114,14 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
     """The jitted update step.
 
     It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for all of
-    them), the run's dropout key, into which it folds the step, and the parameters that stay as they are, if any; it
-    returns the next state and the metrics, which hold `loss`, `grad_norm` and what `loss_fn` reports.
+    them), the run's dropout key, into which it folds the step, the parameters that stay as they are, if any, and what
+    the optimiser's updates are multiplied by; it returns the next state and the metrics, which hold `loss`, `grad_norm`
+    and what `loss_fn` reports.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     def update(
-        state: State, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None
+        state: State, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None, rate: jax.Array
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
         whole_loss = lambda trained, *rest: loss_fn(lora.join(frozen, trained), *rest)  # noqa: E731
@@ -134,15 +144,15 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
         # From the host's memory, where they may lie, for as long as they are used.
         near = jax.tree.map(lambda s: s.with_memory_kind(None), shardings.opt_state)
         updates, opt_state = optimizer.update(grads, jax.device_put(state.opt_state, near), state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
         return State(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     def update_on_mesh(
-        state: State, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None
+        state: State, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None, rate: float = 1.0
     ) -> tuple[State, Metrics]:
         key_data = np.asarray(jax.random.key_data(key))  # plain numbers may go to the devices of any process
         with jax.set_mesh(mesh):
-            return update(state, batch, key_data, frozen)
+            return update(state, batch, key_data, frozen, np.float32(rate))
 
     update_on_mesh.jitted = update  # for those who lower it
     return update_on_mesh
@@ -166,6 +176,7 @@ def fit(
     update: Update,
     batch_at: Callable[[int], dict[str, Any]],
     steps: int,
+    rate: Schedule,
     key: jax.Array,
     *,
     save_every: int,
@@ -182,6 +193,7 @@ def fit(
       update: from `make_update`.
       batch_at: the placed batch of a step; a pure function.
       steps: the number of steps of the whole run.
+      rate: the learning rate of a step.
       key: dropout key of the run; the update folds the step into it.
       save_every: steps between saved states; 0 saves none.
       path: where states are saved.
@@ -205,7 +217,7 @@ def fit(
             report(step, values)
 
     for step in range(int(state.step), steps):
-        state, metrics = update(state, batch_at(step), key, frozen)
+        state, metrics = update(state, batch_at(step), key, frozen, rate(step))
         flush()
         pending = (step, metrics)
         if watch and ((step + 1) % watch_every == 0 or step + 1 == steps):
