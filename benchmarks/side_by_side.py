@@ -93,15 +93,16 @@ class Worker:
 
 
 @contextmanager
-def workers() -> Iterator[tuple[Worker, Worker, str]]:
-    """Our worker, the peer's, and a folder for models."""
+def workers(sides: tuple[str, ...] = ("ours", "theirs")) -> Iterator[tuple[Any, ...]]:
+    """A worker of each side, and a folder for models."""
+    python = {"ours": sys.executable, "theirs": PEER.value}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context((Path(tempfile.gettempdir()) / "side_by_side.log").open("a"))
-        ours, theirs = Worker(sys.executable, "ours", log), Worker(PEER.value, "theirs", log)
-        stack.callback(ours.end)
-        stack.callback(theirs.end)
-        yield ours, theirs, folder
+        found = [Worker(python[side], side, log) for side in sides]
+        for worker in found:
+            stack.callback(worker.end)
+        yield *found, folder
 
 
 def compare(
