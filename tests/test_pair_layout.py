@@ -108,6 +108,17 @@ def test_the_layout_with_the_fewest_slots_is_taken():
     # Read whole: long prompts have short answers and the other way round, 112 + 2 * 112 > 2 * 128.
     assert dpo.layout_of(drawn((112, 16, 16), (16, 112, 112)), CFG) == dpo.Layout(0, 0, 128)
     # Two prompts of 64 and one of 128 with answers of 8: nothing is gained by reading 128 once.
+    some = drawn((112, 16, 10), (100, 12, 16))
+    # The layout of an earlier round, where it holds these pairs and takes little more.
+    for known, taken in (
+        ((118, 120, 16), True),
+        ((112, 112, 32), False),
+        ((110, 112, 18), True),
+        ((96, 96, 24), False),
+    ):
+        known = dpo.Layout(*known)
+        assert (dpo.layout_of(some, CFG, known) == known) == taken
+    assert dpo.layout_of(some, CFG, dpo.Layout(0, 0, 64)).most == 112
     assert dpo.layout_of(drawn((64, 64, 64), (120, 8, 8)), CFG) == dpo.Layout(64, 64, 64)
     # Nothing shared.
     assert dpo.layout_of([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).most == 0

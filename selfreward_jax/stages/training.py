@@ -50,22 +50,23 @@ def preferences(run: Run, t: int) -> None:
         dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
         for r in run.rows(name, "pairs").rows()
     ]
-    reference = _reference(run, name, previous, pairs)
+    model = Llama(run.llama(settings.dropout, adapters=True))
+    # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
+    known = (storage.read_json(run.dir / previous / "manifest.json") or {}).get("layout")
+    layout = dpo.layout_of(pairs, model.cfg, known and dpo.Layout(*known))
+    reference = _reference(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
-    model = Llama(run.llama(settings.dropout, adapters=True))
-    steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, run.seed(name, "dpo"), run.mesh, model.cfg)
-    tokens = (
-        settings.batch * dpo.layout_of(pairs, model.cfg).tokens
-        + bool(replay) * settings.replay_batch * settings.replay_width
-    )
+    seed = run.seed(name, "dpo")
+    steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
+    tokens = settings.batch * layout.tokens + bool(replay) * settings.replay_batch * settings.replay_width
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
     start = partial(run.trained, previous)
-    _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, rows=len(pairs), early=early)
+    _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, early, rows=len(pairs), layout=list(layout))
 
 
-def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair]) -> np.ndarray:
+def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.Layout) -> np.ndarray:
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
     path = run.dir / name / "reference.json"
@@ -73,7 +74,7 @@ def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair]) -> np.
     if kept is None or kept["pairs"] != of:
         run.release()  # the engine of an earlier stage
         model, params = Llama(run.llama(adapters=True)), lora.join(run.base(), run.trained(previous))
-        found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh)
+        found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh, layout)
         kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
         storage.write_json(path, kept)
     return np.array([kept["chosen"], kept["rejected"]], np.float32).T
@@ -122,10 +123,11 @@ def _train(
     batch_at: Any,
     start: Callable[[], Params],
     tokens_a_step: int,
-    rows: int,
     early: EarlyStopping | None = None,
+    **facts: Any,
 ) -> None:
-    """Trains from `start()` (or from the latest saved step) and leaves NAME/checkpoint and NAME/manifest.json."""
+    """Trains from `start()` (or from the latest saved step) and leaves NAME/checkpoint and, with `facts`,
+    NAME/manifest.json."""
     run.release()  # the engine of an earlier stage
     settings = run.cfg[stage]
     optimizer = trainer.make_optimizer(run.cfg.optimizer)
@@ -165,7 +167,7 @@ def _train(
         watch_every=settings.eval_every if early else 0,
     )
     done = int(state.step)
-    facts = {"stage": stage, "rows": rows, "steps": done, "tokens": done * tokens_a_step}
+    facts = {"stage": stage, "steps": done, "tokens": done * tokens_a_step, **facts}
     params = state.params
     del state
     if early:

@@ -47,9 +47,10 @@ class Layout(NamedTuple):
         return self.prompt + 2 * self.rest
 
 
-def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig) -> Layout:
+def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig, known: Layout | None = None) -> Layout:
     """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth, or if the model's
-    kind of attention would have to be given up for it."""
+    kind of attention would have to be given up for it. `known`, for which there are programs, if it does for these
+    pairs too and takes a tenth more at most."""
     shared = np.array([_shared(pair) for pair in pairs])
     length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
 
@@ -60,7 +61,11 @@ def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig) -> Layout:
     whole = layout(0)
     best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
     saves = best.tokens < 0.9 * whole.tokens and shared.min() > 0
-    return best if saves and goes_on(cfg.attention, cfg.sliding_window) else whole
+    best = best if saves and goes_on(cfg.attention, cfg.sliding_window) else whole
+    if known and bool(known.most) == bool(best.most) and known.tokens <= 1.1 * best.tokens:
+        fits = (length - np.minimum(shared, known.most)).max() <= known.rest
+        return known if fits else best
+    return best
 
 
 def _shared(pair: Pair) -> int:
@@ -100,9 +105,11 @@ def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.
     return jnp.sum(logprobs * both("target"), axis=-1).reshape(-1, 2)
 
 
-def reference_logprobs(model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh) -> np.ndarray:
+def reference_logprobs(
+    model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh, layout: Layout | None = None
+) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
-    layout = layout_of(pairs, model.cfg)
+    layout = layout or layout_of(pairs, model.cfg)
     logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
     out = np.zeros((round_up(len(pairs), batch), 2), np.float32)
     for start in range(0, len(pairs), batch):
@@ -161,6 +168,7 @@ def batches_of(
     seed: int,
     mesh: Mesh,
     cfg: LlamaConfig,
+    layout: Layout | None = None,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """How many steps `settings.epochs` over the pairs take, and the batch of each step.
 
@@ -169,7 +177,7 @@ def batches_of(
     order = batches.order(len(pairs), seed, settings.epochs)
     steps = max(1, -(-len(order) // settings.batch))
     order = np.resize(order, steps * settings.batch)
-    layout = layout_of(pairs, cfg)
+    layout = layout or layout_of(pairs, cfg)
     rows: list[list[int]] = []
     if settings.replay and replay:
         lengths = [len(e.ids) for e in replay]
