@@ -24,6 +24,7 @@ from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.report.progress import Progress
+from selfreward_jax.rowfile import RowFile
 from selfreward_jax.saved import Saved, open_model
 
 Row = dict[str, Any]
@@ -90,7 +91,7 @@ def answer_file(options: argparse.Namespace) -> None:
     Raises:
       ConfigError: a row is no prompt or too long, or the output is there already.
     """
-    out = storage.RowFile(epath.Path(options.out))
+    out = RowFile(epath.Path(options.out))
     if out.path.exists():
         raise ConfigError(f"--out {options.out} is there already: give another name, or move it away")
     asked = formats.read_asked(options.prompts, options.format)
@@ -119,7 +120,7 @@ def _check_room(engine: Engine, options: argparse.Namespace, name: str, prompt: 
 
 
 def _answer_rows(
-    out: storage.RowFile, asked: Sequence[Asked], model: Saved, engine: Engine, options: argparse.Namespace
+    out: RowFile, asked: Sequence[Asked], model: Saved, engine: Engine, options: argparse.Namespace
 ) -> None:
     """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     made: dict[str, Row] = {}

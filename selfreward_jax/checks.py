@@ -52,6 +52,8 @@ AT_LEAST = {
     "parallel.replicas": 1,
     "parallel.sample_tensor": 0,
     "parallel.timeout": 1,
+    "stop_within": 1,
+    "skip_nonfinite": 0,
     "lora.rank": 0,
 }
 

@@ -178,7 +178,9 @@ def defaults() -> ConfigDict:
     c.parallel.sample_tensor = 0  # devices that share each matrix product while text is sampled; 0: as `tensor`
     c.parallel.timeout = 1800.0  # seconds that processes wait for each other before they give up
 
+    c.skip_nonfinite = 0  # steps in a row that may be left out because their gradient is not finite; 0: the run stops
     c.save_every = 200  # training steps between saved states; 0: none
+    c.stop_within = 45.0  # seconds after SIGTERM or SIGINT in which what is at hand is finished and saved
     return c.lock()
 
 
@@ -222,7 +224,7 @@ def _missing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> 
 
 # Fields that may change between runs in one working directory: they add to what is there, or serve evaluations.
 # Or they say where the work is done, and not what: a restart on other machines goes on with the same rows.
-GROWING = ("iterations", "endpoint", "parallel")
+GROWING = ("iterations", "endpoint", "parallel", "save_every", "stop_within")
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

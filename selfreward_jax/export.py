@@ -18,6 +18,7 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import DTYPES, HubError, stored_dtype, write_config
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import card
+from selfreward_jax.rowfile import RowFile, encode_rows
 from selfreward_jax.saved import Saved, open_model
 
 
@@ -57,8 +58,8 @@ def write_pairs(options: argparse.Namespace, to: epath.Path) -> str:
     if not path.exists():
         there = sorted(p.parent.name for p in run.glob("m*/pairs.jsonl"))
         raise ConfigError(f"workdir {run} holds pairs of {', '.join(there) or 'no round'}, not of {options.pairs}")
-    rows = formats.preferences(storage.RowFile(path).rows(), options.form)
-    storage.write_atomic(to, storage.encode_rows(rows))
+    rows = formats.preferences(RowFile(path).rows(), options.form)
+    storage.write_atomic(to, encode_rows(rows))
     return f"{len(rows)} pairs of {options.pairs}"
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
+from selfreward_jax.rowfile import encode_rows
 
 Row = dict[str, Any]
 Answers = Mapping[str, Sequence[Sequence[str]]]  # id -> choices -> the answer to each turn
@@ -156,7 +156,7 @@ def mt_bench_answers(asked: Sequence[Asked], answers: Answers, model_id: str, ts
 def encode_answers(name: str, asked: Sequence[Asked], answers: Answers, label: str, tstamp: float) -> bytes:
     """The file of answers of a benchmark; `label` is the model's name in it, `tstamp` as in `mt_bench_answers`."""
     if name == "mt_bench":
-        return storage.encode_rows(mt_bench_answers(asked, answers, label, tstamp))
+        return encode_rows(mt_bench_answers(asked, answers, label, tstamp))
     listed = alpaca_eval_outputs(asked, answers, label)
     return (json.dumps(listed, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import compiled, stages, storage
+from selfreward_jax import compiled, lock, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
@@ -32,7 +32,24 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
       The summary.
     """
     r = Run(cfg, workdir)
-    say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
+    with lock.alone(r.dir):
+        say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
+        while True:
+            try:
+                return _made(r, judge)
+            except storage.Damaged as error:
+                # A stage whose file is gone makes it anew, and the same again.
+                moved = [name for name in map(storage.set_aside, error.paths) if name]
+                if not moved:
+                    raise
+                storage.warn(f"{error.why}; set aside as {' and '.join(moved)}, to be made anew")
+                r.release()
+
+
+def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
+    """All stages, each of which does what is not done yet."""
+    cfg = r.cfg
+    r.verify()
     try:
         stages.check_inputs(r)
         stages.seed(r)
@@ -66,7 +83,7 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
 def evaluate(r: Run, name: str) -> None:
     """NAME/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
     split = r.cfg.evaluate.split
-    if storage.exists(r.dir / name / "eval.json"):
+    if storage.read_sealed(r.dir / name / "eval.json") is not None:
         return
     asked = r.rows("seed", split).rows()
     ranked = r.rows("seed", f"ranked_{split}").rows()
@@ -74,4 +91,4 @@ def evaluate(r: Run, name: str) -> None:
     stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
     figures = measure.answer_figures(r.rows(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
     figures["judge"] = measure.judge_figures(ranked, r.rows(name, "eval_judgements").rows())
-    storage.write_json(r.dir / name / "eval.json", figures)
+    storage.write_sealed(r.dir / name / "eval.json", figures)

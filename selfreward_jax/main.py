@@ -2,7 +2,8 @@
 
 Of several processes, each: --distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else
 --coordinator_address=HOST:PORT --num_processes=N --process_id=I. Exit codes: 0 done; 2 bad input, after one line that
-says what to mend; 75 another process is gone: start all again with the same command.
+says what to mend; 75 asked to stop (SIGTERM, SIGINT), or another process is gone: start again, all processes,
+with the same command.
 """
 
 import sys
@@ -15,12 +16,11 @@ from selfreward_jax import command, compiled, config, loop
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
-from selfreward_jax.parallel import processes
+from selfreward_jax.parallel import processes, stopping
 from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
-from selfreward_jax.train.trainer import Diverged
 
-BAD_INPUT = (config.ConfigError, SeedError, StorageError, TemplateError, HubError, StageError, Diverged)
+BAD_INPUT = (config.ConfigError, SeedError, StorageError, TemplateError, HubError, StageError)
 
 
 def main(argv: list[str]) -> int:
@@ -44,11 +44,19 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
     try:
         if others is not None:
             processes.start(others, cfg.parallel.timeout)
-        loop.run(cfg, workdir)
+        with stopping.listening(cfg.stop_within):
+            loop.run(cfg, workdir)
         processes.part()
+    except stopping.Stopped as stopped:
+        processes.part()
+        return _refuse(str(stopped), processes.LOST)
     except BAD_INPUT as error:
         processes.end(2, str(error))
         return _refuse(str(error))
+    except OSError as error:
+        line = f"{error.filename or workdir} cannot be used ({error.strerror or error}): the same command goes on later"
+        processes.end(2, line)
+        return _refuse(line)
     except processes.ProcessError as error:
         processes.end(error.code, str(error))
         return _refuse(str(error), error.code)

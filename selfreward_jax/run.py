@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import resource
 import sys
@@ -24,10 +25,11 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, abstract, weights
 from selfreward_jax.llm.self_attention import choose
 from selfreward_jax.method import sources
-from selfreward_jax.parallel import processes
+from selfreward_jax.parallel import processes, stopping
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
+from selfreward_jax.rowfile import RowFile
 from selfreward_jax.train import checkpoints
 
 Row = dict[str, Any]
@@ -156,9 +158,37 @@ class Run:
         made = [name for name in found if re.fullmatch(r"m\d+|sft", name)]
         return sorted(made, key=lambda name: 0.5 if name == "sft" else int(name[1:]))
 
-    def rows(self, *names: str) -> storage.RowFile:
+    def verify(self) -> None:
+        """Reads every row file that is whole, also those that nothing asks for any more.
+
+        Raises:
+          storage.Damaged: one is not what was written.
+        """
+        found = processes.agreed(lambda: sorted([p.parent.name, p.name] for p in self.dir.glob("*/*.manifest.json")))
+        for owner, name in found:
+            self.rows(owner, name.removesuffix(".manifest.json")).verify()
+
+    def weights(self, model: str) -> str:
+        """The fingerprint of a finished model's weights."""
+        return storage.read_sealed(self.dir / model / "manifest.json")["weights"]
+
+    def finished(self, owner: str, stage: str, by: str = "") -> bool:
+        """Whether OWNER/STAGE.jsonl is whole.
+
+        Raises:
+          storage.StorageError: it is, and model `by` made it with other weights than it has now.
+        """
+        manifest = self.rows(owner, stage).manifest
+        if manifest and by and (made := manifest.get("weights")) != (now := self.weights(by)):
+            raise storage.StorageError(
+                f"{self.dir / owner / stage}.jsonl was made by {by} with weights {made}, which now has {now}: put that "
+                f"{by} back, or move {stage}.manifest.json and all that was made after it away"
+            )
+        return manifest is not None
+
+    def rows(self, *names: str) -> RowFile:
         """The row file of that name, such as rows("m2", "pairs")."""
-        return storage.RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
+        return RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
 
     def key(self, model: str, stage: str) -> jax.Array:
         """The random key of a stage: a function of the seed and the two names alone."""
@@ -262,6 +292,7 @@ class Run:
             self.sampling_mesh,
             rows=self.cfg.generate.rows,
             max_length=self.cfg.model.max_length,
+            halt=stopping.asked,
         )
 
     LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it
@@ -270,6 +301,7 @@ class Run:
         """Adds a line to log.jsonl."""
         if not processes.first():
             return
+        event = {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
         self._lines.append(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
         if not storage.is_remote(self.dir) or time.monotonic() - self._logged > self.LOG_EVERY:
             self._write_log()
@@ -281,7 +313,7 @@ class Run:
         if storage.is_remote(path):  # which has no appending
             path.write_text((path.read_text() if path.exists() else "") + lines)
         else:
-            with path.open("a") as f:
+            with storage.writing(path, len(lines)), path.open("a") as f:
                 f.write(lines)
         self._lines, self._logged = [], time.monotonic()
 

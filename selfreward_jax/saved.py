@@ -80,7 +80,7 @@ def find_model(path: str, name: str = "") -> tuple[str, str]:
         sizes = sorted((f.name, f.stat().length) for f in folder.glob("*.safetensors"))
         return folder.name, _digest((folder / "config.json").read_bytes(), repr(sizes).encode())
     run, name = _in_run(path, name)
-    return name, _digest(name.encode(), (run.dir / name / "manifest.json").read_bytes())
+    return name, _digest(name.encode(), run.weights(name).encode())
 
 
 def _digest(*parts: bytes) -> str:

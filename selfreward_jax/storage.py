@@ -1,35 +1,45 @@
-"""The working directory: row files that survive a kill, manifests, and small JSON files.
+"""The working directory: files that are whole or not there, JSON that knows when it was damaged, and what is done with
+a file that was.
 
-A row file in the making is `NAME.jsonl.partial`, appended to and synced batch by batch. When it is whole it is
-written in its final order under its own name, and then `NAME.manifest.json` says so, with row count and hash.
-Only the manifest makes a file count as whole.
-
-Of several processes each appends its share of a batch to a file of its own, `NAME.jsonl.partial-I-of-N`, which the
-next start gathers into one. All else is written by the first process alone, and whether a file is there, and what a
-small one says, it tells the others: a shared file system may show them late what it wrote.
-
-A working directory in an object store has no appending and no renaming, but every object is whole or not there: what
-would be appended becomes an object of its own, `NAME.jsonl.partial-I-of-N.NUMBER`.
+Of several processes the first alone writes, and whether a file is there, and what a small one says, it tells the
+others: a shared file system may show them late what it wrote.
 """
 
+import contextlib
 import hashlib
-import itertools
 import json
 import os
-import re
-import time
-from collections.abc import Iterable, Sequence
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
 from selfreward_jax.parallel import processes
 
-Row = dict[str, Any]
+_SEAL = ',\n  "seal": "'
 
 
 class StorageError(RuntimeError):
     """A file of the working directory is not what it should be; the message names it and the remedy."""
+
+
+class Damaged(StorageError):
+    """A file is not what was written.
+
+    paths: what must be set aside together, so that the same command makes it anew.
+    """
+
+    def __init__(self, why: str, *paths: epath.Path) -> None:
+        super().__init__(f"{why}: put it back, or start the run again with its command, which makes it anew")
+        self.why, self.paths = why, paths
+
+
+def warn(line: str) -> None:
+    """Tells the user, once."""
+    if processes.first():
+        print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
 
 
 def is_remote(path: epath.Path) -> bool:
@@ -41,16 +51,54 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old bytes or the new ones, never a part."""
     if not processes.first():
         return
-    if is_remote(path):
-        path.write_bytes(data)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    with writing(path, len(data)):
+        if is_remote(path):
+            path.write_bytes(data)
+            return
+        temporary = path.with_name(path.name + ".tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # the room may be needed
+            raise
+
+
+def append(path: epath.Path, data: bytes) -> None:
+    """Adds to a file of a file system, and returns when that is on disk."""
+    with writing(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def writing(path: epath.Path, size: int) -> Iterator[None]:
+    """Where a file of `size` bytes is written: what the file system refuses becomes a StorageError with one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(cannot_write(path, size, error.strerror or str(error))) from None
+
+
+def cannot_write(path: epath.Path, size: int, why: str) -> str:
+    """The line for it."""
+    room = ""
+    if not is_remote(path):
+        with contextlib.suppress(OSError):
+            there = next(p for p in (path, *path.parents) if p.exists())
+            room = f", {shutil.disk_usage(there).free:,} are free there"
+    return (
+        f"{path} cannot be written ({why}): it takes {size:,} bytes{room}; what was finished is kept, and the same "
+        "command goes on when this is mended"
+    )
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -64,14 +112,48 @@ def read_json(path: epath.Path) -> Any:
     Raises:
       StorageError: it is damaged.
     """
+    return _told(path, lambda: json.loads(path.read_text()))
 
-    def read() -> Any:
+
+def write_sealed(path: epath.Path, value: dict[str, Any]) -> None:
+    """Writes an object on which later stages rely, with a hash of the bytes before it as its last field."""
+    text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
+    write_atomic(path, f"{text}{_SEAL}{_end(text)}".encode())
+
+
+def read_sealed(path: epath.Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, None if there is no such file.
+
+    Raises:
+      Damaged: it is not what was written.
+    """
+
+    def read() -> dict[str, Any]:
+        text, _, end = path.read_bytes().decode().rpartition(_SEAL)
+        if end != _end(text):
+            raise ValueError("it is not what was written")
+        return json.loads(text + "\n}")
+
+    return _told(path, read)
+
+
+def _end(text: str) -> str:
+    return f'{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def _told(path: epath.Path, read: Callable[[], Any]) -> Any:
+    """What `read` finds on the first process, on all of them; None if there is no such file."""
+
+    def tried() -> tuple[Any, str]:
         try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except ValueError as error:
-            raise StorageError(f"{path} is damaged ({error}): put it back, or use another --workdir") from None
+            return (read() if path.exists() else None), ""
+        except ValueError as error:  # not UTF-8, not JSON, not what was sealed
+            return None, f"{path} is damaged ({error})"
 
-    return processes.agreed(read)
+    found, fault = processes.agreed(tried)
+    if fault:
+        raise Damaged(fault, path)
+    return found
 
 
 def exists(path: epath.Path) -> bool:
@@ -89,135 +171,15 @@ def remove(path: epath.Path) -> None:
         path.unlink()
 
 
-def encode_rows(rows: Iterable[Row]) -> bytes:
-    """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+def set_aside(path: epath.Path) -> str:
+    """Gives what was damaged another name, which it returns: nothing is thrown away. "" if there is no such file."""
 
+    def move() -> str:
+        if not path.exists():
+            return ""
+        names = (f"{path.name}.damaged{f'-{n}' * (n > 1)}" for n in range(1, 1 << 20))
+        to = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+        path.rename(to)
+        return to.name
 
-def read_rows(path: epath.Path) -> list[Row]:
-    """Rows of a JSON-lines file; a last line without its line break was torn by a kill and is left out."""
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.split(b"\n") if line]
-
-
-def append(path: epath.Path, data: bytes) -> None:
-    """Adds to a file of a file system, and returns when that is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-class RowFile:
-    """A file of rows, each with a unique `id`."""
-
-    PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
-
-    def __init__(self, path: epath.Path) -> None:
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
-        self.manifest_path = path.with_name(path.name.removesuffix(".jsonl") + ".manifest.json")
-        self._appended = 0  # rows, of all processes together
-        self._objects = itertools.count()
-
-    @property
-    def manifest(self) -> dict[str, Any] | None:
-        """What `finish` wrote; None while the file is not whole."""
-        return read_json(self.manifest_path)
-
-    def rows(self) -> list[Row]:
-        """The rows of the whole file.
-
-        Raises:
-          StorageError: the file is not the one that its manifest describes.
-        """
-        manifest = self.manifest
-        data = _read(self.path, manifest and manifest["sha256"], self.PATIENCE)
-        if data is None:
-            raise StorageError(
-                f"{self.path} is not the file that its manifest describes; put it back, or delete "
-                f"{self.manifest_path.name} and everything made after it"
-            )
-        return [json.loads(line) for line in data.split(b"\n") if line]
-
-    def begun(self) -> list[Row]:
-        """Rows kept by an earlier, interrupted run, whatever its number of processes. Cuts off torn last lines, so that
-        appending is safe."""
-        digest = processes.agreed(self._gather)
-        if digest is None:
-            return []
-        data = _read(self.partial, digest, self.PATIENCE)
-        if data is None:
-            raise StorageError(f"{self.partial} is not what the first process wrote: is the folder shared by all?")
-        processes.wait(f"all have read {self.partial.name}")  # before anybody changes it
-        return [json.loads(line) for line in data.split(b"\n") if line]
-
-    def _gather(self) -> str | None:
-        """Makes one file of those of all processes; its hash, None if there are none."""
-        kept = read_rows(self.partial) if self.partial.exists() else []
-        shards = self._shards()
-        lines = [[row for path in shards[number] for row in read_rows(path)] for number in sorted(shards)]
-        # Each batch was dealt out row by row: one from each file in turn is the order in which they were appended.
-        turns = itertools.zip_longest(*lines)
-        kept += [row for turn in turns for row in turn if row is not None]
-        if not kept and not self.partial.exists() and not shards:
-            return None
-        data = encode_rows({row["id"]: row for row in kept}.values())
-        write_atomic(self.partial, data)
-        for path in itertools.chain(*shards.values()):
-            path.unlink()
-        return hashlib.sha256(data).hexdigest()
-
-    def _shards(self) -> dict[int, list[epath.Path]]:
-        """The files of each process, in the order in which they were written."""
-        found: dict[int, list[epath.Path]] = {}
-        if self.path.parent.exists():
-            for path in sorted(self.path.parent.iterdir(), key=lambda p: p.name):
-                if named := re.fullmatch(re.escape(self.partial.name) + r"-(\d+)-of-\d+(\.\d+)?", path.name):
-                    found.setdefault(int(named[1]), []).append(path)
-        return found
-
-    def restart_from(self, rows: Sequence[Row]) -> None:
-        """Makes `rows` the content of the file in the making."""
-        write_atomic(self.partial, encode_rows(rows))
-
-    def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows, and returns when they are on disk. Every process has all of them and writes its share."""
-        count, mine = processes.count(), processes.index()
-        share = [row for i, row in enumerate(rows, self._appended) if i % count == mine]
-        self._appended += len(rows)
-        path = self.partial
-        if count > 1 or is_remote(path):
-            path = path.with_name(f"{path.name}-{mine}-of-{count}")
-        if is_remote(path):
-            path.with_name(f"{path.name}.{next(self._objects):08}").write_bytes(encode_rows(share))
-        else:
-            append(path, encode_rows(share))
-
-    def finish(self, rows: Sequence[Row], **facts: Any) -> None:
-        """Makes `rows` the whole file; `facts` go into the manifest beside row count and hash."""
-        if self._appended:
-            processes.wait(f"the last rows of {self.path.name}")
-        data = encode_rows(rows)
-        write_atomic(self.path, data)
-        write_json(
-            self.manifest_path,
-            {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), **facts},
-        )
-        if processes.first():
-            for path in (self.partial, *itertools.chain(*self._shards().values())):
-                path.unlink(missing_ok=True)
-
-
-def _read(path: epath.Path, digest: str | None, patience: float) -> bytes | None:
-    """The bytes of a file with this SHA-256 (any, if None); None if it is another or not there. What other processes
-    write is waited for."""
-    given_up = time.monotonic() + (0 if processes.first() else patience)
-    while True:
-        data = path.read_bytes() if path.exists() else None
-        if data is not None and (digest is None or hashlib.sha256(data).hexdigest() == digest):
-            return data
-        if time.monotonic() >= given_up:
-            return None
-        time.sleep(0.2)
+    return processes.agreed(move)

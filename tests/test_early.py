@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax.rowfile import RowFile
 from selfreward_jax.stages import early
 from selfreward_jax.stages.early import EarlyStopping
 
@@ -24,7 +24,7 @@ class Run:
         self.rows("seed", "validation").finish([{"id": f"v/{i}", "prompt": f"p{i}"} for i in range(5)])
 
     def rows(self, *names):
-        return storage.RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
+        return RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
 
     def engine_of(self, params):
         return params["w"]

@@ -15,8 +15,10 @@ PROGRAMS = {
     "evaluation",
     "harness",
     "fits",
+    "explain",
 }  # harness is what another program, lm_eval, starts from
 ABOVE = {"loop", "stages", "saved", "formats"}
+BENEATH = ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "config", "scales"}
 
 # What each floor may not import. Nothing imports a program.
 FORBIDDEN = {
@@ -35,8 +37,9 @@ FORBIDDEN = {
     "train": ABOVE | {"run", "report", "evaluate", "method"},
     "worlds": ABOVE | {"run", "report", "evaluate", "train", "llm", "generate", "method"},
     "parallel": {PACKAGE},
-    "storage": ABOVE
-    | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "config", "scales"},
+    "storage": BENEATH | {"rowfile", "lock"},
+    "rowfile": BENEATH | {"lock"},
+    "lock": BENEATH | {"rowfile"},
     "compiled": {PACKAGE},
     "config": {PACKAGE},
     "checks": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds"},

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command, run
 
+from selfreward_jax.rowfile import framed
+
 FILES = ("prompts", "candidates", "judgements", "pairs")
 
 
@@ -158,7 +160,8 @@ def test_a_torn_line_is_made_again(whole, tmp_path):
     for name in ("candidates", "judgements"):
         path = workdir / f"m2/{name}.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
-        (workdir / f"m2/{name}.jsonl.partial").write_bytes(b"".join(lines[:2]) + lines[2][:17])
+        begun = framed(map(json.loads, lines[:3]))
+        (workdir / f"m2/{name}.jsonl.partial").write_bytes(begun[:-17])
         path.unlink()
         (workdir / f"m2/{name}.manifest.json").unlink()
     run(workdir, 2)

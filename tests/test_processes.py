@@ -108,19 +108,20 @@ def assert_equal_runs(workdir, alone):
 # --- what they agree on: seconds -----------------------------------------------------------------------------------
 
 AGREEMENTS = """
-import sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import PartitionSpec
 address, count, index, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), epath.Path(sys.argv[4])
-from selfreward_jax import storage
-from selfreward_jax.parallel import arrays, mesh, processes, sharding
+from selfreward_jax.rowfile import RowFile
+from selfreward_jax.parallel import arrays, mesh, processes, sharding, stopping
 
 processes.start({"coordinator_address": address, "num_processes": count, "process_id": index}, 60)
 assert (processes.count(), processes.index(), processes.first()) == (count, index, index == 0)
 assert processes.agreed(lambda: {"from": index}) == {"from": 0}
+assert processes.gathered({"from": index}) == [{"from": 0}, {"from": 1}]
 
 m = mesh.make_mesh(fsdp=2)
 x = np.arange(24.0).reshape(8, 3)
@@ -130,20 +131,30 @@ np.testing.assert_array_equal(arrays.fetch(placed), x)
 
 # Rows: each once, whoever wrote them; the file is whole for all at the same time.
 rows = [{"id": str(i)} for i in range(11)]
-file = storage.RowFile(folder / "some.jsonl")
+file = RowFile(folder / "some.jsonl")
 assert file.manifest is None and file.begun() == []
 file.append(rows[:5]), file.append(rows[5:7])
 processes.wait("both have written")
 mine = Path(f"{file.partial}-{index}-of-{count}").read_text().splitlines()
-assert [eval(line)["id"] for line in mine] == [str(i) for i in range(7) if i % count == index]
+assert [json.loads(line.split(" ", 1)[1])["id"] for line in mine] == [str(i) for i in range(7) if i % count == index]
 processes.wait("both have looked")
-again = storage.RowFile(folder / "some.jsonl")
+again = RowFile(folder / "some.jsonl")
 assert again.begun() == rows[:7]  # gathered in the order in which they came
 again.append(rows[7:])
 again.finish(rows, note="x")
 assert again.rows() == rows and again.manifest["note"] == "x"
 names = {p.name for p in folder.iterdir()}
 assert names == {"some.jsonl", "some.manifest.json"}, names
+
+# One is asked to stop: both stop, at the same place.
+with stopping.listening(100):
+    asked = 0
+    while not stopping.asked():
+        asked += 1
+        if index == 1 and asked == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    assert asked >= 3 and processes.gathered(asked) == [asked, asked]
 if index == 1:
     time.sleep(1)
     processes.end(7, "has had enough")
@@ -234,3 +245,26 @@ def test_a_lost_process_ends_the_others_and_a_restart_of_all_completes_the_run(k
     for code, said in ended(start(argv, 2), 900):
         assert code == 0, said[-3000:]
     assert_equal_runs(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_one_process_that_is_asked_to_stop_stops_both_and_nothing_is_made_twice(gentle, alone, tmp_path):
+    workdir, limit = tmp_path / "run", 45
+    argv = [*gentle(workdir), "--config.parallel.fsdp=2", "--config.save_every=2"]
+    for mark, who in (("m1/steps/*.json", 1), ("m2/candidates.jsonl.partial*", 0)):
+        processes = start(argv, 2)
+        while not any(workdir.glob(mark)):
+            assert all(p.poll() is None for p in processes)
+            time.sleep(0.01)
+        processes[who].send_signal(signal.SIGTERM)
+        at = time.monotonic()
+        for code, said in ended(processes, 2 * limit):
+            assert code == 75, said[-3000:]
+            assert "the same command goes on" in said.splitlines()[-1]
+        assert time.monotonic() - at < limit
+    for code, said in ended(start(argv, 2), 900):
+        assert code == 0, said[-3000:]
+    assert_equal_runs(workdir, alone)
+    steps = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
+    assert len(steps) == len(set(steps))

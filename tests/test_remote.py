@@ -13,6 +13,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
+from selfreward_jax.rowfile import RowFile
 from selfreward_jax.run import Run
 from selfreward_jax.train import checkpoints
 
@@ -44,17 +45,17 @@ ROWS = [{"id": str(i), "text": "ü"} for i in range(5)]
 
 def test_rows_are_kept_batch_by_batch_and_become_one_file(bucket):
     path = epath.Path(bucket) / "m2" / "some.jsonl"
-    file = storage.RowFile(path)
+    file = RowFile(path)
     assert file.manifest is None
     assert file.begun() == []
     file.append(ROWS[:2])
     file.append(ROWS[2:3])
-    again = storage.RowFile(path)  # after a kill
+    again = RowFile(path)  # after a kill
     assert again.begun() == ROWS[:3]
     again.append(ROWS[3:])
-    assert storage.RowFile(path).begun() == ROWS
+    assert RowFile(path).begun() == ROWS
     again.finish(ROWS, tokens=7)
-    assert storage.RowFile(path).rows() == ROWS
+    assert RowFile(path).rows() == ROWS
     assert again.manifest["tokens"] == 7
     assert sorted(p.name for p in path.parent.iterdir()) == ["some.jsonl", "some.manifest.json"]
 
@@ -77,11 +78,11 @@ def test_a_run_claims_its_place_and_keeps_a_log(bucket, monkeypatch):
     Run(other, bucket)
 
 
-def test_a_saved_step_counts_when_it_holds_the_mark_that_comes_last(bucket):
+def test_a_saved_step_counts_when_its_seal_is_there_which_comes_last(bucket):
     steps = epath.Path(bucket) / "m1" / "steps"
     assert checkpoints.latest_step(steps) is None
     for step in (5, 10):
         (steps / str(step) / "params").write_bytes(b"x")
     assert checkpoints.latest_step(steps) is None
-    (steps / "5" / checkpoints.COMMITTED).write_bytes(b"")
+    (steps / "5.json").write_bytes(b"")
     assert checkpoints.latest_step(steps) == 5  # a kill came while 10 was written

@@ -1,7 +1,9 @@
 """The working directory: whatever a kill leaves behind, nothing whole is lost and nothing torn is kept."""
 
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 from etils import epath
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfreward_jax import storage
-from selfreward_jax.storage import RowFile, encode_rows, read_rows, write_atomic, write_json
+from selfreward_jax.rowfile import RowFile, framed, unframed
+from selfreward_jax.storage import write_atomic, write_json, write_sealed
 
 ROWS = [{"id": "a/0", "text": "eins\nzwei"}, {"id": "a/1", "text": "drei\u2028vier"}, {"id": "a/2", "text": "\u00fc"}]
 
@@ -30,17 +33,26 @@ def names(file):
 
 @settings(deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text())))
-def test_rows_survive_writing_and_reading(rows, tmp_path_factory):
-    path = epath.Path(tmp_path_factory.getbasetemp() / "rows.jsonl")
-    path.write_bytes(encode_rows(rows))
-    assert read_rows(path) == rows
+def test_rows_survive_writing_and_reading(rows):
+    assert unframed(framed(rows)) == (rows, 0)
 
 
-def test_a_file_cut_anywhere_holds_the_rows_before_the_cut(folder):
-    data, path = encode_rows(ROWS), folder / "rows.jsonl"
+def test_a_file_cut_anywhere_holds_the_rows_before_the_cut():
+    data = framed(ROWS)
     for cut in range(len(data) + 1):
-        path.write_bytes(data[:cut])
-        assert read_rows(path) == ROWS[: data[:cut].count(b"\n")]
+        assert unframed(data[:cut]) == (ROWS[: data[:cut].count(b"\n")], 0)
+
+
+@settings(deadline=None, max_examples=300)
+@given(bit=st.integers(0, 8 * len(framed(ROWS)) - 1))
+def test_a_row_in_which_a_bit_was_flipped_is_no_row(bit):
+    data = bytearray(framed(ROWS))
+    data[bit // 8] ^= 1 << bit % 8
+    rows, damaged = unframed(bytes(data))
+    assert all(row in ROWS for row in rows)
+    # A line break that is gone or has come ties lines together or cuts them; the last one then looks torn.
+    assert len(rows) < len(ROWS)
+    assert damaged or rows == ROWS[: len(rows)]
 
 
 def test_appending_after_a_torn_line_loses_only_that_line(file):
@@ -49,7 +61,18 @@ def test_appending_after_a_torn_line_loses_only_that_line(file):
     assert file.begun() == ROWS[:1]
     file.append(ROWS[1:])
     assert file.begun() == ROWS
-    assert read_rows(file.partial) == ROWS
+    assert unframed(file.partial.read_bytes()) == (ROWS, 0)
+
+
+def test_damaged_lines_are_left_out_told_and_kept(file, capsys):
+    file.append(ROWS)
+    data = file.partial.read_bytes()
+    file.partial.write_bytes(data.replace(b"drei", b"dree"))
+    assert file.begun() == [ROWS[0], ROWS[2]]
+    assert "pairs.jsonl.partial: 1 of 3 lines are damaged" in capsys.readouterr().err
+    assert names(file) == ["pairs.jsonl.partial", "pairs.jsonl.partial.damaged"]
+    assert file.begun() == [ROWS[0], ROWS[2]]
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_is_begun_before_the_first_row(file):
@@ -83,7 +106,7 @@ def test_an_empty_file_can_be_whole(file):
     assert file.manifest["rows"] == 0
 
 
-@pytest.mark.parametrize("killed_in", ["write_atomic", "write_json"])
+@pytest.mark.parametrize("killed_in", ["write_atomic", "write_sealed"])
 def test_a_finish_cut_short_is_redone(file, monkeypatch, killed_in):
     def killed(*args):
         raise KeyboardInterrupt
@@ -93,7 +116,7 @@ def test_a_finish_cut_short_is_redone(file, monkeypatch, killed_in):
         patch.setattr(storage, killed_in, killed)  # before the rename, or between it and the manifest
         with pytest.raises(KeyboardInterrupt):
             file.finish(ROWS)
-    assert file.path.exists() == (killed_in == "write_json")
+    assert file.path.exists() == (killed_in == "write_sealed")
     assert file.manifest is None
     assert file.begun() == ROWS
     file.finish(ROWS)
@@ -131,17 +154,77 @@ def test_json_files(folder):
     assert storage.read_json(path) == json.loads(path.read_text()) == value
 
 
+def test_a_sealed_file_in_which_anything_was_changed_is_damaged(folder):
+    path = folder / "m1" / "manifest.json"
+    assert storage.read_sealed(path) is None
+    value = {"weights": "00ff", "steps": 12, "counts": {"pairs": 3}, "seconds": 0.1}
+    write_sealed(path, value)
+    assert storage.read_sealed(path) == value
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(changed))
+        with pytest.raises(storage.Damaged, match=r"manifest.json is damaged") as caught:
+            storage.read_sealed(path)
+        assert caught.value.paths == (path,)
+    for other in (b"", b"{}", b"[]", b"null", data[:-9], b"\0" * len(data)):
+        path.write_bytes(other)
+        with pytest.raises(storage.Damaged):
+            storage.read_sealed(path)
+
+
 def test_a_damaged_file_is_named(folder):
-    (folder / "eval.json").write_text('{"mean": 3')
-    with pytest.raises(storage.StorageError, match=r"eval.json is damaged"):
-        storage.read_json(folder / "eval.json")
-    file = storage.RowFile(folder / "pairs.jsonl")
+    (folder / "config.json").write_text('{"mean": 3')
+    with pytest.raises(storage.StorageError, match=r"config.json is damaged"):
+        storage.read_json(folder / "config.json")
+
+
+DAMAGE = {
+    "deleted": lambda data: None,
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[:-5],
+    "zeroed": lambda data: data[:9] + b"\0" * 8 + data[17:],
+    "a row twice": lambda data: data + data.splitlines(keepends=True)[-1],
+    "a bit": lambda data: data.replace(b"eins", b"einr"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_whole_file_that_was_damaged_is_set_aside_with_its_manifest(file, how):
     file.finish(ROWS)
-    file.path.unlink()
-    with pytest.raises(storage.StorageError, match=r"pairs.jsonl is not the file that its manifest describes"):
+    changed = DAMAGE[how](file.path.read_bytes())
+    file.path.unlink() if changed is None else file.path.write_bytes(changed)
+    with pytest.raises(storage.Damaged, match=r"pairs.jsonl is not the file that its manifest describes") as caught:
         file.rows()
+    assert caught.value.paths == (file.path, file.manifest_path)
+    moved = [storage.set_aside(path) for path in caught.value.paths]
+    assert moved == ["" if changed is None else "pairs.jsonl.damaged", "pairs.manifest.json.damaged"]
+    assert file.manifest is None
+    file.finish(ROWS)
+    assert file.rows() == ROWS
+    assert storage.set_aside(file.manifest_path) == (
+        "pairs.manifest.json.damaged-2"  # what was set aside before is not lost
+    )
 
 
 def test_rows_of_a_file_that_is_not_there_are_not_no_rows(folder):
     with pytest.raises(storage.StorageError, match=r"pairs.jsonl"):
-        storage.RowFile(folder / "pairs.jsonl").rows()
+        RowFile(folder / "pairs.jsonl").rows()
+
+
+@pytest.mark.parametrize("write", [write_atomic, storage.append])
+def test_what_a_file_system_refuses_is_told_with_path_need_and_room(folder, monkeypatch, write):
+    path = folder / "m2" / "pairs.jsonl"
+    write(path, b"old")
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "fsync", full)
+        with pytest.raises(
+            storage.StorageError, match=r"pairs.jsonl cannot be written \(No space left.*1,000,000 bytes"
+        ):
+            write(path, b"x" * 1_000_000)
+    assert [p.name for p in path.parent.iterdir()] == ["pairs.jsonl"]

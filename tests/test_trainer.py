@@ -232,7 +232,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(random_params, tmp
     log, resumed_log = [], []
     with pytest.raises(Killed):
         fit(fresh, dies, [])
-    assert [p.name for p in path.iterdir()] == ["4"]  # older states are removed
+    assert sorted(p.name for p in path.iterdir()) == ["2", "2.json", "4", "4.json"]  # the last two
     assert checkpoints.latest_step(path) == 4
     like = jax.eval_shape(lambda: trainer.State(jnp.int32(0), params, optimizer.init(params)))
     resumed = fit(checkpoints.restore(path / "4", like, shardings), batch_at, resumed_log)
@@ -277,25 +277,26 @@ def test_every_step_and_every_microbatch_has_its_own_key(tmp_path):
     assert len(np.unique(np.diff([0, *drawn]).round(5))) == 3
 
 
-@pytest.mark.parametrize(("stops", "seen", "kept"), [(None, [2, 4, 5], 3), (4, [2, 4], 3), (2, [2], None)])
+@pytest.mark.parametrize(("stops", "seen", "kept"), [(None, [2, 4, 5], 3), (4, [2, 4], 3), (2, [2], 2)])
 def test_a_watch_ends_training_where_it_says_no(stops, seen, kept, tmp_path):
     state, update = toy()
-    watched = []
+    like, watched, path = jax.eval_shape(lambda: state), [], epath.Path(tmp_path)
+    shardings = jax.tree.map(lambda _: replicated(make_mesh()), like)
 
     def watch(step, params):
         watched.append((step, params["w"].tolist()))
         return step != stops
 
-    run = partial(trainer.fit, rate=lambda _: 0.5, key=jax.random.key(0), report=lambda *_: None)
-    path = epath.Path(tmp_path)
-    found = run(
-        state, update, lambda _: gradient(1, 1), 5, save_every=3 if kept else 2, path=path, watch=watch, watch_every=2
-    )
+    run = partial(trainer.fit, rate=lambda _: 0.5, key=jax.random.key(0), report=lambda *_: None, save_every=kept)
+    run = partial(run, update=update, batch_at=lambda _: gradient(1, 1), steps=5, path=path, watch=watch, watch_every=2)
+    found = run(state)
     assert [step for step, _ in watched] == seen
     assert int(found.step) == seen[-1]
     assert watched[-1][1] == found.params["w"].tolist()
-    # What is saved is a step that went on: a run that was killed after the last look comes to the same end.
+    # A run that was killed after the last look goes on from what was saved, looks again, and comes to the same end.
     assert checkpoints.latest_step(path) == kept
+    again = run(checkpoints.restore_latest(path, like, shardings))
+    jax.tree.map(np.testing.assert_array_equal, again, found)
 
 
 def test_a_finished_run_does_nothing(tmp_path):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax.storage import Row, RowFile
+from selfreward_jax.rowfile import Row, RowFile
 
 WORKERS = 4  # requests under way at the same time
 LONGEST_WAIT = 60.0  # seconds between two attempts

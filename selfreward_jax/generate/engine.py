@@ -7,7 +7,7 @@ window, prompts come into places that others have left. What all prompts of a ca
 
 import hashlib
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,6 +70,7 @@ class Engine:
       rows: samples decoded at once: the slots of the device program.
       max_length: most tokens of prompt and completion together; longer prompts are refused.
       raw: prompts are plain text to be continued, not messages to be answered.
+      halt: where it returns True, `stream` finishes the prompts at work and takes no more.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Engine:
         rows: int,
         max_length: int,
         raw: bool = False,
+        halt: Callable[[], bool] = lambda: False,
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
-        self.rows, self.max_length, self.raw = rows, max_length, raw
+        self.rows, self.max_length, self.raw, self.halt = rows, max_length, raw, halt
         self._prefix: tuple[list[int], Segment] | None = None  # the last one that was read
 
     def ids(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
@@ -100,7 +102,7 @@ class Engine:
     def generate(self, requests: Sequence[Request], how: Sampling, key: jax.Array) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
         order = {r.id: i for i, r in enumerate(requests)}
-        done = [c for batch in self.stream(requests, how, key) for c in batch]
+        done = [c for batch in self.stream(requests, how, key, to_the_end=True) for c in batch]
         return sorted(done, key=lambda c: (order[c.id], c.sample))
 
     def stream(
@@ -109,6 +111,7 @@ class Engine:
         how: Sampling,
         key: jax.Array,
         done: Collection[str] = (),
+        to_the_end: bool = False,
     ) -> Iterator[list[Completion]]:
         """Completions as they come, all samples of a request together, leaving out those in `done`.
 
@@ -117,6 +120,7 @@ class Engine:
           how: how to draw.
           key: the key of this stage; the row's id, the sample's index and the position are folded into it.
           done: ids whose completions are already kept.
+          to_the_end: whatever `halt` says.
 
         Raises:
           ValueError: a prompt leaves no room for `how.max_new` tokens, or ids repeat.
@@ -135,11 +139,12 @@ class Engine:
         prefix, shared = self._read_prefix(ids)
         rest, done = [x[shared:] for x in ids], set(done)
         places = windows.places_of(len(requests), self.rows, how.samples, self.mesh)
+        halt = (lambda: False) if to_the_end else self.halt
         for window, length in windows.cut([len(x) for x in rest], windows.DEPTH * places):
             prompts = [Prompt(requests[i].id, rest[i]) for i in window if requests[i].id not in done]
-            if prompts:
+            if prompts and not halt():
                 together = windows.together(len(requests), places, length, self.mesh)
-                yield from self._window(prompts, places, together, length, prefix, how, key)
+                yield from self._window(prompts, places, together, length, prefix, how, key, halt)
 
     def _window(
         self,
@@ -150,9 +155,10 @@ class Engine:
         prefix: Segment | None,
         how: Sampling,
         key: jax.Array,
+        halt: Callable[[], bool],
     ) -> Iterator[list[Completion]]:
         """Completions of prompts of at most `length` tokens behind the prefix. At any time `places` of them are at
-        work; where `together` places have fallen free, as many prompts come in."""
+        work; where `together` places have fallen free, as many prompts come in, until `halt` says so."""
         draw = sampler.Draw(np.float32(how.temperature), np.float32(how.top_p))
         stop_ids = tuple(self.chat.stop_ids)
         waiting = deque(prompts[i : i + together] for i in range(0, len(prompts), together))
@@ -163,6 +169,9 @@ class Engine:
         finished: list[Completion] = []
         while ready or at_work:
             while ready and len(free) >= together:
+                if halt():
+                    ready = None
+                    break
                 chosen, read = ready
                 taken, free = free[: len(chosen)], free[len(chosen) :]
                 at_work |= zip(taken, chosen, strict=True)
@@ -170,6 +179,8 @@ class Engine:
                 with jax.set_mesh(self.mesh):
                     slots = sampler.admit(slots, self._put(where), *read, draw, stop_ids=stop_ids)
                 ready = ahead()
+            if not at_work:
+                break
             enough = together if ready else min(places, len(free) + together)
             with jax.set_mesh(self.mesh):
                 slots = sampler.decode(self.cfg, self.params, slots, prefix, draw, np.int32(enough), stop_ids=stop_ids)

@@ -23,10 +23,11 @@ import jax
 from jax._src import distributed
 from jax.errors import JaxRuntimeError
 
-LOST = 75  # exit code (sysexits' EX_TEMPFAIL): another process is gone; start all again with the same command
+LOST = 75  # exit code (sysexits' EX_TEMPFAIL): another process is gone, or this one was asked to stop; start again
 HEARTBEAT = 100  # seconds
 
 _limit = 1800.0  # seconds
+stop_asked = threading.Event()  # on the first process: another one was asked to stop
 _numbers = itertools.count()  # names of agreements, the same on every process since all make the same calls
 
 
@@ -113,6 +114,19 @@ def agreed(decide: Callable[[], Any]) -> Any:
         raise ProcessError(_waited("the first process", _limit, error)) from None
 
 
+def gathered(value: Any) -> list[Any]:
+    """The value of each process, on every process, in their order. It must survive JSON."""
+    if count() == 1:
+        return [value]
+    name = f"gathered/{next(_numbers)}"
+    try:
+        _client().key_value_set(f"{name}/{index()}", json.dumps(value))
+        found = (_client().blocking_key_value_get(f"{name}/{i}", int(_limit * 1000)) for i in range(count()))
+        return [json.loads(x) for x in found]
+    except JaxRuntimeError as error:
+        raise ProcessError(_waited("all processes", _limit, error)) from None
+
+
 def wait(what: str, limit: float = 0.0) -> None:
     """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout."""
     if count() == 1:
@@ -146,6 +160,9 @@ def _listen() -> None:
     """Ends this process when another one has said why it ended, wherever this one is."""
     while _client() is not None:  # until this one has parted from the others
         time.sleep(1)
+        with contextlib.suppress(JaxRuntimeError, AttributeError):  # nobody was
+            if first() and _client().key_value_try_get("stop"):
+                stop_asked.set()
         try:
             said = json.loads(_client().key_value_try_get("ended"))
         except (JaxRuntimeError, AttributeError):  # nobody has said so, or this one parted while it slept
@@ -153,6 +170,13 @@ def _listen() -> None:
         if said["process"] != index():
             _let_others_hear()
             leave(said["code"], f"process {said['process']} ended: {said['line']}")
+
+
+def ask_to_stop() -> None:
+    """Tells the first process that this one was asked to stop."""
+    if count() > 1:
+        with contextlib.suppress(JaxRuntimeError):  # another one was faster
+            _client().key_value_set("stop", "asked")
 
 
 def end(code: int, line: str) -> None:

@@ -18,7 +18,7 @@ def write(r: Run) -> dict[str, Any]:
     """
     settings = storage.read_json(r.dir / "config.json")
     names = [name for name in r.models() if storage.exists(r.dir / name / "eval.json")]
-    models = {name: storage.read_json(r.dir / name / "eval.json") for name in names}
+    models = {name: storage.read_sealed(r.dir / name / "eval.json") for name in names}
     if not r.cfg.data.ift:
         for name, others in measure.versus(r.dir, names).items():
             models[name]["versus"] = others
@@ -54,7 +54,7 @@ def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
         for stage in files:
             if (manifest := r.rows(name, stage).manifest) is not None:
                 found.append({"model": name, "name": stage, **_figures(manifest)})
-        if (manifest := storage.read_json(r.dir / name / "manifest.json")) is not None:
+        if (manifest := storage.read_sealed(r.dir / name / "manifest.json")) is not None:
             found.append({"model": name, "name": manifest["stage"], **_figures(manifest)})
         for stage in ("eval_answers", "eval_judgements"):
             if (manifest := r.rows(name, stage).manifest) is not None:

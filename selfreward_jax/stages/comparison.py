@@ -71,7 +71,7 @@ def _by_scores(run: Run, judging: str, played: Sequence[Game], owner: str, stage
 def _side_by_side(run: Run, judging: str, played: Sequence[Game], owner: str, stage: str) -> list[int]:
     """Both answers shown at once, in both orders."""
     out = run.rows(owner, stage)
-    if out.manifest is None:
+    if not run.finished(owner, stage, judging):
         settings = run.cfg.compare
         engine, template = run.engine(judging), pairwise_template(run)
         fit = [g for g in played if all(engine.fits(p, settings.max_new) for p in both_orders(template, g))]
@@ -83,7 +83,7 @@ def _side_by_side(run: Run, judging: str, played: Sequence[Game], owner: str, st
         if len(fit) < len(played):
             say(f"{owner} {stage}: {len(played) - len(fit)} of {len(played)} games are too long and count as ties")
         stream = partial(_verdicts, engine, fit, template, settings.max_new)
-        generated(run, owner, stage, [g.id for g in fit], stream, left_out=len(played) - len(fit))
+        generated(run, owner, stage, [g.id for g in fit], stream, judging, left_out=len(played) - len(fit))
     rows = out.rows()
     read = [side for row in rows for side in row["read"]]
     _say_unread(f"{owner} {stage}", read, f"compare.max_new is {run.cfg.compare.max_new}")

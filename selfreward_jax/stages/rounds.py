@@ -13,6 +13,7 @@ from selfreward_jax.method import new_prompts
 from selfreward_jax.method.candidates import answers as finished_answers
 from selfreward_jax.method.candidates import candidates
 from selfreward_jax.method.pairs import build_pairs, gather
+from selfreward_jax.parallel import stopping
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.saved import open_model
@@ -28,8 +29,8 @@ def sampling(settings: Any) -> Sampling:
 
 def prompts(run: Run, t: int) -> None:
     """m_t/prompts.jsonl: new prompts, by m_(t-1) if prompts.writer names nobody else."""
-    out = run.rows(f"m{t}", "prompts")
-    if out.manifest is not None:
+    out, by = run.rows(f"m{t}", "prompts"), "" if run.cfg.prompts.writer else f"m{t - 1}"
+    if run.finished(f"m{t}", "prompts", by):
         return
     settings, numbers = run.cfg.prompts, count()
     begun = list(takewhile(lambda row: row["id"] == f"m{t}/{next(numbers)}", out.begun()))
@@ -53,6 +54,7 @@ def prompts(run: Run, t: int) -> None:
     def keep(wave: list[Row]) -> None:
         out.append(wave)
         progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
+        stopping.check()
 
     rows = new_prompts.write_prompts(
         writer,
@@ -76,7 +78,8 @@ def prompts(run: Run, t: int) -> None:
             "prompts yet: in a new --workdir train M1 longer, or loosen prompts.most_rouge and prompts.*_words"
         )
     tokens = sum(row["tokens"] for row in rows)
-    out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, seconds=progress.seconds)
+    facts = {"weights": run.weights(by)} if by else {}
+    out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, seconds=progress.seconds, **facts)
     progress.close(f"of {len(rows)} attempts, turned down: {faults}")
     run.spent()
 
@@ -94,9 +97,9 @@ def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
     return found.engine(run.cfg.generate.rows, run.cfg.model.max_length)
 
 
-def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **facts: Any) -> list[Row]:
+def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by: str, **facts: Any) -> list[Row]:
     """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
-    `ids`. Returns them."""
+    `ids`, and with the weights of model `by`, if it has a name, in its manifest. Returns them."""
     out, label = run.rows(owner, stage), f"{owner} {stage}"
     begun = {row["id"]: row for row in out.begun()}
     progress = Progress(label, len(ids), len(begun))
@@ -105,7 +108,10 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **f
         out.append(new)
         begun |= {row["id"]: row for row in new}
         progress.add(len(new), sum(row["tokens"] for row in new))
+    if len(begun) < len(ids):
+        stopping.check()
     rows = [begun[i] for i in ids]
+    facts |= {"weights": run.weights(by)} if by else {}
     out.finish(rows, tokens=sum(row["tokens"] for row in rows), seconds=progress.seconds, **facts)
     progress.close()
     run.spent()
@@ -114,17 +120,19 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, **f
 
 def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
     """OWNER/STAGE.jsonl: answers of `model` to the prompts `asked`."""
-    if run.rows(owner, stage).manifest is None:
-        answer_with(run, run.engine(model), asked, settings, owner, stage)
+    if not run.finished(owner, stage, model):
+        answer_with(run, run.engine(model), asked, settings, owner, stage, model)
 
 
-def answer_with(run: Run, engine: Engine, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
-    """The same with an engine of any parameters."""
-    if run.rows(owner, stage).manifest is not None:
+def answer_with(
+    run: Run, engine: Engine, asked: list[Row], settings: Any, owner: str, stage: str, model: str = ""
+) -> None:
+    """The same with an engine of any parameters, those of `model` if it has a name."""
+    if run.finished(owner, stage, model):
         return
     kept = _short_enough(engine, asked, settings.max_new, f"{owner} {stage}")
     stream = partial(candidates, engine, kept, sampling(settings))
-    generated(run, owner, stage, [row["id"] for row in kept], stream, left_out=len(asked) - len(kept))
+    generated(run, owner, stage, [row["id"] for row in kept], stream, model, left_out=len(asked) - len(kept))
 
 
 def answer_best(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
@@ -145,7 +153,7 @@ def answer_best(run: Run, model: str, asked: list[Row], settings: Any, owner: st
         order = sorted(range(more.samples), key=lambda i: -_or_lowest(score.get(f"{row['id']}/{i}")))
         groups = ([i for i in order if i // settings.best_of == g] for g in range(wanted))
         rows.append({**row, "responses": [row["responses"][of[0]] for of in groups]})
-    out.finish(rows, tokens=0, seconds=0.0, best_of=settings.best_of)
+    out.finish(rows, tokens=0, seconds=0.0, best_of=settings.best_of, weights=run.weights(model))
 
 
 def _or_lowest(score: float | None) -> float:
@@ -165,7 +173,7 @@ def _short_enough(engine: Engine, asked: list[Row], max_new: int, label: str) ->
 def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, samples: int = 0) -> dict[str, Any] | None:
     """OWNER/STAGE.jsonl: judgements by `model` of the answers `judged`, rows {id, prompt, response}, with `samples`
     votes each if not judge.samples. Returns the judge's health, None if the file was whole."""
-    if run.rows(owner, stage).manifest is not None:
+    if run.finished(owner, stage, model):
         return None
     if not judged:
         raise StageError(
@@ -178,7 +186,7 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
     kept = [a for a in judged if a["id"] in fit]
     how = sampling(settings)._replace(samples=samples or settings.samples)
     stream = partial(judging.judge, engine, kept, template, how, settings)
-    rows = generated(run, owner, stage, [a["id"] for a in kept], stream, left_out=len(judged) - len(kept))
+    rows = generated(run, owner, stage, [a["id"] for a in kept], stream, model, left_out=len(judged) - len(kept))
     health = judging.health(rows)
     say(f"{owner} {stage}: {health}")
     return health

@@ -1,5 +1,6 @@
 """Before M1: seed rows, tokenizer, and M0."""
 
+import hashlib
 from functools import partial
 from random import Random
 from typing import Any
@@ -28,7 +29,8 @@ Row = dict[str, Any]
 def seed(run: Run) -> None:
     """seed/*.jsonl: instruction rows, judged rows (or the ranked answers they are to be made of), held-out prompts and
     ranked answers, plain documents."""
-    if run.rows("seed", "documents").manifest is not None:
+    made = run.rows("seed", "documents").manifest
+    if made and all(run.rows("seed", name).manifest for name in made["sets"]):
         return
     if processes.first():  # the only one that needs the user's files
         _make_seed(run)
@@ -55,7 +57,7 @@ def _make_seed(run: Run) -> None:
     storage.write_json(run.dir / "seed" / "report.json", report)
     for line in seeds.told(report):
         say(line)
-    _write_seed(run, "documents", sets["documents"], seconds=progress.seconds)
+    _write_seed(run, "documents", sets["documents"], seconds=progress.seconds, sets=list(sets))
     progress.add(sum(map(len, sets.values())))
     progress.close(", ".join(f"{len(rows)} {name}" for name, rows in sets.items()))
 
@@ -68,15 +70,23 @@ def tokenizer(run: Run) -> None:
     """tokenizer/: the tokenizer and chat template of model.init; or a tokenizer trained on all training texts of the
     seeds, and our template."""
     folder = run.dir / "tokenizer"
-    if storage.exists(folder / "manifest.json"):
+    if (made := storage.read_sealed(folder / "manifest.json")) is not None:
+        if processes.agreed(lambda: _hashes(folder)) != made["files"]:
+            raise storage.Damaged(f"{folder} is not the tokenizer that was made", folder)
         return
     if run.cfg.model.init:
         _adopt_tokenizer(hub.folder(run.cfg.model.init), folder)
     else:
         _train_tokenizer(run, folder)
     processes.wait("the tokenizer is written")
-    storage.write_json(folder / "manifest.json", {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size})
+    facts = {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size}
+    storage.write_sealed(folder / "manifest.json", {**facts, "files": processes.agreed(lambda: _hashes(folder))})
     say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
+
+
+def _hashes(folder: epath.Path) -> dict[str, str]:
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith("manifest.json"))
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
@@ -150,9 +160,10 @@ def base(run: Run) -> None:
 
 def _adopt_weights(run: Run, source: epath.Path) -> None:
     progress = Progress("m0 init", 1)
-    checkpoints.save(run.dir / "m0" / "checkpoint", hf.load(source, run.llama(), run.shardings(weights(run.llama()))))
+    params = hf.load(source, run.llama(), run.shardings(weights(run.llama())))
     facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0, "seconds": progress.seconds}
-    storage.write_json(run.dir / "m0" / "manifest.json", facts)
+    facts["weights"] = checkpoints.save(run.dir / "m0" / "checkpoint", params)
+    storage.write_sealed(run.dir / "m0" / "manifest.json", facts)
     progress.add(1)
     progress.close(f"{parameter_count(weights(run.llama())):,} parameters of {source}")
     run.spent()

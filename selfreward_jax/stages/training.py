@@ -11,11 +11,14 @@ import numpy as np
 from selfreward_jax import storage
 from selfreward_jax.llm import chat, llama, lora
 from selfreward_jax.llm.llama import Llama, Params
+from selfreward_jax.parallel import stopping
+from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.early import EarlyStopping
 from selfreward_jax.stages.inputs import StageError, seed_examples
 from selfreward_jax.train import checkpoints, dpo, sft, trainer
+from selfreward_jax.train.watch import Watch
 
 
 def baseline(run: Run) -> None:
@@ -52,7 +55,7 @@ def preferences(run: Run, t: int) -> None:
     ]
     model = Llama(run.llama(settings.dropout, adapters=True))
     # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
-    known = (storage.read_json(run.dir / previous / "manifest.json") or {}).get("layout")
+    known = (storage.read_sealed(run.dir / previous / "manifest.json") or {}).get("layout")
     layout = dpo.layout_of(pairs, model.cfg, known and dpo.Layout(*known))
     reference = _reference(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
@@ -66,17 +69,32 @@ def preferences(run: Run, t: int) -> None:
     _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, early, rows=len(pairs), layout=list(layout))
 
 
+def _told(run: Run, name: str, stage: str, error: trainer.Diverged, batch_at: Any) -> StageError:
+    """The error for a run that has diverged; what the step read lies in NAME/diverged.json."""
+    arrays = {n: x.reshape(-1, *x.shape[2:]) for n, x in fetch(batch_at(error.step)["arrays"]).items()}
+    texts = {n: [run.chat.tokenizer.decode(row.tolist()) for row in x] for n, x in arrays.items() if "tokens" in n}
+    storage.write_json(
+        run.dir / name / "diverged.json", {"stage": stage, "step": error.step, "said": str(error), **texts}
+    )
+    good = checkpoints.latest_step(run.dir / name / "steps")
+    return StageError(
+        f"{name} {stage}: {error}. What it read is in {run.dir / name / 'diverged.json'}; the last good state is "
+        + ("the start" if good is None else f"step {good} (steps/{good})")
+        + f": in a new --workdir lower {stage}.lr, or leave such steps out with skip_nonfinite"
+    )
+
+
 def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.Layout) -> np.ndarray:
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
     path = run.dir / name / "reference.json"
-    kept, of = storage.read_json(path), run.rows(name, "pairs").manifest["sha256"]
+    kept, of = storage.read_sealed(path), run.rows(name, "pairs").manifest["sha256"]
     if kept is None or kept["pairs"] != of:
         run.release()  # the engine of an earlier stage
         model, params = Llama(run.llama(adapters=True)), lora.join(run.base(), run.trained(previous))
         found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh, layout)
         kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
-        storage.write_json(path, kept)
+        storage.write_sealed(path, kept)
     return np.array([kept["chosen"], kept["rejected"]], np.float32).T
 
 
@@ -92,7 +110,8 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
 
 def is_trained(run: Run, model: str) -> bool:
     """Whether the model is whole on disk."""
-    trained = storage.exists(run.dir / model / "manifest.json")
+    trained = storage.read_sealed(run.dir / model / "manifest.json") is not None
+    trained = trained and storage.exists(run.dir / model / "checkpoint.json")  # not set aside
     if trained:
         _clear(run, model)  # a kill may have come between the manifest and this
     return trained
@@ -130,7 +149,7 @@ def _train(
     NAME/manifest.json."""
     run.release()  # the engine of an earlier stage
     settings = run.cfg[stage]
-    optimizer = trainer.make_optimizer(run.cfg.optimizer)
+    optimizer = trainer.make_optimizer(run.cfg.optimizer, run.cfg.skip_nonfinite)
     declared = lora.trained(run.llama(adapters=name != "m0"))
     abstract = llama.abstract(declared, "float32")
     lying = run.shardings(declared)
@@ -140,32 +159,41 @@ def _train(
         return trainer.State(jnp.int32(0), params, optimizer.init(params))
 
     path = run.dir / name / "steps"
-    if (step := checkpoints.latest_step(path)) is not None:
-        state = checkpoints.restore(path / str(step), jax.eval_shape(fresh, abstract), shardings)
-        say(f"{name} {stage}: going on from step {step}")
-    else:
+    state = checkpoints.restore_latest(path, jax.eval_shape(fresh, abstract), shardings)
+    if state is None:
         state = jax.jit(fresh, out_shardings=shardings, donate_argnums=0)(start())
+    else:
+        say(f"{name} {stage}: going on from step {int(state.step)}")
     frozen = run.base() if name != "m0" else None
-    progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
+    progress, curve = Progress(f"{name} {stage}", steps, int(state.step), unit="steps"), Watch()
 
     def report(step: int, metrics: dict[str, float]) -> None:
         run.log(model=name, stage=stage, step=step, **metrics)
         progress.add(1, tokens_a_step, note=f"loss {metrics['loss']:.3f}")
+        for line in curve.warnings(step, metrics):
+            storage.warn(f"{name} {stage} {line}")
+        if metrics.get("skipped"):
+            storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
 
-    state = trainer.fit(
-        state,
-        trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
-        batch_at,
-        steps,
-        trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup),
-        run.key(name, stage),
-        save_every=run.cfg.save_every,
-        path=path,
-        report=report,
-        frozen=frozen,
-        watch=early,
-        watch_every=settings.eval_every if early else 0,
-    )
+    try:
+        state = trainer.fit(
+            state,
+            trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
+            batch_at,
+            steps,
+            trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup),
+            run.key(name, stage),
+            save_every=run.cfg.save_every,
+            path=path,
+            report=report,
+            frozen=frozen,
+            watch=early,
+            watch_every=settings.eval_every if early else 0,
+            halt=stopping.asked,
+            skip=run.cfg.skip_nonfinite,
+        )
+    except trainer.Diverged as error:
+        raise _told(run, name, stage, error, batch_at) from None
     done = int(state.step)
     facts = {"stage": stage, "steps": done, "tokens": done * tokens_a_step, **facts}
     params = state.params
@@ -173,10 +201,10 @@ def _train(
     if early:
         params = early.best_params()
         facts["best_step"] = early.best
-    checkpoints.save(run.dir / name / "checkpoint", params)
+    facts["weights"] = checkpoints.save(run.dir / name / "checkpoint", params)
     if early:
         early.finish()
-    storage.write_json(run.dir / name / "manifest.json", {**facts, "seconds": progress.seconds})
+    storage.write_sealed(run.dir / name / "manifest.json", {**facts, "seconds": progress.seconds})
     _clear(run, name)
     progress.close()
     run.spent()

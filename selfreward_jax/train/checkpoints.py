@@ -1,6 +1,15 @@
-"""Orbax checkpoints. In a file system a checkpoint directory exists only when it is whole: Orbax writes beside it and
-renames. In an object store, where nothing can be renamed, it is whole when it holds the mark that Orbax writes last."""
+"""Orbax checkpoints that are read back only as they were written.
 
+Beside a checkpoint's directory NAME lies NAME.json, written last: a hash of each file, and a fingerprint of the arrays
+taken on the devices before they were saved. Without it a checkpoint does not count; with it, what is read back is
+compared with both.
+"""
+
+import errno
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,19 +18,59 @@ from orbax.checkpoint.experimental import v1 as ocp
 
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
+from selfreward_jax.train.fingerprint import fingerprint
 
-COMMITTED = "commit_success.txt"
+# What file systems answer when they refuse to write.
+_REFUSALS = tuple(
+    map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE))
+)
+PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
 
 
-def save(path: epath.Path, tree: Any) -> None:
-    """Writes a tree of arrays to the new directory `path`, and returns when it is whole on disk."""
-    ocp.save(path, tree, overwrite=True)
+def save(path: epath.Path, tree: Any) -> str:
+    """Writes a tree of arrays to the directory `path`, and returns its fingerprint when it is whole on disk."""
+    found = fingerprint(tree)
+    storage.remove(_seal(path))
+    _sweep(path)
+    try:
+        ocp.save(path, tree, overwrite=True)
+    except Exception as error:  # of several kinds; what the file system said is in their words
+        said = next((words for words in _REFUSALS if words.lower() in str(error).lower()), None)
+        if said is None:
+            raise
+        _sweep(path)
+        size = sum(x.nbytes for x in jax.tree.leaves(tree))
+        raise storage.StorageError(storage.cannot_write(path, size, said)) from None
+    storage.write_sealed(_seal(path), {"fingerprint": found, "files": _hashes(path)})
+    return found
+
+
+def _sweep(path: epath.Path) -> None:
+    """Removes what a save that never ended left beside `path`."""
+    if processes.first() and path.parent.exists():
+        for found in path.parent.iterdir():
+            if found.name.startswith(f"{path.name}.orbax-checkpoint-tmp"):
+                found.rmtree()
 
 
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
-    """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`."""
+    """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`.
+
+    Raises:
+      storage.Damaged: it is not what was saved.
+    """
+    seal = storage.read_sealed(_seal(path))
+    fault = f"{_seal(path)} is not there"
+    if seal is not None:
+        fault = _difference(seal["files"], _hashes(path))
+    if fault:
+        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, _seal(path))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
-    return ocp.load(path, abstract)
+    tree = ocp.load(path, abstract)
+    if (found := fingerprint(tree)) != seal["fingerprint"]:
+        fault = f"arrays of fingerprint {found} were read, and {seal['fingerprint']} saved"
+        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, _seal(path))
+    return tree
 
 
 def latest_step(path: epath.Path) -> int | None:
@@ -29,15 +78,69 @@ def latest_step(path: epath.Path) -> int | None:
     return processes.agreed(lambda: max(_steps(path), default=None))
 
 
-def save_step(path: epath.Path, step: int, state: Any) -> None:
-    """Writes `state` as step `step` under `path`, then removes the older ones."""
+def restore_latest(path: epath.Path, like: Any, shardings: Any) -> Any:
+    """The state of the highest step that is what was saved; one that is not gets another name, with a warning. None if
+    there is no step."""
+    while (step := latest_step(path)) is not None:
+        try:
+            return restore(path / str(step), like, shardings)
+        except storage.Damaged as error:
+            # What names a step counts it: the seal goes last.
+            names = [storage.set_aside(p) for p in (path / str(step), _seal(path / str(step)))]
+            storage.warn(f"{error.why}; set aside as {' and '.join(filter(None, names))}, going on from before it")
+    return None
+
+
+def save_step(path: epath.Path, step: int, state: Any, keep: int = 2) -> None:
+    """Writes `state` as step `step` under `path`, then removes all but the last `keep`."""
     save(path / str(step), state)
-    for old in _steps(path) if processes.first() else []:
-        if old < step:
-            (path / str(old)).rmtree()
+    for old in sorted(_steps(path))[:-keep] if processes.first() else []:
+        storage.remove(_seal(path / str(old)))
+        storage.remove(path / str(old))
 
 
 def _steps(path: epath.Path) -> list[int]:
-    found = [p for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
-    whole = [p for p in found if not storage.is_remote(p) or (p / COMMITTED).exists()]
-    return [int(p.name) for p in whole]
+    found = path.iterdir() if path.exists() else ()
+    return [int(p.stem) for p in found if p.suffix == ".json" and p.stem.isdigit()]
+
+
+def _seal(path: epath.Path) -> epath.Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _hashes(path: epath.Path) -> dict[str, str]:
+    """SHA-256 of each file below `path`, by its name from there: each process reads its share."""
+    names = processes.agreed(lambda: sorted(_files(path, "")))
+    mine = names[processes.index() :: processes.count()]
+    with ThreadPoolExecutor(4) as threads:
+        hashes = list(threads.map(lambda name: _hash(path / name), mine))
+    shares = processes.gathered(dict(zip(mine, hashes, strict=True)))
+    return {name: found for share in shares for name, found in share.items()}
+
+
+def _files(path: epath.Path, within: str) -> list[str]:
+    found = list(path.iterdir()) if path.exists() else []
+    folders = [p for p in found if p.is_dir()]
+    below = [name for p in folders for name in _files(p, f"{within}{p.name}/")]
+    return [within + p.name for p in found if p not in folders] + below
+
+
+def _hash(path: epath.Path) -> str:
+    given_up = time.monotonic() + PATIENCE
+    while not path.exists() and time.monotonic() < given_up:  # another process saw it
+        time.sleep(0.2)
+    found = hashlib.sha256()
+    with path.open("rb") as f:
+        while part := f.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def _difference(saved: dict[str, str], found: dict[str, str]) -> str:
+    """The first file that is not as it was saved; "" if all are."""
+    for name in sorted(saved.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is not there"
+        if saved.get(name) != found[name]:
+            return f"{name} has changed" if name in saved else f"{name} was not saved"
+    return ""

@@ -16,6 +16,7 @@ from selfreward_jax.llm import lora
 from selfreward_jax.llm.llama import MATRICES, Params
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import by_row, replicated
+from selfreward_jax.parallel.stopping import Stopped
 from selfreward_jax.train import checkpoints
 
 Metrics = dict[str, jax.Array]
@@ -34,7 +35,14 @@ class State(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss or its gradient is no longer a finite number.
+
+    step: where.
+    """
+
+    def __init__(self, said: str, step: int) -> None:
+        super().__init__(said)
+        self.step = step
 
 
 def schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
@@ -49,10 +57,10 @@ def schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
     return rate
 
 
-def make_optimizer(settings: Any) -> optax.GradientTransformation:
-    """Gradient clipping and the optimiser that `settings` (config.optimizer) names, adamw or muon, at rate 1: both
-    multiply by the rate last, and the update does it, to which it is an argument, so one program serves all
-    schedules."""
+def make_optimizer(settings: Any, skip: int = 0) -> optax.GradientTransformation:
+    """Gradient clipping and the optimiser that `settings` (config.optimizer) names, adamw or muon, at rate 1:
+    both multiply by the rate last, and the update does it, to which it is an argument, so one program serves all
+    schedules. Up to `skip` gradients in a row that are not finite change nothing."""
     if settings.name == "muon":
         core = optax.contrib.muon(
             1.0,
@@ -68,7 +76,8 @@ def make_optimizer(settings: Any) -> optax.GradientTransformation:
         core = optax.adamw(
             1.0, settings.b1, settings.b2, weight_decay=settings.weight_decay, mu_dtype=settings.moment_dtype
         )
-    return optax.chain(optax.clip_by_global_norm(settings.clip), core)
+    clipped = optax.chain(optax.clip_by_global_norm(settings.clip), core)
+    return optax.apply_if_finite(clipped, skip) if skip else clipped
 
 
 def muon_dimensions(params: Params) -> Any:
@@ -115,8 +124,8 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
 
     It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for all of
     them), the run's dropout key, into which it folds the step, the parameters that stay as they are, if any, and what
-    the optimiser's updates are multiplied by; it returns the next state and the metrics, which hold `loss`, `grad_norm`
-    and what `loss_fn` reports.
+    the optimiser's updates are multiplied by; it returns the next state and the metrics, which hold `loss`,
+    `grad_norm`, what `loss_fn` reports and, where steps may be left out, how many in a row were: `skipped`.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -145,7 +154,10 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
         near = jax.tree.map(lambda s: s.with_memory_kind(None), shardings.opt_state)
         updates, opt_state = optimizer.update(grads, jax.device_put(state.opt_state, near), state.params)
         params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
-        return State(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        if isinstance(opt_state, optax.ApplyIfFiniteState):
+            metrics["skipped"] = opt_state.notfinite_count
+        return State(state.step + 1, params, opt_state), metrics
 
     def update_on_mesh(
         state: State, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None, rate: float = 1.0
@@ -185,6 +197,8 @@ def fit(
     frozen: Params | None = None,
     watch: Callable[[int, Params], bool] | None = None,
     watch_every: int = 0,
+    halt: Callable[[], bool] = lambda: False,
+    skip: int = 0,
 ) -> State:
     """Runs steps state.step ... steps - 1, or fewer if `watch` says so.
 
@@ -201,9 +215,12 @@ def fit(
       report: called with each step's number and metrics, one step late, so that the device never waits.
       watch: called with the number of steps done and the parameters, every `watch_every` steps and at the end; where
         it returns False, training ends.
+      halt: asked after every step; where it returns True the state is saved.
+      skip: steps in a row that the optimiser leaves out because their gradient is not finite.
 
     Raises:
       Diverged: a loss was not finite; the message names the step.
+      Stopped: `halt` said so.
     """
     pending: tuple[int, Metrics] | None = None
 
@@ -212,22 +229,28 @@ def fit(
             step, metrics = pending
             values = {name: float(value) for name, value in metrics.items()}
             for name in ("loss", "grad_norm"):  # a finite loss can have a gradient that is not
-                if not math.isfinite(values[name]):
-                    raise Diverged(f"{name} is {values[name]} at step {step}; lower the learning rate")
+                if not math.isfinite(values[name]) and not 0 < values.get("skipped", 0) <= skip:
+                    raise Diverged(f"{name} is {values[name]} at step {step}", step)
             report(step, values)
 
-    for step in range(int(state.step), steps):
+    step = int(state.step)
+    while True:
+        # Before anything else: a run that was killed while it looked looks again.
+        if watch and step and (step % watch_every == 0 or step == steps):
+            flush()
+            pending = None
+            if not watch(step, state.params):
+                return state
+        if step >= steps:
+            flush()
+            return state
         state, metrics = update(state, batch_at(step), key, frozen, rate(step))
         flush()
-        pending = (step, metrics)
-        if watch and ((step + 1) % watch_every == 0 or step + 1 == steps):
+        pending, step = (step, metrics), step + 1
+        halted = halt()
+        if halted or (save_every and step % save_every == 0 and step < steps):
             flush()
             pending = None
-            if not watch(step + 1, state.params):  # before saving: a saved step is one that goes on
-                break
-        if save_every and (step + 1) % save_every == 0 and step + 1 < steps:
-            flush()
-            pending = None
-            checkpoints.save_step(path, step + 1, state)
-    flush()
-    return state
+            checkpoints.save_step(path, step, state)
+        if halted:
+            raise Stopped

@@ -1,0 +1,92 @@
+"""Where a preference pair comes from: its prompt, all answers to it, each vote on them, and whose they are.
+
+python -m selfreward_jax.explain --workdir=runs/a --pair=m2/17
+"""
+
+import difflib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from selfreward_jax import command, storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.generate.engine import row_number
+from selfreward_jax.report.inert import inert
+from selfreward_jax.rowfile import RowFile
+
+Row = dict[str, Any]
+STAGES = ("prompts", "candidates", "judgements", "pairs")
+
+
+def main(argv: list[str]) -> int:
+    """Explains. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    parser = command.parser("explain", __doc__)
+    parser.add_argument("--workdir", required=True, help="the run's working directory")
+    parser.add_argument("--pair", required=True, help="id of the pair, as in pairs.jsonl, such as m2/17")
+    try:
+        options = parser.parse_args(argv[1:])
+        lines = list(told(epath.Path(options.workdir), options.pair))
+    except (ConfigError, storage.StorageError, OSError) as error:
+        print(f"selfreward_jax: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+def told(workdir: epath.Path, pair: str) -> Iterator[str]:
+    """Lines that say where a pair comes from; what models wrote is inert in them.
+
+    Raises:
+      ConfigError: there is no such pair.
+    """
+    t = pair.partition("/")[0]
+    files = {name: RowFile(workdir / t / f"{name}.jsonl") for name in STAGES}
+    if not t.startswith("m") or not t[1:].isdigit() or files["pairs"].manifest is None:
+        rounds = sorted(p.parent.name for p in workdir.glob("m*/pairs.manifest.json"))
+        raise ConfigError(f"pair is {pair!r}, and {workdir} has pairs of {', '.join(rounds) or 'no round'}")
+    rows = {name: {row["id"]: row for row in file.rows()} for name, file in files.items()}
+    if pair not in rows["pairs"]:
+        near = difflib.get_close_matches(pair, rows["pairs"], n=1, cutoff=0.0)
+        raise ConfigError(
+            f"pair is {pair!r}, and {t} has no such pair; the nearest one is {near[0] if near else 'none'}"
+        )
+    settings, judge = storage.read_json(workdir / "config.json"), f"m{int(t[1:]) - 1}"
+    model = storage.read_sealed(workdir / judge / "manifest.json") or {}
+    learnt = (storage.read_sealed(workdir / t / "manifest.json") or {}).get("weights")
+    chosen = rows["pairs"][pair]
+    yield f"pair {pair} of {workdir}, seed {settings['seed']}"
+    yield f"judged by {judge}, weights {model.get('weights')}"
+    yield f"learnt by {t}, " + (f"weights {learnt}" if learnt else "which is not trained yet")
+    for file in files.values():
+        yield f"{file.path.name}: {file.manifest['rows']} rows, SHA-256 {file.manifest['sha256']}"
+    writer = settings["prompts"]["writer"] or judge
+    yield from _block(f"prompt, by {writer}", chosen["prompt"])
+    yield f"answers, by {judge}; their keys: {_key(settings['seed'], t, 'candidates', pair)}, then the answer's number"
+    for number, answer in enumerate(rows["candidates"][pair]["responses"]):
+        judged = rows["judgements"].get(f"{pair}/{number}")
+        sides = [s for s in ("chosen", "rejected") if answer["text"] == chosen[s]]
+        score = "not judged" if judged is None else f"score {judged['score']}"
+        cut = "" if answer["finished"] else ", cut off"
+        yield from _block(" ".join([f"answer {number}: {score}{cut}", *map(str.upper, sides)]), answer["text"])
+        if judged:
+            key = _key(settings["seed"], t, "judgements", judged["id"])
+            yield f"    votes of {judge}; their keys: {key}, then the vote's number"
+            for vote, said in enumerate(judged["votes"]):
+                read = "no vote" if said["score"] is None else said["score"]
+                yield from _block(f"    vote {vote}: {read}", said["text"], indent=8)
+
+
+def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
+    yield head
+    yield from (" " * indent + "| " + line for line in inert(text).split("\n"))
+
+
+def _key(seed: int, model: str, stage: str, row: str) -> str:
+    numbers = [f"{row_number(name)} ({name})" for name in (model, stage, row)]
+    return f"key({seed}) folded with " + ", ".join(numbers)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,90 @@
+"""Whatever file of a finished run is damaged: it is found, set aside, said, and made anew with the same bytes."""
+
+import shutil
+
+import pytest
+from test_loop import contents
+
+from selfreward_jax import config, loop
+from selfreward_jax.storage import StorageError
+
+# What is damaged, and what is then set aside with it.
+FILES = {
+    "seed/ift.jsonl": ["seed/ift.manifest.json"],
+    "seed/documents.manifest.json": [],
+    "tokenizer/tokenizer.model": ["tokenizer"],
+    "m0/manifest.json": [],
+    "m1/manifest.json": [],
+    "m1/eval.json": [],
+    "m1/eval_answers.jsonl": ["m1/eval_answers.manifest.json"],
+    "m2/prompts.jsonl": ["m2/prompts.manifest.json"],
+    "m2/candidates.jsonl": ["m2/candidates.manifest.json"],
+    "m2/judgements.manifest.json": [],
+    "m2/pairs.jsonl": ["m2/pairs.manifest.json"],
+    "m2/manifest.json": [],
+}
+
+
+def micro(iterations):
+    cfg = config.get("micro")
+    cfg.iterations = iterations
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run to M2, made in this process. Tests must leave it as it is."""
+    workdir = tmp_path_factory.mktemp("made") / "run"
+    loop.run(micro(2), str(workdir))
+    return workdir, contents(workdir)
+
+
+def flip(path, at=0.6):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def aside(workdir):
+    """What was set aside, by its former name."""
+    found = [str(p.relative_to(workdir)) for p in workdir.rglob("*.damaged")]
+    return sorted(name.removesuffix(".damaged") for name in found)
+
+
+def test_all_damage_at_once_is_found_and_made_anew(made, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    for name in FILES:
+        flip(workdir / name)
+    loop.run(micro(2), str(workdir))
+    assert contents(workdir) == made[1]
+    expected = {*FILES, *(name for others in FILES.values() for name in others)} - {"tokenizer/tokenizer.model"}
+    assert set(aside(workdir)) == expected
+    said = capsys.readouterr().err
+    for name in expected:
+        assert f"{name.rpartition('/')[2]}.damaged" in said, name
+
+
+@pytest.mark.parametrize("model", ["m1", "m2"])
+def test_a_damaged_model_is_trained_anew_and_is_the_same(made, tmp_path, capsys, model):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    flip(max((p for p in (workdir / model / "checkpoint").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size))
+    for name in ("eval.json", "eval_answers.manifest.json"):  # for which the model is needed
+        (workdir / model / name).unlink()
+    loop.run(micro(2), str(workdir))
+    assert contents(workdir) == made[1]
+    assert f"{model}/checkpoint is not what was saved" in capsys.readouterr().err
+    assert aside(workdir) == [f"{model}/checkpoint", f"{model}/checkpoint.json"]
+
+
+def test_rows_of_other_weights_are_not_mixed_with_these(made, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    shutil.rmtree(workdir / "m1" / "checkpoint")
+    shutil.copytree(workdir / "m0" / "checkpoint", workdir / "m1" / "checkpoint")
+    for name in ("checkpoint.json", "manifest.json"):
+        shutil.copy(workdir / "m0" / name, workdir / "m1" / name)
+    (workdir / "m1" / "eval.json").unlink()
+    with pytest.raises(StorageError, match=r"eval_answers.jsonl was made by m1 with weights"):
+        loop.run(micro(2), str(workdir))

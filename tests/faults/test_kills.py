@@ -1,0 +1,66 @@
+"""Killed at random moments, the run ends with the bytes of one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT, command, run
+from test_loop import contents
+
+KILLS = int(os.environ.get("FAULT_KILLS", "25"))  # more are for the night
+
+
+def results(workdir):
+    """All that a run leaves behind, but for its times."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    for stage in (summary, *summary["stages"]):
+        stage.pop("seconds")
+    summary.pop("peak_memory_bytes")
+    return contents(workdir), summary
+
+
+def stage_at(workdir):
+    """What was done last: the newest file of the run."""
+    files = [p for p in workdir.rglob("*") if p.is_file() and p.name not in ("log.jsonl", "spent.json", "lock")]
+    newest = max(files, key=lambda p: p.stat().st_mtime_ns, default=None)
+    return newest and str(newest.relative_to(workdir)).split(".")[0]
+
+
+def wait_for_change(process, workdir):
+    """Until the process has changed something, so that every start comes further than the one before."""
+    before = stage_at(workdir), None
+    while process.poll() is None and (stage_at(workdir), None) == before:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(whole, tmp_path):
+    rng, kills, at = random.Random(0), 0, []
+    expected = results(whole)
+    number = 0
+    while kills < KILLS:
+        workdir = tmp_path / str(number)
+        process = subprocess.Popen(command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_for_change(process, workdir)
+        limit = time.monotonic() + rng.expovariate(1 / 0.7)
+        while process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.001)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            at.append(stage_at(workdir))
+        else:
+            _, said = process.communicate()
+            assert process.returncode == 0, said.decode()[-3000:]
+            assert results(workdir) == expected
+            number += 1
+    run(tmp_path / str(number), 2)
+    assert results(tmp_path / str(number)) == expected
+    found = {name.split("/")[0] for name in at if name}
+    assert {"m0", "m1", "m2"} <= found, at
+    print(f"{kills} kills, {number + 1} runs to the end; last file before each: {at}")

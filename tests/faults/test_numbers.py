@@ -1,0 +1,133 @@
+"""Numbers that are not finite stop the run where it can be mended, or are left out; a bad curve is told."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from test_trainer import ADAMW, gradient
+
+from selfreward_jax import config, loop
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.sharding import replicated
+from selfreward_jax.stages import StageError
+from selfreward_jax.train import checkpoints, dpo, trainer
+from selfreward_jax.train.watch import Watch
+
+BAD = (2, 5, 6)  # steps whose gradient is not finite
+
+
+def fit(tmp_path, skip, bad=BAD, start=None):
+    """Eight steps; the state, and the metrics of each."""
+    optimizer, mesh = trainer.make_optimizer(ADAMW, skip), make_mesh()
+    params = {"w": jnp.array([1.0, -2.0])}
+    shardings = trainer.state_shardings(optimizer, params, {"w": replicated(mesh)}, mesh)
+    state = trainer.State(jnp.int32(0), params, optimizer.init(params))
+    update = trainer.make_update(lambda p, b, key: (jnp.sum(b["x"] @ p["w"]), {}), optimizer, shardings, mesh)
+    said = {}
+    state = trainer.fit(
+        jax.device_put(state, shardings),
+        update,
+        lambda step: gradient(math.nan if step in bad else step, 1),
+        8,
+        lambda _: 0.1,
+        jax.random.key(0),
+        save_every=2,
+        path=epath.Path(tmp_path),
+        report=said.__setitem__,
+        skip=skip,
+    )
+    return state, said
+
+
+def test_steps_that_are_left_out_change_nothing_but_their_number(tmp_path):
+    state, said = fit(tmp_path, skip=2)
+    assert {step: int(m["skipped"]) for step, m in said.items() if m["skipped"]} == {2: 1, 5: 1, 6: 2}
+    assert int(state.step) == 8
+    inner = state.opt_state.inner_state[1][0]
+    assert int(inner.count) == 5
+    w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for t, step in enumerate((0, 1, 3, 4, 7), 1):
+        g = np.array([step, 1.0]) / max(1.0, math.hypot(step, 1))
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
+        w = w - 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8) + 0.1 * w)
+    np.testing.assert_allclose(state.params["w"], w, atol=1e-5)
+
+
+@pytest.mark.parametrize(("skip", "at"), [(0, 2), (1, 6)])
+def test_too_many_of_them_stop_the_run(tmp_path, skip, at):
+    with pytest.raises(trainer.Diverged, match=f"at step {at}") as caught:
+        fit(tmp_path, skip)
+    assert caught.value.step == at
+
+
+def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(tmp_path, monkeypatch):
+    loss_fn = dpo.loss_fn
+
+    def breaks(model, settings):
+        whole = loss_fn(model, settings)
+
+        def loss(params, batch, key):
+            value, metrics = whole(params, batch, key)
+            moved = jnp.abs(metrics["margin"]) > 0.0  # once the rate is no longer 0
+            return jnp.where(moved, jnp.nan, value), metrics
+
+        return loss
+
+    monkeypatch.setattr(dpo, "loss_fn", breaks)
+    cfg = config.get("micro")
+    cfg.iterations, cfg.save_every = 2, 1
+    with pytest.raises(StageError, match=r"m2 dpo: loss is nan at step 2\. .*the last good state is step 2 .*dpo.lr"):
+        loop.run(cfg, str(tmp_path / "run"))
+    told = json.loads((tmp_path / "run" / "m2" / "diverged.json").read_text())
+    assert told["step"] == 2
+    assert len(told["chosen_tokens"]) == cfg.dpo.batch
+    assert all(isinstance(text, str) and text for text in told["chosen_tokens"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(e["loss"]) for e in lines if "loss" in e)
+    # With the fault mended, the same command goes on from the state that was good.
+    monkeypatch.setattr(dpo, "loss_fn", loss_fn)
+    assert checkpoints.latest_step(epath.Path(tmp_path) / "run" / "m2" / "steps") == 2
+    assert "m2" in loop.run(cfg, str(tmp_path / "run"))["models"]
+
+
+def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
+    from selfreward_jax.run import Run
+
+    run = Run(config.get("micro"), str(tmp_path / "run"))
+    run.log(step=1, loss=math.nan, grad_norm=math.inf, margin=0.5)
+    (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert json.loads(line, parse_constant=refuse)["loss"] == "nan"
+
+
+# --- curves --------------------------------------------------------------------------------------------------------
+
+
+def said(losses, chosen=()):
+    watch = Watch()
+    rows = [{"loss": loss, **({"chosen_logprob": chosen[i]} if chosen else {})} for i, loss in enumerate(losses)]
+    return [line for step, row in enumerate(rows) for line in watch.warnings(step, row)]
+
+
+def test_a_loss_that_jumps_is_told_once():
+    rng = np.random.default_rng(0)
+    calm = (1.2 + 0.1 * rng.normal(size=200) - np.arange(200) / 400).tolist()
+    assert said(calm) == []
+    (line,) = said([*calm[:80], 3.0, 3.1, *calm[80:]])
+    assert line.startswith("step 80: the loss jumped to 3.000")
+    assert said([5.0, 1.0, 9.0, 0.5]) == []  # nothing to compare with yet
+    assert said([*calm[:80], math.nan, *calm[80:]]) == []  # which is told elsewhere
+
+
+def test_chosen_answers_that_become_unlikely_are_told_once():
+    steady = [1.0] * 100
+    assert said(steady, [-10 - step / 20 for step in range(100)]) == []
+    (line,) = said(steady, [-10 - step for step in range(100)])
+    assert "chosen answers' log-probability fell to -44.5, from -14.5 at the start" in line

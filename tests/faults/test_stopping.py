@@ -1,0 +1,93 @@
+"""SIGTERM and SIGINT: the step or the rows at hand are finished and saved, and the same command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT, command, run
+from test_kills import results
+from test_loop import MARKS
+
+from selfreward_jax.parallel import stopping
+
+BOUND = 45.0  # stop_within
+
+
+def stopped(workdir, begun, ended, number):
+    """Starts the run and asks it to stop when it is in the midst of a stage. Its exit code, seconds, and last words."""
+    process = subprocess.Popen(
+        command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    missed = lambda: ended is not None and (workdir / ended).exists()  # noqa: E731
+    while process.poll() is None and not any(workdir.glob(begun)) and not missed():
+        time.sleep(0.002)
+    start = time.monotonic()
+    if process.poll() is None:
+        os.kill(process.pid, number)
+    said = process.communicate()[1]
+    return process.returncode, time.monotonic() - start, said
+
+
+@pytest.mark.slow
+def test_asked_to_stop_in_every_stage_no_step_is_made_twice(whole, tmp_path):
+    workdir, in_the_midst = tmp_path / "run", 0
+    for i, (stage, begun, ended) in enumerate(MARKS):
+        code, seconds, said = stopped(workdir, begun, ended, (signal.SIGTERM, signal.SIGINT)[i % 2])
+        assert "Traceback" not in said, said
+        if code == 0:  # it was done before it heard
+            continue
+        assert code == 75, said
+        assert "the same command goes on" in said.splitlines()[-1]
+        assert seconds < BOUND, stage
+        in_the_midst += 1
+    assert in_the_midst >= len(MARKS) - 3
+    run(workdir, 2)
+    assert results(workdir) == results(whole)
+    steps = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
+    assert len(steps) == len(set(steps))
+
+
+def test_a_signal_asks_and_is_heard():
+    with stopping.listening(1000):
+        assert not stopping.asked()
+        stopping.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.asked()
+        with pytest.raises(stopping.Stopped):
+            stopping.check()
+    with stopping.listening(1000):  # another run in this process begins unasked
+        assert not stopping.asked()
+
+
+STUCK = """
+import os, signal, sys, time
+from selfreward_jax.parallel import stopping
+with stopping.listening(float(sys.argv[1])):
+    for name in sys.argv[2:]:
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(0 if name == "SIGTERM" else 1.2)
+    while True:
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("within", "signals", "said"),
+    [
+        ("0.5", ["SIGTERM"], "0.5 s later (stop_within)"),
+        ("2", ["SIGTERM", "SIGTERM", "SIGINT"], "2 s later (stop_within)"),  # a group's signal, and its parent's
+        ("1000", ["SIGINT", "SIGINT"], "asked to stop again: ended at once"),
+    ],
+)
+def test_what_cannot_stop_is_ended(within, signals, said):
+    import sys
+
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STUCK, within, *signals], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 75
+    assert said in done.stderr
+    assert time.monotonic() - start < 60

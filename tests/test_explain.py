@@ -1,0 +1,116 @@
+"""A pair is traced back to its prompt, its answers, every vote, and the weights behind them."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import ended
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward_jax import explain
+from selfreward_jax.generate.engine import row_number
+from selfreward_jax.report.inert import inert
+from selfreward_jax.rowfile import RowFile
+from selfreward_jax.run import Run
+from selfreward_jax.storage import read_sealed
+
+
+def rows(workdir, name):
+    return [json.loads(line) for line in (workdir / "m2" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_everything_behind_a_pair_is_told(whole, capsys):
+    pair = rows(whole, "pairs")[0]
+    assert ended(explain, f"--workdir={whole}", f"--pair={pair['id']}") == (0, "")
+    said = capsys.readouterr().out
+    for model in ("m1", "m2"):
+        assert json.loads((whole / model / "manifest.json").read_text())["weights"] in said
+    for name in explain.STAGES:
+        assert json.loads((whole / "m2" / f"{name}.manifest.json").read_text())["sha256"] in said
+    (candidates,) = (r for r in rows(whole, "candidates") if r["id"] == pair["id"])
+    lines = said.splitlines()
+    for number, answer in enumerate(candidates["responses"]):
+        (head,) = (line for line in lines if line.startswith(f"answer {number}: "))
+        assert ("CHOSEN" in head) == (answer["text"] == pair["chosen"])
+        assert ("REJECTED" in head) == (answer["text"] == pair["rejected"])
+    judged = [r for r in rows(whole, "judgements") if r["id"].startswith(pair["id"] + "/")]
+    assert sum(line.startswith("    vote ") for line in lines) == sum(len(r["votes"]) for r in judged)
+    for vote in (v for r in judged for v in r["votes"]):
+        assert all(f"        | {inert(line)}" in lines for line in vote["text"].split("\n"))
+
+
+def test_the_key_that_it_names_is_the_one_that_was_used(whole, capsys):
+    pair = rows(whole, "pairs")[0]["id"]
+    assert ended(explain, f"--workdir={whole}", f"--pair={pair}")[0] == 0
+    said = capsys.readouterr().out
+    key = jax.random.key(0)
+    for name in ("m2", "candidates", pair):
+        key = jax.random.fold_in(key, row_number(name))
+        assert f"{row_number(name)} ({name})" in said
+    run = Run.reopen(str(whole))
+    expected = jax.random.fold_in(run.key("m2", "candidates"), row_number(pair))
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected))
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("m2/99999", "m2 has no such pair; the nearest one is m2/"),
+        ("m7/1", "has pairs of m2"),
+        ("..", "has pairs of m2"),
+    ],
+)
+def test_an_unknown_pair_is_answered_in_one_line(whole, pair, said):
+    code, err = ended(explain, f"--workdir={whole}", f"--pair={pair}")
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 \u202eright to left \x00\x9b2J\r\ud800 <script>"
+
+
+def test_what_a_model_wrote_is_shown_and_not_obeyed(whole, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    kept = RowFile(Run.reopen(str(workdir)).dir / "m2" / "candidates.jsonl")
+    made = kept.rows()
+    made[0]["responses"][0]["text"] = HOSTILE.replace("\ud800", "")
+    kept.finish(made)
+    pair = rows(workdir, "pairs")[0]["id"]
+    assert pair == made[0]["id"]
+    assert ended(explain, f"--workdir={workdir}", f"--pair={pair}") == (0, "")
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred\\x1b]0;title\\x07 \\u202eright to left \\x00\\x9b2J\\r <script>" in said
+    assert not set("\x1b\x07\u202e\x00\x9b\r") & set(said)
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_inert_text_has_no_character_that_acts(text):
+    shown = inert(text)
+    assert all(c in "\n\t" or not inert_changes(c) for c in shown)
+    assert inert(shown) == shown
+    shown.encode()  # also where half a character was given
+
+
+def inert_changes(c):
+    return inert(c) != c
+
+
+def test_plain_text_in_any_script_stays():
+    for text in ("Ünïcödé, 日本語, العربية, 🙂", "a\tb\nc", "\\x1b"):
+        assert inert(text) == text
+
+
+def test_a_manifest_that_was_changed_is_told(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    path = workdir / "m1" / "manifest.json"
+    path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
+    code, err = ended(explain, f"--workdir={workdir}", f"--pair={rows(whole, 'pairs')[0]['id']}")
+    assert code == 2
+    assert "m1/manifest.json is damaged" in err
+    assert read_sealed(Run.reopen(str(whole)).dir / "m1" / "manifest.json")
