@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
@@ -32,6 +33,8 @@ def save(path: epath.Path, tree: Any) -> str:
     found = fingerprint(tree)
     storage.remove(_seal(path))
     _sweep(path)
+    said_before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # a thread of Orbax's prints the traceback of what it raises, too
     try:
         ocp.save(path, tree, overwrite=True)
     except Exception as error:  # of several kinds; what the file system said is in their words
@@ -41,6 +44,8 @@ def save(path: epath.Path, tree: Any) -> str:
         _sweep(path)
         size = sum(x.nbytes for x in jax.tree.leaves(tree))
         raise storage.StorageError(storage.cannot_write(path, size, said)) from None
+    finally:
+        logging.set_verbosity(said_before)
     storage.write_sealed(_seal(path), {"fingerprint": found, "files": _hashes(path)})
     return found
 

@@ -1,5 +1,6 @@
 """Killed at random moments, the run ends with the bytes of one that was left alone."""
 
+import contextlib
 import json
 import os
 import random
@@ -25,15 +26,18 @@ def results(workdir):
 
 def stage_at(workdir):
     """What was done last: the newest file of the run."""
-    files = [p for p in workdir.rglob("*") if p.is_file() and p.name not in ("log.jsonl", "spent.json", "lock")]
-    newest = max(files, key=lambda p: p.stat().st_mtime_ns, default=None)
-    return newest and str(newest.relative_to(workdir)).split(".")[0]
+    times = {}
+    for path in workdir.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
+            if path.is_file() and path.name not in ("config.json", "log.jsonl", "spent.json", "lock"):
+                times[path] = path.stat().st_mtime_ns
+    return str(max(times, key=times.get).relative_to(workdir)).split(".")[0] if times else None
 
 
 def wait_for_change(process, workdir):
     """Until the process has changed something, so that every start comes further than the one before."""
-    before = stage_at(workdir), None
-    while process.poll() is None and (stage_at(workdir), None) == before:
+    before = stage_at(workdir)
+    while process.poll() is None and stage_at(workdir) == before:
         time.sleep(0.01)
 
 

@@ -18,17 +18,21 @@ BOUND = 45.0  # stop_within
 
 def stopped(workdir, begun, ended, number):
     """Starts the run and asks it to stop when it is in the midst of a stage. Its exit code, seconds, and last words."""
-    process = subprocess.Popen(
-        command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    log = workdir.with_name("stderr")
+    with log.open("w") as f:
+        process = subprocess.Popen(command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=f)
+    while (
+        process.poll() is None and not log.read_text()
+    ):  # a program that only loads has nothing at hand, and just ends
+        time.sleep(0.01)
     missed = lambda: ended is not None and (workdir / ended).exists()  # noqa: E731
     while process.poll() is None and not any(workdir.glob(begun)) and not missed():
         time.sleep(0.002)
     start = time.monotonic()
     if process.poll() is None:
         os.kill(process.pid, number)
-    said = process.communicate()[1]
-    return process.returncode, time.monotonic() - start, said
+    process.wait()
+    return process.returncode, time.monotonic() - start, log.read_text()
 
 
 @pytest.mark.slow
