@@ -73,7 +73,7 @@ class Run:
             self._claim()
         self._started = self._logged = time.monotonic()
         self._lines: list[str] = []
-        self._spent = storage.read_json(self.dir / "spent.json") or {"seconds": 0.0, "peak_memory_bytes": 0}
+        self._spent = self._spent_before()
         self._chat: Chat | None = None
         self._held: tuple[str, Engine] | None = None
 
@@ -140,6 +140,14 @@ class Run:
             raise config.ConfigError(
                 f"{error.filename} cannot be read ({error.strerror}): give a file that can"
             ) from None
+
+    def _spent_before(self) -> dict[str, float]:
+        nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
+        try:
+            return storage.read_json(self.dir / "spent.json") or nothing
+        except storage.Damaged as error:
+            storage.warn(f"{error.why}: time and memory are counted from now on")
+            return nothing
 
     def spent(self) -> dict[str, float]:
         """Seconds and peak bytes of all runs in this directory so far, this one included; kept in spent.json."""

@@ -65,6 +65,15 @@ def test_all_damage_at_once_is_found_and_made_anew(made, tmp_path, capsys):
         assert f"{name.rpartition('/')[2]}.damaged" in said, name
 
 
+def test_a_damaged_count_of_time_costs_nothing_else(made, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    (workdir / "spent.json").write_text('{"seconds": ')
+    loop.run(micro(2), str(workdir))
+    assert "spent.json is damaged" in capsys.readouterr().err
+    assert contents(workdir) == made[1]
+
+
 @pytest.mark.parametrize("model", ["m1", "m2"])
 def test_a_damaged_model_is_trained_anew_and_is_the_same(made, tmp_path, capsys, model):
     workdir = tmp_path / "run"

@@ -27,11 +27,11 @@ def results(workdir):
 def stage_at(workdir):
     """What was done last: the newest file of the run."""
     times = {}
-    for path in workdir.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
-            if path.is_file() and path.name not in ("config.json", "log.jsonl", "spent.json", "lock"):
-                times[path] = path.stat().st_mtime_ns
-    return str(max(times, key=times.get).relative_to(workdir)).split(".")[0] if times else None
+    for folder, _, names in os.walk(workdir):
+        for name in set(names) - {"config.json", "log.jsonl", "spent.json", "lock"}:
+            with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
+                times[os.path.relpath(os.path.join(folder, name), workdir)] = os.stat(f"{folder}/{name}").st_mtime_ns
+    return max(times, key=times.get).split(".")[0] if times else None
 
 
 def wait_for_change(process, workdir):
