@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
             converse(open_model(options.model, options.name), options)
         else:
             answer_file(options)
-    except (ConfigError, HubError, ChatError, OSError) as error:
+    except (ConfigError, HubError, ChatError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0

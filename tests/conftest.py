@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfreward_jax import config, loop
 from selfreward_jax.llm.llama import Weight, weights
 
 # Tests compile many small programs and run each of them once.
@@ -65,6 +66,22 @@ def whole(tmp_path_factory):
     """An uninterrupted run to M2. Tests must leave it as it is."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     run(workdir, 2)
+    return workdir
+
+
+def micro(iterations):
+    """The settings of the smallest scale."""
+    cfg = config.get("micro")
+    cfg.iterations = iterations
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """An uninterrupted run to M2 in this process, whose bits are those of other runs in it. Tests must leave it as it
+    is."""
+    workdir = tmp_path_factory.mktemp("made") / "run"
+    loop.run(micro(2), str(workdir))
     return workdir
 
 

@@ -13,6 +13,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.saved import find_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.inputs import _pin_writer
+from selfreward_jax.storage import write_sealed
 
 
 def test_a_model_is_what_it_is_wherever_it_lies(whole, tmp_path):
@@ -43,7 +44,7 @@ def test_the_writer_of_the_first_round_writes_in_every_round(whole, tmp_path):
     shutil.copytree(writer / "m1", writer / "m3")  # the run goes on: its last model is another one now
     _pin_writer(run)
     assert json.loads((tmp_path / "prompts_writer.json").read_text()) == pinned
-    (writer / "m2" / "manifest.json").write_text("{}")
+    write_sealed(epath.Path(writer) / "m2" / "manifest.json", {"weights": "of another"})
     with pytest.raises(StageError, match=r"not the model that it was \(m2"):
         _pin_writer(run)
 

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax.rowfile import Row, RowFile
+from selfreward_jax import storage
+from selfreward_jax.rowfile import Row, encode_rows
 
 WORKERS = 4  # requests under way at the same time
 LONGEST_WAIT = 60.0  # seconds between two attempts
@@ -55,10 +56,9 @@ class Endpoint:
         self._open = urllib.request.build_opener(_NoRedirect).open
         self._sleep, self._lock = sleep, threading.Lock()
         self._halt: str | None = None  # why nothing more is sent
-        self._file = RowFile(epath.Path(cache))
-        self._file.partial = self._file.path  # a cache is always in the making
+        self._cache = epath.Path(cache)
         try:
-            self._answers: dict[str, str | None] = {row["id"]: row["text"] for row in self._file.begun()}
+            self._answers = _kept(self._cache)
         except _UNREADABLE:
             raise EndpointError(f"{cache} is not a file of an endpoint's answers: move it away") from None
 
@@ -106,7 +106,7 @@ class Endpoint:
                 return
             else:
                 with self._lock:
-                    self._file.append([row])
+                    storage.append(self._cache, encode_rows([row]))
                     self._answers[row_id] = row["text"]
                 return
             if attempt + 1 < attempts:
@@ -170,6 +170,16 @@ def _check(settings: ConfigDict, key: str) -> None:
         raise EndpointError("endpoint.model is empty: name the model to ask for")
     if not (key.isascii() and key.isprintable()):
         raise EndpointError(f"{settings.key_variable} (endpoint.key_variable) holds no key, but characters of no key")
+
+
+def _kept(cache: epath.Path) -> dict[str, str | None]:
+    """The answers in a file of them; a last line that a kill has torn is cut off."""
+    data = cache.read_bytes() if cache.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    found = {row["id"]: row["text"] for row in map(json.loads, whole.splitlines())}
+    if whole != data:
+        storage.write_atomic(cache, whole)
+    return found
 
 
 def _read(body: bytes) -> Row:

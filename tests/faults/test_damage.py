@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from conftest import micro
 from test_loop import contents
 
-from selfreward_jax import config, loop
+from selfreward_jax import loop
 from selfreward_jax.storage import StorageError
 
 # What is damaged, and what is then set aside with it.
@@ -25,20 +26,6 @@ FILES = {
 }
 
 
-def micro(iterations):
-    cfg = config.get("micro")
-    cfg.iterations = iterations
-    return cfg
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A run to M2, made in this process. Tests must leave it as it is."""
-    workdir = tmp_path_factory.mktemp("made") / "run"
-    loop.run(micro(2), str(workdir))
-    return workdir, contents(workdir)
-
-
 def flip(path, at=0.6):
     data = bytearray(path.read_bytes())
     data[int(len(data) * at)] ^= 1
@@ -53,11 +40,11 @@ def aside(workdir):
 
 def test_all_damage_at_once_is_found_and_made_anew(made, tmp_path, capsys):
     workdir = tmp_path / "run"
-    shutil.copytree(made[0], workdir)
+    shutil.copytree(made, workdir)
     for name in FILES:
         flip(workdir / name)
     loop.run(micro(2), str(workdir))
-    assert contents(workdir) == made[1]
+    assert contents(workdir) == contents(made)
     expected = {*FILES, *(name for others in FILES.values() for name in others)} - {"tokenizer/tokenizer.model"}
     assert set(aside(workdir)) == expected
     said = capsys.readouterr().err
@@ -67,29 +54,29 @@ def test_all_damage_at_once_is_found_and_made_anew(made, tmp_path, capsys):
 
 def test_a_damaged_count_of_time_costs_nothing_else(made, tmp_path, capsys):
     workdir = tmp_path / "run"
-    shutil.copytree(made[0], workdir)
+    shutil.copytree(made, workdir)
     (workdir / "spent.json").write_text('{"seconds": ')
     loop.run(micro(2), str(workdir))
     assert "spent.json is damaged" in capsys.readouterr().err
-    assert contents(workdir) == made[1]
+    assert contents(workdir) == contents(made)
 
 
 @pytest.mark.parametrize("model", ["m1", "m2"])
 def test_a_damaged_model_is_trained_anew_and_is_the_same(made, tmp_path, capsys, model):
     workdir = tmp_path / "run"
-    shutil.copytree(made[0], workdir)
+    shutil.copytree(made, workdir)
     flip(max((p for p in (workdir / model / "checkpoint").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size))
     for name in ("eval.json", "eval_answers.manifest.json"):  # for which the model is needed
         (workdir / model / name).unlink()
     loop.run(micro(2), str(workdir))
-    assert contents(workdir) == made[1]
+    assert contents(workdir) == contents(made)
     assert f"{model}/checkpoint is not what was saved" in capsys.readouterr().err
     assert aside(workdir) == [f"{model}/checkpoint", f"{model}/checkpoint.json"]
 
 
 def test_rows_of_other_weights_are_not_mixed_with_these(made, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(made[0], workdir)
+    shutil.copytree(made, workdir)
     shutil.rmtree(workdir / "m1" / "checkpoint")
     shutil.copytree(workdir / "m0" / "checkpoint", workdir / "m1" / "checkpoint")
     for name in ("checkpoint.json", "manifest.json"):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, command, run
+from conftest import ROOT, command, micro, run
 from test_loop import contents
 
 from selfreward_jax import config, loop, storage
@@ -22,7 +22,7 @@ sys.exit(main.main(["main", *sys.argv[2:]]))
 """
 
 
-def test_every_write_may_be_refused_once(tmp_path, monkeypatch):
+def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch):
     """The first time that a file, or a checkpoint, is written, the disk is full: the run ends, and is started again."""
     workdir, refused = tmp_path / "run", []
     append, write, save = storage.append, storage.write_atomic, checkpoints.ocp.save
@@ -51,15 +51,13 @@ def test_every_write_may_be_refused_once(tmp_path, monkeypatch):
             return save(path, tree, **options)
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
-    cfg = config.get("micro")
-    cfg.iterations, lines = 2, []
-    loop.run(cfg, str(tmp_path / "whole"))
+    lines = []
     monkeypatch.setattr(storage, "append", lambda path, data: half_written(append, path, data))
     monkeypatch.setattr(storage, "write_atomic", lambda path, data: half_written(write, path, data))
     monkeypatch.setattr(checkpoints.ocp, "save", no_room)
     for _ in range(200):
         try:
-            loop.run(cfg, str(workdir))
+            loop.run(micro(2), str(workdir))
             break
         except (storage.StorageError, config.ConfigError) as error:
             lines.append(str(error))
@@ -76,7 +74,7 @@ def test_every_write_may_be_refused_once(tmp_path, monkeypatch):
     ):
         assert any(r.endswith(name) for r in refused), name
     assert "/summary.json" in refused
-    assert contents(workdir) == contents(tmp_path / "whole")
+    assert contents(workdir) == contents(made)
 
 
 def limited(size, workdir):

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import micro
 from etils import epath
 from test_trainer import ADAMW, gradient
 
@@ -64,7 +66,7 @@ def test_too_many_of_them_stop_the_run(tmp_path, skip, at):
     assert caught.value.step == at
 
 
-def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(tmp_path, monkeypatch):
+def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(made, tmp_path, monkeypatch):
     loss_fn = dpo.loss_fn
 
     def breaks(model, settings):
@@ -78,8 +80,10 @@ def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(tmp_path, 
         return loss
 
     monkeypatch.setattr(dpo, "loss_fn", breaks)
-    cfg = config.get("micro")
-    cfg.iterations, cfg.save_every = 2, 1
+    shutil.copytree(made, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "m2")
+    cfg = micro(2)
+    cfg.save_every = 1
     with pytest.raises(StageError, match=r"m2 dpo: loss is nan at step 2\. .*the last good state is step 2 .*dpo.lr"):
         loop.run(cfg, str(tmp_path / "run"))
     told = json.loads((tmp_path / "run" / "m2" / "diverged.json").read_text())
