@@ -5,6 +5,7 @@ taken on the devices before they were saved. Without it a checkpoint does not co
 compared with both.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -51,11 +52,13 @@ def save(path: epath.Path, tree: Any) -> str:
 
 
 def _sweep(path: epath.Path) -> None:
-    """Removes what a save that never ended left beside `path`."""
+    """Removes what a save that never ended left beside `path`; the next save tries again what cannot be removed yet,
+    for a thread of Orbax's still writes there."""
     if processes.first() and path.parent.exists():
         for found in path.parent.iterdir():
             if found.name.startswith(f"{path.name}.orbax-checkpoint-tmp"):
-                found.rmtree()
+                with contextlib.suppress(OSError):
+                    found.rmtree()
 
 
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
