@@ -85,7 +85,7 @@ class Run:
         Raises:
           config.ConfigError: there is no run, or it was made by another version of the settings.
         """
-        stored = storage.read_json(epath.Path(directory) / "config.json")
+        stored = _settings_of(epath.Path(directory))
         if not isinstance(stored, dict) or "iterations" not in stored:
             raise config.ConfigError(f"workdir {directory} holds no run: there is no config.json of one")
         cfg = config.from_stored(stored)
@@ -109,7 +109,7 @@ class Run:
         try:
             if processes.first() and not storage.is_remote(self.dir):
                 self.dir.mkdir(parents=True, exist_ok=True)
-            old = storage.read_json(path)
+            old = _settings_of(self.dir)
             if old is not None and (difference := config.first_difference(old, now)):
                 raise config.ConfigError(
                     f"workdir {self.dir} was made by other settings: {difference}; use another --workdir, or the "
@@ -324,6 +324,14 @@ class Run:
             with storage.writing(path, len(lines)), path.open("a") as f:
                 f.write(lines)
         self._lines, self._logged = [], time.monotonic()
+
+
+def _settings_of(directory: epath.Path) -> Any:
+    """What config.json says; None if there is none. It is the one file that a run cannot make anew."""
+    try:
+        return storage.read_json(directory / "config.json")
+    except storage.Damaged as error:
+        raise config.ConfigError(f"{error.why}: put it back, or use another --workdir") from None
 
 
 def model_of(

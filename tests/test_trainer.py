@@ -18,6 +18,7 @@ from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import declared_shardings, replicated
+from selfreward_jax.parallel.stopping import Stopped
 from selfreward_jax.train import checkpoints, dpo, losses, sft, trainer
 
 CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
@@ -297,6 +298,28 @@ def test_a_watch_ends_training_where_it_says_no(stops, seen, kept, tmp_path):
     assert checkpoints.latest_step(path) == kept
     again = run(checkpoints.restore_latest(path, like, shardings))
     jax.tree.map(np.testing.assert_array_equal, again, found)
+
+
+@pytest.mark.parametrize("asked_in", ["a step", "a look"])
+def test_asked_to_stop_it_saves_the_step_it_has_come_to(asked_in, tmp_path):
+    state, update = toy()
+    like, path, reported = jax.eval_shape(lambda: state), epath.Path(tmp_path), []
+    shardings = jax.tree.map(lambda _: replicated(make_mesh()), like)
+    run = partial(trainer.fit, rate=lambda _: 0.5, key=jax.random.key(0), save_every=0, path=path, steps=5)
+    run = partial(run, update=update, batch_at=lambda _: gradient(1, 1), report=lambda step, _: reported.append(step))
+    whole = run(toy()[0], watch=lambda *_: True, watch_every=3)
+    reported.clear()
+
+    def stopped(step, params):
+        raise Stopped
+
+    halts = {"halt": lambda: len(reported) == 2} if asked_in == "a step" else {"watch": stopped, "watch_every": 3}
+    with pytest.raises(Stopped):
+        run(state, **halts)
+    assert checkpoints.latest_step(path) == 3
+    again = run(checkpoints.restore_latest(path, like, shardings), watch=lambda *_: True, watch_every=3)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert reported == [0, 1, 2, 3, 4]
 
 
 def test_a_finished_run_does_nothing(tmp_path):

@@ -220,7 +220,7 @@ def fit(
 
     Raises:
       Diverged: a loss was not finite; the message names the step.
-      Stopped: `halt` said so.
+      Stopped: `halt` said so, or `watch` was asked to stop; the state is saved.
     """
     pending: tuple[int, Metrics] | None = None
 
@@ -239,7 +239,12 @@ def fit(
         if watch and step and (step % watch_every == 0 or step == steps):
             flush()
             pending = None
-            if not watch(step, state.params):
+            try:
+                goes_on = watch(step, state.params)
+            except Stopped:  # it was asked to stop while it looked, and looks again from here
+                checkpoints.save_step(path, step, state)
+                raise
+            if not goes_on:
                 return state
         if step >= steps:
             flush()

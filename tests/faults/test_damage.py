@@ -7,6 +7,7 @@ from conftest import micro
 from test_loop import contents
 
 from selfreward_jax import loop
+from selfreward_jax.config import ConfigError
 from selfreward_jax.storage import StorageError
 
 # What is damaged, and what is then set aside with it.
@@ -84,3 +85,9 @@ def test_rows_of_other_weights_are_not_mixed_with_these(made, tmp_path):
     (workdir / "m1" / "eval.json").unlink()
     with pytest.raises(StorageError, match=r"eval_answers.jsonl was made by m1 with weights"):
         loop.run(micro(2), str(workdir))
+
+
+def test_damaged_settings_are_told_with_a_remedy_that_helps(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(ConfigError, match=r"config.json is damaged .*: put it back, or use another --workdir"):
+        loop.run(micro(1), str(tmp_path))
