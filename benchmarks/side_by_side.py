@@ -127,6 +127,8 @@ def compare(
     best = [fastest(worker, task, case | (trial or {}), of_side) for worker, of_side in tried]
     for worker, setting in zip((ours, theirs), best, strict=True):
         worker.ask(task=task, case=case | setting)
+        if trial:  # else it has run, and what it needs is compiled
+            worker.ask(run=True)
     row = {"task": task, **{k: v for k, v in case.items() if k != "folder"}}
     return row | in_turn(ours, theirs, best)
 
