@@ -13,6 +13,7 @@ NAMES = {
     "response": ("response", "response_text", "output", "answer"),
     "score": ("score", "quality_score"),
 }
+MOST_CHARACTERS = 1_000_000  # of one text: more is a broken file, and would be tokenised before it is found too long
 # Why an answer is left out while reading. The first three are faults of whoever wrote the file.
 FILTERS = (
     "malformed/with an empty text/with half of a character/in another language/deleted/rejected in review/"
@@ -241,6 +242,8 @@ def _fault(field: str, text: Any) -> Left | None:
         return Left("malformed", f"{field} is {text!r:.60}, not a text")
     if not text.strip():
         return Left("with an empty text", f"{field} is {text!r:.60}, not a text")
+    if len(text) > MOST_CHARACTERS:
+        return Left("malformed", f"{field} has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         return Left("with half of a character", f"{field} holds half of a character (a lone surrogate)")
     return None

@@ -99,7 +99,7 @@ def _is_list(file: BinaryIO) -> bool:
 def _json_list(name: str, file: BinaryIO) -> Iterator[Placed]:
     text = file.read().decode("utf-8-sig")
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise SeedError(f"seed file {name} is not a JSON list ({_said(error)}): mend it, or write JSON lines") from None
     yield from ((f"{name} item {number}", value) for number, value in enumerate(values, 1))
@@ -118,12 +118,21 @@ def _json_lines(name: str, file: BinaryIO) -> Iterator[Placed]:
         if not text.strip():
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             value = Malformed(f"not JSON ({error.msg})")
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        except (ValueError, RecursionError) as error:  # a field twice, thousands of digits or brackets
             value = Malformed(f"not JSON that can be read ({_said(error)})")
         yield f"{name} line {number}", value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a field that stands in it twice nobody knows which one is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"the field {twice!r:.60} stands there twice")
+    return found
 
 
 def _parquet(name: str, file: BinaryIO) -> Iterator[Placed]:
