@@ -55,7 +55,22 @@ AT_LEAST = {
     "stop_within": 1,
     "skip_nonfinite": 0,
     "lora.rank": 0,
+    "guards.canaries": 0,
+    "guards.least_votes_per_answer": 0,
+    "guards.most_length_growth": 0,
+    "guards.most_fall": 1,
 }
+
+SHARES = (
+    "data.shared_to_ift",
+    "eft.most_share",
+    "guards.least_parse_rate",
+    "guards.most_unscored",
+    "guards.most_ties",
+    "guards.most_one_score",
+    "guards.most_repeats",
+    "guards.most_leaks",
+)
 
 CHOICES = {
     "optimizer.name": ("adamw", "muon"),
@@ -104,7 +119,7 @@ def _check_data(c: ConfigDict) -> None:
     if bool(c.data.ift) != bool(c.data.eft):
         given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
-    for field, top in (("data.shared_to_ift", 1.0), ("eft.most_share", 1.0), ("pairs.rho", 0.5)):
+    for field, top in [*((share, 1.0) for share in SHARES), ("pairs.rho", 0.5)]:
         if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.rho" and value == top):
             below = "below" if field == "pairs.rho" else "at most"
             raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")

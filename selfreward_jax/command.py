@@ -14,6 +14,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FIL
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://BUCKET/FOLDER.")
 _KEPT = "Folder of compiled programs, kept from run to run; empty: none."
 _COMPILE_CACHE = flags.DEFINE_string("compile_cache", compiled.default_directory(), _KEPT)
+_ACCEPT = "Go on in a working directory with other settings, where they alter nothing that is made."
+_ACCEPT_CHANGES = flags.DEFINE_bool("accept_changes", False, _ACCEPT)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which the environment knows.")
 _OF_SEVERAL = {
     "coordinator_address": flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
@@ -44,6 +46,11 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
 def compile_cache() -> str:
     """The folder of compiled programs; "" for none. After `parse`."""
     return _COMPILE_CACHE.value
+
+
+def accept_changes() -> bool:
+    """Whether changed settings are accepted, where nothing was made with them. After `parse`."""
+    return _ACCEPT_CHANGES.value
 
 
 def processes() -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Every setting: its unit and its default, and what two runs of one working directory may differ in."""
+"""Every setting: its unit and its default."""
 
 import json
 from typing import Any
@@ -120,10 +120,23 @@ def defaults() -> ConfigDict:
     c.judge.top_p = 0.95
     c.judge.max_new = 112
     c.judge.least_votes = 1  # readable votes an answer needs
-    c.judge.least_parse_rate = 0.5  # share of readable votes below which the run stops
 
     c.pairs = ConfigDict()
     c.pairs.rho = 0.0  # length control: share of the score range within which length decides; 0: off
+
+    c.guards = ConfigDict()  # what a round's rows must show, or it stops before training (method/guards.py)
+    c.guards.least_parse_rate = 0.5  # share of the judge's votes that can be read
+    c.guards.least_votes_per_answer = 1.0  # votes on an answer that can be read, in the mean
+    c.guards.most_unscored = 0.5  # share of answers without a score
+    c.guards.most_ties = 0.9  # share of prompts whose answers all have the same score
+    c.guards.most_one_score = 0.9  # share of answers that have the commonest score
+    c.guards.least_spread = 0.1  # points between a prompt's best and worst answer, in the mean
+    c.guards.canaries = 24  # prompts with four answers each that say nothing, to see what the judge makes of them
+    c.guards.most_canary_lead = 1.0  # points by which these may be above the model's own answers, in the mean
+    c.guards.most_length_growth = 2.0  # times as long as in the round before answers may be
+    c.guards.most_repeats = 0.9  # share of attempted prompts that were there already
+    c.guards.most_leaks = 0.02  # share of new prompts that hold one that was shown or held out
+    c.guards.most_fall = 3.0  # times as low as at the start chosen log-probs may fall in training without a warning
 
     c.dpo = ConfigDict()
     c.dpo.loss = "sigmoid"  # train/preference.py has the names
@@ -220,20 +233,3 @@ def _missing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> 
         return f"the field {prefix}{name} is only in {'this program' if name in ours else 'the file'}"
     parts = [_missing(ours[n], theirs[n], f"{prefix}{n}.") for n in ours if isinstance(ours[n], dict)]
     return next(filter(None, parts), None)
-
-
-# Fields that may change between runs in one working directory: they add to what is there, or serve evaluations.
-# Or they say where the work is done, and not what: a restart on other machines goes on with the same rows.
-GROWING = ("iterations", "endpoint", "parallel", "save_every", "stop_within")
-
-
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
-    """The first field that differs between two settings, told in words; None if a run may go on."""
-    for name in sorted(old.keys() | new.keys()):
-        field = prefix + name
-        if field in GROWING or old.get(name) == new.get(name):
-            continue
-        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-            return first_difference(old[name], new[name], field + ".")
-        return f"{field} was {old.get(name)!r} and is {new.get(name)!r} now"
-    return None

@@ -1,6 +1,8 @@
-"""Where a preference pair comes from: its prompt, all answers to it, each vote on them, and whose they are.
+"""Where a preference pair comes from: its prompt, all answers to it, each vote on them, and whose they are. Or where
+the time went, over all starts of a run: by stage, and what was lost to kills.
 
 python -m selfreward_jax.explain --workdir=runs/a --pair=m2/17
+python -m selfreward_jax.explain --workdir=runs/a --time
 """
 
 import difflib
@@ -13,6 +15,7 @@ from etils import epath
 from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.generate.engine import row_number
+from selfreward_jax.report import spent
 from selfreward_jax.report.inert import inert
 from selfreward_jax.rowfile import RowFile
 
@@ -24,15 +27,29 @@ def main(argv: list[str]) -> int:
     """Explains. Returns the exit code: 0, or 2 after one line that says what to mend."""
     parser = command.parser("explain", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
-    parser.add_argument("--pair", required=True, help="id of the pair, as in pairs.jsonl, such as m2/17")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--pair", help="id of the pair, as in pairs.jsonl, such as m2/17")
+    asked.add_argument("--time", action="store_true", help="a table of the seconds of each stage")
     try:
         options = parser.parse_args(argv[1:])
-        lines = list(told(epath.Path(options.workdir), options.pair))
+        workdir = epath.Path(options.workdir)
+        lines = times(workdir) if options.time else list(told(workdir, options.pair))
     except (ConfigError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0
+
+
+def times(workdir: epath.Path) -> list[str]:
+    """A table of where the time of a run went.
+
+    Raises:
+      ConfigError: there is no run.
+    """
+    if not (workdir / "log.jsonl").exists():
+        raise ConfigError(f"workdir {workdir} holds no run: there is no log.jsonl of one")
+    return spent.table(spent.read(workdir))
 
 
 def told(workdir: epath.Path, pair: str) -> Iterator[str]:

@@ -9,34 +9,47 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import compiled, lock, stages, storage
+from selfreward_jax import compiled, ledger, lock, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
+from selfreward_jax.parallel import stopping
 from selfreward_jax.report import summary
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 
 
-def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stages.self_judge) -> dict[str, Any]:
+def run(
+    cfg: ConfigDict,
+    workdir: str,
+    judge: Callable[[Run, int], None] = stages.self_judge,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Trains m1 ... m_iterations, measures each, and writes summary.json.
 
     Args:
       cfg: the settings.
       workdir: what it holds already is reused, what is missing is made.
       judge: makes m_t/judgements.jsonl. The model judges itself; an experiment may put a control here.
+      accept_changes: whether settings may differ from those that the directory was begun with, where nothing was made
+        with them yet.
 
     Returns:
       The summary.
     """
-    r = Run(cfg, workdir)
+    ledger.restart()
+    r = Run(cfg, workdir, accept_changes=accept_changes)
     with lock.alone(r.dir):
+        r.begin()
         say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
         while True:
             try:
                 return _made(r, judge)
+            except stopping.Stopped:
+                r.spent()  # the ledger would count what was saved last as lost
+                raise
             except storage.Damaged as error:
                 # A stage whose file is gone makes it anew, and the same again.
                 moved = [name for name in map(storage.set_aside, error.paths) if name]
@@ -44,6 +57,7 @@ def run(cfg: ConfigDict, workdir: str, judge: Callable[[Run, int], None] = stage
                     raise
                 storage.warn(f"{error.why}; set aside as {' and '.join(moved)}, to be made anew")
                 r.release()
+                ledger.restart()
 
 
 def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
@@ -73,6 +87,7 @@ def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
         stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
         judge(r, t)
         stages.pairs(r, t)
+        stages.guard(r, t)
         stages.preferences(r, t)
         evaluate(r, f"m{t}")
         new = compiled.count().since(before)

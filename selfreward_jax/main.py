@@ -1,4 +1,5 @@
 """python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]
+[--accept_changes]
 
 Of several processes, each: --distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else
 --coordinator_address=HOST:PORT --num_processes=N --process_id=I. Exit codes: 0 done; 2 bad input, after one line that
@@ -45,7 +46,7 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
         if others is not None:
             processes.start(others, cfg.parallel.timeout)
         with stopping.listening(cfg.stop_within):
-            loop.run(cfg, workdir)
+            loop.run(cfg, workdir, accept_changes=command.accept_changes())
         processes.part()
     except stopping.Stopped as stopped:
         processes.part()

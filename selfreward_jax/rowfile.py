@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import ledger, storage
 from selfreward_jax.parallel import processes
 
 Row = dict[str, Any]
@@ -51,12 +51,17 @@ def unframed(data: bytes) -> tuple[list[Row], int]:
 
 
 class RowFile:
-    """A file of rows, each with a unique `id`."""
+    """A file of rows, each with a unique `id`.
+
+    Args:
+      path: where it is, or will be.
+      facts: what its manifest holds beside all else.
+    """
 
     PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
 
-    def __init__(self, path: epath.Path) -> None:
-        self.path = path
+    def __init__(self, path: epath.Path, **facts: Any) -> None:
+        self.path, self.facts = path, facts
         self.partial = path.with_name(path.name + ".partial")
         self.manifest_path = path.with_name(path.name.removesuffix(".jsonl") + ".manifest.json")
         self._appended = 0  # rows, of all processes together
@@ -164,6 +169,7 @@ class RowFile:
             path.with_name(f"{path.name}.{next(self._objects):08}").write_bytes(framed(share))
         else:
             storage.append(path, framed(share))
+        ledger.keep()
 
     def finish(self, rows: Sequence[Row], **facts: Any) -> None:
         """Makes `rows` the whole file; `facts` go into the manifest beside row count and hash."""
@@ -173,7 +179,7 @@ class RowFile:
         storage.write_atomic(self.path, data)
         storage.write_sealed(
             self.manifest_path,
-            {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), **facts},
+            {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), **self.facts, **facts},
         )
         if processes.first():
             for path in (self.partial, *itertools.chain(*self._shards().values())):

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax import checks, config, storage
+from selfreward_jax import changes, checks, config, ledger, storage
 from selfreward_jax.generate.engine import Engine, row_number
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
@@ -42,13 +42,14 @@ class Run:
       cfg: checked settings.
       directory: the working directory; made if it is not there.
       claim: whether the run will write there, and so must be of the same settings as what is there.
+      accept_changes: or of settings that differ in what nothing was made with yet.
 
     Raises:
       config.ConfigError: the settings cannot work, or the directory holds a run with other ones.
     """
 
-    def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True, accept_changes: bool = False) -> None:
+        self.cfg, self.digest = cfg, changes.digest(json.loads(cfg.to_json()))
         if claim:
             checks.check(cfg, row_devices=1)
         self.dir = epath.Path(directory)
@@ -70,8 +71,8 @@ class Run:
             checks.check(cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
             if not cfg.model.init:  # else when its folder has been read
                 self.check_layouts(None)
-            self._claim()
-        self._started = self._logged = time.monotonic()
+            self._claim(accept_changes)
+        self._started = self._logged = self._noted = time.monotonic()
         self._lines: list[str] = []
         self._spent = self._spent_before()
         self._chat: Chat | None = None
@@ -99,8 +100,8 @@ class Run:
             along.replicas = slices(jax.devices())
         return cls(cfg, directory, claim=False)
 
-    def _claim(self) -> None:
-        """Writes config.json, or makes sure that the one there is ours."""
+    def _claim(self, accept_changes: bool) -> None:
+        """Writes config.json, or makes sure that the one there is ours; accepted changes wait for `begin`."""
         path = self.dir / "config.json"
         # Through JSON and back, so that a tuple compares equal to the list it was stored as.
         now = json.loads(self.cfg.to_json())
@@ -110,23 +111,33 @@ class Run:
             if processes.first() and not storage.is_remote(self.dir):
                 self.dir.mkdir(parents=True, exist_ok=True)
             old = _settings_of(self.dir)
-            if old is not None and (difference := config.first_difference(old, now)):
-                raise config.ConfigError(
-                    f"workdir {self.dir} was made by other settings: {difference}; use another --workdir, or the "
-                    "settings in its config.json"
-                )
+            self._changes = changes.changes(old, now) if old is not None else []
+            changes.refuse(self.dir, self._changes, accept_changes)
             # A shorter run in the directory of a longer one takes nothing away.
             now["iterations"] = max(now["iterations"], old["iterations"] if old else 0)
-            storage.write_json(path, now)
+            self._settings = now
+            if not self._changes:
+                storage.write_json(path, now)
         except OSError as error:
             raise config.ConfigError(
                 f"workdir {self.dir} cannot be written ({error.strerror}): use another --workdir"
             ) from None
 
+    def begin(self) -> None:
+        """Puts the accepted changes into config.json, and the start into the log: when no other run is at work in the
+        directory."""
+        changes.refuse(self.dir, self._changes, accepted=True)
+        if self._changes:
+            storage.write_json(self.dir / "config.json", self._settings)
+        self.log(begins=True)
+        for change in self._changes:
+            self.log(accepted=change.field, old=change.old, new=change.new)
+
     def disclaim(self) -> None:
-        """Takes config.json back where nothing was made, so that other settings may use the directory."""
+        """Takes config.json and the log back where nothing was made, so that other settings may use the directory."""
         if self.rows("seed", "documents").manifest is None:
-            storage.remove(self.dir / "config.json")
+            for name in ("config.json", "log.jsonl"):
+                storage.remove(self.dir / name)
 
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
@@ -157,6 +168,7 @@ class Run:
             "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak),
         }
         storage.write_json(self.dir / "spent.json", spent)
+        self._note_time()
         self._write_log()
         return spent
 
@@ -196,7 +208,7 @@ class Run:
 
     def rows(self, *names: str) -> RowFile:
         """The row file of that name, such as rows("m2", "pairs")."""
-        return RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
+        return RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.digest)
 
     def key(self, model: str, stage: str) -> jax.Array:
         """The random key of a stage: a function of the seed and the two names alone."""
@@ -302,6 +314,18 @@ class Run:
             max_length=self.cfg.model.max_length,
             halt=stopping.asked,
         )
+
+    NOTE_EVERY = 5.0  # seconds between lines that say where the time went
+
+    def note_time(self) -> None:
+        """Adds to log.jsonl where the time went since the last time, if that is a while ago."""
+        if time.monotonic() - self._noted > self.NOTE_EVERY:
+            self._note_time()
+
+    def _note_time(self) -> None:
+        self._noted = time.monotonic()
+        for line in ledger.taken():
+            self.log(**line)
 
     LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it
 

@@ -41,7 +41,9 @@ FORBIDDEN = {
     "rowfile": BENEATH | {"lock"},
     "lock": BENEATH | {"rowfile"},
     "compiled": {PACKAGE},
+    "ledger": BENEATH | {"storage", "rowfile", "lock"},
     "config": {PACKAGE},
+    "changes": BENEATH - {"config"} | {"storage", "rowfile", "lock"},
     "checks": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds"},
     "scales": {PACKAGE},
 }

@@ -195,6 +195,8 @@ MALFORMED = [
     ({"prompt": "p", "response": "r", "score": 10**400}, "score is 1000+, not a number"),
     ({"prompt": "p", "response": "r", "rank": "first"}, "rank is 'first', not a number"),
     ({"prompt": "p", "response": "r", "score": 1, "judgement": " "}, "judgement is ' ', not a text"),
+    ('{"prompt": "p", "score": 5, "response": "r", "score": 0}', "not JSON that can be read .the field 'score' stands"),
+    ({"prompt": "p" * 1_000_001, "response": "r", "score": 1}, "prompt has 1,000,001 characters, more than 1,000,000"),
     ('{"prompt": "p \\ud800", "response": "r", "score": 1}', "prompt holds half of a character"),
 ]
 KINDS = {"' '": "with an empty text", "''": "with an empty text", "half": "with half of a character"}

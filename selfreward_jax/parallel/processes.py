@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ LOST = 75  # exit code (sysexits' EX_TEMPFAIL): another process is gone, or this
 HEARTBEAT = 100  # seconds
 
 _limit = 1800.0  # seconds
+_waited_for = 0.0  # seconds
 stop_asked = threading.Event()  # on the first process: another one was asked to stop
 _numbers = itertools.count()  # names of agreements, the same on every process since all make the same calls
 
@@ -109,7 +110,8 @@ def agreed(decide: Callable[[], Any]) -> Any:
         _client().key_value_set(name, json.dumps(value))
         return value
     try:
-        return json.loads(_client().blocking_key_value_get(name, int(_limit * 1000)))
+        with _waiting():
+            return json.loads(_client().blocking_key_value_get(name, int(_limit * 1000)))
     except JaxRuntimeError as error:
         raise ProcessError(_waited("the first process", _limit, error)) from None
 
@@ -122,7 +124,8 @@ def gathered(value: Any) -> list[Any]:
     try:
         _client().key_value_set(f"{name}/{index()}", json.dumps(value))
         found = (_client().blocking_key_value_get(f"{name}/{i}", int(_limit * 1000)) for i in range(count()))
-        return [json.loads(x) for x in found]
+        with _waiting():
+            return [json.loads(x) for x in found]
     except JaxRuntimeError as error:
         raise ProcessError(_waited("all processes", _limit, error)) from None
 
@@ -133,9 +136,25 @@ def wait(what: str, limit: float = 0.0) -> None:
         return
     limit = limit or _limit
     try:
-        _client().wait_at_barrier(f"wait/{next(_numbers)}", int(limit * 1000))
+        with _waiting():
+            _client().wait_at_barrier(f"wait/{next(_numbers)}", int(limit * 1000))
     except JaxRuntimeError as error:
         raise ProcessError(_waited(f"all processes ({what})", limit, error)) from None
+
+
+def waited() -> float:
+    """Seconds that this process has waited for others so far."""
+    return _waited_for
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    global _waited_for
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        _waited_for += time.monotonic() - start
 
 
 def part() -> None:

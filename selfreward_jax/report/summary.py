@@ -2,20 +2,22 @@
 
 from typing import Any
 
-from selfreward_jax import storage
+from selfreward_jax import ledger, storage
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.method import judge as judging
 from selfreward_jax.parallel import processes
-from selfreward_jax.report import tables
+from selfreward_jax.report import spent, tables
 from selfreward_jax.run import Run
 
 
 def write(r: Run) -> dict[str, Any]:
     """Gathers the figures of all models and stages into summary.json and prints the table.
 
-    `seconds` and `peak_memory_bytes` are of all runs in the directory together; a stage's seconds are of the run
-    that finished it.
+    `seconds`, `peak_memory_bytes` and `time` are of all runs in the directory together; a stage's seconds are of the
+    run that finished it.
     """
+    ledger.keep()  # all is on disk
+    of_all_runs, time = r.spent(), spent.read(r.dir)
     settings = storage.read_json(r.dir / "config.json")
     names = [name for name in r.models() if storage.exists(r.dir / name / "eval.json")]
     models = {name: storage.read_sealed(r.dir / name / "eval.json") for name in names}
@@ -28,12 +30,13 @@ def write(r: Run) -> dict[str, Any]:
         "stages": _stages(r, r.models()),
         "seeds": storage.read_json(r.dir / "seed" / "report.json"),
         "eft": (r.rows("seed", "eft").manifest or {}).get("counts"),
-        **r.spent(),
+        **of_all_runs,
+        "time": time | {"kinds": spent.totals(time["stages"])},
         "config": settings,
     }
     storage.write_json(r.dir / "summary.json", summary)
     if processes.first():
-        print("\n".join(tables.short(models)), flush=True)
+        print("\n".join([*tables.short(models), "", spent.line(time)]), flush=True)
     return summary
 
 
@@ -44,6 +47,7 @@ def _round(r: Run, name: str) -> dict[str, Any]:
         "left_out": {n: (r.rows(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
         "judge": judging.health(r.rows(name, "judgements").rows()),
         "pairs": r.rows(name, "pairs").manifest["counts"],
+        "guards": storage.read_sealed(r.dir / name / "guards.json"),
     }
 
 

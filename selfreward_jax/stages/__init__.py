@@ -2,6 +2,7 @@
 what it makes is whole, and goes on from what is there if it is not."""
 
 from selfreward_jax.stages.comparison import compare, compare_by_endpoint
+from selfreward_jax.stages.guard import guard
 from selfreward_jax.stages.inputs import StageError, check_inputs
 from selfreward_jax.stages.rounds import (
     answer,
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "compare_by_endpoint",
     "eft",
+    "guard",
     "judge",
     "pairs",
     "preferences",

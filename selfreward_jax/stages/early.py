@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from selfreward_jax import ledger, storage
 from selfreward_jax.evaluate.head_to_head import record
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
@@ -34,7 +35,12 @@ class EarlyStopping:
 
     def __call__(self, step: int, params: Any) -> bool:
         """Whether training should go on after `step`: whether the model wins more often than it loses."""
-        row = self.known.get(str(step)) or self._compare(step, params)
+        if row := self.known.get(str(step)):
+            return row["kept"]
+        label = f"{self.name} early_{step}"
+        ledger.begin(label)  # what is kept here is not the steps between
+        row = self._compare(step, params)
+        ledger.end(label)
         return row["kept"]
 
     def _compare(self, step: int, params: Any) -> dict[str, Any]:
@@ -61,12 +67,20 @@ class EarlyStopping:
         return row
 
     def best_params(self) -> Any:
-        """The parameters of the best step; those the round began with, where none was better."""
+        """The parameters of the best step; those the round began with, where none was better.
+
+        Raises:
+          storage.Damaged: that step is not what was saved; only training can make it again, with the same looks.
+        """
         run = self.run
         if not self.best:
             say(f"{self.name}: no step won against {self.previous}; it is {self.previous} again")
             return run.trained(self.previous)
-        return run.trained(self.name, run.dir / self.name / "best" / str(self.best))
+        try:
+            return run.trained(self.name, run.dir / self.name / "best" / str(self.best))
+        except storage.Damaged as error:
+            looks = self.rows.path, self.rows.partial, self.rows.manifest_path
+            raise storage.Damaged(error.why, *error.paths, run.dir / self.name / "steps", *looks) from None
 
     def finish(self) -> None:
         """Makes the record whole. The best parameters stay until the model itself is: a kill in between costs a few

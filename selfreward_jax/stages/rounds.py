@@ -8,8 +8,8 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.generate.engine import Engine, Sampling
 from selfreward_jax.llm import hub
+from selfreward_jax.method import guards, new_prompts
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method import new_prompts
 from selfreward_jax.method.candidates import answers as finished_answers
 from selfreward_jax.method.candidates import candidates
 from selfreward_jax.method.pairs import build_pairs, gather
@@ -39,8 +39,6 @@ def prompts(run: Run, t: int) -> None:
     out.restart_from(begun)
     known = [row["prompt"] for name in ("ift", judged_set(run)) for row in run.rows("seed", name).rows()]
     earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
-    splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
-    kept_out = [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
     accepted = sum(row["fault"] is None for row in begun)
     writer, template = _writer(run, t), prompt_template(run)
     shown = [p for p in shown_prompts(run) if writer.fits(new_prompts.few_shot(template, [p]), settings.max_new)]
@@ -54,6 +52,7 @@ def prompts(run: Run, t: int) -> None:
     def keep(wave: list[Row]) -> None:
         out.append(wave)
         progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
+        run.note_time()
         stopping.check()
 
     rows = new_prompts.write_prompts(
@@ -64,7 +63,7 @@ def prompts(run: Run, t: int) -> None:
         run.key(f"m{t}", "prompts"),
         seeds=shown,
         own=earlier,
-        forbidden=[*known, *earlier, *kept_out],
+        forbidden=[*known, *earlier, *held_out(run)],
         name=f"m{t}",
         seed=run.cfg.seed,
         begun=begun,
@@ -82,6 +81,12 @@ def prompts(run: Run, t: int) -> None:
     out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, seconds=progress.seconds, **facts)
     progress.close(f"of {len(rows)} attempts, turned down: {faults}")
     run.spent()
+
+
+def held_out(run: Run) -> list[str]:
+    """The prompts that nothing may be trained on."""
+    splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
+    return [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
 
 
 def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
@@ -108,6 +113,7 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
         out.append(new)
         begun |= {row["id"]: row for row in new}
         progress.add(len(new), sum(row["tokens"] for row in new))
+        run.note_time()
     if len(begun) < len(ids):
         stopping.check()
     rows = [begun[i] for i in ids]
@@ -193,11 +199,14 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
 
 
 def self_judge(run: Run, t: int) -> None:
-    """m_t/judgements.jsonl: m_(t-1) judges its own answers; or dice do, where judge.by says so."""
+    """m_t/judgements.jsonl: m_(t-1) judges its own answers; or dice do, where judge.by says so. And
+    m_t/canaries.jsonl: what it makes of answers that say nothing."""
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
     out = run.rows(f"m{t}", "judgements")
     if run.cfg.judge.by == "model":
         judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
+        if probed := run.rows(f"m{t}", "prompts").rows()[: run.cfg.guards.canaries]:
+            judge(run, f"m{t - 1}", guards.canaries(probed, run.cfg.judge.form), f"m{t}", "canaries")
     elif out.manifest is None:
         out.finish(judging.dice(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0, seconds=0.0)
 
@@ -208,14 +217,14 @@ def check_judge(run: Run, model: str) -> None:
 
 
 def _readable(run: Run, label: str, judgements: list[Row]) -> dict[str, Any]:
-    health, least = judging.health(judgements), run.cfg.judge.least_parse_rate
+    health, least = judging.health(judgements), run.cfg.guards.least_parse_rate
     if (health["parse_rate"] or 0.0) < least:
         remedy = "train M1 longer, or give it more judged rows"
         if health["cut_off"] > health["votes"] / 2:
             remedy = f"raise judge.max_new, {run.cfg.judge.max_new} tokens now, at which most votes were cut off"
         raise StageError(
             f"{label}: the judge is too weak, {health['parse_rate'] or 0:.0%} of its votes can be read and "
-            f"judge.least_parse_rate is {least} ({health}): in a new --workdir {remedy}"
+            f"guards.least_parse_rate is {least} ({health}): in a new --workdir {remedy}"
         )
     return health
 

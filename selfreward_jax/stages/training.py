@@ -66,7 +66,9 @@ def preferences(run: Run, t: int) -> None:
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
     start = partial(run.trained, previous)
-    _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, early, rows=len(pairs), layout=list(layout))
+    curve = Watch(float(reference[:, 0].mean()), run.cfg.guards.most_fall)
+    facts = {"rows": len(pairs), "layout": list(layout)}
+    _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, curve, early, **facts)
 
 
 def _told(run: Run, name: str, stage: str, error: trainer.Diverged, batch_at: Any) -> StageError:
@@ -130,7 +132,7 @@ def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], 
     model = Llama(run.llama(settings.dropout, adapters=name != "m0"))
     steps, batch_at = sft.batches_of(examples, settings, run.seed(name, stage), run.mesh)
     tokens = settings.batch * settings.width
-    _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, rows=len(examples))
+    _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, Watch(), rows=len(examples))
 
 
 def _train(
@@ -142,6 +144,7 @@ def _train(
     batch_at: Any,
     start: Callable[[], Params],
     tokens_a_step: int,
+    curve: Watch,
     early: EarlyStopping | None = None,
     **facts: Any,
 ) -> None:
@@ -165,10 +168,11 @@ def _train(
     else:
         say(f"{name} {stage}: going on from step {int(state.step)}")
     frozen = run.base() if name != "m0" else None
-    progress, curve = Progress(f"{name} {stage}", steps, int(state.step), unit="steps"), Watch()
+    progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
 
     def report(step: int, metrics: dict[str, float]) -> None:
         run.log(model=name, stage=stage, step=step, **metrics)
+        run.note_time()
         progress.add(1, tokens_a_step, note=f"loss {metrics['loss']:.3f}")
         for line in curve.warnings(step, metrics):
             storage.warn(f"{name} {stage} {line}")

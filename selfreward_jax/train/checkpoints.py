@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
-from selfreward_jax import storage
+from selfreward_jax import ledger, storage
 from selfreward_jax.parallel import processes
 from selfreward_jax.train.fingerprint import fingerprint
 
@@ -26,9 +26,11 @@ from selfreward_jax.train.fingerprint import fingerprint
 _REFUSALS = tuple(
     map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE))
 )
+SURELY_SHORT = 60.0  # seconds: none of Orbax's limits is below it
 PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
 
 
+@ledger.spending("saving")
 def save(path: epath.Path, tree: Any) -> str:
     """Writes a tree of arrays to the directory `path`, and returns its fingerprint when it is whole on disk."""
     found = fingerprint(tree)
@@ -37,7 +39,7 @@ def save(path: epath.Path, tree: Any) -> str:
     said_before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)  # a thread of Orbax's prints the traceback of what it raises, too
     try:
-        ocp.save(path, tree, overwrite=True)
+        _save(path, tree)
     except Exception as error:  # of several kinds; what the file system said is in their words
         said = next((words for words in _REFUSALS if words.lower() in str(error).lower()), None)
         if said is None:
@@ -51,6 +53,19 @@ def save(path: epath.Path, tree: Any) -> str:
     return found
 
 
+def _save(path: epath.Path, tree: Any, tries: int = 5) -> None:
+    """Orbax measures its limits by the clock on the wall. Where somebody sets that meanwhile, it is done again."""
+    start = time.monotonic()
+    try:
+        ocp.save(path, tree, overwrite=True)
+    except TimeoutError:
+        # It did take so long; or others may have it.
+        if tries == 1 or time.monotonic() - start > SURELY_SHORT or processes.count() > 1:
+            raise
+        _sweep(path)
+        _save(path, tree, tries - 1)
+
+
 def _sweep(path: epath.Path) -> None:
     """Removes what a save that never ended left beside `path`; the next save tries again what cannot be removed yet,
     for a thread of Orbax's still writes there."""
@@ -61,6 +76,7 @@ def _sweep(path: epath.Path) -> None:
                     found.rmtree()
 
 
+@ledger.spending("loading")
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`.
 

@@ -7,16 +7,22 @@ from collections import deque
 WINDOW = 50  # steps that a loss is compared with
 LEAST = 10  # steps before anything is said
 SPIKE = 8.0  # times the median distance of these steps' losses from their median
-FALL = 3.0  # times as unlikely, in log-probability, as at the start
 
 
 class Watch:
-    """Says once when the loss jumps, and once when the chosen answers become much less likely than at the start: DPO
-    can widen its margin by pushing both answers down, the rejected one further."""
+    """Says once when the loss jumps, for more than the one step that a few odd rows can make, and once when the chosen
+    answers become much less likely than at the start: DPO can widen its margin by pushing both answers down, the
+    rejected one further.
 
-    def __init__(self) -> None:
+    Args:
+      chosen: their mean log-prob at the start, if there are any.
+      most_fall: how many times as low it may become.
+    """
+
+    def __init__(self, chosen: float | None = None, most_fall: float = 1.0) -> None:
+        self.chosen, self.most_fall = chosen, most_fall
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._chosen: list[float] = []
+        self._high = False  # the loss of the step before
         self._recent: deque[float] = deque(maxlen=LEAST)
         self._said: set[str] = set()
 
@@ -28,27 +34,27 @@ class Watch:
         return new
 
     def _spike(self, loss: float) -> str:
-        known, line = list(self._losses), ""
-        if len(known) >= LEAST and math.isfinite(loss):
+        if not math.isfinite(loss):
+            return ""
+        known, was_high, self._high = list(self._losses), self._high, False
+        if len(known) >= LEAST:
             middle = statistics.median(known)
             spread = statistics.median(abs(x - middle) for x in known)
-            if loss > middle + max(SPIKE * spread, 0.5 * abs(middle)):
-                line = f"the loss jumped to {loss:.3f}, from {middle:.3f} in the {len(known)} steps before"
-        if math.isfinite(loss):
+            self._high = loss > middle + max(SPIKE * spread, 0.5 * abs(middle))
+            if self._high and was_high:
+                return f"the loss jumped to {loss:.3f}, from {middle:.3f} in the {len(known)} steps before"
+        if not self._high:
             self._losses.append(loss)
-        return line
+        return ""
 
     def _fall(self, chosen: float | None) -> str:
-        if chosen is None or not math.isfinite(chosen):
+        if self.chosen is None or chosen is None or not math.isfinite(chosen):
             return ""
         self._recent.append(chosen)
-        if len(self._chosen) < LEAST:
-            self._chosen.append(chosen)
-            return ""
-        at_start, now = statistics.fmean(self._chosen), statistics.fmean(self._recent)
-        if now < FALL * at_start:
+        now = statistics.fmean(self._recent)
+        if len(self._recent) == LEAST and now < self.most_fall * self.chosen:
             return (
-                f"the chosen answers' log-probability fell to {now:.1f}, from {at_start:.1f} at the start: lower "
-                "dpo.lr or dpo.epochs, or raise dpo.nll"
+                f"the chosen answers' log-probability fell to {now:.1f}, from {self.chosen:.1f} at the start "
+                f"(guards.most_fall {self.most_fall:g}): lower dpo.lr or dpo.epochs, or raise dpo.nll"
             )
         return ""

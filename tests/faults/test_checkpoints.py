@@ -219,3 +219,38 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(steps, monkeypatch):
     ):
         checkpoints.save_step(steps, 8, state(8))
     assert latest(steps) == 6
+
+
+@pytest.mark.parametrize(("failures", "kept"), [(4, True), (5, False)])
+def test_a_save_that_the_clock_cut_short_is_made_again(tmp_path, monkeypatch, failures, kept):
+    save, calls = checkpoints.ocp.save, []
+
+    def hurried(*args, **kwargs):
+        calls.append(args)
+        if len(calls) <= failures:
+            raise TimeoutError("Overall save timeout exceeded.")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints.ocp, "save", hurried)
+    path = epath.Path(tmp_path) / "4"
+    if kept:
+        checkpoints.save(path, state())
+        assert_same(restored(path, state()), state())
+    else:
+        with pytest.raises(TimeoutError):
+            checkpoints.save(path, state())
+
+
+def test_a_save_that_takes_too_long_is_not_made_again(tmp_path, monkeypatch):
+    now, calls = [0.0], []
+
+    def slow(*args, **kwargs):
+        calls.append(args)
+        now[0] += 1300
+        raise TimeoutError("Overall save timeout exceeded.")
+
+    monkeypatch.setattr(checkpoints.ocp, "save", slow)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    with pytest.raises(TimeoutError):
+        checkpoints.save(epath.Path(tmp_path) / "4", state())
+    assert len(calls) == 1

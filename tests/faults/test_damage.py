@@ -1,6 +1,7 @@
 """Whatever file of a finished run is damaged: it is found, set aside, said, and made anew with the same bytes."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import micro
@@ -8,6 +9,7 @@ from test_loop import contents
 
 from selfreward_jax import loop
 from selfreward_jax.config import ConfigError
+from selfreward_jax.stages import early
 from selfreward_jax.storage import StorageError
 
 # What is damaged, and what is then set aside with it.
@@ -73,6 +75,27 @@ def test_a_damaged_model_is_trained_anew_and_is_the_same(made, tmp_path, capsys,
     assert contents(workdir) == contents(made)
     assert f"{model}/checkpoint is not what was saved" in capsys.readouterr().err
     assert aside(workdir) == [f"{model}/checkpoint", f"{model}/checkpoint.json"]
+
+
+@pytest.mark.slow
+def test_a_damaged_best_step_of_early_stopping_is_made_again(tmp_path, monkeypatch, capsys):
+    cfg = micro(2)
+    cfg.dpo.eval_every, cfg.dpo.eval_prompts = 2, 4
+    monkeypatch.setattr(early, "record", lambda verdicts: {"win": 0.6, "tie": 0.0, "lose": 0.4})  # each step is better
+    loop.run(cfg, str(tmp_path / "whole"))
+    best_params, damaged = early.EarlyStopping.best_params, []
+
+    def after_damage(self):
+        if not damaged:
+            damaged.append(Path(self.run.dir) / self.name / "best" / str(self.best))
+            flip(max((p for p in damaged[0].rglob("*") if p.is_file()), key=lambda p: len(p.read_bytes())))
+        return best_params(self)
+
+    monkeypatch.setattr(early.EarlyStopping, "best_params", after_damage)
+    loop.run(cfg, str(tmp_path / "run"))
+    assert damaged
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert "best/" in capsys.readouterr().err
 
 
 def test_rows_of_other_weights_are_not_mixed_with_these(made, tmp_path):

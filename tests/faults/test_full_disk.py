@@ -22,6 +22,7 @@ sys.exit(main.main(["main", *sys.argv[2:]]))
 """
 
 
+@pytest.mark.slow
 def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch):
     """The first time that a file, or a checkpoint, is written, the disk is full: the run ends, and is started again."""
     workdir, refused = tmp_path / "run", []

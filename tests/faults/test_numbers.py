@@ -115,7 +115,7 @@ def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
 
 
 def said(losses, chosen=()):
-    watch = Watch()
+    watch = Watch(*chosen[:1], 3.0) if chosen else Watch()
     rows = [{"loss": loss, **({"chosen_logprob": chosen[i]} if chosen else {})} for i, loss in enumerate(losses)]
     return [line for step, row in enumerate(rows) for line in watch.warnings(step, row)]
 
@@ -125,7 +125,8 @@ def test_a_loss_that_jumps_is_told_once():
     calm = (1.2 + 0.1 * rng.normal(size=200) - np.arange(200) / 400).tolist()
     assert said(calm) == []
     (line,) = said([*calm[:80], 3.0, 3.1, *calm[80:]])
-    assert line.startswith("step 80: the loss jumped to 3.000")
+    assert line.startswith("step 81: the loss jumped to 3.100, from 1.102 in the 50 steps before")
+    assert said([*calm[:80], 3.0, *calm[80:], 3.0]) == []  # one odd batch
     assert said([5.0, 1.0, 9.0, 0.5]) == []  # nothing to compare with yet
     assert said([*calm[:80], math.nan, *calm[80:]]) == []  # which is told elsewhere
 
@@ -134,4 +135,4 @@ def test_chosen_answers_that_become_unlikely_are_told_once():
     steady = [1.0] * 100
     assert said(steady, [-10 - step / 20 for step in range(100)]) == []
     (line,) = said(steady, [-10 - step for step in range(100)])
-    assert "chosen answers' log-probability fell to -44.5, from -14.5 at the start" in line
+    assert "chosen answers' log-probability fell to -30.5, from -10.0 at the start" in line

@@ -8,10 +8,12 @@ import time
 
 import pytest
 from conftest import ROOT, command, run
+from etils import epath
 from test_kills import results
 from test_loop import MARKS
 
 from selfreward_jax.parallel import stopping
+from selfreward_jax.report import spent
 
 BOUND = 45.0  # stop_within
 
@@ -53,6 +55,10 @@ def test_asked_to_stop_in_every_stage_no_step_is_made_twice(whole, tmp_path):
     steps = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
     assert len(steps) == len(set(steps))
+    # And the ledger knows that next to nothing was lost: the loading of states, and of programs, before each stop.
+    found = spent.read(epath.Path(workdir))
+    assert found["starts"] >= len(MARKS) - 2
+    assert spent.totals(found["lost"]).get("training", 0) < 0.05 * spent.totals(found["stages"])["training"]
 
 
 def test_a_signal_asks_and_is_heard():

@@ -1,0 +1,102 @@
+"""Where the time goes: each second of a process is counted once, by stage and by what was being done.
+
+`Run` writes what is counted here to log.jsonl, and says of each line whether what the seconds were spent on is on disk:
+after a kill, what was not is what was lost. `report/spent.py` reads it.
+"""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+from selfreward_jax import compiled
+from selfreward_jax.parallel import processes
+
+Seconds = dict[str, dict[str, float]]  # of stages, by what was done; "" is the stage's own work
+
+
+class _Ledger:
+    """What was counted since the last line, and what is being done now."""
+
+    def __init__(self) -> None:
+        self.stages, self.doing = [""], [""]
+        self.open: Seconds = {}  # spent on what is not on disk yet
+        self.kept: Seconds = {}
+        self.since = time.monotonic()
+        self.elsewhere = self._elsewhere()
+
+    def _elsewhere(self) -> dict[str, float]:
+        """Seconds that others count."""
+        return {"compiling": compiled.count().seconds, "waiting": processes.waited()}
+
+    def settle(self) -> None:
+        """Books the time since the last look."""
+        now, elsewhere = time.monotonic(), self._elsewhere()
+        left = now - self.since
+        for kind, seconds in elsewhere.items():
+            part = min(left, seconds - self.elsewhere[kind])
+            left -= part
+            self.book(kind, part)
+        self.book(self.doing[-1], left)
+        self.since, self.elsewhere = now, elsewhere
+
+    def book(self, kind: str, seconds: float) -> None:
+        if seconds > 0:
+            of = self.open.setdefault(self.stages[-1], defaultdict(float))
+            of[kind] += seconds
+
+
+_now = _Ledger()
+
+
+def restart() -> None:
+    """Begins to count anew."""
+    global _now
+    _now = _Ledger()
+
+
+def begin(stage: str) -> None:
+    """From now on time is the stage's, until `end`; stages may lie within each other."""
+    _now.settle()
+    _now.stages.append(stage)
+
+
+def end(stage: str) -> None:
+    """The stage that began last under this name is over."""
+    _now.settle()
+    if stage in _now.stages[1:]:
+        while _now.stages.pop() != stage:
+            pass
+
+
+@contextlib.contextmanager
+def spending(kind: str) -> Iterator[None]:
+    """What is done within is of this kind, such as "saving", and not the stage's own work."""
+    _now.settle()
+    _now.doing.append(kind)
+    try:
+        yield
+    finally:
+        _now.settle()
+        _now.doing.pop()
+
+
+def keep() -> None:
+    """What this stage has done so far is on disk now, and what led to it."""
+    _now.settle()
+    for stage in {"", _now.stages[-1]} & _now.open.keys():
+        of = _now.kept.setdefault(stage, defaultdict(float))
+        for kind, seconds in _now.open.pop(stage).items():
+            of[kind] += seconds
+
+
+def taken() -> list[dict[str, object]]:
+    """Lines {kept, spent: seconds by stage and kind} of what was counted since the last call."""
+    _now.settle()
+    found = [{"kept": kept, "spent": _rounded(of)} for kept, of in ((True, _now.kept), (False, _now.open)) if of]
+    _now.kept, _now.open = {}, {}
+    return found
+
+
+def _rounded(of: Seconds) -> Seconds:
+    return {stage: {kind: round(s, 4) for kind, s in kinds.items()} for stage, kinds in of.items()}

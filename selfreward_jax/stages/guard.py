@@ -1,0 +1,47 @@
+"""Whether a round is fit to be trained on."""
+
+from typing import Any
+
+from selfreward_jax import storage
+from selfreward_jax.method import guards
+from selfreward_jax.method.candidates import answers
+from selfreward_jax.method.pairs import gather
+from selfreward_jax.report.progress import say
+from selfreward_jax.run import Run
+from selfreward_jax.stages.inputs import StageError, shown_prompts
+from selfreward_jax.stages.rounds import held_out
+from selfreward_jax.stages.training import is_trained
+
+
+def guard(run: Run, t: int) -> None:
+    """m_t/guards.json: what the round's rows show.
+
+    Raises:
+      StageError: something is beyond its limit in config.guards, and m_t is not trained yet.
+    """
+    name, limits = f"m{t}", run.cfg.guards
+    path, trained = run.dir / name / "guards.json", is_trained(run, name)
+    if trained and storage.read_sealed(path) is not None:
+        return
+    found = readings(run, t)
+    storage.write_sealed(path, found)
+    say(f"{name} guards: {guards.told(found, limits)}")
+    if (broken := guards.breaches(found, limits)) and not trained:
+        raise StageError(
+            f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "
+            "longer in a new --workdir, or, if you want it so, move the limit and start again"
+        )
+
+
+def readings(run: Run, t: int) -> dict[str, Any]:
+    """What the rows of round t show, by the names of `guards.GUARDS`."""
+    of = lambda stage, t=t: run.rows(f"m{t}", stage)  # noqa: E731
+    found, judgements = answers(of("candidates").rows()), of("judgements").rows()
+    before = answers(of("candidates", t - 1).rows()) if t > 2 else run.rows("seed", "ift").rows()
+    canaries = of("canaries").rows() if of("canaries").manifest else []
+    manifest = of("prompts").manifest
+    return guards.judged(judgements, gather(found, judgements), canaries) | {
+        "length_growth": guards.length_growth(found, before),
+        "repeats": manifest["faults"].get("not new", 0) / manifest["attempts"],
+        "leaks": guards.leaks(of("prompts").rows(), shown_prompts(run), held_out(run)),
+    }

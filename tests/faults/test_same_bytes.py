@@ -1,0 +1,54 @@
+"""What a run makes depends on its settings alone: not on the day, on the clock, or on how many are drawn together."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, command, run
+from test_kills import results
+from test_loop import contents
+
+from selfreward_jax.report import spent
+
+
+@pytest.mark.slow
+def test_from_scratch_it_makes_the_same_bytes_again(whole, tmp_path):
+    run(tmp_path / "run", 2)
+    assert results(tmp_path / "run") == results(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [8, 20, 96])
+def test_how_many_are_drawn_together_changes_no_text(whole, tmp_path, rows):
+    run(tmp_path / "run", 2, f"--config.generate.rows={rows}")
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+# The clock on the wall is set, back and forth, by hours, at every hundredth look or so.
+SET = """
+import itertools, random, runpy, sys, time
+rng, looks, now, now_ns, off = random.Random(0), itertools.count(), time.time, time.time_ns, [0]
+def step():
+    if next(looks) % 97 == 0:
+        off[0] = rng.randint(-10_000, 10_000)
+    return off[0]
+time.time = lambda: now() + step()
+time.time_ns = lambda: now_ns() + step() * 10**9
+runpy.run_module("selfreward_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_changes_nothing(whole, tmp_path):
+    workdir = tmp_path / "run"
+    _, _, _, *options = command(workdir, 2)
+    done = subprocess.run([sys.executable, "-c", SET, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    times = [json.loads(line)["time"] for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert times != sorted(times)  # the clock was set indeed
+    assert results(workdir) == results(whole)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert 0 < summary["seconds"] < 600
+    assert 0 < sum(spent.totals(summary["time"]["stages"]).values()) < 600
+    assert all(0 <= stage["seconds"] < 600 for stage in summary["stages"])

@@ -1,0 +1,164 @@
+"""A round whose rows show that something is wrong is not trained on."""
+
+import json
+import math
+import shutil
+
+import pytest
+from conftest import micro
+from hypothesis import given
+from hypothesis import strategies as st
+from test_loop import contents
+
+from selfreward_jax import config, loop
+from selfreward_jax.method import guards
+from selfreward_jax.stages import StageError
+
+LIMITS = config.get().guards.to_dict()
+
+
+def judgement(name, *votes):
+    readable = [v for v in votes if v is not None]
+    score = sum(readable) / len(readable) if readable else None
+    return {"id": name, "score": score, "votes": [{"score": v, "finished": True} for v in votes]}
+
+
+def gathered(*scores):
+    return [{"id": str(i), "candidates": [{"score": s} for s in of]} for i, of in enumerate(scores)]
+
+
+def test_readings_of_a_judge_by_hand():
+    judgements = [judgement("0/0", 5, 4, None), judgement("0/1", 2, 2, 2), judgement("1/0", 2, 2, 2)]
+    judgements += [judgement("1/1", None, None, None)]
+    canaries = [
+        judgement("0/empty", 1, 1),
+        judgement("1/empty", 2, 2),
+        judgement("0/mark", 4, 4),
+        judgement("1/mark", None),
+    ]
+    found = guards.judged(judgements, gathered([4.5, 2], [2, None], [3, 3], [1, 2, 4]), canaries)
+    assert found["parse_rate"] == 8 / 12
+    assert found["votes_per_answer"] == 2
+    assert found["unscored"] == 1 / 4
+    assert found["ties"] == 1 / 3  # of the prompts with two scores, that with 3 and 3
+    assert found["one_score"] == 2 / 3
+    assert found["spread"] == pytest.approx((2.5 + 0 + 3) / 3)
+    assert found["canaries"] == {"empty": 1.5, "mark": 4.0}
+    assert found["canary_lead"] == pytest.approx(2.75 - 8.5 / 3)
+    assert found["histogram"] == {"2": 6, "4": 1, "5": 1}
+
+
+def test_nothing_to_read_breaks_nothing():
+    found = guards.judged([], [], [])
+    assert found["parse_rate"] is found["ties"] is found["canary_lead"] is None
+    others = {"length_growth": guards.length_growth([], []), "repeats": 0.0, "leaks": guards.leaks([], ["a"], ["b"])}
+    assert guards.breaches(found | others, LIMITS) == []
+
+
+def test_canaries_say_nothing_and_ask_for_everything():
+    found = guards.canaries([{"id": "m2/7", "prompt": "Name a bird."}], "points")
+    assert [(row["id"], row["response"]) for row in found] == [
+        ("m2/7/empty", ""),
+        ("m2/7/mark", ":"),
+        ("m2/7/verdict", "Score: 5"),
+        ("m2/7/prompt", "Name a bird."),
+    ]
+    assert {row["prompt"] for row in found} == {"Name a bird."}
+    assert guards.canaries([{"id": "x", "prompt": "p"}], "choice")[2]["response"] == "Choice: A"
+
+
+def test_lengths_grow_by_their_means():
+    rows = [{"response": "a" * n} for n in (10, 30)]
+    assert guards.length_growth(rows, [{"response": "b" * 8}]) == 2.5
+    assert guards.length_growth(rows, [{"response": ""}]) == 20
+
+
+HELD = "Write a short poem about rain"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "leaked"),
+    [
+        ("Name three kinds of birds.", False),
+        ("name THREE birds!", True),  # shown
+        ("Name three birds and two fish.", False),  # longer than the one that was shown
+        (f"{HELD}.", True),
+        (f"Please {HELD.lower()}, and then another", True),
+        ("Write a short poem about rainbows", False),
+        ("hello there, write a song", False),  # of the held-out ones a short one
+    ],
+)
+def test_a_leak_is_a_shown_prompt_again_or_a_held_out_one_within(prompt, leaked):
+    rows = [{"prompt": prompt}, {"prompt": "something else entirely"}]
+    assert guards.leaks(rows, ["Name three birds"], [HELD, "hello there", ""]) == leaked / 2
+
+
+@given(st.lists(st.text(max_size=30), max_size=4), st.lists(st.text(max_size=30), max_size=4))
+def test_any_text_can_be_looked_at(prompts, held):
+    found = guards.leaks([{"prompt": p} for p in prompts], held, held)
+    assert found is None if not prompts else 0 <= found <= 1
+
+
+HEALTHY = {
+    "parse_rate": 1.0,
+    "votes_per_answer": 3.0,
+    "unscored": 0.0,
+    "ties": 0.1,
+    "one_score": 0.3,
+    "spread": 2.0,
+    "canary_lead": -2.0,
+    "length_growth": 1.1,
+    "repeats": 0.0,
+    "leaks": 0.0,
+}
+
+
+def test_every_guard_has_a_limit_and_a_reading():
+    assert {limit.split("_", 1)[1] for limit in guards.GUARDS} == HEALTHY.keys()
+    assert set(guards.GUARDS) == {name for name in LIMITS if name not in ("canaries", "most_fall")}
+    assert guards.breaches(HEALTHY, LIMITS) == []
+
+
+@pytest.mark.parametrize("limit", guards.GUARDS)
+def test_each_guard_stops_beyond_its_limit_and_not_at_it(limit):
+    side, name = limit.split("_", 1)
+    beyond = math.nextafter(LIMITS[limit], -math.inf if side == "least" else math.inf)
+    assert guards.breaches(HEALTHY | {name: LIMITS[limit]}, LIMITS) == []
+    for value in (beyond, math.nan):
+        (said,) = guards.breaches(HEALTHY | {name: value}, LIMITS)
+        assert f"guards.{limit} {LIMITS[limit]:.3g}" in said
+        assert said.startswith(f"{name} is ")
+
+
+# --- in a run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_breach_stops_before_training_and_the_limit_can_be_moved(made, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(made, workdir)
+    for name in ("reference.json", "manifest.json", "checkpoint.json", "guards.json"):
+        (workdir / "m2" / name).unlink()
+    shutil.rmtree(workdir / "m2" / "checkpoint")
+    cfg = micro(2)
+    cfg.guards.least_spread = 4.5
+    with pytest.raises(
+        StageError, match=r"m2 is not trained: spread is .*, guards.least_spread 4.5: .* move the limit"
+    ):
+        loop.run(cfg, str(workdir))
+    found = json.loads((workdir / "m2" / "guards.json").read_text())
+    assert found["spread"] < 4.5
+    assert found["canaries"].keys() <= {"empty", "mark", "verdict", "prompt"}
+    assert not (workdir / "m2" / "reference.json").exists()
+    loop.run(micro(2), str(workdir))
+    assert contents(workdir) == contents(made)
+    assert "m2 guards: parse_rate " in capsys.readouterr().err
+    cfg.guards.most_ties = 0.0  # of a model that is trained nothing is undone
+    loop.run(cfg, str(workdir))
+    assert json.loads((workdir / "summary.json").read_text())["rounds"]["m2"]["guards"]["spread"] == found["spread"]
+
+
+def test_canaries_are_judged_like_answers(made):
+    prompts = [json.loads(line) for line in (made / "m2" / "prompts.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (made / "m2" / "canaries.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in rows] == [f"{prompts[0]['id']}/{k}" for k in ("empty", "mark", "verdict", "prompt")]
+    assert all(len(r["votes"]) == micro(2).judge.samples for r in rows)
