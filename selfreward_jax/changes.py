@@ -15,7 +15,7 @@ from selfreward_jax.parallel import processes
 
 # These add to what is there, serve evaluations, judge what is made and do not make it, or say where the work is done
 # and not what: a restart on other machines goes on with the same rows.
-FREE = ("iterations", "endpoint", "guards", "parallel", "save_every", "stop_within")
+FREE = ("iterations", "endpoint", "guards", "parallel", "report", "save_every", "stop_within")
 
 # What is made with other fields first: patterns in the working directory, the longest name of a field counts.
 TRACES: dict[str, tuple[str, ...]] = {

@@ -38,23 +38,23 @@ def defaults() -> ConfigDict:
     c.eft.agreement = "strict"  # strict: it orders every pair as the human does; weak: none the other way round
     c.eft.most_share = 0.4  # share of the baseline's rows to which its commonest score is thinned; 1: not thinned
 
-    c.tokenizer = ConfigDict()
+    c.tokenizer = ConfigDict()  # where model.init brings none
     c.tokenizer.vocab_size = 768  # pieces, at most
     c.tokenizer.byte_fallback = False  # spell unknown characters as bytes (256 pieces)
 
     c.model = ConfigDict()
     c.model.init = ""  # M0: a Hugging Face folder, or hub:OWNER/NAME@REVISION; replaces the shapes to qk_norm
-    c.model.dim = 96
-    c.model.layers = 3
-    c.model.heads = 4
-    c.model.kv_heads = 2
-    c.model.head_dim = 32
-    c.model.hidden = 240
-    c.model.rope_theta = 10_000.0
-    c.model.norm_eps = 1e-5
-    c.model.tie_embeddings = True
-    c.model.attention_bias = False
-    c.model.qk_norm = False
+    c.model.dim = 96  # width
+    c.model.layers = 3  # blocks of attention and feed-forward
+    c.model.heads = 4  # query heads of a layer
+    c.model.kv_heads = 2  # key and value heads, which query heads share
+    c.model.head_dim = 32  # size of a head
+    c.model.hidden = 240  # width of the feed-forward part
+    c.model.rope_theta = 10_000.0  # base of the rotary positions
+    c.model.norm_eps = 1e-5  # added to the variance in RMSNorm
+    c.model.tie_embeddings = True  # the head is the embedding
+    c.model.attention_bias = False  # queries, keys and values have biases
+    c.model.qk_norm = False  # queries and keys are normed
     c.model.dtype = "float32"  # of the matrix products: float32 or bfloat16
     c.model.scan_layers = False  # one compiled layer (short compiles, TPU) or unrolled (faster on a CPU)
     c.model.remat = "none"  # what the backward pass recomputes: none, dots (all but matrix products) or full (layers)
@@ -63,9 +63,9 @@ def defaults() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "muon"  # adamw, or muon for the layers' matrices and adamw for the rest
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.98
-    c.optimizer.weight_decay = 0.01
+    c.optimizer.b1 = 0.9  # decay of the first moment
+    c.optimizer.b2 = 0.98  # decay of the second moment (adamw)
+    c.optimizer.weight_decay = 0.01  # times the rate, of each step
     c.optimizer.clip = 1.0  # global gradient norm
     c.optimizer.muon_rms = 0.2  # muon updates scaled to this root mean square, as adamw's are
     c.optimizer.moment_dtype = "float32"  # of the first moment: float32 or bfloat16
@@ -79,46 +79,46 @@ def defaults() -> ConfigDict:
     c.baseline = False  # train and measure the SFT baseline too: IFT alone, the paper's "SFT" rows
     for name, epochs in (("base", 2.0), ("sft", 1.25)):
         c[name] = ConfigDict()
-        c[name].epochs = epochs
+        c[name].epochs = epochs  # times that each row is read
         c[name].batch = 8  # packed rows a step
         c[name].width = 256  # tokens of a packed row
-        c[name].lr = 6e-3
+        c[name].lr = 6e-3  # learning rate after the warm-up
         c[name].lr_end = 6e-4  # cosine from lr to lr_end
         c[name].warmup = 20  # steps
-        c[name].dropout = 0.0
+        c[name].dropout = 0.0  # rate
         c[name].accumulate = 1  # microbatches a step
     c.sft.sets = ("ift", "eft", "prompts")  # what M1 is trained on
 
     c.prompts = ConfigDict()  # new prompts
-    c.prompts.template = "new_prompt"
+    c.prompts.template = "new_prompt"  # one of ours, or a file of yours
     c.prompts.writer = ""  # who writes them in every round: a folder or working directory, or world; empty: M_(t-1)
     c.prompts.count = 600  # accepted prompts a round
     c.prompts.wave = 256  # attempts made together
-    c.prompts.most_attempts = 4096
+    c.prompts.most_attempts = 4096  # after which a round goes on with what it has
     c.prompts.seed_shots = 3  # examples shown, from the seeds
     c.prompts.own_shots = 1  # examples shown, from the model's own earlier prompts
-    c.prompts.temperature = 1.0
-    c.prompts.top_p = 0.95
+    c.prompts.temperature = 1.0  # of sampling
+    c.prompts.top_p = 0.95  # mass of the nucleus
     c.prompts.max_new = 24  # tokens
     c.prompts.most_rouge = 1.0  # ROUGE-L above which a prompt is not new; 1: only equal ones are not
-    c.prompts.least_words = 4
-    c.prompts.most_words = 20
+    c.prompts.least_words = 4  # of a prompt
+    c.prompts.most_words = 20  # of a prompt
 
     c.candidates = ConfigDict()  # answers to new prompts
-    c.candidates.samples = 4
-    c.candidates.temperature = 1.0
-    c.candidates.top_p = 0.95
-    c.candidates.max_new = 48
+    c.candidates.samples = 4  # answers a prompt
+    c.candidates.temperature = 1.0  # of sampling
+    c.candidates.top_p = 0.95  # mass of the nucleus
+    c.candidates.max_new = 48  # tokens
 
     c.judge = ConfigDict()
     c.judge.by = "model"  # or random: dice, the control
-    c.judge.template = "judge_short"
+    c.judge.template = "judge_short"  # one of ours, or a file of yours
     c.judge.form = "points"  # what a judgement ends in: points (Score: 0 to 5) or choice (Choice: A to E)
     c.judge.readout = "votes"  # the score: the votes' mean, or expected: the mean over each vote's score tokens
     c.judge.samples = 3  # votes an answer
-    c.judge.temperature = 0.7
-    c.judge.top_p = 0.95
-    c.judge.max_new = 112
+    c.judge.temperature = 0.7  # of sampling
+    c.judge.top_p = 0.95  # mass of the nucleus
+    c.judge.max_new = 112  # tokens; a vote that is cut off is none
     c.judge.least_votes = 1  # readable votes an answer needs
 
     c.pairs = ConfigDict()
@@ -142,31 +142,31 @@ def defaults() -> ConfigDict:
     c.dpo.loss = "sigmoid"  # train/preference.py has the names
     c.dpo.label_smoothing = 0.0  # share of pairs taken to be the wrong way round (cdpo, robust)
     c.dpo.gamma = 0.5  # margin that simpo asks for
-    c.dpo.epochs = 2.0
+    c.dpo.epochs = 2.0  # times that each pair is read
     c.dpo.batch = 16  # pairs a step
-    c.dpo.lr = 2e-3
-    c.dpo.lr_end = 2e-4
-    c.dpo.warmup = 10
-    c.dpo.dropout = 0.0
-    c.dpo.beta = 0.1
+    c.dpo.lr = 2e-3  # learning rate after the warm-up
+    c.dpo.lr_end = 2e-4  # cosine from lr to lr_end
+    c.dpo.warmup = 10  # steps
+    c.dpo.dropout = 0.0  # rate
+    c.dpo.beta = 0.1  # how strongly the reference is kept to
     c.dpo.weight = 1.0  # of the DPO loss itself; 0 leaves nll and replay
     c.dpo.nll = 1.0  # weight of the chosen answer's mean negative log-prob
     c.dpo.replay = 4.0  # weight of the SFT loss on replayed seed rows
     c.dpo.replay_sets = ("eft", "prompts")  # which rows: ift, eft, prompts
     c.dpo.replay_batch = 16  # packed rows a step
-    c.dpo.replay_width = 256
-    c.dpo.accumulate = 1
+    c.dpo.replay_width = 256  # tokens of a packed row
+    c.dpo.accumulate = 1  # microbatches a step
     c.dpo.eval_every = 0  # steps between early-stopping comparisons; 0: none
     c.dpo.eval_prompts = 253  # validation prompts of a comparison
 
     c.compare = ConfigDict()  # head to head where a model judges
     c.compare.form = "scores"  # scores: each answer judged alone; pairwise: side by side, in both orders
-    c.compare.template = "judge_pairwise"
-    c.compare.max_new = 112
+    c.compare.template = "judge_pairwise"  # of the form pairwise
+    c.compare.max_new = 112  # tokens of a verdict
 
     c.endpoint = ConfigDict()  # head to head where an OpenAI-compatible server judges
     c.endpoint.url = ""  # up to and with /v1
-    c.endpoint.model = ""
+    c.endpoint.model = ""  # as the server calls it
     c.endpoint.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
     c.endpoint.max_tokens = 512  # of a verdict with its reasons
     c.endpoint.most_calls = 1000  # paid requests an evaluation may make
@@ -180,9 +180,9 @@ def defaults() -> ConfigDict:
     c.evaluate.split = "heldout"  # or "validation", for choosing settings
     c.evaluate.samples = 2  # answers to each prompt
     c.evaluate.best_of = 1  # drawn for each of them, of which the model's own judge takes the best
-    c.evaluate.temperature = 0.7
-    c.evaluate.top_p = 0.9
-    c.evaluate.max_new = 48
+    c.evaluate.temperature = 0.7  # of sampling
+    c.evaluate.top_p = 0.9  # mass of the nucleus
+    c.evaluate.max_new = 48  # tokens
 
     c.parallel = ConfigDict()
     c.parallel.fsdp = 1  # devices that share each weight; the rest go to data parallelism
@@ -190,6 +190,10 @@ def defaults() -> ConfigDict:
     c.parallel.replicas = 1  # whole copies that meet once a step over a slow network: the slices of a multislice TPU
     c.parallel.sample_tensor = 0  # devices that share each matrix product while text is sampled; 0: as `tensor`
     c.parallel.timeout = 1800.0  # seconds that processes wait for each other before they give up
+
+    c.report = ConfigDict()
+    c.report.tensorboard = True  # write training curves as event files too; in log.jsonl they always are
+    c.report.wandb = ""  # project of Weights & Biases that they are sent to (pip install wandb); empty: none
 
     c.skip_nonfinite = 0  # steps in a row that may be left out because their gradient is not finite; 0: the run stops
     c.save_every = 200  # training steps between saved states; 0: none

@@ -13,6 +13,7 @@ from selfreward_jax.llm import chat, llama, lora
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel import stopping
 from selfreward_jax.parallel.arrays import fetch
+from selfreward_jax.report import curves
 from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.early import EarlyStopping
@@ -169,9 +170,11 @@ def _train(
         say(f"{name} {stage}: going on from step {int(state.step)}")
     frozen = run.base() if name != "m0" else None
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
+    rate = trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup)
 
-    def report(step: int, metrics: dict[str, float]) -> None:
-        run.log(model=name, stage=stage, step=step, **metrics)
+    def report(record: curves.Add, step: int, metrics: dict[str, float]) -> None:
+        run.log(model=name, stage=stage, step=step, lr=rate(step), **metrics)
+        record(step, {"lr": rate(step), **metrics})
         run.note_time()
         progress.add(1, tokens_a_step, note=f"loss {metrics['loss']:.3f}")
         for line in curve.warnings(step, metrics):
@@ -180,22 +183,23 @@ def _train(
             storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
 
     try:
-        state = trainer.fit(
-            state,
-            trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
-            batch_at,
-            steps,
-            trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup),
-            run.key(name, stage),
-            save_every=run.cfg.save_every,
-            path=path,
-            report=report,
-            frozen=frozen,
-            watch=early,
-            watch_every=settings.eval_every if early else 0,
-            halt=stopping.asked,
-            skip=run.cfg.skip_nonfinite,
-        )
+        with curves.recording(run, f"{name}-{stage}", int(state.step)) as record:
+            state = trainer.fit(
+                state,
+                trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
+                batch_at,
+                steps,
+                rate,
+                run.key(name, stage),
+                save_every=run.cfg.save_every,
+                path=path,
+                report=partial(report, record),
+                frozen=frozen,
+                watch=early,
+                watch_every=settings.eval_every if early else 0,
+                halt=stopping.asked,
+                skip=run.cfg.skip_nonfinite,
+            )
     except trainer.Diverged as error:
         raise _told(run, name, stage, error, batch_at) from None
     done = int(state.step)

@@ -1,0 +1,95 @@
+"""Training curves for other programs to show: TensorBoard's event files, and Weights & Biases if somebody asks for it.
+What they show is in log.jsonl too, which is always written."""
+
+import contextlib
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.parallel import processes
+from selfreward_jax.run import Run
+
+# What TRL's trainers call it, so that runs of both lie in one chart.
+NAMES = {
+    "lr": "learning_rate",
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "chosen_logprob": "logps/chosen",
+    "rejected_logprob": "logps/rejected",
+    "nll": "nll_loss",
+    "dpo": "dpo_loss",
+    "replay": "replay_loss",
+}
+FLUSH_EVERY = 5.0  # seconds
+
+Add = Callable[[int, Mapping[str, float]], None]
+
+
+@contextlib.contextmanager
+def recording(r: Run, name: str, step: int) -> Iterator[Add]:
+    """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values.
+
+    Raises:
+      ConfigError: report.wandb asks for a package that is not there.
+    """
+    with contextlib.ExitStack() as stack:
+        sinks = []
+        if processes.first():
+            if r.cfg.report.tensorboard and not storage.is_remote(r.dir):
+                sinks.append(stack.enter_context(_events(r, name, step)))
+            if r.cfg.report.wandb:
+                sinks.append(stack.enter_context(_wandb(r, name)))
+
+        def add(step: int, values: Mapping[str, float]) -> None:
+            named = {f"train/{NAMES.get(key, key)}": value for key, value in values.items()}
+            for sink in sinks:
+                sink(step, named)
+
+        yield add
+
+
+@contextlib.contextmanager
+def _events(r: Run, name: str, step: int) -> Iterator[Add]:
+    """An event file, which every start of a run begins anew; of steps that are redone the later ones count."""
+    folder = r.dir / "tensorboard" / name
+    flushed = time.monotonic()
+    with storage.writing(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")  # two may begin in one second
+        file.write_event(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(step: int, values: Mapping[str, float]) -> None:
+        nonlocal flushed
+        found = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        with storage.writing(folder, found.ByteSize()):
+            file.write_event(Event(wall_time=time.time(), step=step, summary=found))
+            if time.monotonic() - flushed > FLUSH_EVERY:
+                file.flush()
+                flushed = time.monotonic()
+
+    try:
+        yield add
+    finally:
+        with storage.writing(folder, 0):
+            file.close()
+
+
+@contextlib.contextmanager
+def _wandb(r: Run, name: str) -> Iterator[Add]:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise ConfigError(
+            f"report.wandb is {r.cfg.report.wandb!r}, and wandb is not installed: pip install wandb"
+        ) from None
+    run = wandb.init(project=r.cfg.report.wandb, group=r.dir.name, name=f"{r.dir.name} {name}", config=r.cfg.to_dict())
+    try:
+        yield lambda step, values: run.log(dict(values), step=step)
+    finally:
+        run.finish()
