@@ -4,7 +4,7 @@ seeds -> base (m0) -> SFT on IFT alone (sft, a baseline); SFT on IFT and EFT (m1
 m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +17,7 @@ from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import stopping
 from selfreward_jax.report import summary
+from selfreward_jax.report.page import Page
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 
@@ -61,38 +62,51 @@ def run(
 
 
 def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
+    """All stages, and behind them the report and the summary."""
+    r.verify()
+    page = Page(r)
+    try:
+        for _ in _stages(r, judge):
+            page.rewrite()
+    except stages.StageError:
+        page.write()  # which shows what was wrong
+        raise
+    page.write()
+    return summary.write(r)
+
+
+def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
     """All stages, each of which does what is not done yet."""
     cfg = r.cfg
-    r.verify()
     try:
         stages.check_inputs(r)
-        stages.seed(r)
+        yield stages.seed(r)
     except (TemplateError, HubError, SeedError, ConfigError):
         r.disclaim()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)
-    stages.base(r)
+    yield stages.base(r)
     if cfg.baseline:
-        stages.baseline(r)
-        evaluate(r, "sft")
+        yield stages.baseline(r)
+        yield evaluate(r, "sft")
     if "eft" in {*cfg.sft.sets, *cfg.dpo.replay_sets}:
-        stages.eft(r)
-    stages.supervised(r)
-    evaluate(r, "m1")
+        yield stages.eft(r)
+    yield stages.supervised(r)
+    yield evaluate(r, "m1")
     for t in range(2, cfg.iterations + 1):
         before = compiled.count()
         stages.check_judge(r, f"m{t - 1}")
-        stages.prompts(r, t)
+        yield stages.prompts(r, t)
         asked = r.rows(f"m{t}", "prompts").rows()
-        stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
-        judge(r, t)
+        yield stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
+        yield judge(r, t)
         stages.pairs(r, t)
         stages.guard(r, t)
-        stages.preferences(r, t)
-        evaluate(r, f"m{t}")
+        yield None
+        yield stages.preferences(r, t)
+        yield evaluate(r, f"m{t}")
         new = compiled.count().since(before)
         say(f"m{t}: {new.compiled} programs compiled, {new.kept} read from the cache, {new.seconds:.1f} s")
-    return summary.write(r)
 
 
 def evaluate(r: Run, name: str) -> None:

@@ -16,6 +16,7 @@ PROGRAMS = {
     "harness",
     "fits",
     "explain",
+    "reporting",
 }  # harness is what another program, lm_eval, starts from
 ABOVE = {"loop", "stages", "saved", "formats"}
 BENEATH = ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "config", "scales"}

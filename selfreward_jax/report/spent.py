@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -22,12 +22,12 @@ def read(workdir: epath.Path) -> dict[str, Any]:
     Returns:
       {starts, stages: {stage: {kind: seconds}}, lost: {stage: {kind: seconds}}}, kinds as in `KINDS`.
     """
-    path = workdir / "log.jsonl"
-    return summed(_events(path.read_text().split("\n")) if path.exists() else ())
+    return summed(events(workdir / "log.jsonl"))
 
 
-def _events(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
+def events(log: epath.Path) -> Iterator[dict[str, Any]]:
+    """The events of a log, none if there is no log."""
+    for line in log.read_text().split("\n") if log.exists() else ():
         try:
             event = json.loads(line)
         except ValueError:  # a kill has torn it

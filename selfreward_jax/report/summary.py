@@ -1,5 +1,6 @@
 """summary.json, and what is printed at the end of a run."""
 
+from itertools import count, takewhile
 from typing import Any
 
 from selfreward_jax import ledger, storage
@@ -17,27 +18,33 @@ def write(r: Run) -> dict[str, Any]:
     run that finished it.
     """
     ledger.keep()  # all is on disk
-    of_all_runs, time = r.spent(), spent.read(r.dir)
-    settings = storage.read_json(r.dir / "config.json")
+    found = {**gather(r), **r.spent(), "time": _time(r), "config": storage.read_json(r.dir / "config.json")}
+    storage.write_json(r.dir / "summary.json", found)
+    if processes.first():
+        print("\n".join([*tables.short(found["models"]), "", spent.line(found["time"])]), flush=True)
+    return found
+
+
+def gather(r: Run) -> dict[str, Any]:
+    """The figures of what is made so far: models, rounds, stages, seeds."""
     names = [name for name in r.models() if storage.exists(r.dir / name / "eval.json")]
     models = {name: storage.read_sealed(r.dir / name / "eval.json") for name in names}
     if not r.cfg.data.ift:
         for name, others in measure.versus(r.dir, names).items():
             models[name]["versus"] = others
-    summary = {
+    rounds = takewhile(lambda name: r.rows(name, "pairs").manifest, (f"m{t}" for t in count(2)))
+    return {
         "models": models,
-        "rounds": {name: _round(r, name) for name in names if r.rows(name, "pairs").manifest},
+        "rounds": {name: _round(r, name) for name in rounds},
         "stages": _stages(r, r.models()),
         "seeds": storage.read_json(r.dir / "seed" / "report.json"),
         "eft": (r.rows("seed", "eft").manifest or {}).get("counts"),
-        **of_all_runs,
-        "time": time | {"kinds": spent.totals(time["stages"])},
-        "config": settings,
     }
-    storage.write_json(r.dir / "summary.json", summary)
-    if processes.first():
-        print("\n".join([*tables.short(models), "", spent.line(time)]), flush=True)
-    return summary
+
+
+def _time(r: Run) -> dict[str, Any]:
+    found = spent.read(r.dir)
+    return found | {"kinds": spent.totals(found["stages"])}
 
 
 def _round(r: Run, name: str) -> dict[str, Any]:

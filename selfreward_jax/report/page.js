@@ -1,0 +1,126 @@
+"use strict";
+
+// A block of the page: base64 of gzip of JSON.
+async function unpack(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+// An element with text in it; text is never markup.
+function make(tag, className, ...children) {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.append(...children.map((child) => (typeof child === "number" ? String(child) : child)));
+  return element;
+}
+
+// A list of rows that match, fifty at a time; a row is filled when it is opened.
+class List {
+  static STEP = 50;
+
+  constructor(root, rows, head, fill, noun) {
+    Object.assign(this, { rows, head, fill, noun, matching: rows });
+    this.list = root.querySelector(".list");
+    this.count = root.querySelector("output");
+    this.more = root.querySelector(".more");
+    this.more.addEventListener("click", () => this.grow());
+  }
+
+  show(matching) {
+    this.matching = matching;
+    this.list.replaceChildren();
+    this.grow();
+  }
+
+  grow() {
+    const start = this.list.childElementCount;
+    for (const row of this.matching.slice(start, start + List.STEP)) this.list.append(this.entry(row));
+    const shown = this.list.childElementCount;
+    this.count.value = `${this.matching.length.toLocaleString("en")} of ${this.rows.length.toLocaleString("en")} ${this.noun}`;
+    this.more.hidden = shown >= this.matching.length;
+  }
+
+  entry(row) {
+    const body = make("div", "");
+    const entry = make("details", "", make("summary", "", ...this.head(row)), body);
+    entry.addEventListener("toggle", () => {
+      if (entry.open && !body.childElementCount) this.fill(row, body);
+    });
+    return entry;
+  }
+}
+
+const score = (value) => String(Math.round(value * 100) / 100);
+const said = (text) => make("div", "said", text);
+const prompt = (text) => make("span", "grow", text.replaceAll("\n", " "));
+
+function side(name, className, text, votes) {
+  const found = make("section", `side ${className}`, make("h4", "", name), said(text || "(nothing)"));
+  votes.forEach(([value, reasons], i) => {
+    found.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "none" : score(value)}`), said(reasons)));
+  });
+  return found;
+}
+
+async function browsePairs(root) {
+  const columns = await unpack("block-pairs");
+  const rows = columns.id.map((id, i) => {
+    const row = { i, id, round: id.split("/")[0] };
+    for (const name of Object.keys(columns)) row[name] = columns[name][i];
+    row.gap = row.chosen_score - row.rejected_score;
+    row.text = `${id}\n${row.prompt}\n${row.chosen}\n${row.rejected}`.toLowerCase();
+    return row;
+  });
+  const perBlock = Number(root.dataset.perBlock);
+  const blocks = new Map();
+  const votesOf = async (i) => {
+    const id = `block-votes-${Math.floor(i / perBlock)}`;
+    if (!document.getElementById(id)) return null;
+    if (!blocks.has(id)) blocks.set(id, unpack(id));
+    return (await blocks.get(id))[i % perBlock];
+  };
+  const head = (row) => [make("code", "", row.id), prompt(row.prompt), make("span", "", `${score(row.chosen_score)} : ${score(row.rejected_score)}`)];
+  const fill = async (row, body) => {
+    const votes = await votesOf(row.i);
+    const [chosen, rejected] = votes ?? [[], []];
+    body.replaceChildren(
+      said(row.prompt),
+      make("div", "sides",
+        side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
+        side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
+      make("p", "soft", votes ? "All answers, votes and keys: " : "Its votes had no room here; all answers, votes and keys: ",
+        make("code", "", `python -m selfreward_jax.explain --workdir=${root.dataset.workdir} --pair=${row.id}`)));
+  };
+  const list = new List(root, rows, head, fill, "pairs");
+  const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));
+  const update = () => {
+    const words = search.value.toLowerCase(), least = Number(gap.value) || 0;
+    const found = rows.filter((row) => row.gap >= least && (!round.value || row.round === round.value) && row.text.includes(words));
+    if (order.value === "widest") found.sort((a, b) => b.gap - a.gap || a.i - b.i);
+    if (order.value === "closest") found.sort((a, b) => a.gap - b.gap || a.i - b.i);
+    list.show(found);
+  };
+  for (const control of [search, round, gap, order]) control.addEventListener("input", update);
+  update();
+}
+
+async function browseAnswers(root) {
+  const table = await unpack("block-answers");
+  const rows = table.prompts.map((text, i) => ({ prompt: text, said: table.said[i], text: `${text}\n${table.said[i].flat().join("\n")}`.toLowerCase() }));
+  const fill = (row, body) => body.replaceChildren(said(row.prompt), make("div", "sides",
+    ...row.said.map((texts, i) => make("section", "side", make("h4", "", table.models[i].toUpperCase()), ...texts.map((text) => said(text || "(nothing)"))))));
+  const list = new List(root, rows, (row) => [prompt(row.prompt)], fill, "prompts");
+  const search = root.querySelector("[name=search]");
+  const update = () => list.show(rows.filter((row) => row.text.includes(search.value.toLowerCase())));
+  search.addEventListener("input", update);
+  update();
+}
+
+for (const [id, browse] of [["pairs", browsePairs], ["answers", browseAnswers]]) {
+  const root = document.getElementById(id);
+  if (!root) continue;
+  browse(root).then(() => { root.dataset.ready = "yes"; }, () => {
+    root.querySelector("output").value = "This browser cannot unpack the rows (it lacks DecompressionStream); they are in the run's pairs.jsonl and eval_answers.jsonl.";
+  });
+}
