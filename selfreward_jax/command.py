@@ -16,6 +16,7 @@ _KEPT = "Folder of compiled programs, kept from run to run; empty: none."
 _COMPILE_CACHE = flags.DEFINE_string("compile_cache", compiled.default_directory(), _KEPT)
 _ACCEPT = "Go on in a working directory with other settings, where they alter nothing that is made."
 _ACCEPT_CHANGES = flags.DEFINE_bool("accept_changes", False, _ACCEPT)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and do nothing.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which the environment knows.")
 _OF_SEVERAL = {
     "coordinator_address": flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
@@ -51,6 +52,11 @@ def compile_cache() -> str:
 def accept_changes() -> bool:
     """Whether changed settings are accepted, where nothing was made with them. After `parse`."""
     return _ACCEPT_CHANGES.value
+
+
+def dry_run() -> bool:
+    """Whether the plan is wanted, and nothing else. After `parse`."""
+    return _DRY_RUN.value
 
 
 def processes() -> dict[str, Any] | None:

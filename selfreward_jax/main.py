@@ -1,10 +1,10 @@
 """python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]
-[--accept_changes]
+[--accept_changes] [--dry_run]
 
-Of several processes, each: --distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else
---coordinator_address=HOST:PORT --num_processes=N --process_id=I. Exit codes: 0 done; 2 bad input, after one line that
-says what to mend; 75 asked to stop (SIGTERM, SIGINT), or another process is gone: start again, all processes,
-with the same command.
+--dry_run prints the stages, done and to do, with rows, memory and time, and does nothing. Of several processes, each:
+--distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else --coordinator_address=HOST:PORT
+--num_processes=N --process_id=I. Exit codes: 0 done; 2 bad input, after one line that says what to mend; 75 asked to
+stop (SIGTERM, SIGINT), or another process is gone: start again, all processes, with the same command.
 """
 
 import sys
@@ -13,11 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import command, compiled, config, loop
+from selfreward_jax import checks, command, compiled, config, loop
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import processes, stopping
+from selfreward_jax.run import Run
+from selfreward_jax.sizing.plan import plan
 from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
 
@@ -35,9 +37,25 @@ def main(argv: list[str]) -> int:
         compiled.keep(command.compile_cache())
     except config.ConfigError as error:
         return _refuse(str(error))
+    if command.dry_run():
+        return show_plan(cfg, workdir)
     if others is None:
         return run(cfg, workdir)
     return processes.watched(lambda: run(cfg, workdir, others))
+
+
+def show_plan(cfg: ConfigDict, workdir: str) -> int:
+    """Prints what a run would do. Returns the exit code."""
+    try:
+        checks.check(cfg, row_devices=1)
+        print(
+            f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}",
+            *plan(Run(cfg, workdir, claim=False)),
+            sep="\n",
+        )
+    except BAD_INPUT as error:
+        return _refuse(str(error))
+    return 0
 
 
 def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> int:
