@@ -139,6 +139,7 @@ def test_instructions_are_answered_as_what_a_user_says(exported, outputs, tmp_pa
     assert [r["output"] for r in greedy] == [r["responses"][0]["text"] for r in read_lines(tmp_path / "out.jsonl")]
 
 
+@pytest.mark.slow
 def test_each_turn_is_answered_with_the_conversation_so_far(exported, tmp_path):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
     argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/ours.jsonl"]

@@ -246,6 +246,7 @@ def on_eight_devices():
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_a_model_on_eight_devices_is_the_same_with_splash():
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_self_attention import on_eight_devices as run; run()"

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import run
 
 SWITCHES = (
@@ -25,6 +26,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_all_switches_together(tmp_path):
     workdir = tmp_path / "run"
     run(workdir, 2, *SWITCHES)
