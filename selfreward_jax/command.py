@@ -130,11 +130,21 @@ def parser(program: str, description: str, compiles: bool = False) -> argparse.A
     found = argparse.ArgumentParser(
         f"selfreward_jax.{program}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.error = refuse
+    found.error = lambda message: refuse(_with_the_nearest(message, found))
     if compiles:
         default = compiled.default_directory()
         found.add_argument("--compile_cache", default=default, help=_KEPT)
     return found
+
+
+def _with_the_nearest(message: str, of: argparse.ArgumentParser) -> str:
+    """The parser's complaint; where it is an option that does not exist, with the one that is most like it."""
+    unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+    if not unknown.startswith("--"):
+        return message
+    options = [option for action in of._actions for option in action.option_strings]
+    near = difflib.get_close_matches(unknown, options, n=1, cutoff=0.0)
+    return f"{unknown} is not an option; the nearest one is {near[0]}"
 
 
 def refuse(message: str) -> None:

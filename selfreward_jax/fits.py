@@ -1,7 +1,10 @@
 """python -m selfreward_jax.fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
+[--tokens=N] [--only=PROGRAM,...] [--json]
 
 Does a run fit a TPU slice? Compiles its programs for it, on a machine without a TPU, and prints the bytes that each
 takes on a chip, by kind, and its collectives. It proves that the programs compile and fit, not how fast they are.
+--tokens is the length of a pair's longer side in DPO (else model.max_length), --only names programs, --json prints
+lines.
 Needs the extra `tpu`: pip install "selfreward-jax[tpu]". Exit codes: 0 it fits; 1 it does not; 2 bad input.
 """
 

@@ -1,10 +1,12 @@
 """python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]
-[--accept_changes] [--dry_run]
+[--accept_changes] [--dry_run] [--compile_cache=DIR]
 
---dry_run prints the stages, done and to do, with rows, memory and time, and does nothing. Of several processes, each:
---distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else --coordinator_address=HOST:PORT
---num_processes=N --process_id=I. Exit codes: 0 done; 2 bad input, after one line that says what to mend; 75 asked to
-stop (SIGTERM, SIGINT), or another process is gone: start again, all processes, with the same command.
+--workdir is where the run lives (runs/default); what is there is used, what is missing is made. --accept_changes goes
+on there with other settings, where nothing was made with them yet. --dry_run prints the stages, done and to do, with
+rows, memory and time, and does nothing. --compile_cache keeps compiled programs (empty: none). Of several processes,
+each: --distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else --num_processes=N
+--process_id=I --coordinator_address=HOST:PORT. Exit codes: 0 done; 2 bad input, after one line that says what to mend;
+75 asked to stop (SIGTERM, SIGINT), or another process is gone: start again, all processes, with the same command.
 """
 
 import sys

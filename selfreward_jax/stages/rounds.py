@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import partial
 from itertools import count, takewhile
+from statistics import fmean
 from typing import Any
 
 from selfreward_jax import storage
@@ -112,7 +113,9 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
         new = [row for row in batch if row["id"] not in begun]
         out.append(new)
         begun |= {row["id"]: row for row in new}
-        progress.add(len(new), sum(row["tokens"] for row in new))
+        scores = [row["score"] for row in new if row.get("score") is not None]
+        note = f"score {fmean(scores):.2f}" if scores else ""
+        progress.add(len(new), sum(row["tokens"] for row in new), note)
         run.note_time()
     if len(begun) < len(ids):
         stopping.check()
