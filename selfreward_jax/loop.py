@@ -68,8 +68,8 @@ def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
     try:
         for _ in _stages(r, judge):
             page.rewrite()
-    except stages.StageError:
-        page.write()  # which shows what was wrong
+    except stages.Unfit:
+        page.write()  # which shows what was seen
         raise
     page.write()
     return summary.write(r)
@@ -101,8 +101,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         yield stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
         yield judge(r, t)
         stages.pairs(r, t)
-        stages.guard(r, t)
-        yield None
+        yield stages.guard(r, t)
         yield stages.preferences(r, t)
         yield evaluate(r, f"m{t}")
         new = compiled.count().since(before)

@@ -149,6 +149,9 @@ def test_a_breach_stops_before_training_and_the_limit_can_be_moved(made, tmp_pat
     assert found["spread"] < 4.5
     assert found["canaries"].keys() <= {"empty", "mark", "verdict", "prompt"}
     assert not (workdir / "m2" / "reference.json").exists()
+    shown = (workdir / "report.html").read_text()
+    assert f'class="warn">{found["spread"]:.3f}</td>' in shown
+    assert shown.count('class="warn"') == 1
     loop.run(micro(2), str(workdir))
     assert contents(workdir) == contents(made)
     assert "m2 guards: parse_rate " in capsys.readouterr().err

@@ -13,11 +13,15 @@ from selfreward_jax.stages.rounds import held_out
 from selfreward_jax.stages.training import is_trained
 
 
+class Unfit(StageError):
+    """A round is not fit to be trained on."""
+
+
 def guard(run: Run, t: int) -> None:
     """m_t/guards.json: what the round's rows show.
 
     Raises:
-      StageError: something is beyond its limit in config.guards, and m_t is not trained yet.
+      Unfit: something is beyond its limit in config.guards, and m_t is not trained yet.
     """
     name, limits = f"m{t}", run.cfg.guards
     path, trained = run.dir / name / "guards.json", is_trained(run, name)
@@ -27,7 +31,7 @@ def guard(run: Run, t: int) -> None:
     storage.write_sealed(path, found)
     say(f"{name} guards: {guards.told(found, limits)}")
     if (broken := guards.breaches(found, limits)) and not trained:
-        raise StageError(
+        raise Unfit(
             f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "
             "longer in a new --workdir, or, if you want it so, move the limit and start again"
         )
