@@ -49,10 +49,18 @@ def parts(count: int) -> tuple[dict, dict, dict]:
             seen = [side, *(lists.write_answer(asked, 0.3, rng) for _ in "12")]  # votes are not all alike
             written = [lists.write_judgement(asked, of) for of in seen]
             votes = [{"score": float(score), "text": text} for text, score in written]
-            judgements.append({"id": f"m2/{i}/{number}", "votes": votes})
+            score = scores["rejected_score" if number else "chosen_score"]
+            judgements.append({"id": f"m2/{i}/{number}", "score": score, "votes": votes})
     found = {"models": {}, "rounds": {}, "stages": [], "seeds": None, "eft": None}
     rows = {"rounds": {"m2": {"pairs": pairs, "candidates": candidates, "judgements": judgements}}, "answers": {}}
-    about = {"name": "benchmark", "workdir": "runs/benchmark", "settings": {"seed": "0"}, "written": "", "goal": "m2"}
+    about = {
+        "name": "benchmark",
+        "workdir": "runs/benchmark",
+        "settings": {"seed": "0"},
+        "written": "",
+        "goal": "m2",
+        "said": "",
+    }
     return found, rows, about | {"weights": {}, "files": [], "log": []}
 
 

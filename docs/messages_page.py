@@ -45,7 +45,7 @@ def messages(source: str) -> list[str]:
             call = node
         else:
             continue
-        ours = _name(call) in TOLD or _name(call).endswith(("Error", "Stopped", "Damaged", "Malformed", "Unfit"))
+        ours = _name(call) in TOLD or _name(call).endswith(("Error", "Stopped", "Damaged", "Malformed"))
         words = re.sub(r"…(\s*…)+", "…", " ".join(text_of(call.args[0]).split()))
         if ours and len(words.replace("…", "").split()) >= 3:
             found.append((call.lineno, words))

@@ -63,7 +63,7 @@ def defaults() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "muon"  # adamw, or muon for the layers' matrices and adamw for the rest
-    c.optimizer.b1 = 0.9  # decay of the first moment
+    c.optimizer.b1 = 0.9  # decay of the first moment (adamw)
     c.optimizer.b2 = 0.98  # decay of the second moment (adamw)
     c.optimizer.weight_decay = 0.01  # times the rate, of each step
     c.optimizer.clip = 1.0  # global gradient norm
@@ -192,7 +192,7 @@ def defaults() -> ConfigDict:
     c.parallel.timeout = 1800.0  # seconds that processes wait for each other before they give up
 
     c.report = ConfigDict()
-    c.report.tensorboard = True  # write training curves as event files too; in log.jsonl they always are
+    c.report.tensorboard = True  # training curves as event files too, but in a bucket; in log.jsonl they always are
     c.report.wandb = ""  # project of Weights & Biases that they are sent to (pip install wandb); empty: none
 
     c.skip_nonfinite = 0  # steps in a row that may be left out because their gradient is not finite; 0: the run stops

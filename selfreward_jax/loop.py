@@ -68,11 +68,12 @@ def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
     try:
         for _ in _stages(r, judge):
             page.rewrite()
-    except stages.Unfit:
-        page.write()  # which shows what was seen
+    except stages.StageError as error:
+        page.write(str(error))
         raise
+    found = summary.write(r)
     page.write()
-    return summary.write(r)
+    return found
 
 
 def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:

@@ -20,8 +20,8 @@ from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import processes, stopping
+from selfreward_jax.report.plan import plan
 from selfreward_jax.run import Run
-from selfreward_jax.sizing.plan import plan
 from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
 
@@ -50,12 +50,10 @@ def show_plan(cfg: ConfigDict, workdir: str) -> int:
     """Prints what a run would do. Returns the exit code."""
     try:
         checks.check(cfg, row_devices=1)
-        print(
-            f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}",
-            *plan(Run(cfg, workdir, claim=False)),
-            sep="\n",
-        )
-    except BAD_INPUT as error:
+        found = Run(cfg, workdir, claim=False)
+        found.check(command.accept_changes())
+        print(f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *plan(found), sep="\n")
+    except (*BAD_INPUT, OSError) as error:
         return _refuse(str(error))
     return 0
 

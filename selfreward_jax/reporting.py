@@ -2,6 +2,8 @@
 
 import sys
 
+import jax
+
 from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report.page import Page
@@ -13,8 +15,11 @@ def main(argv: list[str]) -> int:
     parser = command.parser("report", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     try:
-        run = Run.reopen(parser.parse_args(argv[1:]).workdir)
-        Page(run).write()
+        workdir = parser.parse_args(argv[1:]).workdir
+        jax.config.update("jax_platforms", "cpu")  # an accelerator may be at work on the run
+        run = Run.reopen(workdir)
+        if not Page(run).write():
+            return 2
     except (ConfigError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import re
@@ -68,9 +69,6 @@ class Run:
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
         if claim:
-            checks.check(cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
-            if not cfg.model.init:  # else when its folder has been read
-                self.check_layouts(None)
             self._claim(accept_changes)
         self._started = self._logged = self._noted = time.monotonic()
         self._lines: list[str] = []
@@ -100,24 +98,33 @@ class Run:
             along.replicas = slices(jax.devices())
         return cls(cfg, directory, claim=False)
 
-    def _claim(self, accept_changes: bool) -> None:
-        """Writes config.json, or makes sure that the one there is ours; accepted changes wait for `begin`."""
-        path = self.dir / "config.json"
+    def check(self, accept_changes: bool = False) -> None:
+        """Raises ConfigError where these settings cannot work on these devices, or the directory has other ones."""
+        checks.check(self.cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
+        if not self.cfg.model.init:  # else when its folder has been read
+            self.check_layouts(None)
+        if self.cfg.report.wandb and importlib.util.find_spec("wandb") is None:
+            raise config.ConfigError(
+                f"report.wandb is {self.cfg.report.wandb!r}, and wandb is not installed: install it"
+            )
         # Through JSON and back, so that a tuple compares equal to the list it was stored as.
         now = json.loads(self.cfg.to_json())
         if inputs := processes.agreed(self._inputs):
             now["inputs"] = inputs
+        old = _settings_of(self.dir)
+        self._changes = changes.changes(old, now) if old is not None else []
+        changes.refuse(self.dir, self._changes, accept_changes)
+        # A shorter run in the directory of a longer one takes nothing away.
+        self._settings = now | {"iterations": max(now["iterations"], old["iterations"] if old else 0)}
+
+    def _claim(self, accept_changes: bool) -> None:
+        """Writes config.json, or makes sure that the one there is ours; accepted changes wait for `begin`."""
         try:
+            self.check(accept_changes)
             if processes.first() and not storage.is_remote(self.dir):
                 self.dir.mkdir(parents=True, exist_ok=True)
-            old = _settings_of(self.dir)
-            self._changes = changes.changes(old, now) if old is not None else []
-            changes.refuse(self.dir, self._changes, accept_changes)
-            # A shorter run in the directory of a longer one takes nothing away.
-            now["iterations"] = max(now["iterations"], old["iterations"] if old else 0)
-            self._settings = now
             if not self._changes:
-                storage.write_json(path, now)
+                storage.write_json(self.dir / "config.json", self._settings)
         except OSError as error:
             raise config.ConfigError(
                 f"workdir {self.dir} cannot be written ({error.strerror}): use another --workdir"

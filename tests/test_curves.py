@@ -1,5 +1,6 @@
 """Training curves for TensorBoard and Weights & Biases: the values of the log under TRL's names."""
 
+import importlib.util
 import json
 import struct
 import sys
@@ -12,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report import curves
+from selfreward_jax.run import Run
 
 
 class Folder:
@@ -95,10 +97,20 @@ def test_they_are_sent_to_a_project_that_is_named(tmp_path, monkeypatch):
     assert sent[1:] == [(4, {"train/rewards/margins": 0.5}), "finished"]
 
 
-def test_without_the_package_the_remedy_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with (
-        pytest.raises(ConfigError, match=r"report\.wandb is 'mine'.*pip install wandb"),
-        curves.recording(Folder(tmp_path, wandb="mine"), "m2-dpo", 0),
-    ):
-        pass
+def test_where_it_fails_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **how: 1 / 0))
+    with curves.recording(Folder(tmp_path, wandb="mine"), "m2-dpo", 0) as add:
+        add(0, {"loss": 1.0})
+        add(1, {"loss": 1.0})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "report.wandb does not take the curves (ZeroDivisionError" in line
+    assert values(tmp_path / "tensorboard" / "m2-dpo")["train/loss"] == {0: 1.0, 1: 1.0}
+
+
+def test_without_the_package_a_run_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    cfg = micro(2)
+    cfg.report.wandb = "mine"
+    with pytest.raises(ConfigError, match=r"report\.wandb is 'mine', and wandb is not installed"):
+        Run(cfg, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -151,7 +151,8 @@ def test_a_breach_stops_before_training_and_the_limit_can_be_moved(made, tmp_pat
     assert not (workdir / "m2" / "reference.json").exists()
     shown = (workdir / "report.html").read_text()
     assert f'class="warn">{found["spread"]:.3f}</td>' in shown
-    assert shown.count('class="warn"') == 1
+    assert shown.count('class="warn"') == 2  # there, and on top, where it says why
+    assert "guards.least_spread 4.5" in shown
     loop.run(micro(2), str(workdir))
     assert contents(workdir) == contents(made)
     assert "m2 guards: parse_rate " in capsys.readouterr().err

@@ -1,12 +1,13 @@
 """--dry_run: what is done and to do, by hand, and that nothing is touched."""
 
 import re
+import subprocess
 
-from conftest import micro, run
+from conftest import ROOT, command, micro, run
 
 from selfreward_jax import config
+from selfreward_jax.report.plan import plan, planned
 from selfreward_jax.run import Run
-from selfreward_jax.sizing.plan import plan, planned
 
 
 def test_the_stages_of_a_run_are_those_that_it_goes_through(made):
@@ -16,7 +17,7 @@ def test_the_stages_of_a_run_are_those_that_it_goes_through(made):
     }
     made_rows = {(p.parent.name, p.name.split(".")[0]) for p in made.glob("*/*.manifest.json")}
     seeds = {name for name in made_rows if name[0] == "seed"} - {("seed", "documents")}
-    assert done == (trained | made_rows) - seeds - {("m2", "canaries"), ("m2", "pairs")}
+    assert done == (trained | made_rows) - seeds - {("m2", "pairs")}
 
 
 def test_rows_and_tokens_by_hand():
@@ -28,6 +29,27 @@ def test_rows_and_tokens_by_hand():
     assert found["m1", "sft"][0] == 6000 + 5000 + 1500
 
 
+def test_what_the_data_decide_is_not_guessed():
+    cfg = config.get("llama3_8b")
+    cfg.data.ift = cfg.data.eft = "rows.jsonl"
+    cfg.evaluate.best_of = 2
+    found = {(s.model, s.name): (s.rows, s.tokens) for s in planned(cfg)}
+    for stage in (("m0", "base"), ("sft", "sft"), ("m1", "sft"), ("seed", "eft_judgements"), ("m1", "eval_judgements")):
+        assert found[stage] == (0, 0)
+    assert found["m1", "eval_answers_drawn"] == (256, 256 * 1 * 2 * 1024)
+    assert found["m1", "eval_answers_judged"] == (512, 512 * 3 * 256)
+    assert found["m1", "eval_answers"] == (256, 0)
+
+
+def test_settings_that_the_run_would_refuse_are_refused(made, capsys):
+    done = subprocess.run(
+        command(made, 2, "--config.dpo.beta=0.3", "--dry_run"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "dpo.beta" in done.stderr
+    assert done.stdout == ""
+
+
 def test_of_a_finished_run_all_is_done(made):
     lines = plan(Run(micro(2), str(made), claim=False))
     assert sum(line.endswith("done") for line in lines) == len(planned(micro(2)))
@@ -37,7 +59,7 @@ def test_of_a_finished_run_all_is_done(made):
 def test_of_a_longer_one_the_rest_is_estimated(made):
     lines = plan(Run(micro(3), str(made), claim=False))
     left = [line for line in lines if line.startswith("m3 ")]
-    assert len(left) == 6
+    assert len(left) == 7
     assert not any("?" in line or "done" in line for line in left)
     total = sum(float(line.split()[-1]) for line in left)
     (said,) = re.findall(r"at the pace of the stages that are done: (\d+) s$", lines[-1])

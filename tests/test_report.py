@@ -13,6 +13,7 @@ import pytest
 from conftest import ended
 
 from selfreward_jax import reporting
+from selfreward_jax.parallel import processes
 from selfreward_jax.report import blocks, charts, page, summary
 from selfreward_jax.run import Run
 
@@ -95,14 +96,18 @@ def test_every_pair_and_its_votes_are_in_it(made, text):
         {name: row[name] for name in columns} for row in pairs
     ]
     votes = unpacked(texts["block-votes-0"])
+    answers = [json.loads(line) for line in (made / "m2" / "candidates.jsonl").read_text().splitlines()]
+    texts_of = {f"{row['id']}/{i}": a["text"] for row in answers for i, a in enumerate(row["responses"])}
     judged = [json.loads(line) for line in (made / "m2" / "judgements.jsonl").read_text().splitlines()]
     for pair, sides in zip(pairs, votes, strict=True):
-        for said in sides:
-            assert any(
-                [[v["score"], v["text"]] for v in row["votes"]] == said
+        for side, said in zip(("chosen", "rejected"), sides, strict=True):
+            possible = [
+                [[v["score"], v["text"]] for v in row["votes"]]
                 for row in judged
                 if row["id"].startswith(pair["id"] + "/")
-            )
+                and (texts_of[row["id"]], row["score"]) == (pair[side], pair[f"{side}_score"])
+            ]
+            assert said in possible
 
 
 def test_of_an_unfinished_run_it_shows_what_there_is(made, tmp_path):
@@ -131,26 +136,62 @@ def test_a_page_that_cannot_be_made_ends_no_run(made, tmp_path, monkeypatch, cap
     before = (tmp_path / "run" / "report.html").read_bytes()
     monkeypatch.setattr(page, "render", lambda *_: 1 / 0)
     page.Page(Run.reopen(str(tmp_path / "run"))).write()
-    assert "report.html is not written, ZeroDivisionError" in capsys.readouterr().err
+    assert "report.html is not written (ZeroDivisionError" in capsys.readouterr().err
     assert (tmp_path / "run" / "report.html").read_bytes() == before
 
 
 def test_it_is_rewritten_for_a_small_share_of_the_time(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "run")
     now, written = [0.0], []
+
+    def slow(*_):
+        written.append(now[0])
+        now[0] += 2.0
+        return "page"
+
     monkeypatch.setattr(page.time, "monotonic", lambda: now[0])
-
-    class Slow(page.Page):
-        def write(self):
-            written.append(now[0])
-            now[0] += 2.0
-            self._written, self._took = now[0], 2.0
-
-    slow = Slow(Run.reopen(str(made)))
+    monkeypatch.setattr(page, "render", slow)
+    of = page.Page(Run.reopen(str(tmp_path / "run")))
     while now[0] < 400:
         now[0] += 1.0
-        slow.rewrite()
+        of.rewrite()
     assert len(written) >= 8
     assert 2.0 * len(written) <= 0.06 * now[0]
+    assert (tmp_path / "run" / "report.html").read_text() == "page"
+
+
+def test_why_a_run_has_stopped_stands_on_top(parts):
+    found, rows, about = parts
+    text = page.render(found, rows, about | {"said": "m3 pairs: <b>none</b>"})
+    assert '<p class="warn">m3 pairs: &lt;b&gt;none&lt;/b&gt;</p>' in text
+    assert "; stopped; written" in text
+
+
+def test_files_that_are_gone_end_no_run(made, tmp_path, capsys):
+    """A file that is damaged is found, and made anew, where it is needed, and not by the report."""
+    for name in ("m2/prompts.manifest.json", "m2/judgements.jsonl", "m2/guards.json", "m1/eval.json", "log.jsonl"):
+        workdir = tmp_path / name.replace("/", "-")
+        shutil.copytree(made, workdir)
+        run = Run.reopen(str(workdir))
+        (workdir / name).unlink()
+        capsys.readouterr()
+        wrote = page.Page(run).write()
+        assert wrote == ("report.html is not written" not in capsys.readouterr().err)
+        (workdir / name).write_bytes(b"\xff\x00 damaged")
+        page.Page(run).write()
+
+
+def test_one_process_writes_and_waits_for_none(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    of = page.Page(Run.reopen(str(tmp_path / "run")))
+    monkeypatch.setattr(processes, "count", lambda: 2)  # whom nobody answers
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    assert not of.write()
+    assert not (tmp_path / "run" / "report.html").exists()
+    monkeypatch.setattr(processes, "index", lambda: 0)
+    assert of.write()
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -172,17 +213,17 @@ def round_of(rows, vote="good. Score: 4"):
         "pairs": rows,
         "candidates": [{"id": r["id"], "responses": [{"text": r["rejected"]}, {"text": r["chosen"]}]} for r in rows],
         "judgements": [
-            {"id": f"{r['id']}/{i}", "votes": [{"score": 1.5 + 2.5 * i, "text": f"{i} {vote}"}]}
+            {"id": f"{r['id']}/{i}", "score": s, "votes": [{"score": s, "text": f"{i} {vote}"}]}
             for r in rows
-            for i in (0, 1)
+            for i, s in enumerate((1.5, 4.0))
         ],
     }
 
 
 def test_votes_go_with_their_sides():
     found = blocks.pairs({"m2": round_of([row(i) for i in range(600)])})
-    assert (found["count"], found["kept"], found["voted"], len(found["votes"])) == (600, 600, 600, 3)
-    assert unpacked(found["votes"][2])[-1] == [[[4.0, "1 good. Score: 4"]], [[1.5, "0 good. Score: 4"]]]
+    assert (found["count"], found["kept"], found["voted"], len(found["votes"])) == (600, 600, 600, 6)
+    assert unpacked(found["votes"][5])[-1] == [[[4.0, "1 good. Score: 4"]], [[1.5, "0 good. Score: 4"]]]
 
 
 @pytest.mark.parametrize("characters", [300, 3000])
@@ -193,12 +234,33 @@ def test_ten_thousand_pairs_fit(characters):
     some = [noise() for _ in range(200)]  # drawn once: drawing is what takes the time
     rows = [row(i, f"{i}{some[i % 200][i % 97 :]}{some[i % 199]}") for i in range(10_000)]
     found = blocks.pairs({"m2": round_of(rows, some[0])})
-    assert len(found["pairs"]) + sum(map(len, found["votes"])) <= blocks.MOST_BYTES
+    assert len(found["pairs"]) + sum(map(len, found["votes"].values())) <= blocks.MOST_BYTES
+    assert 0 < found["voted"] <= found["kept"]
     kept = unpacked(found["pairs"])["id"]
     assert len(kept) == found["kept"] <= found["count"] == 10_000
     numbers = [int(i.partition("/")[2]) for i in kept]
     assert numbers == sorted(set(numbers))
     assert numbers[-1] >= 10_000 - 2 * 10_000 / len(kept)  # from everywhere
+
+
+def test_of_two_equal_texts_the_one_whose_score_it_was_has_its_votes():
+    pair = {
+        "id": "m2/0",
+        "prompt": "p",
+        "chosen": "same",
+        "rejected": "bad",
+        "chosen_score": 4.0,
+        "rejected_score": 1.0,
+    }
+    of = {
+        "pairs": [pair],
+        "candidates": [{"id": "m2/0", "responses": [{"text": t} for t in ("same", "same", "bad")]}],
+        "judgements": [
+            {"id": f"m2/0/{i}", "score": score, "votes": [{"score": score, "text": "", "expected": score + 0.25}]}
+            for i, score in enumerate((2.0, 4.0, 1.0))
+        ],
+    }
+    assert unpacked(blocks.pairs({"m2": of})["votes"][0]) == [[[[4.25, ""]], [[1.25, ""]]]]
 
 
 def test_texts_are_inert_and_cut():

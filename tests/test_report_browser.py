@@ -119,10 +119,10 @@ def test_a_pair_shows_both_sides_and_their_votes(opened, parts):
         box = entries(page).first.locator(f".side.{side}")
         assert box.locator("> .said").text_content() == pair[side]
         (answers,) = [c["responses"] for c in rows["candidates"] if c["id"] == pair["id"]]
-        number = [a["text"] for a in answers].index(pair[side])
-        (votes,) = [j["votes"] for j in rows["judgements"] if j["id"] == f"{pair['id']}/{number}"]
-        assert box.locator(".vote .said").all_text_contents() == [v["text"] or "(nothing)" for v in votes]
-    assert f"--pair={pair['id']}" in entries(page).first.inner_text()
+        of = {f"{pair['id']}/{i}" for i, a in enumerate(answers) if a["text"] == pair[side]}
+        judged = [j["votes"] for j in rows["judgements"] if j["id"] in of and j["score"] == pair[f"{side}_score"]]
+        assert box.locator(".vote .said").all_text_contents() == [v["text"] or "(nothing)" for v in judged[0]]
+    assert f"--pair='{pair['id']}'" in entries(page).first.inner_text()
 
 
 def test_the_same_prompt_answered_by_every_model(opened, parts):
@@ -146,7 +146,9 @@ def test_hostile_text_stays_text(opened, parts):
     of["pairs"] = hostile
     of["candidates"] = [{"id": p["id"], "responses": [{"text": p["chosen"]}, {"text": p["rejected"]}]} for p in hostile]
     of["judgements"] = [
-        {"id": f"{p['id']}/{i}", "votes": [{"score": 3.0, "text": p["chosen"]}]} for p in hostile for i in (0, 1)
+        {"id": f"{p['id']}/{i}", "score": p[f"{side}_score"], "votes": [{"score": 3.0, "text": p["chosen"]}]}
+        for p in hostile
+        for i, side in enumerate(("chosen", "rejected"))
     ]
     for answers in rows["answers"].values():
         for i, text in enumerate(HOSTILE.values()):

@@ -29,6 +29,7 @@ HEARTBEAT = 100  # seconds
 _limit = 1800.0  # seconds
 _waited_for = 0.0  # seconds
 stop_asked = threading.Event()  # on the first process: another one was asked to stop
+_alone = False
 _numbers = itertools.count()  # names of agreements, the same on every process since all make the same calls
 
 
@@ -100,9 +101,20 @@ def first() -> bool:
     return index() == 0
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process asks no other one: for what it does while the others go on."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def agreed(decide: Callable[[], Any]) -> Any:
     """What `decide()` gives on the first process, on every process. The value must survive JSON."""
-    if count() == 1:
+    if count() == 1 or _alone:
         return decide()
     name = f"agreed/{next(_numbers)}"
     if first():
@@ -118,7 +130,7 @@ def agreed(decide: Callable[[], Any]) -> Any:
 
 def gathered(value: Any) -> list[Any]:
     """The value of each process, on every process, in their order. It must survive JSON."""
-    if count() == 1:
+    if count() == 1 or _alone:
         return [value]
     name = f"gathered/{next(_numbers)}"
     try:
@@ -132,7 +144,7 @@ def gathered(value: Any) -> list[Any]:
 
 def wait(what: str, limit: float = 0.0) -> None:
     """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout."""
-    if count() == 1:
+    if count() == 1 or _alone:
         return
     limit = limit or _limit
     try:

@@ -17,7 +17,7 @@ MOST_CHARACTERS = 4000  # of a text that is shown
 MOST_BYTES = 4_000_000  # of all blocks together
 PAIRS_SHARE = 0.6  # of them for the pairs without their votes
 ANSWERS_SHARE = 0.15
-PAIRS_A_BLOCK = 250  # whose votes are unpacked together
+PAIRS_A_BLOCK = 100  # whose votes are unpacked together
 
 
 def packed(value: Any) -> str:
@@ -40,23 +40,23 @@ def pairs(rounds: Mapping[str, Mapping[str, Sequence[Row]]]) -> dict[str, Any]:
       rounds: for each round its `pairs`, `candidates` and `judgements`.
 
     Returns:
-      {pairs: a block of columns id, prompt, chosen, rejected, chosen_score, rejected_score; votes: blocks of
-      `PAIRS_A_BLOCK` pairs each, of [chosen, rejected] votes [score, text]; count: pairs there are; kept: pairs in the
-      block; voted: pairs with their votes}. What does not fit is left out evenly of the pairs, and at the end of the
-      votes.
+      {pairs: a block of columns id, prompt, chosen, rejected, chosen_score, rejected_score; votes: by their number,
+      blocks of `PAIRS_A_BLOCK` pairs each, of [chosen, rejected] votes [score, text]; count: pairs there are; kept:
+      pairs in the block; voted: pairs with their votes}. What does not fit is left out evenly.
     """
     rows = [row for of in rounds.values() for row in of["pairs"]]
     kept, block = _fitting(rows, _columns, MOST_BYTES * PAIRS_SHARE)
     votes = {name: _votes(of) for name, of in rounds.items()}
-    blocks, room = [], MOST_BYTES * (1 - ANSWERS_SHARE) - len(block)
-    for start in range(0, len(kept), PAIRS_A_BLOCK):
-        part = packed([votes[row["id"].partition("/")[0]](row) for row in kept[start : start + PAIRS_A_BLOCK]])
-        room -= len(part)
-        if room < 0:
-            break
-        blocks.append(part)
-    voted = min(len(kept), len(blocks) * PAIRS_A_BLOCK)
-    return {"pairs": block, "votes": blocks, "count": len(rows), "kept": len(kept), "voted": voted}
+    room = MOST_BYTES * (1 - ANSWERS_SHARE) - len(block)
+    count = -(-len(kept) // PAIRS_A_BLOCK)
+    voted: dict[int, str] = {}
+    for index in sorted(range(count), key=lambda i: (i % 8, i)):  # from everywhere, while there is room
+        part = kept[index * PAIRS_A_BLOCK : (index + 1) * PAIRS_A_BLOCK]
+        made = packed([votes[row["id"].partition("/")[0]](row) for row in part])
+        if len(made) <= room:
+            voted[index], room = made, room - len(made)
+    number = sum(len(kept[i * PAIRS_A_BLOCK : (i + 1) * PAIRS_A_BLOCK]) for i in voted)
+    return {"pairs": block, "votes": voted, "count": len(rows), "kept": len(kept), "voted": number}
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
@@ -68,13 +68,14 @@ def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
 def _votes(of: Mapping[str, Sequence[Row]]) -> Any:
     """A function from a pair to the votes on its sides."""
     answers = {row["id"]: row["responses"] for row in of["candidates"]}
-    votes = {row["id"]: row["votes"] for row in of["judgements"]}
+    judged = {row["id"]: row for row in of["judgements"]}
 
     def on(pair: Row, side: str) -> list[list[Any]]:
         texts = [response["text"] for response in answers.get(pair["id"], ())]
-        numbers = [i for i, text in enumerate(texts) if text == pair[side] and f"{pair['id']}/{i}" in votes]
-        said = votes[f"{pair['id']}/{numbers[0]}"] if numbers else []
-        return [[vote["score"], shown(vote["text"])] for vote in said]
+        rows = [judged.get(f"{pair['id']}/{i}") for i, text in enumerate(texts) if text == pair[side]]
+        # Of two answers with one text, the one whose score it was.
+        row = next((row for row in rows if row and row["score"] == pair[f"{side}_score"]), None)
+        return [[vote.get("expected", vote["score"]), shown(vote["text"])] for vote in (row["votes"] if row else ())]
 
     return lambda pair: [on(pair, "chosen"), on(pair, "rejected")]
 

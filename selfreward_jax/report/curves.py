@@ -11,7 +11,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from selfreward_jax import storage
-from selfreward_jax.config import ConfigError
 from selfreward_jax.parallel import processes
 from selfreward_jax.run import Run
 
@@ -33,11 +32,7 @@ Add = Callable[[int, Mapping[str, float]], None]
 
 @contextlib.contextmanager
 def recording(r: Run, name: str, step: int) -> Iterator[Add]:
-    """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values.
-
-    Raises:
-      ConfigError: report.wandb asks for a package that is not there.
-    """
+    """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values."""
     with contextlib.ExitStack() as stack:
         sinks = []
         if processes.first():
@@ -82,14 +77,29 @@ def _events(r: Run, name: str, step: int) -> Iterator[Add]:
 
 @contextlib.contextmanager
 def _wandb(r: Run, name: str) -> Iterator[Add]:
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError:
-        raise ConfigError(
-            f"report.wandb is {r.cfg.report.wandb!r}, and wandb is not installed: pip install wandb"
-        ) from None
-    run = wandb.init(project=r.cfg.report.wandb, group=r.dir.name, name=f"{r.dir.name} {name}", config=r.cfg.to_dict())
-    try:
-        yield lambda step, values: run.log(dict(values), step=step)
-    finally:
-        run.finish()
+    """What is sent elsewhere may fail: the run goes on, and log.jsonl has all of it."""
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def tried() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not told:
+                storage.warn(f"{name}: report.wandb does not take the curves ({type(error).__name__}: {error})")
+            told.append(name)
+
+    sent = None
+    with tried():
+        how = {"group": r.dir.name, "name": f"{r.dir.name} {name}", "config": r.cfg.to_dict()}
+        sent = importlib.import_module("wandb").init(project=r.cfg.report.wandb, **how)
+
+    def add(step: int, values: Mapping[str, float]) -> None:
+        if not told:
+            with tried():
+                sent.log(dict(values), step=step)
+
+    yield add
+    if sent is not None:
+        with tried():
+            sent.finish()

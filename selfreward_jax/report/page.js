@@ -90,7 +90,7 @@ async function browsePairs(root) {
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
       make("p", "soft", votes ? "All answers, votes and keys: " : "Its votes had no room here; all answers, votes and keys: ",
-        make("code", "", `python -m selfreward_jax.explain --workdir=${root.dataset.workdir} --pair=${row.id}`)));
+        make("code", "", `python -m selfreward_jax.explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));

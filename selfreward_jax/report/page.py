@@ -47,23 +47,27 @@ class Page:
         self._run, self._written, self._took = r, time.monotonic(), 1.0
 
     def rewrite(self) -> None:
-        """Writes it anew, unless that was done a moment ago for what it takes. All processes call this together."""
-        if processes.agreed(lambda: time.monotonic() - self._written > self._took / self.SHARE):
+        """Writes it anew, unless that was done a moment ago for what it takes."""
+        if time.monotonic() - self._written > self._took / self.SHARE:
             self.write()
 
-    def write(self) -> None:
-        """Writes it anew, of what is there. A page that cannot be made is told, and no reason to end a run."""
+    def write(self, said: str = "") -> bool:
+        """Writes it anew, of what is there; `said` is why the run has stopped. The first process does, while the others
+        go on. A page that cannot be made is told, and no reason to end a run. Returns whether it was written."""
+        if not processes.first():
+            return False
         start, r = time.monotonic(), self._run
-        found, rows, about = summary.gather(r), _rows(r), _about(r)
-        if processes.first():
-            try:
-                text = render(found, rows, about)
-            except Exception as error:
-                storage.warn(f"report.html is not written, {type(error).__name__}: {error}; the run goes on")
-            else:
+        try:
+            with processes.alone():
+                text = render(summary.gather(r), _rows(r), _about(r, said))
                 storage.write_atomic(r.dir / "report.html", text.encode())
-        self._written = time.monotonic()
-        self._took = self._written - start
+        except Exception as error:  # files that are damaged are found, and made anew, where they are needed
+            storage.warn(f"report.html is not written ({type(error).__name__}: {error})")
+            return False
+        finally:
+            self._written = time.monotonic()
+            self._took = self._written - start
+        return True
 
 
 def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -72,7 +76,7 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
     Args:
       found: from `summary.gather`.
       rows: `rounds`, for each its pairs, candidates and judgements, and `answers`, of each model to held-out prompts.
-      about: name, settings, log events and manifests of the run.
+      about: name, settings, log events and manifests of the run, and what it `said` when it stopped.
     """
     models, style, script = found["models"], _file("page.css"), _file("page.js")
     pairs, answers = blocks.pairs(rows["rounds"]), blocks.answers(rows["answers"])
@@ -106,17 +110,18 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
 def _rows(r: Run) -> dict[str, Any]:
     whole = lambda owner, stage: r.rows(owner, stage).rows() if r.rows(owner, stage).manifest else []  # noqa: E731
     names = r.models()
-    rounds = [f"m{t}" for t in range(2, len(names) + 2) if r.rows(f"m{t}", "pairs").manifest]
+    rounds = [f"m{t}" for t in range(2, len(names) + 2) if whole(f"m{t}", "pairs")]
     answers = {name: rows for name in names if (rows := whole(name, "eval_answers"))}
     stages = ("pairs", "candidates", "judgements")
     return {"rounds": {name: {stage: whole(name, stage) for stage in stages} for name in rounds}, "answers": answers}
 
 
-def _about(r: Run) -> dict[str, Any]:
+def _about(r: Run, said: str = "") -> dict[str, Any]:
     names = processes.agreed(lambda: sorted([p.parent.name, p.name] for p in r.dir.glob("*/*.manifest.json")))
     files = [(owner, name.removesuffix(".manifest.json")) for owner, name in names]
     return {
         "name": r.dir.name,
+        "said": said,
         "workdir": str(r.dir),
         "settings": _flat(storage.read_json(r.dir / "config.json")),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -152,11 +157,13 @@ def _charts(found: Mapping[str, Any], answers: Mapping[str, Sequence[Row]]) -> l
         rows = [(f"{a.upper()} : {b.upper()}", v["win"], v["tie"], v["lose"]) for a, b, v in steps]
         drawn.append(charts.records(rows, "Head to head, %"))
     if models:
-        right = {name.upper(): of["judge"]["pairwise_accuracy"] or 0.0 for name, of in models.items()}
+        right = {
+            n.upper(): share for n, of in models.items() if (share := of["judge"]["pairwise_accuracy"]) is not None
+        }
         drawn.append(charts.scores(right, "Judge: pairs in the right order", 1))
     if found["rounds"]:
-        votes = {f"by M{int(name[1:]) - 1}": of["judge"]["histogram"] for name, of in found["rounds"].items()}
-        drawn.append(charts.histograms(votes, "Votes on own answers"))
+        votes = {f"round {name.upper()}": of["judge"]["histogram"] for name, of in found["rounds"].items()}
+        drawn.append(charts.histograms(votes, "Votes in each round"))
     if answers:
         of = {n.upper(): [len(a["text"]) for row in rows for a in row["responses"]] for n, rows in answers.items()}
         drawn.append(charts.lengths(of, "Length of answers"))

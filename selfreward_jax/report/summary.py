@@ -1,5 +1,6 @@
 """summary.json, and what is printed at the end of a run."""
 
+from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
@@ -32,7 +33,7 @@ def gather(r: Run) -> dict[str, Any]:
     if not r.cfg.data.ift:
         for name, others in measure.versus(r.dir, names).items():
             models[name]["versus"] = others
-    rounds = takewhile(lambda name: r.rows(name, "pairs").manifest, (f"m{t}" for t in count(2)))
+    rounds = takewhile(partial(_is_judged, r), (f"m{t}" for t in count(2)))
     return {
         "models": models,
         "rounds": {name: _round(r, name) for name in rounds},
@@ -40,6 +41,10 @@ def gather(r: Run) -> dict[str, Any]:
         "seeds": storage.read_json(r.dir / "seed" / "report.json"),
         "eft": (r.rows("seed", "eft").manifest or {}).get("counts"),
     }
+
+
+def _is_judged(r: Run, name: str) -> bool:
+    return all(r.rows(name, stage).manifest for stage in ("prompts", "candidates", "judgements"))
 
 
 def _time(r: Run) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def _round(r: Run, name: str) -> dict[str, Any]:
         "prompts": {k: prompts[k] for k in ("rows", "attempts", "faults")},
         "left_out": {n: (r.rows(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
         "judge": judging.health(r.rows(name, "judgements").rows()),
-        "pairs": r.rows(name, "pairs").manifest["counts"],
+        "pairs": (r.rows(name, "pairs").manifest or {}).get("counts"),
         "guards": storage.read_sealed(r.dir / name / "guards.json"),
     }
 

@@ -2,7 +2,7 @@
 what it makes is whole, and goes on from what is there if it is not."""
 
 from selfreward_jax.stages.comparison import compare, compare_by_endpoint
-from selfreward_jax.stages.guard import Unfit, guard
+from selfreward_jax.stages.guard import guard
 from selfreward_jax.stages.inputs import StageError, check_inputs
 from selfreward_jax.stages.rounds import (
     answer,
@@ -19,7 +19,6 @@ from selfreward_jax.stages.training import baseline, preferences, supervised
 
 __all__ = [
     "StageError",
-    "Unfit",
     "answer",
     "answer_best",
     "answer_with",

@@ -13,15 +13,11 @@ from selfreward_jax.stages.rounds import held_out
 from selfreward_jax.stages.training import is_trained
 
 
-class Unfit(StageError):
-    """A round is not fit to be trained on."""
-
-
 def guard(run: Run, t: int) -> None:
     """m_t/guards.json: what the round's rows show.
 
     Raises:
-      Unfit: something is beyond its limit in config.guards, and m_t is not trained yet.
+      StageError: something is beyond its limit in config.guards, and m_t is not trained yet.
     """
     name, limits = f"m{t}", run.cfg.guards
     path, trained = run.dir / name / "guards.json", is_trained(run, name)
@@ -31,7 +27,7 @@ def guard(run: Run, t: int) -> None:
     storage.write_sealed(path, found)
     say(f"{name} guards: {guards.told(found, limits)}")
     if (broken := guards.breaches(found, limits)) and not trained:
-        raise Unfit(
+        raise StageError(
             f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "
             "longer in a new --workdir, or, if you want it so, move the limit and start again"
         )

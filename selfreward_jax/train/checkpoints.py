@@ -37,18 +37,20 @@ def save(path: epath.Path, tree: Any) -> str:
     storage.remove(_seal(path))
     _sweep(path)
     said_before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # a thread of Orbax's prints the traceback of what it raises, too
+    # Threads of Orbax's print the traceback of what they raise, too; one may do so after the first has ended the save,
+    # and with it the run: then nothing is to be heard of them any more.
+    logging.set_verbosity(logging.FATAL)
     try:
         _save(path, tree)
     except Exception as error:  # of several kinds; what the file system said is in their words
         said = next((words for words in _REFUSALS if words.lower() in str(error).lower()), None)
         if said is None:
+            logging.set_verbosity(said_before)
             raise
         _sweep(path)
         size = sum(x.nbytes for x in jax.tree.leaves(tree))
         raise storage.StorageError(storage.cannot_write(path, size, said)) from None
-    finally:
-        logging.set_verbosity(said_before)
+    logging.set_verbosity(said_before)
     storage.write_sealed(_seal(path), {"fingerprint": found, "files": _hashes(path)})
     return found
 

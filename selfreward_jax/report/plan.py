@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
+from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.report import spent
 from selfreward_jax.run import Run, model_of
 from selfreward_jax.sizing.models import described
 from selfreward_jax.train import trainer
@@ -24,27 +27,37 @@ class Stage(NamedTuple):
 
 def planned(cfg: Any) -> list[Stage]:
     """The stages of a run in their order; rows and tokens are at most so many, 0 where the data decide."""
+    d, e, j, own = cfg.data, cfg.evaluate, cfg.judge, bool(cfg.data.ift)
+
+    def votes(model: str, name: str, answers: int, samples: int = j.samples) -> Stage:
+        return Stage(model, name, answers, answers * samples * j.max_new)
 
     def measured(model: str) -> list[Stage]:
-        e, j = cfg.evaluate, cfg.judge
-        drawn = cfg.data.heldout_prompts * e.samples * e.best_of
-        ranked = cfg.data.ranked_prompts * cfg.data.ranked_answers
-        return [
-            Stage(model, "eval_answers", cfg.data.heldout_prompts, drawn * e.max_new),
-            Stage(model, "eval_judgements", ranked, ranked * j.samples * j.max_new),
-        ]
+        drawn = d.heldout_prompts * e.samples * e.best_of
+        stages = [Stage(model, "eval_answers", d.heldout_prompts, drawn * e.max_new)]
+        if e.best_of > 1:
+            drawing = stages[0]._replace(name="eval_answers_drawn")
+            stages = [drawing, votes(model, "eval_answers_judged", drawn), stages[0]._replace(tokens=0)]
+        return [*stages, votes(model, "eval_judgements", 0 if own else d.ranked_prompts * d.ranked_answers)]
 
-    stages = [Stage("seed", "documents", cfg.data.documents), Stage("m0", "base", cfg.data.documents)]
+    def sets(*names: str) -> int:
+        rows = [{"ift": d.ift_rows, "eft": d.eft_rows, "prompts": d.prompt_rows}[name] for name in names]
+        return 0 if own or not all(rows) else sum(rows)
+
+    documents = 0 if own or cfg.model.init else d.documents
+    stages = [Stage("seed", "documents", documents), Stage("m0", "base", documents)]
     if cfg.baseline:
-        stages += [Stage("sft", "sft", cfg.data.ift_rows), *measured("sft")]
-    sizes = {"ift": cfg.data.ift_rows, "eft": cfg.data.eft_rows, "prompts": cfg.data.prompt_rows}
-    stages += [Stage("m1", "sft", sum(sizes[name] for name in cfg.sft.sets)), *measured("m1")]
+        stages += [Stage("sft", "sft", sets("ift")), *measured("sft")]
+    if cfg.eft.source == "baseline":
+        stages.append(votes("seed", "eft_judgements", 0, cfg.eft.samples))
+    stages += [Stage("m1", "sft", sets(*cfg.sft.sets)), *measured("m1")]
     for t in range(2, cfg.iterations + 1):
         asked, answers = cfg.prompts.count, cfg.prompts.count * cfg.candidates.samples
         stages += [
             Stage(f"m{t}", "prompts", asked, cfg.prompts.most_attempts * cfg.prompts.max_new),
             Stage(f"m{t}", "candidates", asked, answers * cfg.candidates.max_new),
-            Stage(f"m{t}", "judgements", answers, answers * cfg.judge.samples * cfg.judge.max_new),
+            votes(f"m{t}", "judgements", answers),
+            *([votes(f"m{t}", "canaries", 4 * min(cfg.guards.canaries, asked))] if cfg.guards.canaries else []),
             Stage(f"m{t}", "dpo", asked),
             *measured(f"m{t}"),
         ]
@@ -52,22 +65,23 @@ def planned(cfg: Any) -> list[Stage]:
 
 
 def plan(r: Run) -> list[str]:
-    """The plan as lines.
-
-    Raises:
-      ConfigError: the model is neither in a folder nor known by name.
-      HubError: its folder cannot be used.
-    """
+    """The plan as lines."""
     made = {(s.model, s.name): manifest for s in planned(r.cfg) if (manifest := _manifest(r, s)) is not None}
-    pace = {name: m["seconds"] / m["rows"] for (_, name), m in made.items() if m.get("seconds") and m.get("rows")}
+    took = {name: sum(kinds.values()) for name, kinds in spent.read(r.dir)["stages"].items()}  # over all starts
+    seconds_of = {(model, name): took.get(f"{model} {name}", 0.0) for model, name in made}
+    pace = {
+        name: s / made[model, name]["rows"]
+        for (model, name), s in seconds_of.items()
+        if s and made[model, name].get("rows")
+    }
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
     left, unknown = 0.0, []
     for s in planned(r.cfg):
         found = made.get((s.model, s.name))
         if found is not None:
-            cells = f"{found.get('rows', 0):9,} {found.get('tokens', 0):12,} {found.get('seconds', 0):9.1f}  done"
+            cells = f"{found.get('rows', 0):9,} {found.get('tokens', 0):12,} {seconds_of[s.model, s.name]:9.1f}  done"
         else:
-            seconds = pace[s.name] * s.rows if s.name in pace else None
+            seconds = pace[s.name] * s.rows if s.rows and s.name in pace else None
             cells = f"{_most(s.rows):>9s} {_most(s.tokens):>12s} {'?' if seconds is None else f'{seconds:.1f}':>9s}"
             left += seconds or 0.0
             unknown += [s.name] * (seconds is None)
@@ -92,6 +106,13 @@ def _manifest(r: Run, stage: Stage) -> dict[str, Any] | None:
 
 def _memory(r: Run) -> list[str]:
     """Bytes on a device of what is there for long: the state in training, weights and cache in sampling."""
+    try:
+        return _held(r)
+    except (ConfigError, HubError) as error:  # of a model that is not here yet
+        return [f"memory is not known: {error}"]
+
+
+def _held(r: Run) -> list[str]:
     c = r.cfg
     shape = [described(c), c.tokenizer.vocab_size, r.mesh.devices.flat[0].platform]
     cfg, adapted = model_of(c, *shape), model_of(c, *shape, adapters=True)
