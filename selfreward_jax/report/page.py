@@ -22,7 +22,7 @@ from selfreward_jax.run import Run
 
 Row = dict[str, Any]
 
-# Table 4 of arXiv 2401.10020: Llama 2 70B on Open Assistant.
+# The reward-model table of arXiv 2401.10020 (section 3.3): Llama 2 70B on Open Assistant.
 PAPER = {
     "pairwise_accuracy": {"sft": 0.651, "m1": 0.787, "m2": 0.804, "m3": 0.817},
     "five_best": {"sft": 0.396, "m1": 0.415, "m2": 0.443, "m3": 0.432},
@@ -200,7 +200,7 @@ def _number(value: Any, digits: int = 3) -> str:
 
 @cache
 def _file(name: str) -> str:
-    return (epath.Path(__file__).parent / name).read_text()
+    return (epath.Path(__file__).parent / name).read_bytes().decode()
 
 
 def _digest(text: str) -> str:
