@@ -11,6 +11,8 @@ from selfreward_jax.method.eft import agrees
 from selfreward_jax.method.verdicts import parse_score
 from selfreward_jax.worlds import lists
 
+pytestmark = pytest.mark.slow  # a run with a baseline
+
 
 def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
