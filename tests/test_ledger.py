@@ -35,6 +35,15 @@ def clock(monkeypatch):
     ledger.restart()
 
 
+@pytest.mark.parametrize("compiling", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_while_something_compiles_changes_no_total(clock, compiling):
+    ledger.begin("m2 dpo")
+    clock.pass_by(5, compiling=compiling)
+    ledger.end("m2 dpo")
+    ledger.keep()
+    assert sum(s for line in ledger.taken() for kinds in line["spent"].values() for s in kinds.values()) == 5
+
+
 def test_time_goes_to_the_stage_and_to_what_is_done_in_it(clock):
     clock.pass_by(1)
     ledger.begin("m2 dpo")

@@ -241,7 +241,10 @@ def test_a_save_that_the_clock_cut_short_is_made_again(tmp_path, monkeypatch, fa
             checkpoints.save(path, state())
 
 
-def test_a_save_that_takes_too_long_is_not_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("clock_was_set", "calls_made"), [(False, 1), (True, 5)])
+def test_a_save_that_takes_too_long_is_not_made_again_unless_the_clock_was_set(
+    tmp_path, monkeypatch, clock_was_set, calls_made
+):
     now, calls = [0.0], []
 
     def slow(*args, **kwargs):
@@ -251,6 +254,7 @@ def test_a_save_that_takes_too_long_is_not_made_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.ocp, "save", slow)
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints.time, "time", lambda: 1e9 + now[0] - 7200 * clock_was_set * len(calls))
     with pytest.raises(TimeoutError):
         checkpoints.save(epath.Path(tmp_path) / "4", state())
-    assert len(calls) == 1
+    assert len(calls) == calls_made

@@ -23,7 +23,7 @@ sys.exit(main.main(["main", *sys.argv[2:]]))
 
 
 @pytest.mark.slow
-def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch):
+def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch, capsys):
     """The first time that a file, or a checkpoint, is written, the disk is full: the run ends, and is started again."""
     workdir, refused = tmp_path / "run", []
     append, write, save = storage.append, storage.write_atomic, checkpoints.ocp.save
@@ -62,6 +62,8 @@ def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch):
             break
         except (storage.StorageError, config.ConfigError) as error:
             lines.append(str(error))
+    refused.remove("/report.html")  # which ends no run
+    assert "report.html is not written (StorageError: " in capsys.readouterr().err
     assert len(lines) == len(refused)
     for name, line in zip(refused, lines, strict=True):
         assert f"{workdir}{name} cannot be written (No space left on device)" in re.sub(r"steps/\d+", "steps/N", line)
