@@ -3,11 +3,9 @@
 import ast
 import re
 from pathlib import Path
-from typing import Any
-
-from ml_collections import ConfigDict
 
 from selfreward_jax import config
+from selfreward_jax.command import fields
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field
@@ -40,21 +38,13 @@ def described() -> dict[str, str]:
     return found
 
 
-def flat(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Every field by its dotted name, with its default."""
-    found: dict[str, Any] = {}
-    for name, value in c.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
-    return found
-
-
 def page() -> str:
     """The page."""
     said, groups = described(), {}
-    for field, value in flat(config.defaults()).items():
+    for field, value in fields(config.defaults()).items():
         groups.setdefault(field.rpartition(".")[0], []).append((field, value))
     lines = [HEAD]
-    for group, fields in sorted(groups.items()):
+    for group, rows in sorted(groups.items()):
         about = f": {said[group]}" if said.get(group) else ""
         lines += [
             f"## {f'`{group}`' if group else 'The run'}{about}",
@@ -62,7 +52,7 @@ def page() -> str:
             "| field | default | what it is |",
             "|---|---|---|",
         ]
-        lines += [f"| `{field}` | `{value!r}` | {said[field].replace('|', '/')} |" for field, value in fields]
+        lines += [f"| `{field}` | `{value!r}` | {said[field].replace('|', '/')} |" for field, value in rows]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

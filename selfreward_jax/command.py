@@ -95,7 +95,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     if path and not os.path.isfile(path):
         return f"config is {path!r}, and there is no such file; configs/ has the configurations"
     try:
-        known = _fields(config.get(scale))
+        known = fields(config.get(scale))
     except config.ConfigError as unknown_scale:
         return str(unknown_scale)
     for option, value in options.items():
@@ -115,13 +115,13 @@ def _explain(argv: list[str], error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Every field by its dotted name, with its value."""
-    fields: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in c.items():
         inner = isinstance(value, ConfigDict)
-        fields |= _fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return fields
+        found |= fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
 
 
 def parser(program: str, description: str, compiles: bool = False) -> argparse.ArgumentParser:

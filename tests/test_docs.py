@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from selfreward_jax import checks, config
+from selfreward_jax import checks, command, config
 from selfreward_jax.llm import hf_config
 from selfreward_jax.scales import SCALES
 from selfreward_jax.train import preference
@@ -20,7 +20,7 @@ import messages_page
 import settings_page
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
-FIELDS = settings_page.flat(config.defaults())
+FIELDS = command.fields(config.defaults())
 # Where the options of a program are declared, beside its own file.
 PROGRAMS = {
     "main": ("main", "command"),
@@ -128,7 +128,7 @@ def test_messages_are_found_in_the_source():
     [pytest.param(p, b, id=f"{p.name}-{i}") for p in PAGES for i, b in enumerate(blocks(p, "python"))],
 )
 def test_python_in_the_docs_is_python(page, block):
-    ast.parse(block)
+    assert ast.parse(block).body
 
 
 def test_the_recipes_of_contributing_do_what_they_say(monkeypatch, tmp_path):
