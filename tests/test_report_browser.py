@@ -130,6 +130,7 @@ def test_the_same_prompt_answered_by_every_model(opened, parts):
     page = opened(parts)
     first = entries(page, "answers").first
     first.locator("summary").click()
+    first.locator(".side").first.wait_for()  # a row is filled behind the click
     assert first.locator(".side h4").all_inner_texts() == [name.upper() for name in said]
     for i, row in enumerate(said.values()):
         texts = first.locator(".side").nth(i).locator(".said").all_text_contents()
