@@ -26,7 +26,6 @@ from selfreward_jax.train.fingerprint import fingerprint
 _REFUSALS = tuple(
     map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE))
 )
-SURELY_SHORT = 60.0  # seconds: none of Orbax's limits is below it
 PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
 
 
@@ -41,7 +40,8 @@ def save(path: epath.Path, tree: Any) -> str:
     # and with it the run: then nothing is to be heard of them any more.
     logging.set_verbosity(logging.FATAL)
     try:
-        _save(path, tree)
+        with _patient():
+            ocp.save(path, tree, overwrite=True)
     except Exception as error:  # of several kinds; what the file system said is in their words
         said = next((words for words in _REFUSALS if words.lower() in str(error).lower()), None)
         if said is None:
@@ -55,19 +55,14 @@ def save(path: epath.Path, tree: Any) -> str:
     return found
 
 
-def _save(path: epath.Path, tree: Any, tries: int = 5) -> None:
-    """Orbax measures its limits by the clock on the wall. Where somebody sets that meanwhile, it is done again."""
-    start, on_the_wall = time.monotonic(), time.time()
-    try:
-        ocp.save(path, tree, overwrite=True)
-    except TimeoutError:
-        took = time.monotonic() - start
-        was_set = abs(time.time() - on_the_wall - took) > 1
-        # It did take so long; or others may have it.
-        if tries == 1 or processes.count() > 1 or (took > SURELY_SHORT and not was_set):
-            raise
-        _sweep(path)
-        _save(path, tree, tries - 1)
+def _patient() -> ocp.Context:
+    """Orbax measures its limits by the clock on the wall, which may be set while it saves: limits that no such step
+    comes near. What waits in a thread until another has made the directories has one of its own, so they are made
+    before."""
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = 2**31
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def _sweep(path: epath.Path) -> None:

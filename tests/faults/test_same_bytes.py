@@ -30,7 +30,7 @@ SET = """
 import itertools, random, runpy, sys, time
 rng, looks, now, now_ns, off = random.Random(0), itertools.count(), time.time, time.time_ns, [0]
 def step():
-    if next(looks) % 977 == 976:
+    if next(looks) % 7 == 6:
         off[0] = rng.randint(-10_000, 10_000)
     return off[0]
 time.time = lambda: now() + step()
