@@ -9,8 +9,10 @@ SHAPES = {
     "tiny": (768, 96, 3, 4, 2, 32, 240),  # of the embedded world
     "6.5m": (4096, 256, 6, 8, 4, 32, 688),
     "135m": (49152, 576, 30, 9, 3, 64, 1536),  # SmolLM2-135M's
+    "1b": (128256, 2048, 16, 32, 8, 64, 8192),  # Llama 3.2 1B's
+    "8b": (128256, 4096, 32, 32, 8, 128, 14336),  # Llama 3.1 8B's
 }
-TIED = ("tiny", "135m")  # whose output matrix is the embedding
+TIED = ("tiny", "135m", "1b")  # whose output matrix is the embedding
 FIRST = 3  # ids below are controls
 
 

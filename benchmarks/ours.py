@@ -90,18 +90,20 @@ def dpo_step(case: dict[str, Any]) -> Run:
     update = trainer.make_update(dpo.loss_fn(net, c.dpo), optimizer, shardings, mesh)
     reference = dpo.reference_logprobs(net, params, made, len(made), mesh)
     _, batch_at = dpo.batches_of(made, reference, [], c.dpo, 0, mesh, cfg)
-    held = {"state": trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))}
+    state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+    held = {"state": jax.device_put(state, shardings)}  # where updates leave it: else the second is compiled anew
     forward = jax.jit(lambda params, batch: dpo.pair_logprobs(net, params, batch))
     arrays = {name: x[0] for name, x in batch_at(0)["arrays"].items()}
 
     def run() -> dict[str, Any]:
         start = time.perf_counter()
+        seen = []
         for step in range(case["steps"]):
             if case["reference"]:
                 with jax.set_mesh(mesh):
-                    forward(params, arrays)
+                    seen.append(forward(params, arrays))
             held["state"], metrics = update(held["state"], batch_at(step), jax.random.key(0), rate=1e-6)
-        jax.block_until_ready((held["state"], metrics))
+        jax.block_until_ready((held["state"], metrics, seen))
         return {"seconds": (time.perf_counter() - start) / case["steps"], "loss": float(metrics["loss"])}
 
     return run
@@ -113,8 +115,8 @@ def _target(row: dict[str, list[int]], side: str) -> list[bool]:
 
 def machine(case: dict[str, Any]) -> Run:
     """What this machine can do: float32 and bfloat16 FLOP/s of a matrix product, bytes/s of reading memory."""
-    n = 2048
-    read = jnp.ones(1 << 27, jnp.float32)  # 512 MiB: more than any cache
+    n = 2048 if jax.default_backend() == "cpu" else 16384
+    read = jnp.ones(1 << 27 if n == 2048 else 1 << 31, jnp.float32)  # 512 MiB, 8 GiB: more than any cache
     total = jax.jit(jnp.sum)
     product = jax.jit(lambda a: a @ a)
     given = {dtype: jnp.ones((n, n), dtype) for dtype in ("float32", "bfloat16")}

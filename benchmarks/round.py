@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import app
+from absl import app, flags
 
-from benchmarks.side_by_side import SHAPES, Worker, fastest, in_turn, workers
+from benchmarks.side_by_side import DTYPES, SHAPES, Worker, dpo_settings, fastest, in_turn, workers
 
 PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are tried
     {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128, "trial": {"new": 32}},
@@ -38,32 +38,30 @@ PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are
         "trial": {},
     },
 ]
-DTYPES = ("float32", "bfloat16")
-OURS = {"generate": [{"dtype": d, "rows": 128} for d in DTYPES], "dpo_step": [{"dtype": d} for d in DTYPES]}
-THEIRS = {
-    "generate": [{"dtype": d, "batch": batch} for d in DTYPES for batch in (8, 32)],
-    "dpo_step": [
-        {"dtype": "float32", "autocast": False},
-        {"dtype": "float32", "autocast": True},
-        {"dtype": "bfloat16", "autocast": False},
-    ],
-}
+_WARM = flags.DEFINE_bool("warm_peer", True, "Whether the other side, which compiles nothing, does a round before.")
+_BATCHES = flags.DEFINE_list("peer_batches", ["8", "32"], "Prompts at once that the other side tries.")
 
 
-def prepared(worker: Worker, case: dict[str, Any], settings: dict[str, list[dict]]) -> list[dict[str, Any]]:
-    """The setting of each part; the worker is left with the whole round."""
+def prepared(worker: Worker, case: dict[str, Any], settings: dict[str, list[dict]], warm: bool) -> list[dict[str, Any]]:
+    """The setting of each part; the worker is left with the whole round, which it has done once if `warm`."""
     best = [fastest(worker, part["task"], case | part | part["trial"], settings[part["task"]]) for part in PARTS]
-    worker.ask(task="several", case={"parts": [case | part | b for part, b in zip(PARTS, best, strict=True)]})
+    parts = [case | part | b for part, b in zip(PARTS, best, strict=True)]
+    worker.ask(task="several", case={"parts": parts}, run=warm)
     return best
 
 
 def main(_: list[str]) -> None:
     """Measures, prints."""
+    dpo_ours, dpo_theirs = dpo_settings(DTYPES.value)
+    of_ours = {"generate": [{"dtype": d, "rows": 128} for d in DTYPES.value], "dpo_step": dpo_ours}
+    batches = [{"dtype": d, "batch": int(batch)} for d in DTYPES.value for batch in _BATCHES.value]
+    of_theirs = {"generate": batches, "dpo_step": dpo_theirs}
     with workers() as (ours, theirs, folder):
         for shape in SHAPES.value:
             case = {"shape": shape, "folder": str(Path(folder) / shape)}
             ours.ask(task="save", case=case)
-            best = [prepared(worker, case, tried) for worker, tried in ((ours, OURS), (theirs, THEIRS))]
+            sides = ((ours, of_ours, True), (theirs, of_theirs, _WARM.value))
+            best = [prepared(worker, case, tried, warm) for worker, tried, warm in sides]
             row = in_turn(ours, theirs, [{"parts": b} for b in best])
             print(json.dumps({"task": "round", "shape": shape, **row}), flush=True)
 

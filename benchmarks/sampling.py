@@ -13,11 +13,10 @@ from pathlib import Path
 from absl import app, flags
 
 from benchmarks import roofline
-from benchmarks.side_by_side import SHAPES, compare, workers
+from benchmarks.side_by_side import DTYPES, SHAPES, compare, workers
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Prompts at once.")
 NEW = LENGTH = 128
-DTYPES = ("float32", "bfloat16")
 
 
 def main(_: list[str]) -> None:
@@ -30,8 +29,8 @@ def main(_: list[str]) -> None:
                 case = {"shape": shape, "folder": where, "prompts": batch, "samples": 1}
                 case |= {"length": LENGTH, "new": NEW}
                 settings = (
-                    [{"dtype": d, "rows": batch} for d in DTYPES],
-                    [{"dtype": d, "batch": batch} for d in DTYPES],
+                    [{"dtype": d, "rows": batch} for d in DTYPES.value],
+                    [{"dtype": d, "batch": batch} for d in DTYPES.value],
                 )
                 row = compare(ours, theirs, "generate", case, settings, {"new": NEW // 2})
                 dtype, seconds = row["ours"]["dtype"], row["ours"]["seconds"]

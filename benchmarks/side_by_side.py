@@ -1,7 +1,7 @@
 """Two programs measured side by side: each in a process of its own, asked in turn for one run of the same case.
 
-A worker answers JSON lines: {"task", "case"} prepares and warms up, {"run": true} runs once. While one works the other
-waits for its input, so that neither takes anything from the other.
+A worker answers JSON lines: {"task", "case"} prepares and warms up (not with "run": false), {"run": true} runs once.
+While one works the other waits for its input, so that neither takes anything from the other.
 """
 
 import json
@@ -16,12 +16,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 ROOT = Path(__file__).parents[1]
 PEER = flags.DEFINE_string("peer_python", sys.executable, "Interpreter with torch, transformers and TRL.")
 TURNS = flags.DEFINE_integer("turns", 5, "Runs of each side, in turn.")
 SHAPES = flags.DEFINE_list("shapes", ["6.5m"], "Models, of benchmarks/cases.py.")
+DTYPES = flags.DEFINE_list(
+    "dtypes", ["float32", "bfloat16"], "What is tried; where products of bfloat16 are emulated those take hours."
+)
 
 
 Run = Callable[[], dict[str, Any]]
@@ -51,7 +55,7 @@ def serve(tasks: dict[str, Callable[[dict[str, Any]], Run]], versions: dict[str,
             asked = json.loads(line)
             if "task" in asked:
                 run = tasks[asked["task"]](asked["case"])
-            replies.write(json.dumps(run()) + "\n")
+            replies.write(json.dumps(run() if asked.get("run", True) else {}) + "\n")
 
 
 class Worker:
@@ -60,6 +64,7 @@ class Worker:
     def __init__(self, python: str, module: str, log: Any) -> None:
         reading, writing = os.pipe()
         environment = os.environ | {"REPLIES": str(writing), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "")}
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # of a GPU that both share
         self.process = subprocess.Popen(
             [python, "-m", f"benchmarks.{module}"],
             cwd=ROOT,
@@ -127,19 +132,32 @@ def compare(
     best = [fastest(worker, task, case | (trial or {}), of_side) for worker, of_side in tried]
     for worker, setting in zip((ours, theirs), best, strict=True):
         worker.ask(task=task, case=case | setting)
-        if trial:  # else it has run, and what it needs is compiled
-            worker.ask(run=True)
     row = {"task": task, **{k: v for k, v in case.items() if k != "folder"}}
     return row | in_turn(ours, theirs, best)
 
 
 def fastest(worker: Worker, task: str, case: dict[str, Any], tried: list[dict]) -> dict[str, Any]:
-    """The setting in which a side is fastest, by the better of two runs after one that warms up."""
+    """The setting in which a side is fastest, by the better of two runs after one that warms up. The only one is not
+    tried."""
+    if len(tried) == 1:
+        return tried[0]
     times = []
     for setting in tried:
         worker.ask(task=task, case=case | setting)
         times.append(min(worker.ask(run=True)["seconds"] for _ in range(2)))
     return tried[times.index(min(times))]
+
+
+def dpo_settings(dtypes: list[str]) -> tuple[list[dict], list[dict]]:
+    """What either side tries of a DPO step in these dtypes: ours float32 weights and products in each of them; TRL
+    float32, bfloat16 by autocast, and bfloat16 weights."""
+    theirs = [
+        {"dtype": "float32", "autocast": False},
+        {"dtype": "float32", "autocast": True},
+        {"dtype": "bfloat16", "autocast": False},
+    ]
+    possible = [s for s in theirs if ("bfloat16" if s["autocast"] else s["dtype"]) in dtypes]
+    return [{"dtype": dtype} for dtype in dtypes], possible
 
 
 def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any]:
@@ -148,7 +166,7 @@ def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any
     runs = [[worker.ask(run=True) for worker in (ours, theirs)] for _ in range(TURNS.value)]
     row: dict[str, Any] = {}
     for name, setting, of_side in zip(("ours", "theirs"), settings, zip(*runs, strict=True), strict=True):
-        low, median, high = statistics.quantiles([run["seconds"] for run in of_side], n=4)
+        low, median, high = np.quantile([run["seconds"] for run in of_side], (0.25, 0.5, 0.75)).tolist()
         row[name] = {**setting, "seconds": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
         if "parts" in of_side[0]:
             parts = zip(*(run["parts"] for run in of_side), strict=True)

@@ -15,26 +15,37 @@ from benchmarks import cases
 from benchmarks.side_by_side import serve
 
 Run = Callable[[], dict[str, Any]]
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+
+
+def _now() -> float:
+    """Seconds, when the device has done what it was told."""
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _model(case: dict[str, Any]) -> Any:
-    return AutoModelForCausalLM.from_pretrained(case["folder"], dtype=getattr(torch, case["dtype"]))
+    return AutoModelForCausalLM.from_pretrained(case["folder"], dtype=getattr(torch, case["dtype"])).to(DEVICE)
 
 
 def generate(case: dict[str, Any]) -> Run:
     """Draws with `generate`, `batch` prompts at a time, each with all its samples."""
     model = _model(case).eval()
-    ids = torch.tensor(cases.prompts(case["shape"], case["prompts"], case["length"], case.get("shared", 0)))
+    ids = torch.tensor(
+        cases.prompts(case["shape"], case["prompts"], case["length"], case.get("shared", 0)), device=DEVICE
+    )
     how = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "num_return_sequences": case["samples"]}
     how |= {"max_new_tokens": case["new"], "min_new_tokens": case["new"], "pad_token_id": 0}
 
     def run() -> dict[str, Any]:
-        start, tokens = time.perf_counter(), 0
+        start, tokens = _now(), 0
         with torch.inference_mode():
             for part in ids.split(case["batch"]):
                 made = model.generate(part, attention_mask=torch.ones_like(part), **how)
                 tokens += made.shape[0] * (made.shape[1] - part.shape[1])
-        return {"seconds": time.perf_counter() - start, "tokens": tokens}
+        return {"seconds": _now() - start, "tokens": tokens}
 
     return run
 
@@ -65,17 +76,17 @@ def dpo_step(case: dict[str, Any]) -> Run:
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             """Notes the time."""
-            self.times.append(-time.perf_counter())
+            self.times.append(-_now())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             """Notes the time."""
-            self.times[-1] += time.perf_counter()
+            self.times[-1] += _now()
 
     def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             args = DPOConfig(
                 output_dir=folder,
-                use_cpu=True,
+                use_cpu=not GPU,
                 bf16=case["autocast"],
                 report_to="none",
                 gradient_checkpointing=False,

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import cases, roofline
+from benchmarks.side_by_side import dpo_settings, fastest
 
 STUB = """
 import json, os, sys
@@ -46,7 +47,8 @@ def test_bytes_and_flops_are_counted_by_hand(monkeypatch):
 
 def test_a_worker_answers_one_line_for_each():
     reading, writing = os.pipe()
-    asked = [{"task": "add", "case": {"a": 2, "b": 3}}, {"run": True}]
+    asked = [{"task": "add", "case": {"a": 2, "b": 3}, "run": False}, {"run": True}]
+    asked += [{"task": "add", "case": {"a": 2, "b": 4}}]
     done = subprocess.run(
         [sys.executable, "-c", STUB, str(ROOT)],
         input="".join(json.dumps(x) + "\n" for x in asked),
@@ -58,11 +60,23 @@ def test_a_worker_answers_one_line_for_each():
     os.close(writing)
     assert done.returncode == 0, done.stderr
     with os.fdopen(reading) as replies:
-        assert [json.loads(line) for line in replies] == [{"stub": "1"}, {"sum": 5}, {"sum": 5}]
+        assert [json.loads(line) for line in replies] == [{"stub": "1"}, {}, {"sum": 5}, {"sum": 6}]
 
 
 @pytest.mark.parametrize("shape", cases.SHAPES)
 def test_shapes_are_those_of_their_names(shape):
     V, D, L, N, K, H, F = cases.SHAPES[shape]
     count = V * D * (1 if shape in cases.TIED else 2) + L * (D * H * (2 * N + 2 * K) + 3 * D * F + 2 * D) + D
-    assert count == {"tiny": 392_352, "6.5m": 6_450_432, "135m": 134_515_008}[shape]
+    published = {"135m": 134_515_008, "1b": 1_235_814_400, "8b": 8_030_261_248}
+    assert count == ({"tiny": 392_352, "6.5m": 6_450_432} | published)[shape]
+
+
+def test_the_only_setting_is_not_tried():
+    assert fastest(None, "add", {}, [{"n": 3}]) == {"n": 3}
+
+
+def test_what_is_tried_of_a_dpo_step_is_in_the_dtypes_asked_for():
+    assert dpo_settings(["float32"]) == ([{"dtype": "float32"}], [{"dtype": "float32", "autocast": False}])
+    ours, theirs = dpo_settings(["bfloat16"])
+    assert (len(ours), len(theirs)) == (1, 2)
+    assert len(dpo_settings(["float32", "bfloat16"])[1]) == 3
