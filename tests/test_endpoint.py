@@ -297,7 +297,7 @@ def test_what_was_answered_before_a_refusal_is_kept(make, server):
     server.behave = refuse_the_twenty_first
     assert "prompts are answered and kept" in refusal(endpoint, prompts)
     paid = len(make.cache.read_text().splitlines())
-    assert 20 <= paid <= 23  # at most three others were under way
+    assert 17 <= paid <= 23  # three others were under way, or about to be sent
     assert sum(server.counts.values()) == paid + 1
     server.behave = echo
     endpoint = make()

@@ -25,7 +25,7 @@ def test_how_many_are_drawn_together_changes_no_text(whole, tmp_path, rows):
     assert contents(tmp_path / "run") == contents(whole)
 
 
-# The clock on the wall is set by hours, a few times a run. At every hundredth look Orbax may wait 300 s and give up.
+# The clock on the wall is set by hours, some 450 times a run.
 SET = """
 import itertools, random, runpy, sys, time
 rng, looks, now, now_ns, off = random.Random(0), itertools.count(), time.time, time.time_ns, [0]
