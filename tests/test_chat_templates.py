@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -149,12 +149,15 @@ def test_no_text_becomes_a_control_id(model, prompt, response):
 
 @settings(max_examples=60, deadline=None)
 @given(text=TEXT)
+@example(text="  ")
+@example(text="  a ")
 def test_any_text_survives_a_round_trip(kind, text):
     _, tokenizer = kind
     text = text.replace("▁", "")  # the pieces' own sign for a space
     for follows in ("nothing", "control", "text"):
         back = tokenizer.decode(tokenizer.encode(text, follows))
-        assert back.removeprefix(" ") == text.removeprefix(" ")
+        # A decoder that takes its pieces for the begin of a text drops the first space of what follows text.
+        assert back in (text, text.removeprefix(" "))
 
 
 @settings(max_examples=60, deadline=None)
