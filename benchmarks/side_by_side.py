@@ -93,7 +93,7 @@ class Worker:
 
     def end(self) -> None:
         """Lets it go."""
-        self.process.stdin.close()
+        self.process.stdin.close()  # again does nothing
         self.process.wait()
 
 
@@ -163,7 +163,12 @@ def dpo_settings(dtypes: list[str]) -> tuple[list[dict], list[dict]]:
 def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any]:
     """Runs what both have prepared in turn. Of each side its settings, median seconds and quartiles, and the median of
     each part if there are several; and the ratio."""
-    runs = [[worker.ask(run=True) for worker in (ours, theirs)] for _ in range(TURNS.value)]
+    runs = [(ours.ask(run=True), theirs.ask(run=True)) for _ in range(TURNS.value)]
+    return summary(runs, settings, ours.versions | theirs.versions)
+
+
+def summary(runs: list[tuple[dict, dict]], settings: list[dict], versions: dict[str, str]) -> dict[str, Any]:
+    """What `in_turn` returns, of runs of ours and theirs."""
     row: dict[str, Any] = {}
     for name, setting, of_side in zip(("ours", "theirs"), settings, zip(*runs, strict=True), strict=True):
         low, median, high = np.quantile([run["seconds"] for run in of_side], (0.25, 0.5, 0.75)).tolist()
@@ -172,4 +177,4 @@ def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any
             parts = zip(*(run["parts"] for run in of_side), strict=True)
             row[name]["seconds_of_parts"] = [round(statistics.median(part), 3) for part in parts]
     row["ratio"] = round(statistics.median(b["seconds"] / a["seconds"] for a, b in runs), 2)
-    return row | {"versions": ours.versions | theirs.versions}
+    return row | {"versions": versions}
