@@ -11,6 +11,7 @@ run as it ends to the error output.
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,11 @@ def main(_: list[str]) -> None:
     dpo_ours, dpo_theirs = dpo_settings(DTYPES.value)
     drawing = [{"dtype": d, "rows": 128} for d in DTYPES.value]
     batches = [{"dtype": d, "batch": int(batch)} for d in DTYPES.value for batch in _BATCHES.value]
-    for shape in SHAPES.value:
-        with workers(("ours",)) as (worker, folder):
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in SHAPES.value:
             case = {"shape": shape, "folder": str(Path(folder) / shape)}
-            worker.ask(task="save", case=case)
-            worker.end()
+            with workers(("ours",)) as (worker, _):
+                worker.ask(task="save", case=case)
             tried = {"ours": [drawing, drawing, dpo_ours], "theirs": [batches, batches, dpo_theirs]}
             runs, versions = [], {}
             for _turn in range(TURNS.value):
@@ -77,8 +78,8 @@ def main(_: list[str]) -> None:
                     tried[side], versions = [[b] for b in best], versions | of_side
                     print(json.dumps({"side": side} | pair[side]), file=sys.stderr, flush=True)
                 runs.append(tuple(pair.values()))
-        settings = [{"parts": [b for (b,) in of_side]} for of_side in tried.values()]
-        print(json.dumps({"task": "round", "shape": shape, **summary(runs, settings, versions)}), flush=True)
+            settings = [{"parts": [b for (b,) in of_side]} for of_side in tried.values()]
+            print(json.dumps({"task": "round", "shape": shape, **summary(runs, settings, versions)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Worker:
 
     def end(self) -> None:
         """Lets it go."""
-        self.process.stdin.close()  # again does nothing
+        self.process.stdin.close()
         self.process.wait()
 
 
