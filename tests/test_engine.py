@@ -1,6 +1,7 @@
 """The engine: what comes back, in which order, and that no batch changes a row."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -129,7 +130,11 @@ def test_places_are_as_many_as_rows_have_room_for_and_few_for_few_prompts():
 
 
 def test_prompts_are_read_together_but_not_too_many_tokens():
-    mesh = make_mesh(devices=jax.devices()[:1])
+    shape = make_mesh(devices=jax.devices()[:1]).shape
+    of_one = lambda platform: SimpleNamespace(shape=shape, devices=np.array([SimpleNamespace(platform=platform)]))  # noqa: E731
+    cpu, mesh = of_one("cpu"), of_one("tpu")
+    assert [windows.together(1000, 256, length, cpu) for length in (16, 128, 1024, 10_000)] == [32, 8, 1, 1]
+    assert windows.together(64, 64, 128, cpu) == 8
     assert [windows.together(1000, places, 128, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
     assert windows.together(64, 64, 128, mesh) == 64  # there is a place for each
     assert windows.together(64, 64, 1024, mesh) == windows.together(1000, 256, 1024, mesh) == 8

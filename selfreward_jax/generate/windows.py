@@ -9,6 +9,7 @@ from selfreward_jax.parallel.sharding import round_up, row_multiple
 DEPTH = 4  # a window of prompts fills the places this often at least
 REFILLS = 8  # the places are filled in so many parts: so much of them is empty at most before a part comes in
 AT_ONCE = 8192  # tokens of prompts that a device reads at once, if one prompt is not longer
+AT_ONCE_ON_CPU = 1024  # more fall out of its caches between one product and the next
 SHARED = 32  # tokens that prompts must begin with together to be read apart
 
 
@@ -47,8 +48,9 @@ def together(requests: int, places: int, length: int, mesh: Mesh) -> int:
     """Prompts of `length` tokens that are read at once, and come into as many places when these are free: all of them,
     if there is a place for each request."""
     multiple = row_multiple(mesh)
+    at_once = AT_ONCE_ON_CPU if mesh.devices.flat[0].platform == "cpu" else AT_ONCE
     wanted = places if requests <= places else places // REFILLS
-    return round_up(max(1, min(wanted, AT_ONCE // length * multiple)), multiple)
+    return round_up(max(1, min(wanted, at_once // length * multiple)), multiple)
 
 
 def bucket(tokens: int) -> int:
