@@ -22,7 +22,8 @@ def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array
       top_p: in (0, 1]; 1 keeps every token.
     """
     B, V = logits_BV.shape
-    likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    likeliest = lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)  # noqa: E731
+    start_B = jax.lax.cond(temperature > 0, lambda: jnp.zeros(B, jnp.int32), likeliest)
     top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     weight_BnC, shares = _blocks(jnp.exp((logits_BV - top_B1) / jnp.maximum(temperature, 1e-6)))
     of_share, size = weight_BnC.shape[1] // shares, weight_BnC.shape[2]  # blocks, and tokens of a block
@@ -45,7 +46,7 @@ def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array
             jnp.where(going_B & inside_B, drawn_B, token_B),
         )
 
-    start = (jnp.int32(0), jnp.full(B, temperature > 0), jnp.zeros(B), sums_Bn, likeliest_B)
+    start = (jnp.int32(0), jnp.full(B, temperature > 0), jnp.zeros(B), sums_Bn, start_B)
     going = lambda state: state[1].any() & (state[0] < MOST_TRIES)  # noqa: E731
     return jax.lax.while_loop(going, attempt, start)[-1]
 
