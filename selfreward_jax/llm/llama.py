@@ -195,7 +195,10 @@ def block(
     x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
 
     y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
-    y = jax.nn.silu(project(cfg, w, "w_gate", y)) * project(cfg, w, "w_up", y)
+    gate, up = (project(cfg, w, name, y) for name in ("w_gate", "w_up"))
+    if y.shape[1] == 1:  # no backward pass would keep them; in bfloat16 a CPU rounds what stands between by itself
+        gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
+    y = (jax.nn.silu(gate) * up).astype(x_BTD.dtype)
     y = keep(y, ROWS, None, "tensor")
     return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), as_kept(k, v)
 
