@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import roofline
-from benchmarks.side_by_side import DTYPES, SHAPES, compare, dpo_settings, workers
+from benchmarks.side_by_side import SHAPES, compare, dpo_settings, dtypes, workers
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps of a run.")
 
@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
             ours.ask(task="save", case={"shape": shape, "folder": where})
             case = {"shape": shape, "folder": where, "pairs": 8, "prompt": 128, "response": 128}
             case |= {"steps": _STEPS.value, "reference": reference}
-            settings = dpo_settings(DTYPES.value)
+            settings = dpo_settings(*dtypes())
             trial = {"pairs": 2} if shape == "135m" else {}
             row = compare(ours, theirs, "dpo_step", case, settings, trial)
             flops = roofline.training(shape, 8, 128, 16, 128) * (4 / 3 if reference else 1)

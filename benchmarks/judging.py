@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from benchmarks import roofline
-from benchmarks.side_by_side import DTYPES, SHAPES, compare, workers
+from benchmarks.side_by_side import SHAPES, compare, dtypes, workers
 
 _ANSWERS = flags.DEFINE_integer("answers", 64, "Answers judged.")
 RUBRIC, REST, VOTES, NEW = 256, 256, 3, 64
@@ -29,6 +29,7 @@ def least(shape: str, answers: int, dtype: str) -> list[tuple[float, float, int]
 
 def main(_: list[str]) -> None:
     """Measures, prints."""
+    of_ours, of_theirs = dtypes()
     with workers() as (ours, theirs, folder):
         for shape in SHAPES.value:
             where = str(Path(folder) / shape)
@@ -36,8 +37,8 @@ def main(_: list[str]) -> None:
             case = {"shape": shape, "folder": where, "prompts": _ANSWERS.value, "samples": VOTES}
             case |= {"length": RUBRIC + REST, "shared": RUBRIC, "new": NEW}
             settings = (
-                [{"dtype": d, "rows": VOTES * _ANSWERS.value} for d in DTYPES.value],
-                [{"dtype": d, "batch": batch} for d in DTYPES.value for batch in (8, 16, 32)],
+                [{"dtype": d, "rows": VOTES * _ANSWERS.value} for d in of_ours],
+                [{"dtype": d, "batch": batch} for d in of_theirs for batch in (8, 16, 32)],
             )
             trial = {"prompts": min(32, _ANSWERS.value)}
             row = compare(ours, theirs, "generate", case, settings, trial)

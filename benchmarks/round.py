@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.side_by_side import DTYPES, SHAPES, TURNS, dpo_settings, fastest, summary, workers
+from benchmarks.side_by_side import SHAPES, TURNS, dpo_settings, dtypes, fastest, summary, workers
 
 PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are tried
     {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128, "trial": {"new": 32}},
@@ -61,9 +61,10 @@ def measured(side: str, case: dict[str, Any], tried: list[list[dict]]) -> tuple[
 
 def main(_: list[str]) -> None:
     """Measures, prints."""
-    dpo_ours, dpo_theirs = dpo_settings(DTYPES.value)
-    drawing = [{"dtype": d, "rows": 128} for d in DTYPES.value]
-    batches = [{"dtype": d, "batch": int(batch)} for d in DTYPES.value for batch in _BATCHES.value]
+    of_ours, of_theirs = dtypes()
+    dpo_ours, dpo_theirs = dpo_settings(of_ours, of_theirs)
+    drawing = [{"dtype": d, "rows": 128} for d in of_ours]
+    batches = [{"dtype": d, "batch": int(batch)} for d in of_theirs for batch in _BATCHES.value]
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES.value:
             case = {"shape": shape, "folder": str(Path(folder) / shape)}

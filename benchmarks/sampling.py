@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from benchmarks import roofline
-from benchmarks.side_by_side import DTYPES, SHAPES, compare, workers
+from benchmarks.side_by_side import SHAPES, compare, dtypes, workers
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Prompts at once.")
 NEW = LENGTH = 128
@@ -21,6 +21,7 @@ NEW = LENGTH = 128
 
 def main(_: list[str]) -> None:
     """Measures, prints."""
+    of_ours, of_theirs = dtypes()
     with workers() as (ours, theirs, folder):
         for shape in SHAPES.value:
             where = str(Path(folder) / shape)
@@ -29,10 +30,10 @@ def main(_: list[str]) -> None:
                 case = {"shape": shape, "folder": where, "prompts": batch, "samples": 1}
                 case |= {"length": LENGTH, "new": NEW}
                 settings = (
-                    [{"dtype": d, "rows": batch} for d in DTYPES.value],
-                    [{"dtype": d, "batch": batch} for d in DTYPES.value],
+                    [{"dtype": d, "rows": batch} for d in of_ours],
+                    [{"dtype": d, "batch": batch} for d in of_theirs],
                 )
-                row = compare(ours, theirs, "generate", case, settings, {"new": NEW // 2})
+                row = compare(ours, theirs, "generate", case, settings)
                 dtype, seconds = row["ours"]["dtype"], row["ours"]["seconds"]
                 row["tokens_per_second"] = round(batch * NEW / seconds)
                 # Of the new tokens half are there on average.

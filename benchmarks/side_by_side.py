@@ -26,6 +26,7 @@ SHAPES = flags.DEFINE_list("shapes", ["6.5m"], "Models, of benchmarks/cases.py."
 DTYPES = flags.DEFINE_list(
     "dtypes", ["float32", "bfloat16"], "What is tried; where products of bfloat16 are emulated those take hours."
 )
+PEER_DTYPES = flags.DEFINE_list("peer_dtypes", None, "What the other side tries, if not the same.")
 
 
 Run = Callable[[], dict[str, Any]]
@@ -148,16 +149,21 @@ def fastest(worker: Worker, task: str, case: dict[str, Any], tried: list[dict]) 
     return tried[times.index(min(times))]
 
 
-def dpo_settings(dtypes: list[str]) -> tuple[list[dict], list[dict]]:
-    """What either side tries of a DPO step in these dtypes: ours float32 weights and products in each of them; TRL
+def dtypes() -> tuple[list[str], list[str]]:
+    """Those that our side tries, and the other."""
+    return DTYPES.value, PEER_DTYPES.value or DTYPES.value
+
+
+def dpo_settings(of_ours: list[str], of_theirs: list[str]) -> tuple[list[dict], list[dict]]:
+    """What either side tries of a DPO step in its dtypes: ours float32 weights and products in each of them; TRL
     float32, bfloat16 by autocast, and bfloat16 weights."""
     theirs = [
         {"dtype": "float32", "autocast": False},
         {"dtype": "float32", "autocast": True},
         {"dtype": "bfloat16", "autocast": False},
     ]
-    possible = [s for s in theirs if ("bfloat16" if s["autocast"] else s["dtype"]) in dtypes]
-    return [{"dtype": dtype} for dtype in dtypes], possible
+    possible = [s for s in theirs if ("bfloat16" if s["autocast"] else s["dtype"]) in of_theirs]
+    return [{"dtype": dtype} for dtype in of_ours], possible
 
 
 def in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_the_only_setting_is_not_tried():
 
 
 def test_what_is_tried_of_a_dpo_step_is_in_the_dtypes_asked_for():
-    assert dpo_settings(["float32"]) == ([{"dtype": "float32"}], [{"dtype": "float32", "autocast": False}])
-    ours, theirs = dpo_settings(["bfloat16"])
+    assert dpo_settings(["float32"], ["float32"]) == ([{"dtype": "float32"}], [{"dtype": "float32", "autocast": False}])
+    ours, theirs = dpo_settings(["bfloat16"], ["bfloat16"])
     assert (len(ours), len(theirs)) == (1, 2)
-    assert len(dpo_settings(["float32", "bfloat16"])[1]) == 3
+    assert len(dpo_settings(["float32"], ["float32", "bfloat16"])[1]) == 3
