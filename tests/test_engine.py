@@ -102,6 +102,11 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(window, ra
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
+def test_lengths_are_few_and_no_more_than_half_as_long_again():
+    assert sorted({windows.bucket(n) for n in range(1, 700)}) == [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768]
+    assert all(0 <= windows.bucket(n) - n < max(16, n / 2) for n in range(1, 5000))
+
+
 def test_windows_are_of_like_length_and_long_enough():
     lengths = [5, 300, 17, 16, 40, 33, 3, 20]
     # Below 17, below 33, below 49, and 300 padded to 384; each with at least two.

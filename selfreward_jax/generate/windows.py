@@ -54,6 +54,10 @@ def together(requests: int, places: int, length: int, mesh: Mesh) -> int:
 
 
 def bucket(tokens: int) -> int:
-    """The length to which prompts of so many tokens are padded: few lengths, so few programs to compile."""
-    step = 16 if tokens <= 256 else 128
+    """The length to which prompts of so many tokens are padded: few lengths, so few programs to compile, and the same
+    ones from round to round. The steps grow to 128:
+
+        16 32 48 64   96 128   192 256   384 512 640 768 ...
+    """
+    step = min(128, max(16, 1 << max(0, (tokens - 1).bit_length() - 2)))
     return round_up(tokens, step)
