@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 ROOT = Path(__file__).parents[1]
-TRIED = 6.0
+TRIED = 3.0
 PEER = flags.DEFINE_string("peer_python", sys.executable, "Interpreter with torch, transformers and TRL.")
 TURNS = flags.DEFINE_integer("turns", 5, "Runs of each side, in turn.")
 SHAPES = flags.DEFINE_list("shapes", ["6.5m"], "Models, of benchmarks/cases.py.")
@@ -139,16 +139,17 @@ def compare(
 
 
 def fastest(worker: Worker, task: str, case: dict[str, Any], tried: list[dict]) -> dict[str, Any]:
-    """The setting in which a side is fastest, by the best of at least two runs after one that warms up: as many as
-    take TRIED seconds, for short ones differ by more than the settings do. The only one is not tried."""
+    """The setting in which a side is fastest, by its median run. All are tried twice in turn, since a machine is busier
+    at one time than at another, for TRIED seconds each time after a run that warms up. The only one is not tried."""
     if len(tried) == 1:
         return tried[0]
-    times = []
-    for setting in tried:
-        first = worker.ask(task=task, case=case | setting)["seconds"]
-        runs = max(2, round(TRIED / first))
-        times.append(min(worker.ask(run=True)["seconds"] for _ in range(runs)))
-    return tried[times.index(min(times))]
+    times: list[list[float]] = [[] for _ in tried]
+    for _ in range(2):
+        for setting, of_setting in zip(tried, times, strict=True):
+            first = worker.ask(task=task, case=case | setting)["seconds"]
+            of_setting += [worker.ask(run=True)["seconds"] for _ in range(max(1, round(TRIED / first)))]
+    medians = [statistics.median(of_setting) for of_setting in times]
+    return tried[medians.index(min(medians))]
 
 
 def dtypes() -> tuple[list[str], list[str]]:
