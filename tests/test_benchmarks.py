@@ -75,6 +75,19 @@ def test_the_only_setting_is_not_tried():
     assert fastest(None, "add", {}, [{"n": 3}]) == {"n": 3}
 
 
+def test_the_setting_with_the_fastest_median_is_kept():
+    class Worker:
+        seconds = {"erratic": iter([0.5, 2.0, 2.0] * 2), "steady": iter([1.0] * 6)}
+
+        def ask(self, run=False, task="", case=None):
+            if run:
+                return {"seconds": next(self.seconds[self.setting])}
+            self.setting = case["n"]
+            return {"seconds": 1.0}
+
+    assert fastest(Worker(), "add", {}, [{"n": "erratic"}, {"n": "steady"}]) == {"n": "steady"}
+
+
 def test_what_is_tried_of_a_dpo_step_is_in_the_dtypes_asked_for():
     assert dpo_settings(["float32"], ["float32"]) == ([{"dtype": "float32"}], [{"dtype": "float32", "autocast": False}])
     ours, theirs = dpo_settings(["bfloat16"], ["bfloat16"])
