@@ -22,7 +22,7 @@ RUBRIC, REST, VOTES, NEW = 256, 256, 3, 64
 def least(shape: str, answers: int, dtype: str) -> list[tuple[float, float, int]]:
     """Bytes, FLOPs, repeats: the rubric and the answers read once, then tokens drawn for all votes at the same time."""
     rows, seen = answers * VOTES, RUBRIC + REST + NEW / 2
-    read = roofline.reading(shape, 1, RUBRIC) + roofline.reading(shape, answers, REST, RUBRIC)
+    read = roofline.reading(shape, 1, RUBRIC, wanted=0) + roofline.reading(shape, answers, REST, RUBRIC)
     step = roofline.drawing(shape, rows, RUBRIC + answers * REST + rows * NEW / 2, seen, dtype)
     return [(0.0, read, 1), (*step, NEW)]
 

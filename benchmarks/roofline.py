@@ -24,10 +24,15 @@ def looking(shape: str) -> int:
     return 4 * L * N * H
 
 
-def reading(shape: str, texts: int, length: int, before: int = 0) -> float:
-    """FLOPs of a forward pass over `length` tokens of each text that come after `before` others, without the head."""
+def reading(shape: str, texts: int, length: int, before: int = 0, wanted: int = 1) -> float:
+    """FLOPs of a forward pass over `length` tokens of each text that come after `before` others, without the head. What
+    becomes of the last `wanted` is asked for: of the others the last layer need give no more than keys and values."""
+    _, D, L, _, K, H, _ = cases.SHAPES[shape]
+    whole, spared = matrices(shape)[0] // L, length - wanted
+    products = L * whole * length - spared * (whole - 2 * D * K * H)
     pairs = length * before + length * (length + 1) / 2
-    return texts * (2 * matrices(shape)[0] * length + looking(shape) * pairs)
+    pairs_spared = (spared * before + spared * (spared + 1) / 2) / L
+    return texts * (2 * products + looking(shape) * (pairs - pairs_spared))
 
 
 def drawing(shape: str, rows: int, kept: float, looked_at: float, dtype: str) -> tuple[float, float]:
@@ -40,7 +45,7 @@ def drawing(shape: str, rows: int, kept: float, looked_at: float, dtype: str) ->
 
 def training(shape: str, prompts: int, length: int, responses: int, more: int) -> float:
     """FLOPs of a forward and a backward pass, which takes twice as many: prompts read once, the head at responses."""
-    read = reading(shape, prompts, length) + reading(shape, responses, more, length)
+    read = reading(shape, prompts, length) + reading(shape, responses, more, length, more)
     return 3 * (read + 2 * matrices(shape)[1] * responses * more)
 
 

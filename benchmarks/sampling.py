@@ -36,10 +36,10 @@ def main(_: list[str]) -> None:
                 row = compare(ours, theirs, "generate", case, settings)
                 dtype, seconds = row["ours"]["dtype"], row["ours"]["seconds"]
                 row["tokens_per_second"] = round(batch * NEW / seconds)
-                # Of the new tokens half are there on average.
-                seen = LENGTH + NEW / 2
+                # Of the new tokens half are there on average; the first is drawn from what reading gives.
+                seen, read = LENGTH + NEW / 2, roofline.reading(shape, batch, LENGTH)
                 step = roofline.drawing(shape, batch, batch * seen, seen, dtype)
-                row |= roofline.beside(ours, dtype, [(*step, NEW)], seconds)
+                row |= roofline.beside(ours, dtype, [(0.0, read, 1), (*step, NEW - 1)], seconds)
                 print(json.dumps(row), flush=True)
 
 

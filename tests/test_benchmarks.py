@@ -40,7 +40,10 @@ def test_bytes_and_flops_are_counted_by_hand(monkeypatch):
     assert roofline.drawing("two", 3, 30, 10, "bfloat16")[0] == size / 2
     # Two tokens after one: 2 + 3 are looked at.
     read = 2 * 2 * layers + 2 * 5 * 2 * 2 * 4
-    assert roofline.reading("two", 1, 2, before=1) == read
+    assert roofline.reading("two", 1, 2, before=1, wanted=2) == read
+    # Of the first, in the second layer, keys and values alone, 4 x 2 each; and it looks at none of its two there.
+    spared = 2 * (layers / 2 - 2 * 8) + 2 * 2 * 2 * 4
+    assert roofline.reading("two", 1, 2, before=1) == read - spared
     first = 2 * layers + 2 * 2 * 2 * 4  # one token, which looks at itself
     assert roofline.training("two", 1, 1, 2, 2) == 3 * (first + 2 * read + 2 * head * 4)
 

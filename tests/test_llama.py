@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selfreward_jax.llm import attention, llama
-from selfreward_jax.llm.attention import Segment, attend, packed_mask
+from selfreward_jax.llm.attention import Segment, attend, packed_mask, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Weight, parameter_count, weights
 
 CFG = LlamaConfig(vocab_size=41, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
@@ -220,6 +220,47 @@ def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
     chance /= chance.sum(-1, keepdims=True)
     expected = np.einsum("BTKRS,BKSH->BTKRH", chance, v).reshape(out.shape)
     np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "option", [{}, {"sliding_window": 3}, {"scan_layers": True}, {"remat": "full", "attention_bias": True}]
+)
+@pytest.mark.parametrize("beginning", [0, 2])
+def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, random_params):
+    """In hidden states, keys, values and gradients; also after a beginning that both rows share."""
+    cfg = replace(CFG, **option)
+    ends, before, rest = np.array([4, 2]), TOKENS[:1, :beginning], TOKENS[:, beginning:]
+    positions = np.broadcast_to(np.arange(rest.shape[1]) + beginning, rest.shape)
+
+    @partial(jax.jit, static_argnums=1)
+    def values_and_gradients(params, one):
+        def loss(params):
+            run = partial(Llama(cfg).apply, {"params": params}, method="hidden")
+            seen = []
+            if beginning:
+                mask = jnp.ones((1, 1, beginning), bool)
+                if cfg.sliding_window is not None:
+                    mask = within(cfg.sliding_window, positions[:1], jnp.arange(beginning)[None])
+                seen = [Segment(*run(before)[1], mask)]
+            states, kv = run(rest, positions_BT=positions, past=seen, **({"ends_B": ends} if one else {}))
+            states = states if one else states[jnp.arange(2), ends][:, None]
+            return jnp.sum(jnp.sin(states)), (states, kv)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    params = random_params(cfg)
+    one, whole = values_and_gradients(params, True), values_and_gradients(params, False)
+    assert one[0][1][0].shape == (2, 1, cfg.dim)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, whole)
+
+
+def test_where_one_token_is_asked_for_the_last_layer_is_done_for_it_alone(random_params):
+    def flops(**inputs):
+        return hidden.lower(CFG, random_params(CFG), TOKENS, **inputs).cost_analysis()["flops"]
+
+    spared = TOKENS.size - len(TOKENS)  # tokens, for which the last layer makes no more than keys and values
+    inward, outward, feed = CFG.dim * CFG.heads * CFG.head_dim, CFG.heads * CFG.head_dim * CFG.dim, CFG.dim * CFG.hidden
+    assert flops() - flops(ends_B=np.array([6, 6])) >= 2 * spared * (inward + outward + 3 * feed)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

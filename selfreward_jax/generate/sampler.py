@@ -131,11 +131,11 @@ def prefill(
         tokens_RS,
         positions_BT=jnp.broadcast_to(positions_1S, (R, S)),
         past=_seen(cfg, prefix, positions_1S),
+        ends_B=lengths_R - 1,
         method="hidden",
     )
-    last = jnp.take_along_axis(hidden, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
     mask = jnp.arange(S)[None, None, :] < lengths_R[:, None, None]
-    return model.apply({"params": params}, last, method="unembed"), Segment(*held(kv), mask)
+    return model.apply({"params": params}, hidden[:, 0], method="unembed"), Segment(*held(kv), mask)
 
 
 @partial(jax.jit, static_argnames="stop_ids", donate_argnames="slots")

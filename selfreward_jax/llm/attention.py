@@ -93,6 +93,13 @@ def causal_mask(length: int) -> jax.Array:
     return jnp.tril(jnp.ones((length, length), bool))
 
 
+def up_to(ends_B: jax.Array, length: int, window: int | None) -> jax.Array:
+    """[B, 1, S], the row of each text's causal mask that belongs to its token at `ends_B`."""
+    slots_1S, ends_B1 = jnp.arange(length)[None], ends_B[:, None]
+    seen = (slots_1S <= ends_B1)[:, None]
+    return seen if window is None else seen & within(window, ends_B1, slots_1S)
+
+
 def packed_mask(segments_BT: jax.Array) -> jax.Array:
     """[B, T, T] for rows that hold several texts side by side: causal, and only within one's own text.
 

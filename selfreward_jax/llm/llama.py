@@ -12,13 +12,14 @@ K key/value heads, H head size, F feed-forward, V vocabulary, L layers; P prompt
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import Segment
+from selfreward_jax.llm.attention import Segment, attend, up_to
 from selfreward_jax.llm.rotary import RopeScaling, rotate, turns
 from selfreward_jax.llm.self_attention import as_kept, attention
 from selfreward_jax.parallel.sharding import ROWS, keep
@@ -169,29 +170,46 @@ def project(cfg: LlamaConfig, w: dict[str, jax.Array], name: str, x: jax.Array) 
     return y
 
 
+def heads(
+    cfg: LlamaConfig, w: dict[str, jax.Array], name: str, y_BTD: jax.Array, turn: Sequence[jax.Array]
+) -> jax.Array:
+    """The queries ("q"), keys ("k") or values ("v") of a layer's normed input, [B, T, N or K, H]."""
+    x = project(cfg, w, f"w{name}", y_BTD)
+    if cfg.attention_bias:
+        x = x + w[f"b{name}"]
+    if cfg.qk_norm and name != "v":
+        x = rms_norm(x, w[f"{name}_norm"], cfg.norm_eps)
+    return keep(x if name == "v" else rotate(x, *turn), ROWS, None, "tensor", None)
+
+
 def block(
     cfg: LlamaConfig,
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
-    turn: tuple[jax.Array, jax.Array],
+    turn: Sequence[jax.Array],
     segments_BT: jax.Array | None,
     past: Sequence[Segment],
     key: jax.Array | None,
+    ends_B: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One layer. Returns the stream [B, T, D] and this layer's keys [B, K, H, T] and values [B, K, T, H]."""
+    """One layer. Returns the stream [B, T, D] and this layer's keys [B, K, H, T] and values [B, K, T, H].
+
+    With `ends_B`, all tokens give it their keys and values, but the stream goes on of these alone, [B, 1, D].
+    """
     w = {name: value.astype(x_BTD.dtype) for name, value in w.items()}
     x_BTD = keep(x_BTD, ROWS, None, None)
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
-    q, k, v = (project(cfg, w, name, y) for name in ("wq", "wk", "wv"))
-    if cfg.attention_bias:
-        q, k, v = q + w["bq"], k + w["bk"], v + w["bv"]
-    if cfg.qk_norm:
-        q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
-    q, k = rotate(q, *turn), rotate(k, *turn)
-    q, k, v = (keep(heads, ROWS, None, "tensor", None) for heads in (q, k, v))
-    o_BTNH = attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window, past)
+    k, v = (heads(cfg, w, name, y, turn) for name in "kv")
+    if ends_B is None:
+        q = heads(cfg, w, "q", y, turn)
+        o_BTNH = attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window, past)
+    else:
+        mask = up_to(ends_B, y.shape[1], cfg.sliding_window)
+        x_BTD, y, *turn = (at_ends(x, ends_B) for x in (x_BTD, y, *turn))
+        seen = [s._replace(mask=at_ends(s.mask, ends_B)) for s in past]
+        o_BTNH = attend(heads(cfg, w, "q", y, turn), [*seen, Segment(*as_kept(k, v), mask)])
     x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
 
     y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
@@ -201,6 +219,15 @@ def block(
     y = (jax.nn.silu(gate) * up).astype(x_BTD.dtype)
     y = keep(y, ROWS, None, "tensor")
     return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), as_kept(k, v)
+
+
+def at_ends(x: jax.Array, ends_B: jax.Array) -> jax.Array:
+    """Of rows [B or fewer, T or 1, ...], each serving consecutive ones of B, what stands at `ends_B`: [B, 1, ...];
+    the same for all T, as it is."""
+    if x.shape[1] == 1:
+        return x
+    x = jnp.repeat(x, ends_B.shape[0] // x.shape[0], axis=0)
+    return jnp.take_along_axis(x, ends_B.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
 
 
 class Llama(nn.Module):
@@ -237,6 +264,7 @@ class Llama(nn.Module):
         past: Sequence[Any] = (),
         key: jax.Array | None = None,
         layers: Sequence[dict[str, jax.Array]] | None = None,
+        ends_B: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Final hidden states and the keys and values of the tokens given.
 
@@ -249,10 +277,12 @@ class Llama(nn.Module):
             holds the sliding window too, if there is one.
           key: dropout key; None switches dropout off.
           layers: what `apart` made of the weights, for those who call this in a loop.
+          ends_B: of each row, one text, the one token whose hidden state is wanted; all if not given.
 
         Returns:
-          hidden [B, T, D], and keys [B, K, H, T] and values [B, K, T, H] of every layer: stacked in front where
-          layers are scanned, else a tuple over layers (a slice of a stacked cache would be copied at every step).
+          hidden [B, T, D], or [B, 1, D] at `ends_B`, and keys [B, K, H, T] and values [B, K, T, H] of every layer:
+          stacked in front where layers are scanned, else a tuple over layers (a slice of a stacked cache would be
+          copied at every step).
         """
         cfg = self.cfg
         B, T = tokens_BT.shape
@@ -265,14 +295,15 @@ class Llama(nn.Module):
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.layers))
 
-        def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        def layer(x: jax.Array, inputs: Any, ends_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
             index, w, kv = inputs
             segments = [Segment(k, v, s.mask) for (k, v), s in zip(kv, past, strict=True)]
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return block(cfg, w, x, turn, segments_BT, segments, layer_key)
+            return block(cfg, w, x, turn, segments_BT, segments, layer_key, ends_B)
 
+        last = partial(layer, ends_B=ends_B)
         if (policy := REMAT[cfg.remat]) is not None:
-            layer = jax.checkpoint(layer, policy=policy)
+            layer, last = (jax.checkpoint(x, policy=policy) for x in (layer, last))
         if cfg.scan_layers:
             # The weights travel as scanned inputs; the scope's own parameters are only passed along.
             lifted = nn.scan(
@@ -283,10 +314,13 @@ class Llama(nn.Module):
             )
             kept = [(s.k, s.v) for s in past]
             x_BTD, kv = lifted(self, x_BTD, (jnp.arange(cfg.layers), self.layers, kept))
+            # One program for all layers: the last one is done whole.
+            x_BTD = x_BTD if ends_B is None else at_ends(x_BTD, ends_B)
         else:
             kvs = []
             for i, w in enumerate(layers or apart(cfg, self.layers)):
-                x_BTD, kv = layer(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
+                step = last if i + 1 == cfg.layers else layer
+                x_BTD, kv = step(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
                 kvs.append(kv)
             kv = tuple(zip(*kvs, strict=True))
         return rms_norm(x_BTD, self.norm, cfg.norm_eps), kv

@@ -48,7 +48,7 @@ def continued_logprobs(
     """
     params, (P, S), (B, T) = _cast(model, params), prompt_PS.shape, tokens_BT.shape
     prompt_key, key = (None, None) if key is None else jax.random.split(key)
-    read_PSD, kv = model.apply({"params": params}, prompt_PS, method="hidden", key=prompt_key)
+    last_P1D, kv = model.apply({"params": params}, prompt_PS, ends_B=lengths_P - 1, method="hidden", key=prompt_key)
     of_row = lambda x: jnp.repeat(x, B // P, axis=0)  # noqa: E731
     positions_BT = of_row(lengths_P)[:, None] + jnp.arange(T)
     slots_1S = jnp.arange(S)[None]
@@ -58,7 +58,6 @@ def continued_logprobs(
     hidden_BTD, _ = model.apply(
         {"params": params}, tokens_BT, positions_BT=positions_BT, past=[Segment(*kv, mask)], method="hidden", key=key
     )
-    last_P1D = jnp.take_along_axis(read_PSD, (lengths_P - 1)[:, None, None], axis=1)
     states = jnp.concatenate([of_row(last_P1D), hidden_BTD[:, :-1]], axis=1)
     return _predicted(model, params, states, tokens_BT)
 
