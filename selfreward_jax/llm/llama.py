@@ -201,11 +201,11 @@ def block(
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
-    k, v = (heads(cfg, w, name, y, turn) for name in "kv")
     if ends_B is None:
-        q = heads(cfg, w, "q", y, turn)
+        q, k, v = (heads(cfg, w, name, y, turn) for name in "qkv")
         o_BTNH = attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window, past)
     else:
+        k, v = (heads(cfg, w, name, y, turn) for name in "kv")
         mask = up_to(ends_B, y.shape[1], cfg.sliding_window)
         x_BTD, y, *turn = (at_ends(x, ends_B) for x in (x_BTD, y, *turn))
         seen = [s._replace(mask=at_ends(s.mask, ends_B)) for s in past]
