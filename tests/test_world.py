@@ -11,6 +11,7 @@ import pytest
 
 from selfreward_jax import config
 from selfreward_jax.evaluate import oracle as measure
+from selfreward_jax.method import guards
 from selfreward_jax.method.new_prompts import form_fault
 from selfreward_jax.method.verdicts import parse_score
 from selfreward_jax.worlds import lists, oracle
@@ -30,6 +31,21 @@ def test_oracle_and_generator_agree_on_every_judged_row():
     points = [oracle.points(row["prompt"], row["response"]) for row in rows]
     for name in oracle.CRITERIA:
         assert {p[name] for p in points} == {True, False}, name
+
+
+def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monkeypatch):
+    rows = lists.eft_rows(320, Random("judged"))
+    empty = [row for row in rows if row["response"] in (*lists.NOTHING, row["prompt"])]
+    assert len(empty) == len(rows) / lists.NOTHING_EVERY
+    assert {row["response"] for row in empty} >= set(lists.NOTHING)
+    assert any(row["response"] == row["prompt"] for row in empty)
+    assert {row["score"] for row in empty} == {0}
+    monkeypatch.setattr(lists, "NOTHING_EVERY", 1000)
+    without = lists.eft_rows(320, Random("judged"))
+    assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
+    # Some of what a round's judge is tried with is no part of what it was taught.
+    tried = {row["response"] for row in guards.canaries([{"id": "x", "prompt": "?"}], "points")}
+    assert tried - {*lists.NOTHING, "?"}
 
 
 def test_oracle_and_generator_agree_on_every_ranked_answer():

@@ -34,6 +34,10 @@ COUNTS = (2, 3, 4, 5)
 # Chance of each fault: in instruction rows, and in judged rows, which run from poor answers to nearly perfect ones.
 IFT_FAULT = 0.5
 EFT_FAULTS = (0.1, 0.3, 0.6)
+# One judged answer in so many says nothing: it is one of these, or the request again. A judge that has never seen such
+# an answer makes up what to praise in it.
+NOTHING_EVERY = 32
+NOTHING = ("", "Hello.", "I do not know.")
 
 
 class Request(NamedTuple):
@@ -130,6 +134,11 @@ def write_judgement(request: Request, answer: Answer, form: str = "points") -> t
     return f"{' '.join(said)}\n{end}", points
 
 
+def write_dismissal(form: str = "points") -> tuple[str, int]:
+    """A judge's word on an answer that says nothing, and its points."""
+    return "Nothing is named.\n" + ("Score: 0" if form == "points" else "Choice: A"), 0
+
+
 def ift_rows(count: int, rng: random.Random) -> list[Row]:
     """Instruction rows {prompt, response} of mixed quality: every fault is present in half of the answers."""
     rows = []
@@ -140,14 +149,17 @@ def ift_rows(count: int, rng: random.Random) -> list[Row]:
 
 
 def eft_rows(count: int, rng: random.Random, form: str = "points") -> list[Row]:
-    """Judged rows {prompt, response, judgement, score}, from poor answers to nearly perfect ones. The form of the
-    judgements changes nothing else."""
+    """Judged rows {prompt, response, judgement, score}, from poor answers to nearly perfect ones, and some that say
+    nothing. The form of the judgements changes nothing else."""
     rows = []
-    for _ in range(count):
+    for number in range(1, count + 1):
         request = write_request(rng)
         answer = write_answer(request, rng.choice(EFT_FAULTS), rng)
-        judgement, score = write_judgement(request, answer, form)
-        rows.append({"prompt": request.text, "response": answer.text, "judgement": judgement, "score": score})
+        text, (judgement, score) = answer.text, write_judgement(request, answer, form)
+        if number % NOTHING_EVERY == 0:
+            kinds = (*NOTHING, request.text)
+            text, (judgement, score) = kinds[number // NOTHING_EVERY % len(kinds)], write_dismissal(form)
+        rows.append({"prompt": request.text, "response": text, "judgement": judgement, "score": score})
     return rows
 
 
