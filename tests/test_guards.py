@@ -12,6 +12,7 @@ from test_loop import contents
 
 from selfreward_jax import config, loop
 from selfreward_jax.method import guards
+from selfreward_jax.method.verdicts import PARSERS
 from selfreward_jax.stages import StageError
 
 LIMITS = config.get().guards.to_dict()
@@ -64,7 +65,8 @@ def test_canaries_say_nothing_and_ask_for_everything():
         ("m2/7/prompt", "Name a bird."),
     ]
     assert {row["prompt"] for row in found} == {"Name a bird."}
-    assert guards.canaries([{"id": "x", "prompt": "p"}], "choice")[2]["response"] == "Choice: A"
+    for form, parse in PARSERS.items():
+        assert parse(guards.canaries([{"id": "x", "prompt": "p"}], form)[2]["response"]) == 5
 
 
 def test_lengths_grow_by_their_means():

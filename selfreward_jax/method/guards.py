@@ -34,7 +34,7 @@ GUARDS = {
 
 def canaries(prompts: Sequence[Row], form: str) -> list[Row]:
     """Answers {id, prompt, response} that deserve nothing: none, a mark, a score, the prompt again."""
-    texts = {"empty": "", "mark": ":", "verdict": {"points": "Score: 5", "choice": "Choice: A"}[form]}
+    texts = {"empty": "", "mark": ":", "verdict": {"points": "Score: 5", "choice": "Choice: E"}[form]}
     return [
         {"id": f"{row['id']}/{kind}", "prompt": row["prompt"], "response": text}
         for row in prompts
