@@ -13,7 +13,7 @@ from selfreward_jax import config
 from selfreward_jax.evaluate import oracle as measure
 from selfreward_jax.method import guards
 from selfreward_jax.method.new_prompts import form_fault
-from selfreward_jax.method.verdicts import parse_score
+from selfreward_jax.method.verdicts import parse_choice, parse_score
 from selfreward_jax.worlds import lists, oracle
 from selfreward_jax.worlds.words import TOPICS
 
@@ -26,7 +26,9 @@ def test_oracle_and_generator_agree_on_every_judged_row():
     rows = lists.eft_rows(3000, Random("judged"))
     for row in rows:
         assert total(row["prompt"], row["response"]) == row["score"], row
-    # Agreement says something only where every score, and every point won and lost, is seen.
+    # Agreement says something only where every score, and every point won and lost, is seen, also without the answers
+    # that say nothing and so lose all points at once.
+    rows = [row for row in rows if row["response"] not in (*lists.NOTHING, row["prompt"])]
     assert {row["score"] for row in rows} == set(range(len(oracle.CRITERIA) + 1))
     points = [oracle.points(row["prompt"], row["response"]) for row in rows]
     for name in oracle.CRITERIA:
@@ -45,7 +47,7 @@ def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monk
     assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
     # Some of what a round's judge is tried with is no part of what it was taught.
     tried = {row["response"] for row in guards.canaries([{"id": "x", "prompt": "?"}], "points")}
-    assert tried - {*lists.NOTHING, "?"}
+    assert tried - {*lists.NOTHING, "?"} == {":", "Score: 5"}
 
 
 def test_oracle_and_generator_agree_on_every_ranked_answer():
@@ -58,6 +60,12 @@ def test_oracle_and_generator_agree_on_every_ranked_answer():
 def test_a_judgement_ends_with_its_score():
     for row in lists.eft_rows(300, Random("judged")):
         assert parse_score(row["judgement"]) == row["score"]
+
+
+def test_a_choice_ends_with_its_grade():
+    """The lowest of five is for one point and for none."""
+    for row in lists.eft_rows(300, Random("judged"), "choice"):
+        assert parse_choice(row["judgement"]) == max(1, row["score"])
 
 
 def test_every_request_can_be_read_and_passes_the_prompt_filter():
