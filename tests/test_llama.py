@@ -223,13 +223,19 @@ def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
 
 
 @pytest.mark.parametrize(
-    "option", [{}, {"sliding_window": 3}, {"scan_layers": True}, {"remat": "full", "attention_bias": True}]
+    ("option", "beginning"),
+    [
+        ({"sliding_window": 3}, 0),
+        ({}, 2),
+        ({"sliding_window": 3}, 2),
+        ({"scan_layers": True}, 2),
+        ({"remat": "full", "attention_bias": True}, 2),
+    ],
 )
-@pytest.mark.parametrize("beginning", [0, 2])
 def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, random_params):
     """In hidden states, keys, values and gradients; also after a beginning that both rows share."""
     cfg = replace(CFG, **option)
-    ends, before, rest = np.array([4, 2]), TOKENS[:1, :beginning], TOKENS[:, beginning:]
+    ends, before, rest = np.array([4, 1]), TOKENS[:1, :beginning], TOKENS[:, beginning:]
     positions = np.broadcast_to(np.arange(rest.shape[1]) + beginning, rest.shape)
 
     @partial(jax.jit, static_argnums=1)
@@ -252,6 +258,11 @@ def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, ran
     one, whole = values_and_gradients(params, True), values_and_gradients(params, False)
     assert one[0][1][0].shape == (2, 1, cfg.dim)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, whole)
+
+
+def test_one_token_of_a_row_of_several_texts_is_refused(random_params):
+    with pytest.raises(ValueError, match="ends_B is for rows of one text"):
+        hidden(CFG, random_params(CFG), TOKENS, ends_B=np.array([6, 6]), segments_BT=np.ones(TOKENS.shape, np.int32))
 
 
 def test_where_one_token_is_asked_for_the_last_layer_is_done_for_it_alone(random_params):

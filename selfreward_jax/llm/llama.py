@@ -214,7 +214,7 @@ def block(
 
     y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
     gate, up = (project(cfg, w, name, y) for name in ("w_gate", "w_up"))
-    if y.shape[1] == 1:  # no backward pass would keep them; in bfloat16 a CPU rounds what stands between by itself
+    if y.shape[1] == 1:  # few enough to be kept; in bfloat16 a CPU rounds what stands between by itself
         gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
     y = (jax.nn.silu(gate) * up).astype(x_BTD.dtype)
     y = keep(y, ROWS, None, "tensor")
@@ -277,14 +277,20 @@ class Llama(nn.Module):
             holds the sliding window too, if there is one.
           key: dropout key; None switches dropout off.
           layers: what `apart` made of the weights, for those who call this in a loop.
-          ends_B: of each row, one text, the one token whose hidden state is wanted; all if not given.
+          ends_B: of each row, one text, the one token whose hidden state is wanted; all if not given. Where layers are
+            not scanned, dropout of the last one is drawn for these tokens alone.
 
         Returns:
           hidden [B, T, D], or [B, 1, D] at `ends_B`, and keys [B, K, H, T] and values [B, K, T, H] of every layer:
           stacked in front where layers are scanned, else a tuple over layers (a slice of a stacked cache would be
           copied at every step).
+
+        Raises:
+          ValueError: `ends_B` and `segments_BT` at once.
         """
         cfg = self.cfg
+        if ends_B is not None and segments_BT is not None:
+            raise ValueError("ends_B is for rows of one text each, segments_BT for rows of several")
         B, T = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
