@@ -20,11 +20,12 @@ RUBRIC, REST, VOTES, NEW = 256, 256, 3, 64
 
 
 def least(shape: str, answers: int, dtype: str) -> list[tuple[float, float, int]]:
-    """Bytes, FLOPs, repeats: the rubric and the answers read once, then tokens drawn for all votes at the same time."""
+    """Bytes, FLOPs, repeats: the rubric and the answers read once, then tokens drawn for all votes at the same time, of
+    which the first comes from what reading gives."""
     rows, seen = answers * VOTES, RUBRIC + REST + NEW / 2
     read = roofline.reading(shape, 1, RUBRIC, wanted=0) + roofline.reading(shape, answers, REST, RUBRIC)
     step = roofline.drawing(shape, rows, RUBRIC + answers * REST + rows * NEW / 2, seen, dtype)
-    return [(0.0, read, 1), (*step, NEW)]
+    return [(0.0, read, 1), (*step, NEW - 1)]
 
 
 def main(_: list[str]) -> None:
