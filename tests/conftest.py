@@ -1,75 +1,88 @@
 """What several test files share."""
 
-import atexit
+import contextlib
+import fcntl
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-# What tests and the programs that they start compile, they share for as long as they run, and leave nothing behind.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="selfreward_jax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
+import environment  # first: JAX reads it when it is imported
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import flagsaver
+from hypothesis import settings
+from ml_collections import ConfigDict
 
-from selfreward_jax import config, loop
-from selfreward_jax.llm.llama import Weight, weights
-
-# Tests compile many small programs and run each of them once.
-jax.config.update("jax_disable_most_optimizations", True)
-
+from selfreward_jax import config, main
+from selfreward_jax.llm.llama import LlamaConfig, Params, Weight, weights
 
 ROOT = Path(__file__).parents[1]
 
-
-def command(workdir, iterations, *options):
-    """The main command at the smallest scale."""
-    config = f"--config=configs/iter{iterations}.py:micro"
-    return [sys.executable, "-m", "selfreward_jax.main", config, f"--workdir={workdir}", *options]
-
-
-def run(workdir, iterations, *options):
-    """Runs it."""
-    done = subprocess.run(command(workdir, iterations, *options), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+# The same few examples each time; HYPOTHESIS_PROFILE=thorough looks at many, and at others each time.
+settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-def on_eight_devices(script, *argv):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a finished run come first: while one worker makes it, the others have work that needs none."""
+    items.sort(key=lambda item: "finished_run" not in getattr(item, "fixturenames", ()))
+
+
+def arguments(workdir: Path, iterations: int, *options: str) -> list[str]:
+    """The main program's, at the smallest scale."""
+    return [f"--config={ROOT}/configs/iter{iterations}.py:micro", f"--workdir={workdir}", *options]
+
+
+def command(workdir: Path, iterations: int, *options: str) -> list[str]:
+    """The main command at the smallest scale, for a process of its own."""
+    return [sys.executable, "-m", "selfreward_jax.main", *arguments(workdir, iterations, *options)]
+
+
+def ended(program, *argv: str) -> tuple[int, str]:
+    """Exit code and standard error of a program run in this process."""
+    err, words = io.StringIO(), ["program", *argv]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err), flagsaver.flagsaver():
+        patch.setattr(sys, "argv", words)  # where config_flags looks for settings
+        code = program.main(words)
+    return code, err.getvalue()
+
+
+def run(workdir: Path, iterations: int, *options: str) -> None:
+    """The main program in this process, at the smallest scale."""
+    code, err = ended(main, *arguments(workdir, iterations, *options))
+    assert code == 0, err[-3000:]
+
+
+def refused(*argv: str) -> str:
+    """The one line with which the main program refuses its arguments in this process."""
+    code, err = ended(main, *argv)
+    assert (code, err.count("\n")) == (2, 1), err
+    return err
+
+
+def assert_mentions(message: str, *facts: object) -> None:
+    """That each of the facts stands in a message, whatever its words: a setting, a value, a path, a number."""
+    for fact in facts:
+        assert re.search(rf"(?<![\w.]){re.escape(str(fact))}(?!\w|[.,]\d)", message), (fact, message)
+
+
+def on_eight_devices(script: str, *argv: str) -> str:
     """What a Python script prints in a process with eight simulated devices."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script, *argv]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment.simulated(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
-def ended(program, *argv):
-    """Exit code and standard error of a program run in this process."""
-    err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", err)
-        code = program.main(["program", *argv])
-    return code, err.getvalue()
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """An uninterrupted run to M2. Tests must leave it as it is."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    run(workdir, 2)
-    return workdir
-
-
-def micro(iterations):
+def micro(iterations: int) -> ConfigDict:
     """The settings of the smallest scale."""
     cfg = config.get("micro")
     cfg.iterations = iterations
@@ -77,20 +90,37 @@ def micro(iterations):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    """An uninterrupted run to M2 in this process, whose bits are those of other runs in it. Tests must leave it as it
-    is."""
-    workdir = tmp_path_factory.mktemp("made") / "run"
-    loop.run(micro(2), str(workdir))
-    return workdir
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function from a name and a maker to a folder that the first worker which asks for it makes for all of them.
+    Tests must leave it as it is."""
+    home = tmp_path_factory.getbasetemp()
+    home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = home / name, home / f"{name}.done"
+        with (home / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                make(path)
+                done.touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def random_params():
+def finished_run(once) -> Path:
+    """An uninterrupted run to M2. Tests must leave it as it is."""
+    return once("finished_run", lambda path: run(path, 2))
+
+
+@pytest.fixture(scope="session")
+def random_params() -> Callable[..., Params]:
     """A function from a LlamaConfig to parameters in which nothing is 0 or 1: a scale or a bias that still has its
     initial value would hide its own omission."""
 
-    def make(cfg, seed=0):
+    def make(cfg: LlamaConfig, seed: int = 0) -> Params:
         rng = np.random.default_rng(seed)
 
         def one(path, w):

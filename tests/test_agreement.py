@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -12,7 +12,6 @@ from selfreward_jax.evaluate.models import judge_figures, ranked_answers
 SCORES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 2.5, 4, 4.5, 5])), min_size=2, max_size=9)
 
 
-@settings(deadline=None)
 @given(SCORES)
 def test_correlations_are_scipys(scores):
     x, y = zip(*scores, strict=True)
@@ -22,7 +21,6 @@ def test_correlations_are_scipys(scores):
     assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
 
 
-@settings(deadline=None)
 @given(st.lists(SCORES, min_size=1, max_size=4))
 def test_figures_hang_together(instructions):
     figures = agreement([tuple(zip(*scores, strict=True)) for scores in instructions])

@@ -19,10 +19,10 @@ def rows(path):
 
 
 @pytest.fixture(scope="module")
-def workdir(whole, tmp_path_factory):
+def workdir(finished_run, tmp_path_factory):
     """A run to M1 from the exported M1 of another, on answers whose scores nobody explains."""
     home = tmp_path_factory.mktemp("baseline")
-    assert export.main(["export", f"--workdir={whole}", "--model=m1", f"--to={home}/model"]) == 0
+    assert export.main(["export", f"--workdir={finished_run}", "--model=m1", f"--to={home}/model"]) == 0
     rng = Random(0)
     for name, made in (("ift", lists.ift_rows(60, rng)), ("eft", lists.ranked_rows(60, 3, rng))):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
-from conftest import ROOT, command, micro, run
+from conftest import arguments, assert_mentions, micro, refused, run
 from test_loop import contents
 
 from selfreward_jax import changes, config, loop
@@ -19,7 +18,10 @@ def stored(**changed):
 
 
 def told(old, new):
-    return [str(change) for change in changes.changes(old, new)]
+    found = changes.changes(old, new)
+    for change in found:
+        assert_mentions(str(change), change.field, repr(change.old), repr(change.new))
+    return [(change.field, change.old, change.new) for change in found]
 
 
 def test_the_same_settings_have_no_difference():
@@ -34,13 +36,13 @@ def test_some_fields_are_free(name):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"seed": 1}, ["seed was 0 and is 1 now"]),
-        ({"dpo__beta": 0.5}, ["dpo.beta was 0.1 and is 0.5 now"]),
+        ({"seed": 1}, [("seed", 0, 1)]),
+        ({"dpo__beta": 0.5}, [("dpo.beta", 0.1, 0.5)]),
         (
             {"seed": 1, "dpo__beta": 0.5, "iterations": 5, "guards__canaries": 7},
-            ["dpo.beta was 0.1 and is 0.5 now", "seed was 0 and is 1 now"],
+            [("dpo.beta", 0.1, 0.5), ("seed", 0, 1)],
         ),
-        ({"dpo__replay_sets": ("eft",)}, ["dpo.replay_sets was ['eft', 'prompts'] and is ['eft'] now"]),
+        ({"dpo__replay_sets": ("eft",)}, [("dpo.replay_sets", ["eft", "prompts"], ["eft"])]),
     ],
 )
 def test_a_difference_names_field_and_both_values(changed, said):
@@ -50,8 +52,8 @@ def test_a_difference_names_field_and_both_values(changed, said):
 def test_a_field_that_came_or_went_is_a_difference():
     old = stored()
     new = {**old, "dpo": {**old["dpo"], "delta": 2}}
-    assert told(old, new) == ["dpo.delta was None and is 2 now"]
-    assert told(new, old) == ["dpo.delta was 2 and is None now"]
+    assert told(old, new) == [("dpo.delta", None, 2)]
+    assert told(new, old) == [("dpo.delta", 2, None)]
 
 
 def test_every_field_is_free_or_leaves_a_trace_that_is_known():
@@ -79,36 +81,36 @@ MADE = {
 
 
 @pytest.mark.parametrize("field", MADE)
-def test_what_was_made_with_a_field_holds_it_fast(made, field):
+def test_what_was_made_with_a_field_holds_it_fast(finished_run, field):
     value, trace = MADE[field]
-    old = json.loads((made / "config.json").read_text())
+    old = json.loads((finished_run / "config.json").read_text())
     new = stored(iterations=2, **{field.replace(".", "__"): value})
+    ((_, old_value, _),) = told(old, new)
     with pytest.raises(ConfigError) as error:
-        changes.refuse(made, changes.changes(old, new), accepted=True)
+        changes.refuse(finished_run, changes.changes(old, new), accepted=True)
     said = str(error.value)
-    assert f"{field} was " in said
-    assert f"and is {value!r} now, and made {trace}" in said
-    assert "another --workdir" in said
+    assert_mentions(said, field, repr(old_value), repr(value), "--workdir")
+    assert trace in said
     assert "--accept_changes" not in said
 
 
-def test_slots_of_the_engine_may_change_at_any_time(made):
-    old = json.loads((made / "config.json").read_text())
+def test_slots_of_the_engine_may_change_at_any_time(finished_run):
+    old = json.loads((finished_run / "config.json").read_text())
     found = changes.changes(old, stored(iterations=2, generate__rows=16))
-    changes.refuse(made, found, accepted=True)
-    with pytest.raises(ConfigError, match=r"generate.rows was 32 and is 16 now; nothing .* --accept_changes"):
-        changes.refuse(made, found, accepted=False)
+    changes.refuse(finished_run, found, accepted=True)
+    with pytest.raises(ConfigError, match=r"generate\.rows\b.*\b32\b.*\b16\b.*--accept_changes\b"):
+        changes.refuse(finished_run, found, accepted=False)
 
 
-def test_a_run_goes_on_with_what_nothing_was_made_with(made, tmp_path):
+def test_a_run_goes_on_with_what_nothing_was_made_with(finished_run, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(made, workdir)
+    shutil.copytree(finished_run, workdir)
     for path in workdir.glob("m2"):
         shutil.rmtree(path)
     before = contents(workdir)
     cfg = micro(2)
     cfg.dpo.beta = 0.3
-    with pytest.raises(ConfigError, match=r"dpo.beta was 0.1 and is 0.3 now; nothing was made with it yet"):
+    with pytest.raises(ConfigError, match=r"dpo\.beta\b.*\b0\.1\b.*\b0\.3\b.*--accept_changes\b"):
         loop.run(cfg, str(workdir))
     assert contents(workdir) == before
     loop.run(cfg, str(workdir), accept_changes=True)
@@ -122,15 +124,13 @@ def test_a_run_goes_on_with_what_nothing_was_made_with(made, tmp_path):
     assert digests["ift.manifest.json"] == changes.digest(stored(iterations=5)) != digests["pairs.manifest.json"]
     assert digests["pairs.manifest.json"] == changes.digest(stored(dpo__beta=0.3, guards__canaries=9))
     # What was made with it now is held fast like the rest.
-    with pytest.raises(ConfigError, match=r"made m2/reference\.json"):
+    with pytest.raises(ConfigError, match=r"dpo\.beta\b.*\bm2/reference\.json"):
         loop.run(micro(2), str(workdir), accept_changes=True)
 
 
-def test_the_option_is_there(whole, tmp_path):
+def test_the_option_is_there(finished_run, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    refused = subprocess.run(command(workdir, 2, "--config.generate.rows=16"), cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--accept_changes" in refused.stderr
+    shutil.copytree(finished_run, workdir)
+    assert_mentions(refused(*arguments(workdir, 2, "--config.generate.rows=16")), "generate.rows", "--accept_changes")
     run(workdir, 2, "--config.generate.rows=16", "--accept_changes")
-    assert contents(workdir) == contents(whole)
+    assert contents(workdir) == contents(finished_run)

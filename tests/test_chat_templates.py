@@ -2,12 +2,13 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import tokenizers
 from etils import epath
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -136,7 +137,6 @@ TEXT = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=40, deadline=None)
 @given(prompt=TEXT, response=TEXT)
 def test_no_text_becomes_a_control_id(model, prompt, response):
     _, chat = model
@@ -147,7 +147,6 @@ def test_no_text_becomes_a_control_id(model, prompt, response):
     assert made.ids[: len(chat.prompt_ids(prompt))] == chat.prompt_ids(prompt)
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=TEXT)
 @example(text="  ")
 @example(text="  a ")
@@ -160,7 +159,6 @@ def test_any_text_survives_a_round_trip(kind, text):
         assert back in (text, text.removeprefix(" "))
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=TEXT)
 def test_text_after_text_gets_no_space_in_front(text):
     made = SentencePiece(SP)
@@ -184,7 +182,6 @@ CONTROL_TEXT = st.lists(
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.name)
-@settings(max_examples=200, deadline=None)
 @given(text=CONTROL_TEXT)
 def test_real_tokenizers_keep_any_text_and_make_no_control_ids(path, text):
     if not path.exists():
@@ -271,7 +268,7 @@ ESCAPES = (
 @pytest.mark.parametrize("template", ESCAPES)
 def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(folder, template):
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(HubError, match="the chat template") as error:
+    with pytest.raises(HubError, match=r"\btemplate\b") as error:
         read_chat(epath.Path(folder))
     assert "\n" not in str(error.value)
 
@@ -279,14 +276,15 @@ def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(folder, tem
 def test_a_template_that_never_ends_a_response_needs_an_end_of_text(kind):
     _, tokenizer = kind
     endless = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    with pytest.raises(ChatError, match="does not end"):
+    with pytest.raises(ChatError, match=r"\btemplate\b"):
         Chat(tokenizer, endless, None, None)
     assert Chat(tokenizer, endless, None, "</s>").stop_ids == (tokenizer.controls["</s>"],)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):
+    size = TokenizerJson((folder / "tokenizer.json").read_text()).vocab_size
     write(folder, "config.json", {"vocab_size": 100})
-    with pytest.raises(HubError, match=r"tokenizer has \d+ ids, the embedding 100 rows"):
+    with pytest.raises(HubError, match=rf"\b{size}\b.*\b100\b"):
         read_chat(epath.Path(folder))
 
 
@@ -316,7 +314,7 @@ def test_a_damaged_sentencepiece_model_is_named(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
-    with pytest.raises(HubError, match=r"no tokenizer\.json and no tokenizer\.model"):
+    with pytest.raises(HubError, match=r"tokenizer\.json.*tokenizer\.model"):
         read_chat(epath.Path(tmp_path))
 
 
@@ -326,7 +324,7 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
 @pytest.mark.parametrize("name", ["hub:meta/llama", "hub:meta/llama@", "hub:llama@main", "hub:../x/y@z", "hub:a/b@c/d"])
 def test_a_hub_name_without_a_revision_is_refused_unasked(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(HubError, match="name a revision"):
+    with pytest.raises(HubError, match=re.escape(name)):
         hub.folder(name)
 
 
@@ -348,7 +346,7 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(HubError, match=r"cannot be had from the hub .*no route to host") as error:
+    with pytest.raises(HubError, match=r"a/b.*no route to host") as error:
         hub.folder("hub:a/b@c")
     assert "\n" not in str(error.value)
 

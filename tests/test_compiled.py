@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT, ended
+from conftest import ROOT, assert_mentions, refused
 
-from selfreward_jax import compiled, main
+from selfreward_jax import compiled
 
 SCRIPT = """
 import sys
@@ -64,4 +64,4 @@ def test_counts_are_differences():
 
 
 def test_the_option_is_known():
-    assert ended(main, "--compile_cache=", "--workdir=x")[1].startswith("selfreward_jax: --config is missing")
+    assert_mentions(refused("--compile_cache=", "--workdir=x"), "--config")

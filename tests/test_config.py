@@ -1,10 +1,10 @@
 """Settings: which are refused and how the refusal reads, and what may change in one working directory."""
 
 import importlib.util
-import re
 from pathlib import Path
 
 import pytest
+from conftest import assert_mentions
 
 from selfreward_jax import config
 from selfreward_jax.checks import check
@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def test_every_scale_can_work_on_one_device(scale):
     c = config.get(scale)
     if scale not in ("", "tiny", "micro"):
-        with pytest.raises(ConfigError, match="no file is given"):
+        with pytest.raises(ConfigError, match=r"data\.ift_rows\b.*data\.eft_rows\b.*data\.ift\b.*data\.eft\b"):
             check(c, 1)
         c.data.update(ift="instructions.jsonl", eft="judged.jsonl")
     check(c, 1)
@@ -84,74 +84,73 @@ def test_every_ablation_is_here():
 
 
 REFUSED = [
-    ({"eft.source": "baseline", "baseline": True}, ["eft.source", "baseline", "give data.ift and data.eft"]),
+    ({"eft.source": "baseline", "baseline": True}, ["eft.source", "baseline", "data.ift", "data.eft"]),
     (
         {"prompts.writer": "world", "data.ift": "a.jsonl", "data.eft": "b.jsonl"},
         ["prompts.writer", "'world'", "data.ift"],
     ),
-    ({"compare.max_new": 256}, ["compare.max_new is 256", "model.max_length 256"]),
+    ({"compare.max_new": 256}, ["compare.max_new", "256", "model.max_length"]),
     ({"eft.source": "baseline"}, ["eft.source", "baseline", "--config.baseline"]),
-    ({"eft.source": "judge"}, ["eft.source", "'judge'", "scores or baseline"]),
-    ({"eft.agreement": "loose"}, ["eft.agreement", "'loose'", "strict or weak"]),
-    ({"eft.most_share": 1.5}, ["eft.most_share", "1.5", "at most 1"]),
-    ({"data.shared_to_ift": -0.5}, ["data.shared_to_ift", "-0.5", "at least 0"]),
-    ({"pairs.rho": 0.5}, ["pairs.rho", "0.5", "below 0.5"]),
-    ({"sft.sets": ()}, ["sft.sets", "empty"]),
+    ({"eft.source": "judge"}, ["eft.source", "'judge'", "scores", "baseline"]),
+    ({"eft.agreement": "loose"}, ["eft.agreement", "'loose'", "strict", "weak"]),
+    ({"eft.most_share": 1.5}, ["eft.most_share", "1.5", "1"]),
+    ({"data.shared_to_ift": -0.5}, ["data.shared_to_ift", "-0.5", "0"]),
+    ({"pairs.rho": 0.5}, ["pairs.rho", "0.5"]),
+    ({"sft.sets": ()}, ["sft.sets", "ift, eft, prompts"]),
     ({"sft.sets": ("eft", "judge")}, ["sft.sets", "'judge'", "ift, eft, prompts"]),
-    ({"judge.form": "stars"}, ["judge.form", "'stars'", "points or choice"]),
-    ({"judge.by": "oracle"}, ["judge.by", "'oracle'", "model or random"]),
-    ({"judge.readout": "mean"}, ["judge.readout", "'mean'", "votes or expected"]),
-    ({"evaluate.best_of": 0}, ["evaluate.best_of", "0", "at least 1"]),
+    ({"judge.form": "stars"}, ["judge.form", "'stars'", "points", "choice"]),
+    ({"judge.by": "oracle"}, ["judge.by", "'oracle'", "model", "random"]),
+    ({"judge.readout": "mean"}, ["judge.readout", "'mean'", "votes", "expected"]),
+    ({"evaluate.best_of": 0}, ["evaluate.best_of", "0", "1"]),
     ({"data.ift": "mine.jsonl"}, ["data.ift", "'mine.jsonl'", "data.eft"]),
     ({"data.eft": "mine.jsonl"}, ["data.eft", "'mine.jsonl'", "data.ift"]),
-    ({"iterations": 0}, ["iterations is 0", "at least 1"]),
-    ({"candidates.samples": 1}, ["candidates.samples is 1", "at least 2"]),
-    ({"judge.samples": 0}, ["judge.samples is 0"]),
-    ({"judge.least_votes": 0}, ["judge.least_votes is 0"]),
-    ({"dpo.accumulate": 0}, ["dpo.accumulate is 0"]),
-    ({"parallel.fsdp": 0}, ["parallel.fsdp is 0"]),
-    ({"model.remat": "some"}, ["model.remat is 'some'", "dots"]),
-    ({"model.attention": "cudnn"}, ["model.attention is 'cudnn'", "'float32'", "auto"]),
-    ({"lora.rank": 4}, ["lora.rank is 4", "'muon'", "adamw"]),
-    ({"lora.rank": 4, "optimizer.name": "adamw", "lora.targets": ("wq", "wq")}, ["wq, wq", "each once"]),
+    ({"iterations": 0}, ["iterations", "0", "1"]),
+    ({"candidates.samples": 1}, ["candidates.samples", "1", "2"]),
+    ({"judge.samples": 0}, ["judge.samples", "0"]),
+    ({"judge.least_votes": 0}, ["judge.least_votes", "0"]),
+    ({"dpo.accumulate": 0}, ["dpo.accumulate", "0"]),
+    ({"parallel.fsdp": 0}, ["parallel.fsdp", "0"]),
+    ({"model.remat": "some"}, ["model.remat", "'some'", "dots"]),
+    ({"model.attention": "cudnn"}, ["model.attention", "'cudnn'", "'float32'", "auto"]),
+    ({"lora.rank": 4}, ["lora.rank", "4", "'muon'", "adamw"]),
+    ({"lora.rank": 4, "optimizer.name": "adamw", "lora.targets": ("wq", "wq")}, ["lora.targets", "wq, wq"]),
     ({"lora.rank": 4, "optimizer.name": "adamw", "lora.targets": ("wz",)}, ["'wz'", "w_down"]),
-    ({"model.layers": -1}, ["model.layers is -1"]),
-    ({"base.batch": 12}, ["base.batch is 12", "8 devices", "multiple of 8"]),
-    ({"sft.batch": 0}, ["sft.batch is 0"]),
-    ({"dpo.batch": 24, "dpo.accumulate": 2}, ["dpo.batch is 24", "divisible by 16"]),
-    ({"dpo.replay_batch": 4}, ["dpo.replay_batch is 4", "divisible by 8"]),
-    ({"optimizer.name": "sgd"}, ["optimizer.name is 'sgd'", "adamw or muon"]),
-    ({"model.dtype": "float16"}, ["model.dtype is 'float16'"]),
-    ({"evaluate.split": "test"}, ["evaluate.split is 'test'"]),
+    ({"model.layers": -1}, ["model.layers", "-1"]),
+    ({"base.batch": 12}, ["base.batch", "12", "8"]),
+    ({"sft.batch": 0}, ["sft.batch", "0"]),
+    ({"dpo.batch": 24, "dpo.accumulate": 2}, ["dpo.batch", "24", "16"]),
+    ({"dpo.replay_batch": 4}, ["dpo.replay_batch", "4", "8"]),
+    ({"optimizer.name": "sgd"}, ["optimizer.name", "'sgd'", "adamw", "muon"]),
+    ({"model.dtype": "float16"}, ["model.dtype", "'float16'"]),
+    ({"evaluate.split": "test"}, ["evaluate.split", "'test'"]),
     ({"dpo.replay_sets": ("eft", "all")}, ["dpo.replay_sets", "'all'"]),
-    ({"model.heads": 4, "model.kv_heads": 3}, ["model.heads 4", "model.kv_heads 3"]),
-    ({"judge.top_p": 0.0}, ["judge.top_p is 0.0"]),
-    ({"prompts.top_p": 1.5}, ["prompts.top_p is 1.5"]),
-    ({"evaluate.temperature": -0.5}, ["evaluate.temperature -0.5"]),
-    ({"candidates.max_new": 256}, ["candidates.max_new is 256", "model.max_length 256"]),
+    ({"model.heads": 4, "model.kv_heads": 3}, ["model.heads", "4", "model.kv_heads", "3"]),
+    ({"judge.top_p": 0.0}, ["judge.top_p", "0.0"]),
+    ({"prompts.top_p": 1.5}, ["prompts.top_p", "1.5"]),
+    ({"evaluate.temperature": -0.5}, ["evaluate.temperature", "-0.5"]),
+    ({"candidates.max_new": 256}, ["candidates.max_new", "256", "model.max_length"]),
     ({"model.kv_heads": 0}, ["model.kv_heads"]),
     ({"judge.samples": 2, "judge.least_votes": 3}, ["judge.least_votes"]),
     ({"data.heldout_prompts": 0}, ["data.heldout_prompts"]),
     ({"candidates.temperature": float("nan")}, ["candidates.temperature"]),
-    ({"guards.most_ties": 1.5}, ["guards.most_ties is 1.5", "at most 1"]),
-    ({"guards.most_fall": 0.5}, ["guards.most_fall is 0.5", "at least 1"]),
+    ({"guards.most_ties": 1.5}, ["guards.most_ties", "1.5", "1"]),
+    ({"guards.most_fall": 0.5}, ["guards.most_fall", "0.5", "1"]),
 ]
 
 
-@pytest.mark.parametrize(("changed", "said"), REFUSED)
-def test_settings_that_cannot_work_are_refused_on_one_line(changed, said):
+@pytest.mark.parametrize(("changed", "facts"), REFUSED)
+def test_settings_that_cannot_work_are_refused_on_one_line(changed, facts):
     c = config.get()
     c.update_from_flattened_dict({"dpo.replay_batch": 8, **changed})
     with pytest.raises(ConfigError) as error:
         check(c, 8)
     assert "\n" not in str(error.value)
-    for part in said:
-        assert re.search(rf"(?<![\w.]){re.escape(part)}(?!\w)", str(error.value)), (part, str(error.value))
+    assert_mentions(str(error.value), *facts)
 
 
 def test_the_same_batch_is_fine_on_fewer_devices():
     c = config.get()
     c.base.batch = 12
-    with pytest.raises(ConfigError, match=r"base\.batch is 12"):
+    with pytest.raises(ConfigError, match=r"base\.batch\b.*\b12\b"):
         check(c, 8)
     assert check(c, 4) is None

@@ -7,7 +7,7 @@ import sys
 import types
 
 import pytest
-from conftest import micro
+from conftest import assert_mentions, micro
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
@@ -47,8 +47,8 @@ def values(folder):
     return found
 
 
-def test_a_run_has_the_curves_of_its_log(made):
-    log = [json.loads(line) for line in (made / "log.jsonl").read_text().splitlines()]
+def test_a_run_has_the_curves_of_its_log(finished_run):
+    log = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
     for name, tag, field in (
         ("m2-dpo", "train/rewards/margins", "margin"),
         ("m2-dpo", "train/rewards/accuracies", "accuracy"),
@@ -62,7 +62,7 @@ def test_a_run_has_the_curves_of_its_log(made):
             e["step"]: e[field] for e in log if (e.get("model"), e.get("stage")) == (model, stage) and "step" in e
         }
         assert logged
-        assert values(made / "tensorboard" / name)[tag] == pytest.approx(logged, rel=1e-6)
+        assert values(finished_run / "tensorboard" / name)[tag] == pytest.approx(logged, rel=1e-6)
 
 
 def test_steps_that_are_redone_count_once(tmp_path):
@@ -103,7 +103,7 @@ def test_where_it_fails_the_run_goes_on(tmp_path, monkeypatch, capsys):
         add(0, {"loss": 1.0})
         add(1, {"loss": 1.0})
     (line,) = capsys.readouterr().err.splitlines()
-    assert "report.wandb does not take the curves (ZeroDivisionError" in line
+    assert_mentions(line, "report.wandb", "ZeroDivisionError")
     assert values(tmp_path / "tensorboard" / "m2-dpo")["train/loss"] == {0: 1.0, 1: 1.0}
 
 
@@ -111,6 +111,6 @@ def test_without_the_package_a_run_does_not_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     cfg = micro(2)
     cfg.report.wandb = "mine"
-    with pytest.raises(ConfigError, match=r"report\.wandb is 'mine', and wandb is not installed"):
+    with pytest.raises(ConfigError, match=r"report\.wandb\b.*'mine'"):
         Run(cfg, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

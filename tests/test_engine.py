@@ -172,13 +172,13 @@ def test_every_row_and_sample_has_its_own_key():
 
 
 def test_repeated_ids_are_refused(make_engine):
-    with pytest.raises(ValueError, match="ids repeat"):
+    with pytest.raises(ValueError, match=r"\bids?\b"):
         make_engine().generate([*REQUESTS, REQUESTS[0]], HOW, KEY)
 
 
 def test_a_prompt_too_long_is_refused_before_any_work_and_one_that_just_fits_is_not(make_engine):
     longest = len(CHAT.prompt_ids(REQUESTS[2].prompt)) + HOW.max_new  # 12 + 8
-    with pytest.raises(ValueError, match=r"prompt r2 has 12 tokens; with 8 new ones it passes .* 19"):
+    with pytest.raises(ValueError, match=r"\br2\b.*\b12\b.*\b8\b.*\b19\b"):
         next(make_engine(max_length=longest - 1).stream(REQUESTS, HOW, KEY))
     assert len(make_engine(max_length=longest).generate(REQUESTS[2:3], HOW, KEY)) == 2
 

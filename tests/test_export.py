@@ -10,12 +10,12 @@ from argparse import Namespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, ended
-from hypothesis import given, settings
+from conftest import ROOT, arguments, assert_mentions, ended
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import answer as generate
-from selfreward_jax import export
+from selfreward_jax import export, main
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
@@ -25,15 +25,15 @@ PROMPT = "This is Hanna. Which five instruments would suit my story?"
 
 
 @pytest.fixture(scope="module")
-def exported(whole, tmp_path_factory):
+def exported(finished_run, tmp_path_factory):
     to = tmp_path_factory.mktemp("export") / "m2"
-    assert ended(export, f"--workdir={whole}", "--model=m2", f"--to={to}", "--shard_gb=0.0001")[0] == 0
+    assert ended(export, f"--workdir={finished_run}", "--model=m2", f"--to={to}", "--shard_gb=0.0001")[0] == 0
     return to
 
 
 @pytest.fixture(scope="module")
-def both(whole, exported):
-    return open_model(str(whole), "m2"), open_model(str(exported))
+def both(finished_run, exported):
+    return open_model(str(finished_run), "m2"), open_model(str(exported))
 
 
 def test_the_exported_model_is_the_model(both):
@@ -59,14 +59,14 @@ def test_the_folder_holds_what_other_programs_look_for(exported):
     assert 'PARAMETER stop "<|end|>"' in modelfile
 
 
-def test_the_card_has_the_runs_own_figures_and_hashes(whole, exported):
+def test_the_card_has_the_runs_own_figures_and_hashes(finished_run, exported):
     card = (exported / "README.md").read_text()
-    figures = json.loads((whole / "m2" / "eval.json").read_text())
-    assert f"| oracle mean | {figures['oracle']['mean']:.4g} |" in card
-    assert json.loads((whole / "m2" / "pairs.manifest.json").read_text())["sha256"] in card
-    assert json.loads((whole / "seed" / "ift.manifest.json").read_text())["sha256"] in card
+    figures = json.loads((finished_run / "m2" / "eval.json").read_text())
+    assert f"| {figures['oracle']['mean']:.4g} |" in card
+    assert json.loads((finished_run / "m2" / "pairs.manifest.json").read_text())["sha256"] in card
+    assert json.loads((finished_run / "seed" / "ift.manifest.json").read_text())["sha256"] in card
     settings = json.loads(card.split("```json\n")[1].split("```")[0])
-    assert settings == json.loads((whole / "config.json").read_text())
+    assert settings == json.loads((finished_run / "config.json").read_text())
 
 
 def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
@@ -83,29 +83,32 @@ def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "facts"),
     [
-        (["--workdir=WHOLE", "--to=HERE"], "is there already"),
-        (["--workdir=WHOLE", "--model=m7", "--to=HERE/new"], "holds m0, m1, m2, not m7"),
-        (["--workdir=HERE", "--to=HERE/new"], "holds no run"),
-        (["--workdir=WHOLE"], "--to"),
-        (["--workdir=WHOLE", "--to=HERE/new", "--dtype=int8"], "int8"),
-        (["--workdir=WHOLE", "--to=HERE/new", "--pairs=m1"], "holds pairs of m2, not of m1"),
-        (["--workdir=HERE", "--to=HERE/new", "--pairs=m2"], "holds pairs of no round, not of m2"),
-        (["--workdir=WHOLE", "--to=HERE/new", "--pairs=m2", "--model=m2"], "give one of them"),
-        (["--workdir=WHOLE", "--to=HERE/new", "--pairs=m2", "--form=xml"], "xml"),
+        (["--workdir=RUN", "--to=HERE"], ["--to", "HERE"]),
+        (["--workdir=RUN", "--model=m7", "--to=HERE/new"], ["RUN", "m0, m1, m2", "m7"]),
+        (["--workdir=HERE", "--to=HERE/new"], ["HERE"]),
+        (["--workdir=RUN"], ["--to"]),
+        (["--workdir=RUN", "--to=HERE/new", "--dtype=int8"], ["--dtype", "'int8'"]),
+        (["--workdir=RUN", "--to=HERE/new", "--pairs=m1"], ["RUN", "m2", "m1"]),
+        (["--workdir=HERE", "--to=HERE/new", "--pairs=m2"], ["HERE", "m2"]),
+        (["--workdir=RUN", "--to=HERE/new", "--pairs=m2", "--model=m2"], ["--model=m2", "--pairs=m2"]),
+        (["--workdir=RUN", "--to=HERE/new", "--pairs=m2", "--form=xml"], ["--form", "'xml'"]),
     ],
 )
-def test_what_cannot_be_exported_is_told_in_one_line(whole, tmp_path, argv, said):
-    code, err = ended(export, *[a.replace("WHOLE", str(whole)).replace("HERE", str(tmp_path)) for a in argv])
+def test_what_cannot_be_exported_is_told_in_one_line(finished_run, tmp_path, argv, facts):
+    argv, facts = (
+        [x.replace("RUN", str(finished_run)).replace("HERE", str(tmp_path)) for x in given] for given in (argv, facts)
+    )
+    code, err = ended(export, *argv)
     assert (code, err.count("\n")) == (2, 1), err
-    assert said in err
+    assert_mentions(err, *facts)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_of_other_settings_is_not_opened(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "old")
-    stored = json.loads((whole / "config.json").read_text())
+def test_a_run_of_other_settings_is_not_opened(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "old")
+    stored = json.loads((finished_run / "config.json").read_text())
     stored["dpo"]["delta"] = 1.0
     (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
     code, err = ended(export, f"--workdir={tmp_path}/old", f"--to={tmp_path}/new")
@@ -113,22 +116,22 @@ def test_a_run_of_other_settings_is_not_opened(whole, tmp_path):
     assert "dpo.delta" in err
 
 
-def test_pairs_leave_a_run_as_they_are_in_it(whole, tmp_path):
-    stored = [json.loads(line) for line in (whole / "m2" / "pairs.jsonl").read_text().splitlines()]
-    assert ended(export, f"--workdir={whole}", "--pairs=m2", f"--to={tmp_path}/new/pairs.jsonl") == (0, "")
+def test_pairs_leave_a_run_as_they_are_in_it(finished_run, tmp_path):
+    stored = [json.loads(line) for line in (finished_run / "m2" / "pairs.jsonl").read_text().splitlines()]
+    assert ended(export, f"--workdir={finished_run}", "--pairs=m2", f"--to={tmp_path}/new/pairs.jsonl") == (0, "")
     made = [json.loads(line) for line in (tmp_path / "new" / "pairs.jsonl").read_text().splitlines()]
     assert [r["score_chosen"] for r in made] == [r["chosen_score"] for r in stored]
     for side in ("prompt", "chosen", "rejected"):
         assert [r[side][0]["content"] for r in made] == [r[side] for r in stored]
 
 
-def test_pairs_that_were_changed_by_hand_are_not_exported(whole, tmp_path):
-    shutil.copytree(whole / "m2", tmp_path / "m2", ignore=shutil.ignore_patterns("checkpoint"))
+def test_pairs_that_were_changed_by_hand_are_not_exported(finished_run, tmp_path):
+    shutil.copytree(finished_run / "m2", tmp_path / "m2", ignore=shutil.ignore_patterns("checkpoint"))
     with (tmp_path / "m2" / "pairs.jsonl").open("a") as f:
         f.write("{}\n")
     code, err = ended(export, f"--workdir={tmp_path}", "--pairs=m2", f"--to={tmp_path}/new.jsonl")
     assert (code, err.count("\n")) == (2, 1), err
-    assert "manifest" in err
+    assert_mentions(err, "pairs.jsonl")
 
 
 # --- tokenizer.json of a SentencePiece model -------------------------------------------------------------------
@@ -159,7 +162,6 @@ PIECES = {
 
 
 @pytest.mark.parametrize("by_bytes", [True, False])
-@settings(max_examples=300, deadline=None)
 @given(text=TEXT)
 def test_tokenizer_json_gives_the_ids_of_its_sentencepiece_model(by_bytes, text):
     ours = PIECES[by_bytes]
@@ -200,12 +202,19 @@ def test_a_file_of_prompts_is_answered_in_its_order(exported, tmp_path):
     assert [json.loads(line) for line in again.read_text().splitlines()] == without
 
 
-def test_a_workdir_answers_too_and_raw_text_is_continued(whole, tmp_path):
+def test_a_workdir_answers_too_and_raw_text_is_continued(finished_run, tmp_path):
     prompts, out = write(tmp_path / "p.jsonl", {"prompt": "Among the birds are"}), tmp_path / "o.jsonl"
-    argv = [f"--model={whole}", "--name=m0", f"--prompts={prompts}", f"--out={out}", "--temperature=0", "--max_new=4"]
+    argv = [
+        f"--model={finished_run}",
+        "--name=m0",
+        f"--prompts={prompts}",
+        f"--out={out}",
+        "--temperature=0",
+        "--max_new=4",
+    ]
     assert ended(generate, *argv, "--logprobs")[0] == 0
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
-    model = open_model(str(whole), "m0")
+    model = open_model(str(finished_run), "m0")
     ids = model.chat.opening("Among the birds are")
     for drawn in row["responses"][0]["ids"]:
         assert drawn == int(Llama(model.cfg).apply({"params": model.params}, np.array([ids]))[0, -1].argmax())
@@ -213,29 +222,29 @@ def test_a_workdir_answers_too_and_raw_text_is_continued(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "argv", "said"),
+    ("text", "argv", "facts"),
     [
-        ('{"prompt": "a"}\nno', [], "line 2 is not JSON"),
-        ('{"prompt": 3}', [], 'line 1 is no object with a "prompt"'),
-        ('{"prompt": "a", "id": "x"}\n\n{"prompt": "b", "id": "x"}', [], "line 3: the id 'x'"),
-        ("\n", [], "has no prompts"),
-        ('{"prompt": "' + "word " * 300 + '"}', [], "pass the 256 of the model"),
-        ('{"prompt": "a"}', ["--out=PROMPTS"], "is there already"),
-        ('{"prompt": "a"}', ["--prompts=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
-        ('{"prompt": "a"}', ["--model=nowhere"], "nowhere"),
-        ('{"prompt": "a"}', ["--out=/proc/nowhere/o.jsonl"], "/proc/nowhere"),
-        ('{"prompt": "a"}', ["--top_p=0"], "--top_p is 0"),
-        ('{"prompt": "a"}', ["--samples=0"], "--samples is 0"),
-        ('{"prompt": "a"}', ["--max_new=some"], "some"),
+        ('{"prompt": "a"}\nno', [], ["PROMPTS", "line 2", "JSON"]),
+        ('{"prompt": 3}', [], ["PROMPTS", "line 1", '"prompt"']),
+        ('{"prompt": "a", "id": "x"}\n\n{"prompt": "b", "id": "x"}', [], ["PROMPTS", "line 3", "'x'"]),
+        ("\n", [], ["PROMPTS"]),
+        ('{"prompt": "' + "word " * 300 + '"}', [], ["PROMPTS", "--max_new", "4", "256"]),
+        ('{"prompt": "a"}', ["--out=PROMPTS"], ["--out", "PROMPTS"]),
+        ('{"prompt": "a"}', ["--prompts=nowhere.jsonl"], ["nowhere.jsonl"]),
+        ('{"prompt": "a"}', ["--model=nowhere"], ["nowhere"]),
+        ('{"prompt": "a"}', ["--out=/proc/nowhere/o.jsonl"], ["/proc/nowhere"]),
+        ('{"prompt": "a"}', ["--top_p=0"], ["--top_p", "0"]),
+        ('{"prompt": "a"}', ["--samples=0"], ["--samples", "0"]),
+        ('{"prompt": "a"}', ["--max_new=some"], ["--max_new", "'some'"]),
     ],
 )
-def test_what_cannot_be_answered_is_told_in_one_line(exported, tmp_path, text, argv, said):
+def test_what_cannot_be_answered_is_told_in_one_line(exported, tmp_path, text, argv, facts):
     prompts, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
     prompts.write_text(text)
     given_argv = [f"--model={exported}", f"--prompts={prompts}", f"--out={out}", "--max_new=4"]
     code, err = ended(generate, *given_argv, *[a.replace("PROMPTS", str(prompts)) for a in argv])
     assert (code, err.count("\n")) == (2, 1), err
-    assert said in err
+    assert_mentions(err, *[x.replace("PROMPTS", str(prompts)) for x in facts])
     assert not out.exists()
 
 
@@ -248,7 +257,7 @@ def test_a_conversation_remembers_its_turns_until_an_empty_line(both, capsys):
     out, err = capsys.readouterr()
     first, _, third = out.splitlines()
     assert first == third  # the same beginning, greedily
-    assert "too long" in err
+    assert_mentions(err, model.max_length)
 
 
 def test_the_programs_run_as_modules():
@@ -317,10 +326,7 @@ def test_a_folder_that_lies_ends_every_program_with_one_line(exported, tmp_path,
     assert (code, err.count("\n")) == (2, 1), err
     assert err.startswith("selfreward_jax: ")
     assert not out.exists()
-    argv = [f"--config={ROOT}/configs/iter2.py:micro", f"--workdir={tmp_path}/run", f"--config.model.init={folder}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "selfreward_jax.main", *argv], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("selfreward_jax: ")
+    code, err = ended(main, *arguments(tmp_path / "run", 2, f"--config.model.init={folder}"))
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("selfreward_jax: ")

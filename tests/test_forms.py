@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.method import forms
@@ -334,11 +334,11 @@ def test_too_many_faults_are_refused(load, tmp_path):
     asked, left = load(*good, {"prompt": "", "response": "r"}, most_bad=0.1)
     assert len(asked) == 9
     assert left == {"with an empty text": 1}
-    with pytest.raises(SeedError, match=r"rows\.jsonl line 10: prompt is '', not a text \(1 of 10 rows"):
+    with pytest.raises(SeedError, match=r"rows\.jsonl line 10\b.*\bprompt\b.*''.*\b1\b.*\b10\b.*data\.most_bad\b"):
         load(*good, {"prompt": "", "response": "r"}, most_bad=0.09)
-    with pytest.raises(SeedError, match="2 of 2 rows are malformed"):
+    with pytest.raises(SeedError, match=r"rows\.jsonl\b.*\b2\b.*\b2\b.*data\.most_bad\b"):
         load({"prompt": 1}, 3, most_bad=1.0)
-    with pytest.raises(SeedError, match="is empty"):
+    with pytest.raises(SeedError, match=r"rows\.jsonl\b"):
         load(most_bad=1.0)
 
 
@@ -362,7 +362,6 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), values, max_size=6) | values)
 def test_no_record_is_too_odd(record):
     prompt, found = parse(record, "en")
@@ -377,7 +376,6 @@ def test_no_record_is_too_odd(record):
             assert one.response.strip()
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries({"message_id": values, "role": texts, "text": texts, "parent_id": values}), max_size=9

@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
-from conftest import micro
+from conftest import assert_mentions, micro
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loop import contents
@@ -128,24 +129,21 @@ def test_each_guard_stops_beyond_its_limit_and_not_at_it(limit):
     assert guards.breaches(HEALTHY | {name: LIMITS[limit]}, LIMITS) == []
     for value in (beyond, math.nan):
         (said,) = guards.breaches(HEALTHY | {name: value}, LIMITS)
-        assert f"guards.{limit} {LIMITS[limit]:.3g}" in said
-        assert said.startswith(f"{name} is ")
+        assert_mentions(said, name, f"guards.{limit}", f"{LIMITS[limit]:.3g}")
 
 
 # --- in a run ------------------------------------------------------------------------------------------------------
 
 
-def test_a_breach_stops_before_training_and_the_limit_can_be_moved(made, tmp_path, capsys):
+def test_a_breach_stops_before_training_and_the_limit_can_be_moved(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
-    shutil.copytree(made, workdir)
+    shutil.copytree(finished_run, workdir)
     for name in ("reference.json", "manifest.json", "checkpoint.json", "guards.json"):
         (workdir / "m2" / name).unlink()
     shutil.rmtree(workdir / "m2" / "checkpoint")
     cfg = micro(2)
     cfg.guards.least_spread = 4.5
-    with pytest.raises(
-        StageError, match=r"m2 is not trained: spread is .*, guards.least_spread 4.5: .* move the limit"
-    ):
+    with pytest.raises(StageError, match=r"\bm2\b.*\bspread\b.*guards\.least_spread\b.*\b4\.5\b"):
         loop.run(cfg, str(workdir))
     found = json.loads((workdir / "m2" / "guards.json").read_text())
     assert found["spread"] < 4.5
@@ -154,17 +152,17 @@ def test_a_breach_stops_before_training_and_the_limit_can_be_moved(made, tmp_pat
     shown = (workdir / "report.html").read_text()
     assert f'class="warn">{found["spread"]:.3f}</td>' in shown
     assert shown.count('class="warn"') == 2  # there, and on top, where it says why
-    assert "guards.least_spread 4.5" in shown
+    assert re.search(r'class="warn">[^<]*guards\.least_spread\b[^<]*\b4\.5\b', shown)
     loop.run(micro(2), str(workdir))
-    assert contents(workdir) == contents(made)
-    assert "m2 guards: parse_rate " in capsys.readouterr().err
+    assert contents(workdir) == contents(finished_run)
+    assert re.search(r"\bm2\b.*\bparse_rate\b", capsys.readouterr().err)
     cfg.guards.most_ties = 0.0  # of a model that is trained nothing is undone
     loop.run(cfg, str(workdir))
     assert json.loads((workdir / "summary.json").read_text())["rounds"]["m2"]["guards"]["spread"] == found["spread"]
 
 
-def test_canaries_are_judged_like_answers(made):
-    prompts = [json.loads(line) for line in (made / "m2" / "prompts.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (made / "m2" / "canaries.jsonl").read_text().splitlines()]
+def test_canaries_are_judged_like_answers(finished_run):
+    prompts = [json.loads(line) for line in (finished_run / "m2" / "prompts.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (finished_run / "m2" / "canaries.jsonl").read_text().splitlines()]
     assert [r["id"] for r in rows] == [f"{prompts[0]['id']}/{k}" for k in ("empty", "mark", "verdict", "prompt")]
     assert all(len(r["votes"]) == micro(2).judge.samples for r in rows)

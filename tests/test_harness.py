@@ -33,22 +33,22 @@ def harness():
 
 
 @pytest.fixture(scope="module")
-def exported(whole, tmp_path_factory):
+def exported(finished_run, tmp_path_factory):
     to = tmp_path_factory.mktemp("harness") / "m2"
-    assert export(["export", f"--workdir={whole}", "--model=m2", f"--to={to}"]) == 0
+    assert export(["export", f"--workdir={finished_run}", "--model=m2", f"--to={to}"]) == 0
     return to
 
 
 @pytest.fixture(scope="module")
-def model(harness, whole):
-    return harness.HarnessLM(str(whole), name="m2", batch_size=4)
+def model(harness, finished_run):
+    return harness.HarnessLM(str(finished_run), name="m2", batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def tasks(whole, tmp_path_factory):
+def tasks(finished_run, tmp_path_factory):
     """Which answer is better (multiple_choice), what is the answer (generate_until), and both read (rolling)."""
     folder = tmp_path_factory.mktemp("tasks")
-    rows = [json.loads(line) for line in (whole / "m2" / "pairs.jsonl").read_text().splitlines()[:5]]
+    rows = [json.loads(line) for line in (finished_run / "m2" / "pairs.jsonl").read_text().splitlines()[:5]]
     rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]
     rows[0]["prompt"] = " ".join([rows[0]["prompt"]] * 8)  # longer than the model in the tests that shorten it
     (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
@@ -108,7 +108,7 @@ def test_without_lm_eval_the_module_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "selfreward_jax.harness", raising=False)
     for name in ("lm_eval", "lm_eval.api.model", "lm_eval.models.utils"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match="pip install lm_eval"):
+    with pytest.raises(ImportError, match=r"\blm_eval\b"):
         __import__("selfreward_jax.harness")
     sys.modules.pop("selfreward_jax.harness", None)
 
@@ -136,8 +136,8 @@ def test_each_kind_of_task_is_what_a_plain_forward_gives(model, tasks):
         assert found == pytest.approx(direct(saved, [model.prefix_token_id], text)[0], abs=1e-3)
 
 
-def test_a_long_text_is_read_in_windows_that_predict_each_token_once(harness, whole):
-    model = harness.HarnessLM(str(whole), name="m2", batch_size=3, max_length=16)
+def test_a_long_text_is_read_in_windows_that_predict_each_token_once(harness, finished_run):
+    model = harness.HarnessLM(str(finished_run), name="m2", batch_size=3, max_length=16)
     text = "This is Hanna. Name five trees to use in my birthday. " * 4
     ids = model.tok_encode(text)
     assert len(ids) % 16  # the last window is not whole
@@ -178,11 +178,11 @@ def test_samples_differ_by_request_and_not_from_run_to_run(model):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
-    [({"top_k": 5, "temperature": 1.0}, "top_k"), ({"num_beams": 4}, "num_beams"), ({"max_gen_toks": 256}, "256 new")],
+    ("how", "fact"),
+    [({"top_k": 5, "temperature": 1.0}, "top_k"), ({"num_beams": 4}, "num_beams"), ({"max_gen_toks": 256}, "256")],
 )
-def test_what_cannot_be_done_is_said(model, how, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_done_is_said(model, how, fact):
+    with pytest.raises(ValueError, match=rf"\b{fact}\b"):
         model.generate_until([asked("Hi.", how)], disable_tqdm=True)
 
 
@@ -197,10 +197,10 @@ def test_the_last_message_goes_on_where_no_answer_is_asked_for(model):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_hf_backend_finds_the_same_in_the_exported_folder(harness, whole, exported, tasks, chat):
+def test_the_hf_backend_finds_the_same_in_the_exported_folder(harness, finished_run, exported, tasks, chat):
     pytest.importorskip("torch")
     options = {"add_bos_token": True, "max_length": 64, "batch_size": 4}
-    ours = harness.HarnessLM(str(whole), name="m2", **options)
+    ours = harness.HarnessLM(str(finished_run), name="m2", **options)
     run = partial(evaluated, tasks=tasks, apply_chat_template=chat)
     figures, found = run(ours)
     theirs = {"pretrained": str(exported), "dtype": "float32", **options}
@@ -232,8 +232,8 @@ def test_a_text_has_the_ids_that_transformers_gives_it(harness, exported, tmp_pa
         assert ours.tok_encode(text) == expected, text
 
 
-def test_a_model_is_opened_by_its_run_or_by_its_folder(harness, whole, exported):
-    saved = open_model(str(whole), "m2")
-    for lm in (harness.HarnessLM(str(whole), "m2"), harness.HarnessLM(str(exported))):
+def test_a_model_is_opened_by_its_run_or_by_its_folder(harness, finished_run, exported):
+    saved = open_model(str(finished_run), "m2")
+    for lm in (harness.HarnessLM(str(finished_run), "m2"), harness.HarnessLM(str(exported))):
         assert (lm.max_length, lm.eot_token_id) == (saved.max_length, saved.chat.tokenizer.controls["<eos>"])
         assert "/" not in lm.tokenizer_name

@@ -1,10 +1,7 @@
 """Hugging Face folders: the same logits as transformers, the same bytes out as in, and no folder that lies."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import hf_folders
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sampling
+from conftest import assert_mentions, on_eight_devices
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
@@ -144,11 +142,7 @@ print(json.dumps(min(shares)))
 
 def test_a_load_on_eight_devices_equals_one_and_reads_the_parts_alone(tmp_path):
     folder = hf_folders.write(tmp_path, "qwen3")
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    argv = [sys.executable, "-c", EIGHT, str(folder)]
-    done = subprocess.run(argv, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) == 1 / 8  # of a matrix split four ways by two
+    assert json.loads(on_eight_devices(EIGHT, str(folder))) == 1 / 8  # of a matrix split four ways by two
 
 
 def test_a_part_of_a_weight_is_read_as_that_part(tmp_path):
@@ -189,12 +183,11 @@ def folder(tmp_path):
     return hf_folders.write(tmp_path / "model", "llama2")
 
 
-def refused(folder, *said):
+def refused(folder, *facts):
     with pytest.raises(HubError) as error:
         read(folder)
     assert "\n" not in str(error.value)
-    for part in said:
-        assert part in str(error.value), str(error.value)
+    assert_mentions(str(error.value), *facts)
 
 
 def rewrite(folder, change):
@@ -208,13 +201,13 @@ def rewrite(folder, change):
 )
 def test_an_index_that_points_elsewhere_is_refused(folder, file):
     (folder / hf.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
-    refused(folder, "model.norm.weight", repr(file), "plain names")
+    refused(folder, "model.norm.weight", repr(file), hf.INDEX)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}'])
 def test_an_index_that_is_none_is_refused(folder, text):
     (folder / hf.INDEX).write_text(text)
-    refused(folder, hf.INDEX, "cannot be read")
+    refused(folder, folder / hf.INDEX)
 
 
 def test_an_index_that_names_the_wrong_file_is_refused(folder):
@@ -222,14 +215,14 @@ def test_an_index_that_names_the_wrong_file_is_refused(folder):
     rewrite(folder, lambda t: t.pop("model.norm.weight"))
     where = dict.fromkeys(load_file(folder / "other.safetensors"), "model.safetensors")
     (folder / hf.INDEX).write_text(json.dumps({"weight_map": where}))
-    refused(folder, "model.norm.weight", "does not hold it")
+    refused(folder, "model.norm.weight", "model.safetensors")
 
 
 @pytest.mark.parametrize("cut", [1, 1000, 20_000])
 def test_a_truncated_file_is_refused(folder, cut):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-cut])
-    refused(folder, "model.safetensors", "damaged")
+    refused(folder, path)
 
 
 @pytest.mark.parametrize("lie", ["beyond", "overlap", "shape", "json", "length"])
@@ -248,12 +241,12 @@ def test_a_header_that_lies_is_refused(folder, lie):
     text = b"{" * size if lie == "json" else json.dumps(header).encode()
     announced = 1 << 60 if lie == "length" else len(text)
     path.write_bytes(announced.to_bytes(8, "little") + text + raw[8 + size :])
-    refused(folder, "model.safetensors", "damaged")
+    refused(folder, path)
 
 
 def test_a_missing_tensor_is_named(folder):
     rewrite(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
-    refused(folder, "lacks", "model.layers.1.mlp.up_proj.weight")
+    refused(folder, "model.layers.1.mlp.up_proj.weight")
 
 
 def test_a_missing_head_is_explained(folder):
@@ -263,7 +256,7 @@ def test_a_missing_head_is_explained(folder):
 
 def test_an_extra_tensor_is_named(folder):
     rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)}))
-    refused(folder, "model.layers.0.self_attn.q_proj.bias", "no use")
+    refused(folder, "model.layers.0.self_attn.q_proj.bias")
 
 
 def test_tensors_known_to_be_idle_are_passed_over(folder):
@@ -285,17 +278,17 @@ def test_a_wrong_dtype_is_refused(folder):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named(folder, bad):
     rewrite(folder, lambda t: t["model.layers.2.self_attn.o_proj.weight"].__setitem__((3, 4), bad))
-    refused(folder, "model.layers.2.self_attn.o_proj.weight", "not finite")
+    refused(folder, "model.layers.2.self_attn.o_proj.weight")
 
 
 def test_a_pickle_alone_is_refused_unread(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
-    refused(folder, "pytorch_model.bin", "convert it to safetensors")
+    refused(folder, "pytorch_model.bin", "safetensors")
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "facts"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, ["'GPT2LMHeadModel'", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
         ({"architectures": None}, ["None", "LlamaForCausalLM"]),
@@ -305,22 +298,22 @@ def test_a_pickle_alone_is_refused_unread(folder):
         ({"attention_bias": True}, ["attention_bias", "LlamaForCausalLM"]),
         ({"num_hidden_layers": "three"}, ["num_hidden_layers", "'three'"]),
         ({"hidden_size": None}, ["hidden_size", "None"]),
-        ({"architectures": [["LlamaForCausalLM"]]}, ["LlamaForCausalLM", "not supported"]),
-        ({"num_key_value_heads": 0}, ["num_key_value_heads is 0"]),
-        ({"head_dim": 8.5}, ["head_dim is 8.5"]),
-        ({"vocab_size": True}, ["vocab_size is True"]),
-        ({"sliding_window": "all"}, ["sliding_window is 'all'"]),
-        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings is 'yes'"]),
-        ({"rms_norm_eps": "small"}, ["rms_norm_eps is 'small'"]),
-        ({"rope_theta": -1}, ["rope_theta is -1"]),
-        ({"rope_scaling": 4}, ["rope_scaling is 4"]),
-        ({"rope_scaling": {"rope_type": "linear", "factor": "four"}}, ["'linear'", "no number"]),
-        ({"num_key_value_heads": 3}, ["4", "3", "divisible"]),
+        ({"architectures": [["LlamaForCausalLM"]]}, ["LlamaForCausalLM", "Qwen3ForCausalLM"]),
+        ({"num_key_value_heads": 0}, ["num_key_value_heads", "0"]),
+        ({"head_dim": 8.5}, ["head_dim", "8.5"]),
+        ({"vocab_size": True}, ["vocab_size", "True"]),
+        ({"sliding_window": "all"}, ["sliding_window", "'all'"]),
+        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "'yes'"]),
+        ({"rms_norm_eps": "small"}, ["rms_norm_eps", "'small'"]),
+        ({"rope_theta": -1}, ["rope_theta", "-1"]),
+        ({"rope_scaling": 4}, ["rope_scaling", "4"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "four"}}, ["'linear'", "four"]),
+        ({"num_key_value_heads": 3}, ["4", "3"]),
         ({"torch_dtype": "int8"}, ["'int8'", "bfloat16"]),
     ],
 )
-def test_a_config_that_is_not_supported_says_what_is(tmp_path, changed, said):
-    refused(hf_folders.write(tmp_path, "llama2", **changed), "config.json", *said)
+def test_a_config_that_is_not_supported_says_what_is(tmp_path, changed, facts):
+    refused(hf_folders.write(tmp_path, "llama2", **changed), "config.json", *facts)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])

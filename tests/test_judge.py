@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.generate.engine import Completion, Sampling
@@ -40,7 +40,6 @@ def answer(name, response="an answer"):
     return {"id": name, "prompt": "a request", "response": response}
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | st.floats(0, 5)), st.integers(1, 4))
 def test_mean_is_of_the_readable_votes_alone(votes, least):
     readable = [v for v in votes if v is not None]

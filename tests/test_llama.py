@@ -261,7 +261,7 @@ def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, ran
 
 
 def test_one_token_of_a_row_of_several_texts_is_refused(random_params):
-    with pytest.raises(ValueError, match="ends_B is for rows of one text"):
+    with pytest.raises(ValueError, match=r"ends_B\b.*segments_BT\b"):
         hidden(CFG, random_params(CFG), TOKENS, ends_B=np.array([6, 6]), segments_BT=np.ones(TOKENS.shape, np.int32))
 
 
@@ -286,9 +286,9 @@ def test_bfloat16_is_close_to_float32(scan_layers, random_params):
 
 
 def test_impossible_shapes_are_refused_with_their_numbers():
-    with pytest.raises(ValueError, match="heads 4 is not divisible by kv_heads 3"):
+    with pytest.raises(ValueError, match=r"\bheads\b.*\b4\b.*\bkv_heads\b.*\b3\b"):
         replace(CFG, kv_heads=3)
-    with pytest.raises(ValueError, match="head_dim 7 is odd"):
+    with pytest.raises(ValueError, match=r"\bhead_dim\b.*\b7\b"):
         replace(CFG, head_dim=7)
 
 

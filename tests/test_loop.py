@@ -3,15 +3,20 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
-from conftest import ROOT, command, run
+from conftest import ROOT, arguments, assert_mentions, command, ended, refused, run
+from etils import epath
+from orbax.checkpoint.experimental import v1 as ocp
 
+from selfreward_jax import main
 from selfreward_jax.rowfile import framed
 
 FILES = ("prompts", "candidates", "judgements", "pairs")
@@ -19,25 +24,19 @@ FILES = ("prompts", "candidates", "judgements", "pairs")
 
 def contents(workdir: Path) -> dict[str, str]:
     """Hashes of every row file, and of every array of every checkpoint, read back through Orbax."""
-    script = (
-        "import sys, json, hashlib, jax, numpy as np\n"
-        "from etils import epath\n"
-        "from orbax.checkpoint.experimental import v1 as ocp\n"
-        "for m in sorted(p.parent for p in epath.Path(sys.argv[1]).glob('m*/checkpoint')):\n"
-        "    for path, x in jax.tree_util.tree_leaves_with_path(ocp.load(m / 'checkpoint')):\n"
-        "        print(m.name, jax.tree_util.keystr(path), hashlib.sha256(np.asarray(x).tobytes()).hexdigest())\n"
-    )
-    out = subprocess.run([sys.executable, "-c", script, str(workdir)], cwd=ROOT, capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr[-3000:]
-    found = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in out.stdout.splitlines()}
+    found = {}
+    for path in workdir.glob("m*/checkpoint"):
+        for place, x in jax.tree_util.tree_leaves_with_path(ocp.load(epath.Path(path))):
+            name = f"{path.parent.name} {jax.tree_util.keystr(place)}"
+            found[name] = hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
     assert found, "no checkpoint was read"
-    for path in sorted(workdir.glob("*/*.jsonl")):
+    for path in workdir.glob("*/*.jsonl"):
         found[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-def test_the_loop_reaches_m2_and_sums_up(whole):
-    summary = json.loads((whole / "summary.json").read_text())
+def test_the_loop_reaches_m2_and_sums_up(finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text())
     assert list(summary["models"]) == ["m1", "m2"]
     for name, other in (("m1", "m2"), ("m2", "m1")):
         model = summary["models"][name]
@@ -57,8 +56,8 @@ def test_the_loop_reaches_m2_and_sums_up(whole):
     assert summary["peak_memory_bytes"] > 1e7
 
 
-def test_every_row_is_in_its_place(whole):
-    rows = {f: [json.loads(x) for x in (whole / f"m2/{f}.jsonl").read_text().splitlines()] for f in FILES}
+def test_every_row_is_in_its_place(finished_run):
+    rows = {f: [json.loads(x) for x in (finished_run / f"m2/{f}.jsonl").read_text().splitlines()] for f in FILES}
     prompts = {r["id"]: r["prompt"] for r in rows["prompts"]}
     assert [r["id"] for r in rows["candidates"]] == list(prompts)
     finished = {
@@ -74,9 +73,9 @@ def test_every_row_is_in_its_place(whole):
         assert {pair["chosen"], pair["rejected"]} <= {v for k, v in finished.items() if k.startswith(pair["id"] + "/")}
 
 
-def test_a_second_run_redoes_nothing_and_a_longer_one_adds(whole, tmp_path):
+def test_a_second_run_redoes_nothing_and_a_longer_one_adds(finished_run, tmp_path):
     workdir = tmp_path / "run"
-    subprocess.run(["cp", "-rp", str(whole), str(workdir)], check=True)
+    shutil.copytree(finished_run, workdir)
     before = contents(workdir)
     times = {p: p.stat().st_mtime_ns for p in workdir.glob("m*/**/*") if p.is_file()}
     run(workdir, 1)
@@ -90,28 +89,17 @@ def test_a_second_run_redoes_nothing_and_a_longer_one_adds(whole, tmp_path):
     assert list(json.loads((workdir / "summary.json").read_text())["models"]) == ["m1", "m2", "m3"]
 
 
-def test_another_configuration_is_refused_in_one_line(whole):
-    done = subprocess.run(command(whole, 2, "--config.dpo.beta=0.3"), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "dpo.beta" in done.stderr
+def test_another_configuration_is_refused_in_one_line(finished_run):
+    assert_mentions(refused(*arguments(finished_run, 2, "--config.dpo.beta=0.3")), "dpo.beta", 0.1, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("field", "said"),
-    [
-        ("judge.template", "no template"),
-        ("prompts.template", "no template"),
-        ("data.ift", "cannot be read"),
-        ("model.init", "no such folder"),
-    ],
-)
-def test_a_refused_file_leaves_the_directory_free(tmp_path, field, said):
+@pytest.mark.parametrize("field", ["judge.template", "prompts.template", "data.ift", "model.init"])
+def test_a_refused_file_leaves_the_directory_free(tmp_path, field):
     wrong = [f"--config.{field}={tmp_path}/none"] + [f"--config.data.eft={tmp_path}/none"] * (field == "data.ift")
-    done = subprocess.run(command(tmp_path / "run", 2, *wrong), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert said in done.stderr.splitlines()[-1]
+    code, err = ended(main, *arguments(tmp_path / "run", 2, *wrong))
+    assert code == 2
+    assert "Traceback" not in err
+    assert_mentions(err.splitlines()[-1], tmp_path / "none")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -132,12 +120,12 @@ MARKS = (
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_bits(whole, tmp_path):
+def test_killed_in_every_stage_it_ends_with_the_same_bits(finished_run, tmp_path):
     workdir, caught = tmp_path / "run", []
-    for stage, begun, ended in MARKS:
+    for stage, begun, over in MARKS:
         process = subprocess.Popen(command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # A stage that came and went between two looks is missed; those after it need not be.
-        missed = lambda ended=ended: ended is not None and (workdir / ended).exists()  # noqa: E731
+        missed = lambda over=over: over is not None and (workdir / over).exists()  # noqa: E731
         while process.poll() is None and not any(workdir.glob(begun)) and not missed():
             time.sleep(0.002)
         if process.poll() is None:
@@ -145,18 +133,18 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(whole, tmp_path):
             process.wait()
         else:
             assert process.returncode == 0
-        if ended is None or not (workdir / ended).exists():
+        if over is None or not (workdir / over).exists():
             caught.append(stage)
     # A stage may end between its mark and the kill, but not most of them.
     assert len(caught) >= len(MARKS) - 3, f"only caught in the middle of {caught}"
     run(workdir, 2)
-    assert contents(workdir) == contents(whole)
+    assert contents(workdir) == contents(finished_run)
 
 
 @pytest.mark.slow
-def test_a_torn_line_is_made_again(whole, tmp_path):
+def test_a_torn_line_is_made_again(finished_run, tmp_path):
     workdir = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(whole), str(workdir)], check=True)
+    shutil.copytree(finished_run, workdir)
     for name in ("candidates", "judgements"):
         path = workdir / f"m2/{name}.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
@@ -165,4 +153,4 @@ def test_a_torn_line_is_made_again(whole, tmp_path):
         path.unlink()
         (workdir / f"m2/{name}.manifest.json").unlink()
     run(workdir, 2)
-    assert contents(workdir) == contents(whole)
+    assert contents(workdir) == contents(finished_run)

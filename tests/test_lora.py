@@ -157,20 +157,20 @@ def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "facts"),
     [
-        ({"optimizer.name": "muon"}, r"lora\.rank is 4 and optimizer\.name 'muon'.*take adamw"),
-        ({"lora.targets": ("wq", "wx")}, r"lora\.targets has 'wx'; the matrices are wq, .*, w_down"),
-        ({"lora.targets": ()}, r"lora\.rank is 4 but lora\.targets is empty.*set lora\.rank to 0"),
-        ({"lora.rank": -1}, r"lora\.rank is -1; it must be at least 0"),
+        ({"optimizer.name": "muon"}, r"lora\.rank\b.*\b4\b.*optimizer\.name\b.*'muon'.*\badamw\b"),
+        ({"lora.targets": ("wq", "wx")}, r"lora\.targets\b.*'wx'.*wq, .*, w_down\b"),
+        ({"lora.targets": ()}, r"lora\.rank\b.*\b4\b.*lora\.targets\b.*lora\.rank\b.*\b0\b"),
+        ({"lora.rank": -1}, r"lora\.rank\b.*-1\b.*\b0\b"),
     ],
 )
-def test_adapters_that_cannot_work_are_refused(changed, said):
+def test_adapters_that_cannot_work_are_refused(changed, facts):
     c = config.get("micro")
     c.update_from_flattened_dict({"lora.rank": 4, "optimizer.name": "adamw"})
     check(c, 1)
     c.update_from_flattened_dict(changed)
-    with pytest.raises(config.ConfigError, match=said):
+    with pytest.raises(config.ConfigError, match=facts):
         check(c, 1)
 
 
@@ -196,9 +196,7 @@ OPTIONS = {
 def workdir(tmp_path_factory):
     """A run to M2 with adapters."""
     path = tmp_path_factory.mktemp("lora") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        run(path, 2, *[f"--config.{name}={value}" for name, value in OPTIONS.items()])
+    run(path, 2, *[f"--config.{name}={value}" for name, value in OPTIONS.items()])
     return path
 
 

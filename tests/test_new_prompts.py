@@ -4,7 +4,7 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.generate.engine import Completion, Sampling
@@ -22,13 +22,11 @@ def longest_common_plain(a, b):
     return table[-1][-1]
 
 
-@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_longest_common_is_the_textbook_one(a, b):
     assert longest_common(a, b) == longest_common_plain(a, b)
 
 
-@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_rouge_l_is_the_f1_of_its_two_shares(a, b):
     common = longest_common_plain(a, b)
@@ -46,7 +44,6 @@ def test_rouge_l_by_hand():
     assert rouge_l(["a", "b"], ["b", "a"]) == 0.5  # order counts
 
 
-@settings(deadline=None)
 @given(st.lists(WORDS, max_size=8), WORDS, st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9]))
 def test_novelty_is_what_comparing_with_every_known_prompt_says(known, words, most):
     text = " ".join(words)
@@ -54,7 +51,6 @@ def test_novelty_is_what_comparing_with_every_known_prompt_says(known, words, mo
     assert Novelty(most, map(" ".join, known)).is_new(text) == brute
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="aB .,!"), max_size=6), st.text(alphabet="aB .,!"))
 def test_novelty_of_one_refuses_only_the_same_words(known, text):
     assert Novelty(1.0, known).is_new(text) == (normalise(text) not in set(map(normalise, known)))

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.method.pairs import build_pairs, gather, length_controlled
@@ -44,7 +44,6 @@ CANDIDATES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(CANDIDATES))
 def test_pairs_are_strictly_ordered_extreme_and_all_prompts_are_counted(prompts):
     rows = [{"id": str(i), "prompt": f"request {i}", "candidates": c} for i, c in enumerate(prompts)]
@@ -108,7 +107,6 @@ def test_rho_0_leaves_length_out_even_among_equals():
     assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("long good", "bad")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=2, max_size=6), st.floats(0.01, 0.49))
 def test_length_control_never_turns_a_pair_round(scored, rho):
     texts = [(f"{i}" * length, float(score)) for i, (score, length) in enumerate(scored)]

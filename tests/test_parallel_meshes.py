@@ -17,29 +17,25 @@ from selfreward_jax.run import Run
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"fsdp": 3}, r"^8 devices .*parallel\.replicas 1 x parallel.fsdp 3 x parallel.tensor 1 = 3:.*divides 8"),
-        ({"fsdp": 2, "tensor": 8}, r"^8 devices .*parallel\.replicas 1 x parallel.fsdp 2 x parallel.tensor 8 = 16"),
-        ({"fsdp": 2, "replicas": 3}, r"^8 devices .*parallel\.replicas 3 x parallel.fsdp 2 x parallel.tensor 1 = 6"),
-    ],
+    ("asked", "product"), [({"fsdp": 3}, 3), ({"fsdp": 2, "tensor": 8}, 16), ({"fsdp": 2, "replicas": 3}, 6)]
 )
-def test_numbers_that_do_not_divide_the_devices_are_refused(asked, message):
-    with pytest.raises(ValueError, match=message):
+def test_numbers_that_do_not_divide_the_devices_are_refused(asked, product):
+    sizes = [rf"parallel\.{name}\b.*\b{asked.get(name, 1)}\b.*" for name in ("replicas", "fsdp", "tensor")]
+    with pytest.raises(ValueError, match=rf"\b8\b.*{''.join(sizes)}\b{product}\b"):
         make_mesh(**asked, devices=[SimpleNamespace(id=i) for i in range(8)])
 
 
 @pytest.mark.parametrize(("replicas", "devices"), [(1, 8), (2, 4)])
 def test_a_sample_tensor_that_does_not_divide_a_replica_is_refused(replicas, devices):
     mesh = AbstractMesh((replicas, 8 // replicas, 1, 1), AXES)
-    with pytest.raises(ValueError, match=rf"{devices} devices of a replica .*parallel\.sample_tensor 3:"):
+    with pytest.raises(ValueError, match=rf"\b{devices}\b.*parallel\.sample_tensor\b.*\b3\b"):
         sampling_mesh(mesh, 3)
 
 
 def test_a_run_refuses_a_mesh_in_the_words_of_its_settings(tmp_path):
     cfg = config.get("micro")
     cfg.parallel.sample_tensor = 3
-    with pytest.raises(config.ConfigError, match=r"parallel\.sample_tensor 3"):
+    with pytest.raises(config.ConfigError, match=r"parallel\.sample_tensor\b.*\b3\b"):
         Run(cfg, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -65,7 +61,7 @@ def test_replicas_are_the_slices_of_a_tpu():
     mesh = make_mesh(fsdp=2, replicas=3, devices=chips(2, 3))
     assert dict(mesh.shape) == {"replica": 3, "data": 2, "fsdp": 2, "tensor": 1}
     assert [{d.slice_index for d in replica.flat} for replica in mesh.devices] == [{0}, {1}, {2}]
-    with pytest.raises(ValueError, match=r"parallel\.replicas is 1, but the devices are in 3 slices"):
+    with pytest.raises(ValueError, match=r"parallel\.replicas\b.*\b1\b.*\b3\b"):
         make_mesh(fsdp=2, devices=chips(2, 3))
 
 
@@ -140,16 +136,16 @@ def test_weights_are_split_as_the_tables_say(table, sizes):
             {"kv_heads": 2},
             TRAINING,
             (1, 2, 1, 4),
-            r"^2 \(kv_heads of the weight \w+\).* 4 devices.*set parallel\.tensor",
+            r"\b2\b.*\bkv_heads\b.*\b4\b.*parallel\.tensor\b",
         ),
-        ({"kv_heads": 2}, SAMPLING, (1, 2, 1, 4), r"^2 \(kv_heads of the weight \w+\).*set parallel\.sample_tensor"),
+        ({"kv_heads": 2}, SAMPLING, (1, 2, 1, 4), r"\b2\b.*\bkv_heads\b.*parallel\.sample_tensor\b"),
         (
             {"vocab_size": 27},
             TRAINING,
             (1, 4, 1, 2),
-            r"^27 \(vocab of the weight embed\).* 2 devices.*parallel\.tensor",
+            r"\b27\b.*\bvocab\b.*\bembed\b.*\b2\b.*parallel\.tensor\b",
         ),
-        ({"dim": 15}, TRAINING, (1, 4, 2, 1), r"^15 \(embed of the weight \w+\).* 2 devices.*set parallel\.fsdp"),
+        ({"dim": 15}, TRAINING, (1, 4, 2, 1), r"\b15\b.*\bembed\b.*\b2\b.*parallel\.fsdp\b"),
     ],
 )
 def test_a_mesh_that_does_not_divide_the_model_is_refused(changed, table, sizes, message):

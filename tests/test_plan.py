@@ -1,21 +1,21 @@
 """--dry_run: what is done and to do, by hand, and that nothing is touched."""
 
 import re
-import subprocess
 
-from conftest import ROOT, command, micro, run
+from conftest import arguments, assert_mentions, micro, refused, run
 
 from selfreward_jax import config
 from selfreward_jax.report.plan import plan, planned
 from selfreward_jax.run import Run
 
 
-def test_the_stages_of_a_run_are_those_that_it_goes_through(made):
+def test_the_stages_of_a_run_are_those_that_it_goes_through(finished_run):
     done = {(s.model, s.name) for s in planned(micro(2))}
     trained = {
-        (p.parent.name, {"m0": "base", "m1": "sft", "m2": "dpo"}[p.parent.name]) for p in made.glob("m*/manifest.json")
+        (p.parent.name, {"m0": "base", "m1": "sft", "m2": "dpo"}[p.parent.name])
+        for p in finished_run.glob("m*/manifest.json")
     }
-    made_rows = {(p.parent.name, p.name.split(".")[0]) for p in made.glob("*/*.manifest.json")}
+    made_rows = {(p.parent.name, p.name.split(".")[0]) for p in finished_run.glob("*/*.manifest.json")}
     seeds = {name for name in made_rows if name[0] == "seed"} - {("seed", "documents")}
     assert done == (trained | made_rows) - seeds - {("m2", "pairs")}
 
@@ -41,36 +41,40 @@ def test_what_the_data_decide_is_not_guessed():
     assert found["m1", "eval_answers"] == (256, 0)
 
 
-def test_settings_that_the_run_would_refuse_are_refused(made, capsys):
-    done = subprocess.run(
-        command(made, 2, "--config.dpo.beta=0.3", "--dry_run"), cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "dpo.beta" in done.stderr
-    assert done.stdout == ""
+def test_settings_that_the_run_would_refuse_are_refused(finished_run, capsys):
+    said = refused(*arguments(finished_run, 2, "--config.dpo.beta=0.3", "--dry_run"))
+    assert_mentions(said, "dpo.beta", 0.1, 0.3)
+    assert capsys.readouterr().out == ""
 
 
-def test_of_a_finished_run_all_is_done(made):
-    lines = plan(Run(micro(2), str(made), claim=False))
-    assert sum(line.endswith("done") for line in lines) == len(planned(micro(2)))
-    assert lines[-1] == "nothing is left to do"
+def stages(lines, iterations):
+    """What each stage's line says of the time that it still needs: seconds, "?", or "" where it is done."""
+    names = [f"{s.model} {s.name}" for s in planned(micro(iterations))]
+    found = {name: line for line in lines for name in names if line.startswith(f"{name} ")}
+    assert list(found) == names
+    return {name: (re.findall(r" (\?|[\d.]+)$", line) or [""])[0] for name, line in found.items()}
 
 
-def test_of_a_longer_one_the_rest_is_estimated(made):
-    lines = plan(Run(micro(3), str(made), claim=False))
-    left = [line for line in lines if line.startswith("m3 ")]
+def test_of_a_finished_run_all_is_done(finished_run):
+    lines = plan(Run(micro(2), str(finished_run), claim=False))
+    assert {name: left for name, left in stages(lines, 2).items() if left} == {}
+    assert not re.search(r"\d", lines[-1])
+
+
+def test_of_a_longer_one_the_rest_is_estimated(finished_run):
+    lines = plan(Run(micro(3), str(finished_run), claim=False))
+    left = {name: seconds for name, seconds in stages(lines, 3).items() if seconds}
     assert len(left) == 7
-    assert not any("?" in line or "done" in line for line in left)
-    total = sum(float(line.split()[-1]) for line in left)
-    (said,) = re.findall(r"at the pace of the stages that are done: (\d+) s$", lines[-1])
-    assert abs(float(said) - total) < 1
+    assert all(name.startswith("m3 ") for name in left)
+    (said,) = re.findall(r"\d+", lines[-1])
+    assert abs(float(said) - sum(map(float, left.values()))) < 1
 
 
-def test_it_touches_nothing(tmp_path):
+def test_it_touches_nothing(tmp_path, capsys):
     workdir = tmp_path / "none"
-    done = run(workdir, 3, "--dry_run", "--compile_cache=")
+    run(workdir, 3, "--dry_run", "--compile_cache=")
     assert not workdir.exists()
-    lines = done.stdout.splitlines()
-    assert lines[0] == f"workdir {workdir}, seed 0, up to m3"
-    assert sum("?" in line for line in lines) == len(planned(micro(3)))
-    assert lines[-1].startswith("time left, documents, base, sft, ")
+    lines = capsys.readouterr().out.splitlines()
+    assert_mentions(lines[0], workdir, 0, "m3")
+    assert set(stages(lines, 3).values()) == {"?"}
+    assert "documents, base, sft, " in lines[-1]

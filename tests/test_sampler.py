@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import sampling
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.generate import nucleus, sampler
@@ -267,7 +267,6 @@ def drawn_at(logits, uniform, temperature, top_p):
         return nucleus.sample_token(logits, jax.random.split(jax.random.key(0), 1), temperature, top_p)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     logits=st.lists(st.floats(-8, 8, width=32), min_size=7, max_size=7),
     uniform=st.sampled_from([0.0, 0.25, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))]),

@@ -6,7 +6,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import event, given, settings
+from conftest import assert_mentions
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from selfreward_jax import config
@@ -178,39 +179,40 @@ def test_a_limit_holds_nothing_out(load):
 
 
 MALFORMED = [
-    ("{'prompt': 1}", "not JSON"),
-    ("[1, 2]", "not a JSON object"),
-    ('"text"', "not a JSON object"),
-    ({"prompt": "p", "score": 1}, "response is None, not a text"),
-    ({"response": "r", "score": 1}, "prompt is None, not a text"),
-    ({"prompt": " ", "response": "r", "score": 1}, "prompt is ' ', not a text"),
-    ({"prompt": "p", "response": "", "score": 1}, "response is '', not a text"),
-    ({"prompt": ["p"], "response": "r", "score": 1}, r"prompt is \['p'\], not a text"),
-    ({"prompt": "p", "response": "r", "score": "4"}, "score is '4', not a number"),
-    ({"prompt": "p", "response": "r", "score": True}, "score is True, not a number"),
-    ({"prompt": "p", "response": "r", "score": float("nan")}, "score is nan, not a number"),
-    ({"prompt": "p", "answers": "r"}, "answers is not a list of objects"),
-    ({"prompt": "p", "answers": ["r"]}, "answers is not a list of objects"),
-    ({"prompt": "p", "response": "r", "score": float("inf")}, "score is inf, not a number"),
-    ({"prompt": "p", "response": "r", "score": 10**400}, "score is 1000+, not a number"),
-    ({"prompt": "p", "response": "r", "rank": "first"}, "rank is 'first', not a number"),
-    ({"prompt": "p", "response": "r", "score": 1, "judgement": " "}, "judgement is ' ', not a text"),
-    ('{"prompt": "p", "score": 5, "response": "r", "score": 0}', "not JSON that can be read .the field 'score' stands"),
-    ({"prompt": "p" * 1_000_001, "response": "r", "score": 1}, "prompt has 1,000,001 characters, more than 1,000,000"),
-    ('{"prompt": "p \\ud800", "response": "r", "score": 1}', "prompt holds half of a character"),
+    ("{'prompt': 1}", "JSON"),
+    ("[1, 2]", "JSON"),
+    ('"text"', "JSON"),
+    ({"prompt": "p", "score": 1}, r"\bresponse\b.*\bNone\b"),
+    ({"response": "r", "score": 1}, r"\bprompt\b.*\bNone\b"),
+    ({"prompt": " ", "response": "r", "score": 1}, r"\bprompt\b.*' '"),
+    ({"prompt": "p", "response": "", "score": 1}, r"\bresponse\b.*''"),
+    ({"prompt": ["p"], "response": "r", "score": 1}, r"\bprompt\b.*\['p'\]"),
+    ({"prompt": "p", "response": "r", "score": "4"}, r"\bscore\b.*'4'"),
+    ({"prompt": "p", "response": "r", "score": True}, r"\bscore\b.*\bTrue\b"),
+    ({"prompt": "p", "response": "r", "score": float("nan")}, r"\bscore\b.*\bnan\b"),
+    ({"prompt": "p", "answers": "r"}, r"\banswers\b"),
+    ({"prompt": "p", "answers": ["r"]}, r"\banswers\b"),
+    ({"prompt": "p", "response": "r", "score": float("inf")}, r"\bscore\b.*\binf\b"),
+    ({"prompt": "p", "response": "r", "score": 10**400}, r"\bscore\b.*\b1000+"),
+    ({"prompt": "p", "response": "r", "rank": "first"}, r"\brank\b.*'first'"),
+    ({"prompt": "p", "response": "r", "score": 1, "judgement": " "}, r"\bjudgement\b.*' '"),
+    ('{"prompt": "p", "score": 5, "response": "r", "score": 0}', r"JSON.*'score'"),
+    ({"prompt": "p" * 1_000_001, "response": "r", "score": 1}, r"\bprompt\b.*\b1,000,001\b.*\b1,000,000\b"),
+    ('{"prompt": "p \\ud800", "response": "r", "score": 1}', r"\bprompt\b"),
 ]
-KINDS = {"' '": "with an empty text", "''": "with an empty text", "half": "with half of a character"}
+KINDS = {"' '": "with an empty text", "''": "with an empty text", r"\bprompt\b": "with half of a character"}
 
 
 @pytest.mark.parametrize(("row", "fault"), MALFORMED)
 def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
     eft = [*EFT[:2], row, *EFT[2:]]
-    with pytest.raises(SeedError, match=rf"eft\.jsonl line 3: {fault}.*1 of {len(eft)} rows.*data\.most_bad") as error:
+    facts = rf"eft\.jsonl line 3\b.*{fault}.*\b1\b.*\b{len(eft)}\b.*data\.most_bad\b"
+    with pytest.raises(SeedError, match=facts) as error:
         load(eft=eft, most_bad=0.5 / len(eft))
     assert "\n" not in str(error.value)
     sets, report = load(eft=eft, most_bad=1.5 / len(eft))
     assert sets == load()[0]
-    kind = next((of for sign, of in KINDS.items() if sign in fault), "malformed")
+    kind = next((of for sign, of in KINDS.items() if fault.endswith(sign)), "malformed")
     assert {name: report["eft"][name] for name in forms.FILTERS[:3]} == {
         name: int(name == kind) for name in forms.FILTERS[:3]
     }
@@ -236,14 +238,14 @@ def test_ten_faults_are_told_and_the_others_counted(load, capsys):
     load(eft=[*EFT, *["{"] * 12], most_bad=0.5)
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 11
-    assert told[0].startswith("left out: ")
-    assert told[-1] == "left out: ... and 2 more"
+    assert [f"line {len(EFT) + i}" in line for i, line in enumerate(told[:10], 1)] == [True] * 10
+    assert re.findall(r"\d+", told[-1]) == ["2"]
 
 
 def test_a_missing_file_is_named(tmp_path):
     settings = config.get("scratch").data
     settings.update(ift=str(tmp_path / "none.jsonl"), eft=str(tmp_path / "none.jsonl"))
-    with pytest.raises(SeedError, match=r"none\.jsonl cannot be read"):
+    with pytest.raises(SeedError, match=r"none\.jsonl\b"):
         from_files(settings, 0)
 
 
@@ -255,19 +257,19 @@ def test_a_folder_is_refused(tmp_path):
 
 
 def test_an_empty_file_is_named(load):
-    with pytest.raises(SeedError, match=r"ift\.jsonl is empty"):
+    with pytest.raises(SeedError, match=r"ift\.jsonl\b"):
         load(ift=[])
 
 
 def test_one_score_for_all_is_refused(load):
-    with pytest.raises(SeedError, match=r"data\.eft .*eft\.jsonl: every score is 3;"):
+    with pytest.raises(SeedError, match=r"data\.eft\b.*eft\.jsonl\b.*\b3\b"):
         load(eft=[{**r, "score": 3} for r in EFT])
 
 
 def test_too_few_rows_are_refused_with_their_numbers(load):
-    with pytest.raises(SeedError, match=r"leave 1 instruction rows, .* judged rows and 4 held-out prompts"):
+    with pytest.raises(SeedError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b4\b.*\b2\b"):
         load(ift=IFT[:1])
-    with pytest.raises(SeedError, match="1 held-out prompts"):
+    with pytest.raises(SeedError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b2\b"):
         load(eft=EFT[: 3 * 4])
 
 
@@ -395,7 +397,7 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
     settings = config.get("scratch").data
     settings.update(ift=str(path), eft=str(path), shared_to_ift=share, most_bad=0.1)
     if share in (0, 1):
-        with pytest.raises(SeedError, match="at least 2 of each") as error:
+        with pytest.raises(SeedError, match=r"data\.ift\b.*data\.eft\b.*\b2\b") as error:
             from_files(settings, 0)
         assert "\n" not in str(error.value)
     else:
@@ -404,15 +406,19 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
         assert len(sets["eft"]) == 3 * (8 - kept)
         assert report["prompts"] == {"ift": kept, "eft": 8 - kept}
         assert sums(report)
-    assert capsys.readouterr().out.count("left out") == 1  # the file is read once
+    assert capsys.readouterr().out.count("both.jsonl") == 1  # the file is read once
 
 
 def test_a_report_is_told_in_a_line_for_each_set(load):
     rows = [*EFT, {**EFT[0], "language": "de"}, {**EFT[1], "lang": "en-GB"}]
     _, report = load(eft=rows)
     ift, eft = seeds.told(report)
-    assert ift == "ift: 6 answers read; 6 kept (prompts: 6)"
-    assert eft == "eft: 50 answers read; 1 in another language; 1 repeated answer; 24 held out; 24 kept (prompts: 8)"
+    assert re.findall(r"\w+", ift)[0] == "ift"
+    assert re.findall(r"\d+", ift) == ["6", "6", "6"]
+    assert re.findall(r"\w+", eft)[0] == "eft"
+    assert re.findall(r"\d+", eft) == ["50", "1", "1", "24", "24", "8"]
+    for count, why in ((1, "in another language"), (1, "repeated answer"), (24, "held out")):
+        assert_mentions(eft, f"{count} {why}")
     assert sums(report)
 
 
@@ -429,16 +435,15 @@ def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatc
     assert report["eft"]["given to ift"] == 3
     assert len(sets["eft"]) == report["eft"]["kept"] == settings.eft_rows - 3
     assert sums(report)
-    assert seeds.told(report)[1].startswith(f"eft: {settings.eft_rows} answers read; 3 given to ift; ")
+    assert re.findall(r"\d+", seeds.told(report)[1])[:2] == [str(settings.eft_rows), "3"]
 
 
 def test_sets_that_share_a_prompt_are_never_given_out(load, monkeypatch):
     monkeypatch.setattr(seeds, "_dealt", lambda ift, eft, *_: (ift, eft))
-    with pytest.raises(SeedError, match="internal"):
+    with pytest.raises(SeedError, match=r"^(?!.*data\.)"):  # no setting is to blame
         load(ift=[{"prompt": r["prompt"], "response": "r"} for r in EFT])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     rng=st.randoms(use_true_random=False),
     most=st.integers(8, 40),
@@ -463,7 +468,7 @@ def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, for
         sets, fault = {}, str(error)
     if not sets:
         event("refused")
-        assert re.search("at least 2 of each|every score is", fault)
+        assert re.search(r"data\.eft\b", fault)
         return
     judged = "eft" if source == "scores" else "eft_answers"
     groups = [["ift"], [judged], ["validation", "ranked_validation"], ["heldout", "ranked_heldout"]]

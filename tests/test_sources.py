@@ -1,5 +1,6 @@
 """Raw records, from files of every kind and from data sets by name."""
 
+import errno
 import gzip
 import json
 import math
@@ -10,6 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
+from conftest import assert_mentions
 
 from selfreward_jax.method.sources import Malformed, SeedError, read
 
@@ -62,7 +64,7 @@ def test_a_line_that_is_not_json_stands_as_malformed(tmp_path):
     first, *bad, last = values(path)
     assert (first, last) == ({"a": 1}, {"a": 2})
     assert len(bad) == 3
-    assert all(isinstance(value, Malformed) and value.reason.startswith("not JSON") for value in bad)
+    assert all(isinstance(value, Malformed) and "JSON" in value.reason for value in bad)
 
 
 def test_parquet(tmp_path):
@@ -76,9 +78,9 @@ def test_parquet(tmp_path):
     assert values(path) == rows
     assert next(iter(read(str(path))))[0] == f"{path} row 1"
     path.write_bytes(path.read_bytes()[:-50])
-    assert "is no whole Parquet file" in fault(path)
+    assert_mentions(fault(path), path)
     path.write_bytes(b"")
-    assert "is no whole Parquet file" in fault(path)
+    assert_mentions(fault(path), path)
 
 
 def test_parquet_with_damaged_pages_is_refused(tmp_path):
@@ -90,13 +92,13 @@ def test_parquet_with_damaged_pages_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:200] = b"\xff" * 196
     path.write_bytes(data)
-    assert "is no whole Parquet file" in fault(path)
+    assert_mentions(fault(path), path)
 
 
 def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install pyarrow" in fault(tmp_path / "a.parquet")
+    assert_mentions(fault(tmp_path / "a.parquet"), "pyarrow")
 
 
 def test_a_glob_is_read_in_the_order_of_names(tmp_path):
@@ -106,7 +108,7 @@ def test_a_glob_is_read_in_the_order_of_names(tmp_path):
     (tmp_path / "c.jsonl").mkdir()  # a folder is no file
     assert values(tmp_path / "**" / "*.jsonl") == ["0.jsonl", "a/1.jsonl", "a/deep/er/3.jsonl", "b/2.jsonl"]
     assert values(tmp_path / "a" / "?.jsonl") == ["a/1.jsonl"]
-    assert "no file has such a name" in fault(tmp_path / "*.parquet")
+    assert_mentions(fault(tmp_path / "*.parquet"), tmp_path / "*.parquet")
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path):
@@ -115,29 +117,29 @@ def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    assert "none.jsonl cannot be read (No such file" in fault(tmp_path / "none.jsonl")
-    assert "cannot be read (Is a directory)" in fault(tmp_path)
-    assert "cannot be read" in fault("a\0b")
-    for name, data, said in [
-        ("latin.jsonl", '{"a": 1}\n{"a": "é"}'.encode("latin-1"), "is not UTF-8 at byte 16 (line 2)"),
-        ("latin.json", '["é"]'.encode("latin-1"), "is not UTF-8 at byte 2"),
-        ("wide.jsonl", LINES.encode("utf-16"), "is not UTF-8 at byte 0 (line 1)"),
-        ("half.json", b'[{"a": 1}, {', "is not a JSON list"),
-        ("deep.json", b"[" * 100_000, "is not a JSON list"),
-        ("half.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9], "is damaged"),
-        ("flat.jsonl.gz", LINES.encode(), "is damaged"),
-        ("bits.jsonl.gz", gzip.compress(LINES.encode())[:20] + b"\xff" * 40, "is damaged"),
-        ("half.json.gz", gzip.compress(json.dumps(ROWS).encode())[:-9], "is damaged"),
+    assert_mentions(fault(tmp_path / "none.jsonl"), tmp_path / "none.jsonl", os.strerror(errno.ENOENT))
+    assert_mentions(fault(tmp_path), tmp_path, os.strerror(errno.EISDIR))
+    fault("a\0b")
+    for name, data, *facts in [
+        ("latin.jsonl", '{"a": 1}\n{"a": "é"}'.encode("latin-1"), "UTF-8", 16, "line 2"),
+        ("latin.json", '["é"]'.encode("latin-1"), "UTF-8", 2),
+        ("wide.jsonl", LINES.encode("utf-16"), "UTF-8", 0, "line 1"),
+        ("half.json", b'[{"a": 1}, {', "JSON"),
+        ("deep.json", b"[" * 100_000, "JSON"),
+        ("half.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9]),
+        ("flat.jsonl.gz", LINES.encode()),
+        ("bits.jsonl.gz", gzip.compress(LINES.encode())[:20] + b"\xff" * 40),
+        ("half.json.gz", gzip.compress(json.dumps(ROWS).encode())[:-9]),
     ]:
         (tmp_path / name).write_bytes(data)
-        assert f"{name} {said}" in fault(tmp_path / name)
+        assert_mentions(fault(tmp_path / name), tmp_path / name, *facts)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("1\n")
     (tmp_path / "a.jsonl").chmod(0)
-    assert "cannot be read (Permission denied)" in fault(tmp_path / "a.jsonl")
+    assert_mentions(fault(tmp_path / "a.jsonl"), os.strerror(errno.EACCES))
 
 
 def test_a_large_file_is_read_a_record_at_a_time(tmp_path):
@@ -215,8 +217,8 @@ def test_a_data_set_of_tfds_needs_no_tensorflow(tmp_path):
     assert value["answers"]["rank"] == [0, 1]
     assert [value for _, value in version] == [value for _, value in whole]
     assert len(part) == 2
-    assert "tiny_pairs/plain/other cannot be read (Unknown split" in split
-    assert "no_such_set/train cannot be read (Dataset no_such_set not found." in name
+    assert_mentions(split, f"{named}/other", "Unknown split")  # TFDS's own words
+    assert_mentions(name, "tfds:no_such_set/train", "Dataset no_such_set not found")
     assert "\n" not in split + name
     # A sequence of objects comes as an object of lists.
     assert len(asked) == 5
@@ -225,7 +227,7 @@ def test_a_data_set_of_tfds_needs_no_tensorflow(tmp_path):
 
 @pytest.mark.parametrize("source", ["tfds:", "tfds:name", "tfds:/train", "tfds:name/"])
 def test_a_data_set_of_tfds_has_a_split(source):
-    assert "tfds:NAME/SPLIT" in fault(source)
+    assert_mentions(fault(source), "tfds:NAME/SPLIT")
 
 
 def test_a_fault_in_the_midst_of_a_data_set_is_one_line(monkeypatch):
@@ -237,7 +239,7 @@ def test_a_fault_in_the_midst_of_a_data_set_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.SimpleNamespace(data_source=rows))
     records = read("tfds:set/config:1.0.0/train")
     assert next(records)[1] == {"text": "whole", "bad": "\udcff"}
-    with pytest.raises(SeedError, match=r"cannot be read \(record 1 is cut\): give"):
+    with pytest.raises(SeedError, match=r"tfds:set/config:1\.0\.0/train\b.*record 1 is cut"):
         next(records)
 
 
@@ -254,14 +256,14 @@ def test_a_data_set_of_the_hub(monkeypatch):
     assert values("hf:owner/name/train") == ROWS
     assert list(read("hf:owner/name/config/train"))[1] == ("hf:owner/name/config/train row 2", ROWS[1])
     assert asked == [("owner/name", "train"), ("owner/name", "config", "train")]
-    assert "cannot be read (Unknown split): give" in fault("hf:owner/name/other")
+    assert_mentions(fault("hf:owner/name/other"), "hf:owner/name/other", "Unknown split")
 
 
 @pytest.mark.parametrize("source", ["hf:", "hf:name", "hf:owner/name", "hf:/name/train", "hf:a/b/c/d/e", "hf:a//train"])
 def test_a_data_set_of_the_hub_has_an_owner_and_a_split(source):
-    assert "write hf:OWNER/NAME/SPLIT" in fault(source)
+    assert_mentions(fault(source), "hf:OWNER/NAME/SPLIT")
 
 
 def test_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install datasets" in fault("hf:owner/name/train")
+    assert_mentions(fault("hf:owner/name/train"), "hf:owner/name/train", "datasets")

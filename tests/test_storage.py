@@ -6,8 +6,9 @@ import json
 import os
 
 import pytest
+from conftest import assert_mentions
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import storage
@@ -31,7 +32,6 @@ def names(file):
     return sorted(p.name for p in file.path.parent.iterdir())
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text())))
 def test_rows_survive_writing_and_reading(rows):
     assert unframed(framed(rows)) == (rows, 0)
@@ -43,16 +43,15 @@ def test_a_file_cut_anywhere_holds_the_rows_before_the_cut():
         assert unframed(data[:cut]) == (ROWS[: data[:cut].count(b"\n")], 0)
 
 
-@settings(deadline=None, max_examples=300)
-@given(bit=st.integers(0, 8 * len(framed(ROWS)) - 1))
-def test_a_row_in_which_a_bit_was_flipped_is_no_row(bit):
-    data = bytearray(framed(ROWS))
-    data[bit // 8] ^= 1 << bit % 8
-    rows, damaged = unframed(bytes(data))
-    assert all(row in ROWS for row in rows)
-    # A line break that is gone or has come ties lines together or cuts them; the last one then looks torn.
-    assert len(rows) < len(ROWS)
-    assert damaged or rows == ROWS[: len(rows)]
+def test_a_row_in_which_a_bit_was_flipped_is_no_row():
+    for bit in range(8 * len(framed(ROWS))):
+        data = bytearray(framed(ROWS))
+        data[bit // 8] ^= 1 << bit % 8
+        rows, damaged = unframed(bytes(data))
+        assert all(row in ROWS for row in rows)
+        # A line break that is gone or has come ties lines together or cuts them; the last one then looks torn.
+        assert len(rows) < len(ROWS)
+        assert damaged or rows == ROWS[: len(rows)]
 
 
 def test_appending_after_a_torn_line_loses_only_that_line(file):
@@ -69,7 +68,7 @@ def test_damaged_lines_are_left_out_told_and_kept(file, capsys):
     data = file.partial.read_bytes()
     file.partial.write_bytes(data.replace(b"drei", b"dree"))
     assert file.begun() == [ROWS[0], ROWS[2]]
-    assert "pairs.jsonl.partial: 1 of 3 lines are damaged" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "pairs.jsonl.partial", 1, 3, "pairs.jsonl.partial.damaged")
     assert names(file) == ["pairs.jsonl.partial", "pairs.jsonl.partial.damaged"]
     assert file.begun() == [ROWS[0], ROWS[2]]
     assert capsys.readouterr().err == ""
@@ -165,7 +164,7 @@ def test_a_sealed_file_in_which_anything_was_changed_is_damaged(folder):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(changed))
-        with pytest.raises(storage.Damaged, match=r"manifest.json is damaged") as caught:
+        with pytest.raises(storage.Damaged, match=r"manifest\.json\b") as caught:
             storage.read_sealed(path)
         assert caught.value.paths == (path,)
     for other in (b"", b"{}", b"[]", b"null", data[:-9], b"\0" * len(data)):
@@ -176,7 +175,7 @@ def test_a_sealed_file_in_which_anything_was_changed_is_damaged(folder):
 
 def test_a_damaged_file_is_named(folder):
     (folder / "config.json").write_text('{"mean": 3')
-    with pytest.raises(storage.StorageError, match=r"config.json is damaged"):
+    with pytest.raises(storage.StorageError, match=r"config\.json\b"):
         storage.read_json(folder / "config.json")
 
 
@@ -195,7 +194,7 @@ def test_a_whole_file_that_was_damaged_is_set_aside_with_its_manifest(file, how)
     file.finish(ROWS)
     changed = DAMAGE[how](file.path.read_bytes())
     file.path.unlink() if changed is None else file.path.write_bytes(changed)
-    with pytest.raises(storage.Damaged, match=r"pairs.jsonl is not the file that its manifest describes") as caught:
+    with pytest.raises(storage.Damaged, match=r"pairs\.jsonl\b") as caught:
         file.rows()
     assert caught.value.paths == (file.path, file.manifest_path)
     moved = [storage.set_aside(path) for path in caught.value.paths]
@@ -209,7 +208,7 @@ def test_a_whole_file_that_was_damaged_is_set_aside_with_its_manifest(file, how)
 
 
 def test_rows_of_a_file_that_is_not_there_are_not_no_rows(folder):
-    with pytest.raises(storage.StorageError, match=r"pairs.jsonl"):
+    with pytest.raises(storage.StorageError, match=r"pairs\.jsonl\b"):
         RowFile(folder / "pairs.jsonl").rows()
 
 
@@ -223,8 +222,6 @@ def test_what_a_file_system_refuses_is_told_with_path_need_and_room(folder, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.os, "fsync", full)
-        with pytest.raises(
-            storage.StorageError, match=r"pairs.jsonl cannot be written \(No space left.*1,000,000 bytes"
-        ):
+        with pytest.raises(storage.StorageError, match=r"pairs\.jsonl\b.*No space left.*\b1,000,000\b"):
             write(path, b"x" * 1_000_000)
     assert [p.name for p in path.parent.iterdir()] == ["pairs.jsonl"]

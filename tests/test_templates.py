@@ -1,7 +1,7 @@
 """Templates: filled in one pass, refused with a reason."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.method.templates import TemplateError, fill, load
@@ -12,7 +12,6 @@ def test_a_value_that_holds_a_place_stays_as_it_is():
     assert filled == "Request: say {response}\nAnswer: {prompt} \\1 {}"
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_values_come_through_letter_by_letter(a, b):
     assert fill("<{a}|{b}|{a}>", a=a, b=b) == f"<{a}|{b}|{a}>"
@@ -48,7 +47,7 @@ def test_a_path_is_the_readers_own_file(tmp_path):
 def test_a_missing_place_is_named(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("Judge: {prompt}")
-    with pytest.raises(TemplateError, match=r"mine\.txt.* lacks the place \{response\}"):
+    with pytest.raises(TemplateError, match=r"mine\.txt\b.*\{response\}"):
         load(str(path), {"prompt", "response"})
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.method.templates import fill, load
@@ -52,7 +52,6 @@ PIECES = st.lists(
 ANY = st.text() | PIECES.map("".join) | PIECES.map(" ".join)
 
 
-@settings(deadline=None, max_examples=400)
 @given(ANY)
 def test_any_text_gives_no_vote_or_one_in_range(text):
     score, choice, side = parse_score(text), parse_choice(text), parse_preference(text)
@@ -61,7 +60,6 @@ def test_any_text_gives_no_vote_or_one_in_range(text):
     assert side in (None, "a", "b", "tie")
 
 
-@settings(deadline=None, max_examples=400)
 @given(ANY, st.sampled_from("ABCDE"), st.sampled_from(["A", "B", "tie"]), st.sampled_from([0, 1, 2.5, 3.75, 5]))
 def test_what_is_said_before_the_last_line_moves_nothing(text, letter, side, number):
     assert parse_score(f"{text}\nScore: {number}") == number
@@ -157,14 +155,12 @@ def test_forms_of_a_score(text, score):
 PIECES = st.lists(st.sampled_from(["score", "Score", ":", " ", "\n", "*", "-", "/", ".", "%", "4", "5", "9", "x"]))
 
 
-@settings(deadline=None)
 @given(st.text() | PIECES.map("".join))
 def test_any_text_gives_no_score_or_one_in_range(text):
     score = parse_score(text)
     assert score is None or 0 <= score <= 5
 
 
-@settings(deadline=None)
 @given(st.text() | PIECES.map("".join), st.sampled_from([0.0, 1.0, 2.5, 5.0]))
 def test_what_is_said_before_the_last_line_does_not_move_the_score(text, score):
     assert parse_score(f"{text}\nScore: {score}") == score

@@ -82,7 +82,7 @@ def test_a_text_of_no_answers_form_earns_nothing():
 
 
 def test_what_is_no_request_of_this_world_is_refused():
-    with pytest.raises(ValueError, match="not a request"):
+    with pytest.raises(ValueError, match="capital of France"):
         oracle.points("What is the capital of France?", "Paris.")
 
 
@@ -136,7 +136,7 @@ def test_more_points_win():
 
 @pytest.mark.usefixtures("starred")
 def test_answers_to_other_prompts_are_refused():
-    with pytest.raises(ValueError, match="same prompts"):
+    with pytest.raises(ValueError, match=r"\bprompts\b"):
         measure.verdicts(answers([1], [2]), answers([1], [2])[::-1])
 
 

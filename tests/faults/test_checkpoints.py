@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_mentions
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import storage
@@ -46,7 +47,6 @@ def files(path):
 # --- the fingerprint -----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     dtype=st.sampled_from(["float32", "bfloat16", "int32", "uint8"]),
     seed=st.integers(0, 1 << 16),
@@ -139,7 +139,7 @@ def test_a_file_too_many_is_seen(saved):
     path, _ = saved
     (path / "stray").write_bytes(b"x")
     try:
-        with pytest.raises(storage.Damaged, match="stray was not saved"):
+        with pytest.raises(storage.Damaged, match="stray"):
             restored(path, state())
     finally:
         (path / "stray").unlink()
@@ -151,8 +151,9 @@ def test_arrays_that_are_not_those_that_were_saved_are_seen(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "fingerprint", lambda tree: fingerprint(state(5)))
         checkpoints.save(path, state(4))
-    with pytest.raises(storage.Damaged, match="fingerprint"):
+    with pytest.raises(storage.Damaged, match=fingerprint(state(4))) as caught:
         restored(path, state())
+    assert caught.value.paths == (path, path.with_name("checkpoint.json"))
 
 
 # --- which step a restart goes on from -----------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(steps, what, cap
     data[len(data) // 2] ^= 4
     file.write_bytes(bytes(data))
     assert latest(steps) == 4
-    assert "set aside as 6.damaged and 6.json.damaged, going on from before it" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "6.damaged", "6.json.damaged")
     assert sorted(p.name for p in steps.iterdir()) == ["4", "4.json", "6.damaged", "6.json.damaged"]
     checkpoints.save_step(steps, 6, state(6))
     assert latest(steps) == 6
@@ -195,7 +196,7 @@ def test_where_every_step_is_damaged_training_begins_anew(steps, capsys):
     for step in ("4", "6"):
         (steps / f"{step}.json").write_bytes(b"{}")
     assert latest(steps) is None
-    assert capsys.readouterr().err.count("set aside") == 2
+    assert_mentions(capsys.readouterr().err, "4.json.damaged", "6.json.damaged")
 
 
 def test_a_step_that_a_kill_cut_short_does_not_count(steps):
@@ -216,9 +217,7 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(steps, monkeypatch):
         raise ValueError("Error writing: RESOURCE_EXHAUSTED: write failed: No space left on device")
 
     monkeypatch.setattr(checkpoints.ocp, "save", full)
-    with pytest.raises(
-        storage.StorageError, match=r"steps/8 cannot be written \(No space left on device\).*free there"
-    ):
+    with pytest.raises(storage.StorageError, match=r"steps/8\b.*No space left on device"):
         checkpoints.save_step(steps, 8, state(8))
     assert latest(steps) == 6
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, command, micro, run
+from conftest import ROOT, arguments, assert_mentions, micro, refused, run
 from test_loop import contents
 
 from selfreward_jax import config, loop, storage
@@ -23,7 +23,7 @@ sys.exit(main.main(["main", *sys.argv[2:]]))
 
 
 @pytest.mark.slow
-def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch, capsys):
+def test_every_write_may_be_refused_once(finished_run, tmp_path, monkeypatch, capsys):
     """The first time that a file, or a checkpoint, is written, the disk is full: the run ends, and is started again."""
     workdir, refused = tmp_path / "run", []
     append, write, save = storage.append, storage.write_atomic, checkpoints.ocp.save
@@ -63,10 +63,10 @@ def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch, capsys):
         except (storage.StorageError, config.ConfigError) as error:
             lines.append(str(error))
     refused.remove("/report.html")  # which ends no run
-    assert "report.html is not written (StorageError: " in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "report.html", "StorageError")
     assert len(lines) == len(refused)
     for name, line in zip(refused, lines, strict=True):
-        assert f"{workdir}{name} cannot be written (No space left on device)" in re.sub(r"steps/\d+", "steps/N", line)
+        assert_mentions(re.sub(r"steps/\d+", "steps/N", line), f"{workdir}{name}", os.strerror(errno.ENOSPC))
     for name in (
         "candidates.jsonl.partial",
         "pairs.jsonl",
@@ -77,41 +77,36 @@ def test_every_write_may_be_refused_once(made, tmp_path, monkeypatch, capsys):
     ):
         assert any(r.endswith(name) for r in refused), name
     assert "/summary.json" in refused
-    assert contents(workdir) == contents(made)
+    assert contents(workdir) == contents(finished_run)
 
 
 def limited(size, workdir):
-    argv = [sys.executable, "-c", LIMITED, str(size), *command(workdir, 2)[3:]]
+    argv = [sys.executable, "-c", LIMITED, str(size), *arguments(workdir, 2)]
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_a_quota_on_files_ends_every_stage_in_one_line(whole, tmp_path):
+def test_a_quota_on_files_ends_every_stage_in_one_line(finished_run, tmp_path):
     workdir, seen = tmp_path / "run", []
     for size in (64, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18):
         done = limited(size, workdir)
         assert done.returncode == 2, done.stderr[-3000:]
         assert "Traceback" not in done.stderr
         seen.append(done.stderr.strip().splitlines()[-1])
-        assert "cannot be written (File too large)" in seen[-1]
+        assert os.strerror(errno.EFBIG) in seen[-1]
         assert str(workdir) in seen[-1]
-    assert len({line.split(" cannot")[0] for line in seen}) >= 3
+    assert len({re.search(rf"{re.escape(str(workdir))}\S*", line)[0] for line in seen}) >= 3
     run(workdir, 2)
-    assert contents(workdir) == contents(whole)
+    assert contents(workdir) == contents(finished_run)
 
 
 def test_a_folder_that_may_only_be_read_is_told(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     (tmp_path / "run").mkdir(mode=0o500)
-    done = subprocess.run(command(tmp_path / "run", 1), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "cannot be written (Permission denied)" in done.stderr
+    assert_mentions(refused(*arguments(tmp_path / "run", 1)), tmp_path / "run", os.strerror(errno.EACCES))
 
 
 def test_a_file_where_the_folder_should_be_is_told(tmp_path):
     (tmp_path / "run").write_text("")
-    done = subprocess.run(command(tmp_path / "run", 1), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert str(tmp_path / "run") in done.stderr
+    assert_mentions(refused(*arguments(tmp_path / "run", 1)), tmp_path / "run")

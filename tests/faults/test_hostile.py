@@ -81,34 +81,37 @@ def test_texts_pass_through_a_whole_run_as_texts(files, tmp_path, capfd):
 
 GOOD = {"prompt": "a question of some words", "response": "an answer", "score": 3}
 REFUSED = {
-    "a line of 100 MB": (json.dumps(GOOD | {"response": "x" * 100_000_000}).encode(), "response has 100,000,000 char"),
-    "invalid UTF-8": (b'{"prompt": "\xff\xfe", "response": "r", "score": 1}', "is not UTF-8 at byte .* .line 2."),
-    "a raw NUL": (b'{"prompt": "a\x00b", "response": "r", "score": 1}', "line 2: not JSON"),
-    "half of a character": (b'{"prompt": "p \\udcff", "response": "r", "score": 1}', "line 2: prompt holds half"),
+    "a line of 100 MB": (
+        json.dumps(GOOD | {"response": "x" * 100_000_000}).encode(),
+        r"line 2\b.*\bresponse\b.*100,000,000",
+    ),
+    "invalid UTF-8": (b'{"prompt": "\xff\xfe", "response": "r", "score": 1}', r"UTF-8.*\d.*\bline 2\b"),
+    "a raw NUL": (b'{"prompt": "a\x00b", "response": "r", "score": 1}', r"line 2\b.*JSON"),
+    "half of a character": (b'{"prompt": "p \\udcff", "response": "r", "score": 1}', r"line 2\b.*\bprompt\b"),
     "a field twice": (
         b'{"prompt": "p", "response": "r", "score": 1, "score": 5}',
-        "line 2: .*'score' stands there twice",
+        r"line 2\b.*'score'",
     ),
-    "a list for a text": (json.dumps(GOOD | {"prompt": ["\x1b[31m"]}).encode(), "line 2: prompt is .*, not a text"),
-    "a number for a text": (json.dumps(GOOD | {"response": 7}).encode(), "line 2: response is 7, not a text"),
-    "a text for a number": (json.dumps(GOOD | {"score": "\x1b]0;x\x07"}).encode(), "line 2: score is .*, not a number"),
-    "no object": (b'["\\u202e"]', "line 2: not a JSON object"),
-    "a tower of brackets": (b"[" * 1_000_000, "line 2: not JSON"),
-    "thousands of digits": (b'{"score": ' + b"9" * 100_000 + b"}", "line 2: not JSON"),
-    "a torn line": (b'{"prompt": "p", "resp', "line 2: not JSON"),
+    "a list for a text": (json.dumps(GOOD | {"prompt": ["\x1b[31m"]}).encode(), r"line 2\b.*\bprompt\b.*x1b\[31m"),
+    "a number for a text": (json.dumps(GOOD | {"response": 7}).encode(), r"line 2\b.*\bresponse\b.*\b7\b"),
+    "a text for a number": (json.dumps(GOOD | {"score": "\x1b]0;x\x07"}).encode(), r"line 2\b.*\bscore\b.*x1b\]0;x"),
+    "no object": (b'["\\u202e"]', r"line 2\b.*JSON"),
+    "a tower of brackets": (b"[" * 1_000_000, r"line 2\b.*JSON"),
+    "thousands of digits": (b'{"score": ' + b"9" * 100_000 + b"}", r"line 2\b.*JSON"),
+    "a torn line": (b'{"prompt": "p", "resp', r"line 2\b.*JSON"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_row_is_named_on_one_line(files, tmp_path, capfd, name):
-    row, said = REFUSED[name]
+    row, facts = REFUSED[name]
     cfg = files(eft=[row])
     cfg.data.most_bad = 0.0
     workdir = tmp_path / "run"
     with pytest.raises(SeedError) as error:
         loop.run(cfg, str(workdir))
     line = str(error.value)
-    assert re.search(rf"eft\.jsonl.*{said}", line), line
+    assert re.search(rf"eft\.jsonl.*{facts}", line), line
     assert "\n" not in line
     assert len(line) < 1000
     assert not obeyed(line + "".join(capfd.readouterr()))

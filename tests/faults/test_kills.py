@@ -49,9 +49,9 @@ def wait_for_change(process, workdir):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(whole, tmp_path):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished_run, tmp_path):
     rng, kills, at = random.Random(0), 0, []
-    expected = results(whole)
+    expected = results(finished_run)
     number = 0
     # Until there were enough, and one in each model: M0 is made in a few seconds, which some runs are not killed in.
     while kills < KILLS or (not {"m0", "m1", "m2"} <= models(at) and kills < 3 * KILLS):

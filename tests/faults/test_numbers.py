@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import micro
+from conftest import assert_mentions, micro
 from etils import epath
 from test_trainer import ADAMW, gradient
 
@@ -61,12 +61,12 @@ def test_steps_that_are_left_out_change_nothing_but_their_number(tmp_path):
 
 @pytest.mark.parametrize(("skip", "at"), [(0, 2), (1, 6)])
 def test_too_many_of_them_stop_the_run(tmp_path, skip, at):
-    with pytest.raises(trainer.Diverged, match=f"at step {at}") as caught:
+    with pytest.raises(trainer.Diverged) as caught:
         fit(tmp_path, skip)
     assert caught.value.step == at
 
 
-def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(made, tmp_path, monkeypatch):
+def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(finished_run, tmp_path, monkeypatch):
     loss_fn = dpo.loss_fn
 
     def breaks(model, settings):
@@ -80,11 +80,11 @@ def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(made, tmp_
         return loss
 
     monkeypatch.setattr(dpo, "loss_fn", breaks)
-    shutil.copytree(made, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "m2")
     cfg = micro(2)
     cfg.save_every = 1
-    with pytest.raises(StageError, match=r"m2 dpo: loss is nan at step 2\. .*the last good state is step 2 .*dpo.lr"):
+    with pytest.raises(StageError, match=r"\bm2 dpo\b.*\bnan\b.*\b2\b.*\b2\b.*dpo\.lr\b"):
         loop.run(cfg, str(tmp_path / "run"))
     told = json.loads((tmp_path / "run" / "m2" / "diverged.json").read_text())
     assert told["step"] == 2
@@ -125,7 +125,7 @@ def test_a_loss_that_jumps_is_told_once():
     calm = (1.2 + 0.1 * rng.normal(size=200) - np.arange(200) / 400).tolist()
     assert said(calm) == []
     (line,) = said([*calm[:80], 3.0, 3.1, *calm[80:]])
-    assert line.startswith("step 81: the loss jumped to 3.100, from 1.102 in the 50 steps before")
+    assert_mentions(line, 81, "loss", "3.100", "1.102", 50)
     assert said([*calm[:80], 3.0, *calm[80:], 3.0]) == []  # one odd batch
     assert said([5.0, 1.0, 9.0, 0.5]) == []  # nothing to compare with yet
     assert said([*calm[:80], math.nan, *calm[80:]]) == []  # which is told elsewhere
@@ -135,4 +135,4 @@ def test_chosen_answers_that_become_unlikely_are_told_once():
     steady = [1.0] * 100
     assert said(steady, [-10 - step / 20 for step in range(100)]) == []
     (line,) = said(steady, [-10 - step for step in range(100)])
-    assert "chosen answers' log-probability fell to -30.5, from -10.0 at the start" in line
+    assert_mentions(line, "-30.5", "-10.0")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, command, run
+from conftest import ROOT, arguments, command, run
 from test_kills import results
 from test_loop import contents
 
@@ -13,16 +13,17 @@ from selfreward_jax.report import spent
 
 
 @pytest.mark.slow
-def test_from_scratch_it_makes_the_same_bytes_again(whole, tmp_path):
-    run(tmp_path / "run", 2)
-    assert results(tmp_path / "run") == results(whole)
+def test_a_process_of_its_own_makes_the_same_bytes_again(finished_run, tmp_path):
+    done = subprocess.run(command(tmp_path / "run", 2), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert results(tmp_path / "run") == results(finished_run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 20, 96])
-def test_how_many_are_drawn_together_changes_no_text(whole, tmp_path, rows):
+def test_how_many_are_drawn_together_changes_no_text(finished_run, tmp_path, rows):
     run(tmp_path / "run", 2, f"--config.generate.rows={rows}")
-    assert contents(tmp_path / "run") == contents(whole)
+    assert contents(tmp_path / "run") == contents(finished_run)
 
 
 # The clock on the wall is set by hours, some 450 times a run.
@@ -40,14 +41,14 @@ runpy.run_module("selfreward_jax.main", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.slow
-def test_a_clock_that_is_set_changes_nothing(whole, tmp_path):
+def test_a_clock_that_is_set_changes_nothing(finished_run, tmp_path):
     workdir = tmp_path / "run"
-    _, _, _, *options = command(workdir, 2)
+    options = arguments(workdir, 2)
     done = subprocess.run([sys.executable, "-c", SET, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     times = [json.loads(line)["time"] for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert times != sorted(times)  # the clock was set indeed
-    assert results(workdir) == results(whole)
+    assert results(workdir) == results(finished_run)
     summary = json.loads((workdir / "summary.json").read_text())
     assert 0 < summary["seconds"] < 600
     assert 0 < sum(spent.totals(summary["time"]["stages"]).values()) < 600
