@@ -59,7 +59,7 @@ def oracle_judge(run: Run, t: int) -> None:
         earned = votes(answer)
         score = sum(earned) / len(earned) if earned else None
         rows.append({"id": answer["id"], "score": score, "votes": [{"text": "", "score": v} for v in earned]})
-    out.finish(rows, tokens=0, seconds=0.0)
+    out.finish(rows, tokens=0)
 
 
 class Arm(NamedTuple):

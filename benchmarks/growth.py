@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from etils import epath
 
 from selfreward_jax import export
+from selfreward_jax.report import spent
 
 ROOT = Path(__file__).parents[1]
 _ROWS = flags.DEFINE_list("rows", ["10", "100", "1000", "10000"], "Prompts of the round.")
@@ -44,8 +46,8 @@ def run(iterations: int, workdir: Path, options: dict[str, Any]) -> float:
 def measured(workdir: Path, model: Path, rows: int) -> dict[str, float]:
     """Seconds of each stage of a round and the peak memory."""
     peak = run(2, workdir, {**ROUND, "model.init": model, "prompts.count": rows})
-    files = {name: f"{name}.manifest.json" for name in STAGES} | {"dpo": "manifest.json"}
-    took = {name: json.loads((workdir / "m2" / file).read_text())["seconds"] for name, file in files.items()}
+    stages = spent.read(epath.Path(workdir))["stages"]
+    took = {name: sum(stages.get(f"m2 {name}", {}).values()) for name in (*STAGES, "dpo")}
     return {**{name: round(seconds, 3) for name, seconds in took.items() if seconds}, "peak_gb": round(peak, 3)}
 
 

@@ -49,7 +49,7 @@ def run(
             try:
                 return _made(r, judge)
             except stopping.Stopped:
-                r.spent()  # the ledger would count what was saved last as lost
+                r.flush_usage()  # the ledger would count what was saved last as lost
                 raise
             except storage.Damaged as error:
                 # A stage whose file is gone makes it anew, and the same again.

@@ -70,9 +70,8 @@ class Run:
             raise config.ConfigError(str(error)) from None
         if claim:
             self._claim(accept_changes)
-        self._started = self._logged = self._noted = time.monotonic()
+        self._logged = self._noted = time.monotonic()
         self._lines: list[str] = []
-        self._spent = self._spent_before()
         self._chat: Chat | None = None
         self._held: tuple[str, Engine] | None = None
 
@@ -159,25 +158,10 @@ class Run:
                 f"{error.filename} cannot be read ({error.strerror}): give a file that can"
             ) from None
 
-    def _spent_before(self) -> dict[str, float]:
-        nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
-        try:
-            return storage.read_json(self.dir / "spent.json") or nothing
-        except storage.Damaged as error:
-            storage.warn(f"{error.why}: time and memory are counted from now on")
-            return nothing
-
-    def spent(self) -> dict[str, float]:
-        """Seconds and peak bytes of all runs in this directory so far, this one included; kept in spent.json."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        spent = {
-            "seconds": self._spent["seconds"] + time.monotonic() - self._started,
-            "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak),
-        }
-        storage.write_json(self.dir / "spent.json", spent)
+    def flush_usage(self) -> None:
+        """Brings the log up to date: where the time went, and the most memory that this process took."""
         self._note_time()
         self._write_log()
-        return spent
 
     def models(self) -> list[str]:
         """The finished models, in the order in which they are made: m0, sft, m1, m2, ..."""
@@ -331,8 +315,9 @@ class Run:
 
     def _note_time(self) -> None:
         self._noted = time.monotonic()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         for line in ledger.taken():
-            self.log(**line)
+            self.log(**line, peak_memory_bytes=peak)
 
     LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it
 

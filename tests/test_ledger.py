@@ -100,7 +100,7 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
             {"kept": True, "spent": {"m1 sft": {"": 2.0}}},  # and with it what came before
             {"kept": False, "spent": {"m1 sft": {"": 7.0}, "": {"": 0.5}}},
             begins,
-            {"kept": True, "spent": {"m1 sft": {"": 8.0}}},
+            {"kept": True, "spent": {"m1 sft": {"": 8.0}}, "peak_memory_bytes": 7},
             {"kept": False, "spent": {"m1 eval_judgements": {"": 4.0, "waiting": 2.0}}},
             {"kept": True, "spent": {"m1 eval_judgements": {"": 1.0}}},
             {"kept": False, "spent": {"m2 prompts": {"": 0.125}}},
@@ -108,6 +108,7 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
     )
     assert found == {
         "starts": 2,
+        "peak_memory_bytes": 7,
         "stages": {
             "": {"other": 1.0},
             "m1 sft": {"training": 18.0, "compiling": 0.5, "saving": 1.0},

@@ -65,7 +65,7 @@ def test_a_run_claims_its_place_and_keeps_a_log(bucket, monkeypatch):
     run.log(step=1)
     assert not storage.exists(run.dir / "log.jsonl")  # not an object for each line
     run.log(step=2)
-    run.spent()
+    run.flush_usage()
     monkeypatch.setattr(Run, "LOG_EVERY", 0.0)
     run.log(step=3)
     lines = map(json.loads, (run.dir / "log.jsonl").read_text().splitlines())

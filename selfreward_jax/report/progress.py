@@ -58,11 +58,6 @@ class Progress:
         seconds = time.monotonic() - self.start
         say(f"{self.name}: {self.count} {self.unit}, {self._speed()}, {seconds:.1f} s {note}".rstrip())
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the stage began in this process."""
-        return time.monotonic() - self.start
-
 
 def say(line: str) -> None:
     """A line for the person who watches; of several processes the first one's alone."""

@@ -20,7 +20,8 @@ def read(workdir: epath.Path) -> dict[str, Any]:
     what no disk has, as far as they are known: a process that was killed cannot tell of its last moments.
 
     Returns:
-      {starts, stages: {stage: {kind: seconds}}, lost: {stage: {kind: seconds}}}, kinds as in `KINDS`.
+      {starts, peak_memory_bytes, stages: {stage: {kind: seconds}}, lost: {stage: {kind: seconds}}}, kinds as in
+      `KINDS`; the peak is of all processes that wrote the log.
     """
     return summed(events(workdir / "log.jsonl"))
 
@@ -38,7 +39,7 @@ def events(log: epath.Path) -> Iterator[dict[str, Any]]:
 
 def summed(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The same of the log's events."""
-    starts = 0
+    starts = peak = 0
     kept: dict[str, Counter] = {}
     lost: dict[str, Counter] = {}
     pending: dict[str, Counter] = {}
@@ -46,6 +47,7 @@ def summed(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         if event.get("begins"):
             starts += 1
             _move(pending, lost, list(pending))
+        peak = max(peak, event.get("peak_memory_bytes", 0))
         for stage, kinds in event.get("spent", {}).items():
             of = pending.setdefault(stage, Counter())
             for kind, seconds in kinds.items():
@@ -53,7 +55,7 @@ def summed(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         if event.get("kept"):
             _move(pending, kept, [stage for stage in event["spent"] if stage in pending])
     _move(pending, lost, list(pending))
-    return {"starts": starts, "stages": _plain(kept), "lost": _plain(lost)}
+    return {"starts": starts, "peak_memory_bytes": peak, "stages": _plain(kept), "lost": _plain(lost)}
 
 
 def _move(source: dict[str, Counter], to: dict[str, Counter], stages: list[str]) -> None:

@@ -15,11 +15,11 @@ from selfreward_jax.run import Run
 def write(r: Run) -> dict[str, Any]:
     """Gathers the figures of all models and stages into summary.json and prints the table.
 
-    `seconds`, `peak_memory_bytes` and `time` are of all runs in the directory together; a stage's seconds are of the
-    run that finished it.
+    `seconds`, `peak_memory_bytes` and `time` are of all runs in the directory together, and so are a stage's seconds.
     """
     ledger.keep()  # all is on disk
-    found = {**gather(r), **r.spent(), "time": _time(r), "config": storage.read_json(r.dir / "config.json")}
+    r.flush_usage()
+    found = {**gather(r), **_time(r), "config": storage.read_json(r.dir / "config.json")}
     storage.write_json(r.dir / "summary.json", found)
     if processes.first():
         print("\n".join([*tables.short(found["models"]), "", spent.line(found["time"])]), flush=True)
@@ -49,7 +49,12 @@ def _is_judged(r: Run, name: str) -> bool:
 
 def _time(r: Run) -> dict[str, Any]:
     found = spent.read(r.dir)
-    return found | {"kinds": spent.totals(found["stages"])}
+    kinds, lost = (spent.totals(found[name]) for name in ("stages", "lost"))
+    return {
+        "seconds": sum(kinds.values()) + sum(lost.values()),
+        "peak_memory_bytes": found["peak_memory_bytes"],
+        "time": found | {"kinds": kinds},
+    }
 
 
 def _round(r: Run, name: str) -> dict[str, Any]:
@@ -65,18 +70,20 @@ def _round(r: Run, name: str) -> dict[str, Any]:
 
 def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
     files = ("prompts", "candidates", "judgements", "pairs")
+    took = {name: sum(kinds.values()) for name, kinds in spent.read(r.dir)["stages"].items()}
     found = []
     for name in names:
         for stage in files:
             if (manifest := r.rows(name, stage).manifest) is not None:
-                found.append({"model": name, "name": stage, **_figures(manifest)})
+                found.append(_figures(name, stage, manifest, took))
         if (manifest := storage.read_sealed(r.dir / name / "manifest.json")) is not None:
-            found.append({"model": name, "name": manifest["stage"], **_figures(manifest)})
+            found.append(_figures(name, manifest["stage"], manifest, took))
         for stage in ("eval_answers", "eval_judgements"):
             if (manifest := r.rows(name, stage).manifest) is not None:
-                found.append({"model": name, "name": stage, **_figures(manifest)})
+                found.append(_figures(name, stage, manifest, took))
     return found
 
 
-def _figures(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {k: manifest.get(k, 0) for k in ("rows", "seconds", "tokens")}
+def _figures(model: str, stage: str, manifest: dict[str, Any], took: dict[str, float]) -> dict[str, Any]:
+    counts = {k: manifest.get(k, 0) for k in ("rows", "tokens")}
+    return {"model": model, "name": stage, **counts, "seconds": round(took.get(f"{model} {stage}", 0.0), 3)}

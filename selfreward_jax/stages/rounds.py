@@ -79,9 +79,9 @@ def prompts(run: Run, t: int) -> None:
         )
     tokens = sum(row["tokens"] for row in rows)
     facts = {"weights": run.weights(by)} if by else {}
-    out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, seconds=progress.seconds, **facts)
+    out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, **facts)
     progress.close(f"of {len(rows)} attempts, turned down: {faults}")
-    run.spent()
+    run.flush_usage()
 
 
 def held_out(run: Run) -> list[str]:
@@ -121,9 +121,9 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
         stopping.check()
     rows = [begun[i] for i in ids]
     facts |= {"weights": run.weights(by)} if by else {}
-    out.finish(rows, tokens=sum(row["tokens"] for row in rows), seconds=progress.seconds, **facts)
+    out.finish(rows, tokens=sum(row["tokens"] for row in rows), **facts)
     progress.close()
-    run.spent()
+    run.flush_usage()
     return rows
 
 
@@ -162,7 +162,7 @@ def answer_best(run: Run, model: str, asked: list[Row], settings: Any, owner: st
         order = sorted(range(more.samples), key=lambda i: -_or_lowest(score.get(f"{row['id']}/{i}")))
         groups = ([i for i in order if i // settings.best_of == g] for g in range(wanted))
         rows.append({**row, "responses": [row["responses"][of[0]] for of in groups]})
-    out.finish(rows, tokens=0, seconds=0.0, best_of=settings.best_of, weights=run.weights(model))
+    out.finish(rows, tokens=0, best_of=settings.best_of, weights=run.weights(model))
 
 
 def _or_lowest(score: float | None) -> float:
@@ -211,7 +211,7 @@ def self_judge(run: Run, t: int) -> None:
         if probed := run.rows(f"m{t}", "prompts").rows()[: run.cfg.guards.canaries]:
             judge(run, f"m{t - 1}", guards.canaries(probed, run.cfg.judge.form), f"m{t}", "canaries")
     elif out.manifest is None:
-        out.finish(judging.dice(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0, seconds=0.0)
+        out.finish(judging.dice(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0)
 
 
 def check_judge(run: Run, model: str) -> None:
@@ -247,5 +247,5 @@ def pairs(run: Run, t: int) -> None:
             f"{health}); the judge cannot tell answers apart: in a new --workdir train it longer, give it more "
             "judged rows, or draw more votes (judge.samples)"
         )
-    out.finish(rows, counts=counts, tokens=0, seconds=0.0)
+    out.finish(rows, counts=counts, tokens=0)
     say(f"m{t} pairs: {counts}")

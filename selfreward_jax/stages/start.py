@@ -57,7 +57,7 @@ def _make_seed(run: Run) -> None:
     storage.write_json(run.dir / "seed" / "report.json", report)
     for line in seeds.told(report):
         say(line)
-    _write_seed(run, "documents", sets["documents"], seconds=progress.seconds, sets=list(sets))
+    _write_seed(run, "documents", sets["documents"], sets=list(sets))
     progress.add(sum(map(len, sets.values())))
     progress.close(", ".join(f"{len(rows)} {name}" for name, rows in sets.items()))
 
@@ -161,9 +161,9 @@ def base(run: Run) -> None:
 def _adopt_weights(run: Run, source: epath.Path) -> None:
     progress = Progress("m0 init", 1)
     params = hf.load(source, run.llama(), run.shardings(weights(run.llama())))
-    facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0, "seconds": progress.seconds}
+    facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0}
     facts["weights"] = checkpoints.save(run.dir / "m0" / "checkpoint", params)
     storage.write_sealed(run.dir / "m0" / "manifest.json", facts)
     progress.add(1)
     progress.close(f"{parameter_count(weights(run.llama())):,} parameters of {source}")
-    run.spent()
+    run.flush_usage()

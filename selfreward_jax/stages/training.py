@@ -212,7 +212,7 @@ def _train(
     facts["weights"] = checkpoints.save(run.dir / name / "checkpoint", params)
     if early:
         early.finish()
-    storage.write_sealed(run.dir / name / "manifest.json", {**facts, "seconds": progress.seconds})
+    storage.write_sealed(run.dir / name / "manifest.json", facts)
     _clear(run, name)
     progress.close()
-    run.spent()
+    run.flush_usage()
