@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from etils import epath
@@ -25,7 +24,7 @@ from selfreward_jax.llm.hf_config import read_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import by_row, round_up, row_multiple
 from selfreward_jax.saved import open_model
-from selfreward_jax.train.losses import LOGITS_AT_ONCE
+from selfreward_jax.train import losses
 
 try:
     from lm_eval import utils
@@ -42,25 +41,8 @@ _IDLE = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": 0}  # these change 
 
 @partial(jax.jit, static_argnames="cfg")
 def score(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log p(tokens[b, t] | tokens[b, :t]), as `losses.token_logprobs`, and whether that token is the likeliest, [B, T].
-
-    Column 0, which nothing predicts, is 0 and True. Logits are made a few positions at a time.
-    """
-    model = Llama(cfg)
-    hidden_BTD, _ = model.apply({"params": params}, tokens_BT[:, :-1], method="hidden")
-
-    def position(x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        states_BD, targets_B = x
-        logits_BV = model.apply({"params": params}, states_BD, method="unembed")
-        taken_B = jnp.take_along_axis(logits_BV, targets_B[:, None], axis=1)[:, 0]
-        return taken_B - jax.nn.logsumexp(logits_BV, axis=1), logits_BV.argmax(1) == targets_B
-
-    at_once = max(1, LOGITS_AT_ONCE // (tokens_BT.shape[0] * cfg.vocab_size))
-    logprobs_TB, likeliest_TB = jax.lax.map(
-        position, (hidden_BTD.swapaxes(0, 1), tokens_BT[:, 1:].T), batch_size=at_once
-    )
-    first = ((0, 0), (1, 0))
-    return jnp.pad(logprobs_TB.T, first), jnp.pad(likeliest_TB.T, first, constant_values=True)
+    """`losses.token_logprobs_and_greedy` as one program."""
+    return losses.token_logprobs_and_greedy(Llama(cfg), params, tokens_BT)
 
 
 class IdsEngine(Engine):

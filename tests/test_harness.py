@@ -162,7 +162,7 @@ def test_a_few_logits_at_a_time_give_the_same(harness, model, monkeypatch):
     tokens = np.random.default_rng(0).integers(3, saved.cfg.vocab_size, (3, 20))
     expected, _ = forward(saved.cfg, saved.params, tokens)
     for at_once in (1, 7 * 3 * saved.cfg.vocab_size, 1 << 25):
-        monkeypatch.setattr(harness, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
         score = jax.jit(harness.score.__wrapped__, static_argnums=0)
         logprobs, likeliest = score(saved.cfg, saved.params, tokens)
         np.testing.assert_allclose(logprobs, expected, atol=1e-5)

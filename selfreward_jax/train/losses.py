@@ -28,6 +28,15 @@ def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs:
     return jnp.pad(_predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
 
 
+def token_logprobs_and_greedy(model: Llama, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs`, and whether each token is the one with the highest logit, [B, T]; True in column 0."""
+    params = _cast(model, params)
+    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden")
+    logprobs, greedy = _predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:], greedy=True)
+    first = ((0, 0), (1, 0))
+    return jnp.pad(logprobs, first), jnp.pad(greedy, first, constant_values=True)
+
+
 def continued_logprobs(
     model: Llama,
     params: Params,
@@ -67,25 +76,28 @@ def _cast(model: Llama, params: Params) -> Params:
     return jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
 
 
-def _predicted(model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """log p(target | state) [B, T], float32."""
+def _predicted(model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array, greedy: bool = False) -> Any:
+    """log p(target | state) [B, T], float32; with `greedy` also whether the target has the highest logit [B, T]."""
     given = model.apply({"params": params}, method="output_matrix"), states_BTD, targets_BT
     if devices_in_use() == 1:
-        return _of_targets(*given)
+        return _of_targets(*given, greedy=greedy)
     # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of
     # tokens, and not once in the end.
     split = (PartitionSpec(None, "tensor"), PartitionSpec(ROWS), PartitionSpec(ROWS))
-    return jax.shard_map(partial(_of_targets, axis="tensor"), in_specs=split, out_specs=PartitionSpec(ROWS))(*given)
+    of_device = partial(_of_targets, axis="tensor", greedy=greedy)
+    return jax.shard_map(of_device, in_specs=split, out_specs=PartitionSpec(ROWS))(*given)
 
 
-def _of_targets(head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array, axis: str | None = None) -> jax.Array:
-    """log p(target | state) [B, T]; the vocabulary is split over the mesh axis `axis`, if it is given."""
+def _of_targets(
+    head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array, axis: str | None = None, greedy: bool = False
+) -> Any:
+    """As `_predicted`; the vocabulary is split over the mesh axis `axis`, if it is given."""
     B, T, D = states_BTD.shape
     V = head_DV.shape[1]  # of this device
     first = 0 if axis is None else jax.lax.axis_index(axis) * V
     over_all = lambda x: x if axis is None else jax.lax.psum(x, axis)  # noqa: E731
 
-    def chunk(x: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def chunk(x: tuple[jax.Array, jax.Array]) -> Any:
         logits = jnp.matmul(x[0], head_DV, preferred_element_type=jnp.float32)
         top = jax.lax.stop_gradient(logits.max(-1))
         top = top if axis is None else jax.lax.pmax(top, axis)
@@ -93,7 +105,8 @@ def _of_targets(head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array
         target = x[1] - first
         taken = jnp.take_along_axis(logits, jnp.clip(target, 0, V - 1)[..., None], axis=-1)[..., 0]
         taken = over_all(jnp.where((target >= 0) & (target < V), taken, 0.0))
-        return taken - (top + jnp.log(total))
+        logprobs = taken - (top + jnp.log(total))
+        return (logprobs, taken >= top) if greedy else logprobs
 
     length = max(1, LOGITS_AT_ONCE // (B * V))
     if length >= T:
@@ -103,7 +116,7 @@ def _of_targets(head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array
     states = jnp.pad(states_BTD, ((0, 0), (0, pad), (0, 0))).reshape(B, count, length, D).swapaxes(0, 1)
     targets = jnp.pad(targets_BT, ((0, 0), (0, pad))).reshape(B, count, length).swapaxes(0, 1)
     chunks = jax.lax.map(jax.checkpoint(chunk), (states, targets))
-    return chunks.swapaxes(0, 1).reshape(B, count * length)[:, :T]
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, count * length)[:, :T], chunks)
 
 
 def sequence_logprobs(
