@@ -23,6 +23,7 @@ from selfreward_jax.formats import Asked
 from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.method.sources import SeedError
 from selfreward_jax.report.progress import Progress
 from selfreward_jax.rowfile import RowFile
 from selfreward_jax.saved import Saved, open_model
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
             converse(open_model(options.model, options.name), options)
         else:
             answer_file(options)
-    except (ConfigError, HubError, ChatError, storage.StorageError, OSError) as error:
+    except (ConfigError, SeedError, HubError, ChatError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from selfreward_jax.config import ConfigError
+from selfreward_jax.method.sources import Malformed, read
 from selfreward_jax.rowfile import encode_rows
 
 Row = dict[str, Any]
@@ -71,17 +70,20 @@ def check_use(name: str, out: str, samples: int, logprobs: bool) -> None:
 
 
 def read_asked(path: str, name: str = "rows") -> list[Asked]:
-    """The rows of a file of prompts, JSON lines or a JSON list, in their order.
+    """The rows of a file of prompts, in their order.
 
     Args:
-      path: the file.
+      path: the file, in any form that seeds may have too.
       name: one of FORMATS.
 
     Raises:
-      ConfigError: the file cannot be read, a row is malformed, two rows share an id, or there are none.
+      ConfigError: a row is malformed, two rows share an id, or there are none.
+      SeedError: the file cannot be read.
     """
     form, asked, seen = FORMATS[name], [], set()
-    for where, number, row in _rows(path):
+    for number, (where, row) in enumerate(read(path), 1):
+        if isinstance(row, Malformed):
+            raise ConfigError(f"{where} is {row.reason}")
         said = row.get(form.text) if isinstance(row, dict) else None
         turns = said if form.text == "turns" else [said]
         if not isinstance(turns, list) or not turns or not all(isinstance(t, str) for t in turns):
@@ -97,28 +99,6 @@ def read_asked(path: str, name: str = "rows") -> list[Asked]:
     if not asked:
         raise ConfigError(f"{path} has no prompts")
     return asked
-
-
-def _rows(path: str) -> Iterator[tuple[str, int, Any]]:
-    """Where each row is (for a message), its number from 1, and the row."""
-    try:
-        text = epath.Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path} cannot be read ({error})") from None
-    if text.lstrip().startswith("["):
-        try:
-            listed = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON ({error})") from None
-        yield from ((f"{path} entry {i}", i, row) for i, row in enumerate(listed, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path} line {number}"
-            try:
-                yield where, number, json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{where} is not JSON ({error})") from None
 
 
 # --- answers out ---

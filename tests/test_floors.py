@@ -27,7 +27,7 @@ FORBIDDEN = {
     "loop": set(),
     "stages": {"loop", "formats"},
     "saved": {"loop", "stages", "report", "evaluate", "method", "formats"},
-    "formats": ABOVE | {"run", "report", "evaluate", "method", "train", "generate", "llm", "worlds", "jax", "jaxlib"},
+    "formats": ABOVE | {"run", "report", "evaluate", "train", "generate", "llm", "worlds", "jax", "jaxlib"},
     "report": ABOVE,
     "run": ABOVE | {"report", "evaluate"},
     "evaluate": ABOVE | {"report"},

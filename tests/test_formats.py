@@ -11,6 +11,7 @@ from selfreward_jax import answer, export, formats
 from selfreward_jax.config import ConfigError
 from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.method.sources import SeedError
 from selfreward_jax.saved import open_model
 
 INSTRUCTIONS = [
@@ -107,7 +108,7 @@ def test_pairs_become_text_or_messages_with_their_scores():
 )
 def test_what_is_no_file_of_prompts_is_told(tmp_path, name, text, facts):
     (tmp_path / "in").write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((ConfigError, SeedError)) as caught:
         formats.read_asked(str(tmp_path / "in"), name)
     assert_mentions(str(caught.value), tmp_path / "in", *facts)
 

@@ -32,9 +32,9 @@ def read(source: str) -> Iterator[Placed]:
     """The records of a source, in order, each with its place ("seeds.jsonl.gz line 3").
 
     Args:
-      source: a file or a glob of local files (`**` for any folders) of JSON lines, or a JSON list where the name ends
-        in .json, either of them gzipped, or Parquet; or tfds:NAME/SPLIT; or hf:OWNER/NAME[/CONFIG]/SPLIT. A data set
-        that TFDS or the hub has by that name is downloaded where it is not there yet.
+      source: a file or a glob of local files (`**` for any folders) of JSON lines or of one JSON list, either of them
+        gzipped, or Parquet; or tfds:NAME/SPLIT; or hf:OWNER/NAME[/CONFIG]/SPLIT. A data set that TFDS or the hub has
+        by that name is downloaded where it is not there yet.
 
     Raises:
       SeedError: the source, or a whole file of it, cannot be read. One line that is not JSON gives `Malformed`.
@@ -58,7 +58,7 @@ def files(source: str) -> list[str]:
         return [source]
     found = sorted(name for name in glob.glob(source, recursive=True) if not epath.Path(name).is_dir())
     if not found:
-        raise SeedError(f"seed files {source} cannot be read (no file has such a name): correct the pattern")
+        raise SeedError(f"files {source} cannot be read (no file has such a name): correct the pattern")
     return found
 
 
@@ -70,25 +70,25 @@ def _file(name: str) -> Iterator[Placed]:
             file = gzip.GzipFile(fileobj=raw) if plain != name else raw
             if plain.endswith(".parquet"):
                 yield from _parquet(name, file)
-            elif plain.endswith(".json") and _is_list(file):
+            elif _is_list(file):
                 yield from _json_list(name, file)
             else:
                 yield from _json_lines(name, file)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise SeedError(f"seed file {name} is damaged ({_said(error)}): fetch or compress it anew") from None
+        raise SeedError(f"file {name} is damaged ({_said(error)}): fetch or compress it anew") from None
     except UnicodeDecodeError as error:
-        raise SeedError(f"seed file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+        raise SeedError(f"file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:
         reason = error.strerror or _said(error)
-        raise SeedError(f"seed file {name} cannot be read ({reason}): give a file of JSON lines") from None
+        raise SeedError(f"file {name} cannot be read ({reason}): give a file of JSON lines") from None
     except SeedError:
         raise
     except (ValueError, ImportError) as error:  # a name with a NUL byte, a file system that epath does not know
-        raise SeedError(f"seed file {name} cannot be read ({_said(error)}): give a local file") from None
+        raise SeedError(f"file {name} cannot be read ({_said(error)}): give a local file") from None
 
 
 def _is_list(file: BinaryIO) -> bool:
-    """Whether the first mark of a JSON file opens a list; the file is at its start again afterwards."""
+    """Whether the first mark of the file opens a JSON list; the file is at its start again afterwards."""
     first = b""
     while (piece := file.read(4096)) and not (first := piece.removeprefix(b"\xef\xbb\xbf").lstrip()):
         pass
@@ -101,7 +101,7 @@ def _json_list(name: str, file: BinaryIO) -> Iterator[Placed]:
     try:
         values = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise SeedError(f"seed file {name} is not a JSON list ({_said(error)}): mend it, or write JSON lines") from None
+        raise SeedError(f"file {name} is not a JSON list ({_said(error)}): mend it, or write JSON lines") from None
     yield from ((f"{name} item {number}", value) for number, value in enumerate(values, 1))
 
 
@@ -112,7 +112,7 @@ def _json_lines(name: str, file: BinaryIO) -> Iterator[Placed]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise SeedError(
-                f"seed file {name} is not UTF-8 at byte {begins + error.start} (line {number}): save it as UTF-8"
+                f"file {name} is not UTF-8 at byte {begins + error.start} (line {number}): save it as UTF-8"
             ) from None
         begins += len(line)
         if not text.strip():
@@ -140,19 +140,19 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[Placed]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise SeedError(f"seed file {name} is Parquet, which pyarrow reads: pip install pyarrow") from None
+        raise SeedError(f"file {name} is Parquet, which pyarrow reads: pip install pyarrow") from None
     try:
         batches = ParquetFile(file).iter_batches(batch_size=1024)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from ((f"{name} row {number}", _plain(row)) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError) as error:
-        raise SeedError(f"seed file {name} is no whole Parquet file ({_said(error)}): fetch it anew") from None
+        raise SeedError(f"file {name} is no whole Parquet file ({_said(error)}): fetch it anew") from None
 
 
 def _tfds(source: str) -> Iterator[Placed]:
     name, _, split = source.removeprefix("tfds:").rpartition("/")
     if not name or not split:
-        raise SeedError(f"seed source {source} names no split: write tfds:NAME/SPLIT, as in tfds:my_data:1.0.0/train")
+        raise SeedError(f"source {source} names no split: write tfds:NAME/SPLIT, as in tfds:my_data:1.0.0/train")
     try:
         import tensorflow_datasets
 
@@ -160,7 +160,7 @@ def _tfds(source: str) -> Iterator[Placed]:
             yield f"{source} row {number}", _plain(value)
     except Exception as error:  # of TFDS, of a data set's own code or of the network: there is no common class
         raise SeedError(
-            f"seed source {source} cannot be read ({_said(error)}): give a data set and a split that TFDS has, or one "
+            f"source {source} cannot be read ({_said(error)}): give a data set and a split that TFDS has, or one "
             "prepared under TFDS_DATA_DIR in the array_record format"
         ) from None
 
@@ -168,18 +168,18 @@ def _tfds(source: str) -> Iterator[Placed]:
 def _hub(source: str) -> Iterator[Placed]:
     owner, *parts = source.removeprefix("hf:").split("/")
     if not owner or len(parts) not in (2, 3) or not all(parts):
-        raise SeedError(f"seed source {source} is not understood: write hf:OWNER/NAME/SPLIT or .../CONFIG/SPLIT")
+        raise SeedError(f"source {source} is not understood: write hf:OWNER/NAME/SPLIT or .../CONFIG/SPLIT")
     name, *config, split = parts
     try:
         import datasets
     except ImportError:
-        raise SeedError(f"seed source {source} needs the package datasets: pip install datasets") from None
+        raise SeedError(f"source {source} needs the package datasets: pip install datasets") from None
     try:
         for number, value in enumerate(datasets.load_dataset(f"{owner}/{name}", *config, split=split), 1):
             yield f"{source} row {number}", _plain(value)
     except Exception as error:  # of the package, of the hub or of the network: there is no common class
         raise SeedError(
-            f"seed source {source} cannot be read ({_said(error)}): give a data set, configuration and split of the hub"
+            f"source {source} cannot be read ({_said(error)}): give a data set, configuration and split of the hub"
         ) from None
 
 
