@@ -81,7 +81,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
     for row in cases.pairs(case["shape"], case["pairs"], case["prompt"], case["response"]):
         sides = (Example(row["prompt"] + row[s], _target(row, s)) for s in ("chosen", "rejected"))
         made.append(dpo.Pair(*sides))
-    c = config.defaults()
+    c = config.default_config()
     c.update_from_flattened_dict({"dpo.batch": len(made), "dpo.replay": 0.0, "dpo.nll": 0.0, "dpo.epochs": 1e6})
     mesh, net = make_mesh(), Llama(cfg)
     c.optimizer.name = "adamw"

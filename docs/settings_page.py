@@ -41,7 +41,7 @@ def described() -> dict[str, str]:
 def page() -> str:
     """The page."""
     said, groups = described(), {}
-    for field, value in fields(config.defaults()).items():
+    for field, value in fields(config.default_config()).items():
         groups.setdefault(field.rpartition(".")[0], []).append((field, value))
     lines = [HEAD]
     for group, rows in sorted(groups.items()):

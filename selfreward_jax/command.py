@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     return chosen, _WORKDIR.value
 
 
-def compile_cache() -> str:
+def compile_cache_dir() -> str:
     """The folder of compiled programs; "" for none. After `parse`."""
     return _COMPILE_CACHE.value
 

@@ -12,7 +12,7 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message names the field, its value and the remedy."""
 
 
-def defaults() -> ConfigDict:
+def default_config() -> ConfigDict:
     """The default settings: the embedded world on a CPU (scale `tiny`)."""
     c = ConfigDict()
     c.seed = 0  # everything random follows from it
@@ -207,7 +207,7 @@ def get(scale: str = "") -> ConfigDict:
     Raises:
       ConfigError: there is no scale of that name.
     """
-    c = defaults()
+    c = default_config()
     if scale in ("", "tiny"):
         return c
     if scale not in SCALES:
@@ -222,7 +222,7 @@ def from_stored(stored: dict[str, Any]) -> ConfigDict:
     Raises:
       ConfigError: it has a field that is no setting, or lacks one.
     """
-    c = defaults()
+    c = default_config()
     stored = {name: value for name, value in stored.items() if name != "inputs"}
     if difference := _missing(json.loads(c.to_json()), stored):
         raise ConfigError(f"config.json of another version: {difference}")

@@ -24,7 +24,7 @@ from selfreward_jax.llm.hf_config import read_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import by_row, round_up, row_multiple
 from selfreward_jax.saved import open_model
-from selfreward_jax.train import losses
+from selfreward_jax.train.losses import token_logprobs_and_greedy
 
 try:
     from lm_eval import utils
@@ -41,8 +41,8 @@ _IDLE = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": 0}  # these change 
 
 @partial(jax.jit, static_argnames="cfg")
 def score(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`losses.token_logprobs_and_greedy` as one program."""
-    return losses.token_logprobs_and_greedy(Llama(cfg), params, tokens_BT)
+    """`token_logprobs_and_greedy` as one program."""
+    return token_logprobs_and_greedy(Llama(cfg), params, tokens_BT)
 
 
 class IdsEngine(Engine):

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     try:
         cfg, workdir = command.parse(argv)
         others = command.processes()
-        compiled.keep(command.compile_cache())
+        compiled.keep(command.compile_cache_dir())
     except config.ConfigError as error:
         return _refuse(str(error))
     if command.dry_run():

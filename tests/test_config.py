@@ -25,7 +25,7 @@ def test_every_scale_can_work_on_one_device(scale):
 
 @pytest.mark.parametrize("scale", config.SCALES)
 def test_a_scale_changes_what_it_names_and_nothing_else(scale):
-    got, default = flat(config.get(scale)), flat(config.defaults())
+    got, default = flat(config.get(scale)), flat(config.default_config())
     assert got == default | config.SCALES[scale]
 
 

@@ -19,8 +19,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import settings_page
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
-PAGES = [page for page in PAGES if page.name != "messages.md"]
-FIELDS = command.fields(config.defaults())
+FIELDS = command.fields(config.default_config())
 # Where the options of a program are declared, beside its own file.
 PROGRAMS = {
     "main": ("main", "command"),

@@ -77,7 +77,7 @@ def make(server, tmp_path, monkeypatch):
 
     def endpoint(**changes):
         settings = ConfigDict(
-            config.defaults().endpoint.to_dict()
+            config.default_config().endpoint.to_dict()
             | {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "judge-1", "key_variable": "JUDGE_KEY"}
             | changes
         )

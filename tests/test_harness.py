@@ -14,7 +14,7 @@ from etils import epath
 from selfreward_jax.export import main as export
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.saved import open_model
-from selfreward_jax.train import losses
+from selfreward_jax.train import losses as token_scores
 
 TEXTS = ["This is Hanna.", " two  spaces ", "a<|end|>b<bos>c", "<bos><|user|>Hi.<|end|><|assistant|>", "é\n\nü"]
 
@@ -27,9 +27,9 @@ def asked(*args):
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lm_eval")
-    from selfreward_jax import harness
+    from selfreward_jax import harness as module
 
-    return harness
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def evaluated(model, tasks, **options):
 @partial(jax.jit, static_argnames="cfg")
 def forward(cfg, params, tokens):
     model = Llama(cfg)
-    return losses.token_logprobs(model, params, tokens), model.apply({"params": params}, tokens).argmax(-1)
+    return token_scores.token_logprobs(model, params, tokens), model.apply({"params": params}, tokens).argmax(-1)
 
 
 def plain(saved, ids):
@@ -162,7 +162,7 @@ def test_a_few_logits_at_a_time_give_the_same(harness, model, monkeypatch):
     tokens = np.random.default_rng(0).integers(3, saved.cfg.vocab_size, (3, 20))
     expected, _ = forward(saved.cfg, saved.params, tokens)
     for at_once in (1, 7 * 3 * saved.cfg.vocab_size, 1 << 25):
-        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(token_scores, "LOGITS_AT_ONCE", at_once)
         score = jax.jit(harness.score.__wrapped__, static_argnums=0)
         logprobs, likeliest = score(saved.cfg, saved.params, tokens)
         np.testing.assert_allclose(logprobs, expected, atol=1e-5)

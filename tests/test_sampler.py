@@ -11,7 +11,8 @@ import sampling
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.generate import nucleus, sampler
+from selfreward_jax.generate import sampler
+from selfreward_jax.generate.nucleus import sample_token as draw_token
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.train import losses
 
@@ -205,7 +206,7 @@ def test_a_sample_that_comes_in_later_is_the_same_to_the_bit(params):
 
 N = 40_000
 LOGITS = np.array([2, 1.5, 1, 0.5, 0, -1, -3], np.float32)
-sample_token = jax.jit(nucleus.sample_token)
+sample_token = jax.jit(draw_token)
 
 
 def shares(logits, temperature, top_p):
@@ -264,7 +265,7 @@ def test_tokens_equally_likely_to_the_last_kept_one_are_kept():
 def drawn_at(logits, uniform, temperature, top_p):
     with pytest.MonkeyPatch.context() as patch:  # while it is traced
         patch.setattr(jax.random, "uniform", lambda key: uniform)
-        return nucleus.sample_token(logits, jax.random.split(jax.random.key(0), 1), temperature, top_p)
+        return draw_token(logits, jax.random.split(jax.random.key(0), 1), temperature, top_p)
 
 
 @given(

@@ -18,7 +18,7 @@ from selfreward_jax.llm.self_attention import as_kept, attention, choose, self_a
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import by_row, declared_shardings
-from selfreward_jax.train import losses
+from selfreward_jax.train.losses import continued_logprobs
 
 make_splash_mha = splash.make_splash_mha
 ON_GPU = jax.default_backend() == "gpu"
@@ -224,7 +224,7 @@ def continued(cfg, mesh):
     given = [put(x, by_row(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
 
     def loss(params):
-        logprobs = losses.continued_logprobs(Llama(cfg), params, *given)
+        logprobs = continued_logprobs(Llama(cfg), params, *given)
         return jnp.mean(logprobs * jnp.cos(jnp.arange(7.0))), logprobs
 
     with jax.set_mesh(mesh):

@@ -93,7 +93,7 @@ def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
     c.model.init = "Some-3B"
     with pytest.raises(config.ConfigError, match=r"'Some-3B'.*SmolLM2-135M"):
         models.described(c)
-    assert models.described(config.defaults()) is None
+    assert models.described(config.default_config()) is None
 
 
 @pytest.mark.parametrize("lora", [0, 4])

@@ -69,7 +69,7 @@ def test_a_choice_ends_with_its_grade():
 
 
 def test_every_request_can_be_read_and_passes_the_prompt_filter():
-    settings = config.defaults().prompts
+    settings = config.default_config().prompts
     for text in lists.prompts(1000, Random("requests")):
         assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
         assert form_fault(text, settings.least_words, settings.most_words) is None, text

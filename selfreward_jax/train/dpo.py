@@ -21,7 +21,8 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.llm.self_attention import goes_on
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import by_row, replicated, round_up
-from selfreward_jax.train import batches, losses, preference
+from selfreward_jax.train import batches, preference
+from selfreward_jax.train.losses import continued_logprobs, token_logprobs
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, place
 
@@ -99,9 +100,9 @@ def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.
 
     if "prompt_tokens" in batch:
         prompt = batch["prompt_tokens"], batch["prompt_lengths"]
-        logprobs = losses.continued_logprobs(model, params, *prompt, both("tokens"), key=key)
+        logprobs = continued_logprobs(model, params, *prompt, both("tokens"), key=key)
     else:
-        logprobs = losses.token_logprobs(model, params, both("tokens"), key=key)
+        logprobs = token_logprobs(model, params, both("tokens"), key=key)
     return jnp.sum(logprobs * both("target"), axis=-1).reshape(-1, 2)
 
 
