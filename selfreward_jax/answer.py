@@ -25,8 +25,8 @@ from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.sources import SeedError
 from selfreward_jax.report.progress import Progress
-from selfreward_jax.rowfile import RowFile
 from selfreward_jax.saved import Saved, open_model
+from selfreward_jax.storage.artifacts import RowFile
 
 Row = dict[str, Any]
 

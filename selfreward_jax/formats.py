@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.method.sources import Malformed, read
-from selfreward_jax.rowfile import encode_rows
+from selfreward_jax.storage.artifacts import encode_rows
 
 Row = dict[str, Any]
 Answers = Mapping[str, Sequence[Sequence[str]]]  # id -> choices -> the answer to each turn

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import compiled, ledger, lock, stages, storage
+from selfreward_jax import compiled, ledger, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
@@ -20,6 +20,7 @@ from selfreward_jax.report import summary
 from selfreward_jax.report.page import Page
 from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
+from selfreward_jax.storage import lock
 
 
 def run(

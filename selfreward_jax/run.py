@@ -30,7 +30,7 @@ from selfreward_jax.parallel import processes, stopping
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
-from selfreward_jax.rowfile import RowFile
+from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.train import checkpoints
 
 Row = dict[str, Any]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from selfreward_jax.rowfile import RowFile
 from selfreward_jax.stages import early
 from selfreward_jax.stages.early import EarlyStopping
+from selfreward_jax.storage.artifacts import RowFile
 
 # Each "model" is a number and answers with it; the greater number wins.
 

@@ -17,7 +17,7 @@ from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
 from selfreward_jax import main
-from selfreward_jax.rowfile import framed
+from selfreward_jax.storage.artifacts import framed
 
 FILES = ("prompts", "candidates", "judgements", "pairs")
 

@@ -116,7 +116,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import PartitionSpec
 address, count, index, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), epath.Path(sys.argv[4])
-from selfreward_jax.rowfile import RowFile
+from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.parallel import arrays, mesh, processes, sharding, stopping
 
 processes.start({"coordinator_address": address, "num_processes": count, "process_id": index}, 60)

@@ -13,8 +13,8 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
-from selfreward_jax.rowfile import RowFile
 from selfreward_jax.run import Run
+from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.train import checkpoints
 
 

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax import storage
-from selfreward_jax.rowfile import Row, encode_rows
+from selfreward_jax.storage.artifacts import Row, encode_rows
 
 WORKERS = 4  # requests under way at the same time
 LONGEST_WAIT = 60.0  # seconds between two attempts

@@ -4,7 +4,7 @@ from typing import Any
 
 from selfreward_jax.evaluate import head_to_head, oracle
 from selfreward_jax.evaluate.agreement import agreement, intervals
-from selfreward_jax.rowfile import RowFile
+from selfreward_jax.storage.artifacts import RowFile
 
 Row = dict[str, Any]
 

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, arguments, assert_mentions, refused
 from etils import epath
 
-from selfreward_jax import lock, storage
+from selfreward_jax import storage
+from selfreward_jax.storage import lock
 
 HOLDER = """
 import sys, time
