@@ -17,16 +17,17 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 
-from selfreward_jax import command, compiled, formats, storage
+from selfreward_jax import command, formats, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.formats import Asked
 from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.sources import SeedError
-from selfreward_jax.report.progress import Progress
 from selfreward_jax.saved import Saved, open_model
 from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.telemetry import compile_cache
+from selfreward_jax.telemetry.progress import Progress
 
 Row = dict[str, Any]
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Generates. Returns the exit code: 0, or 2 after one line that says what to mend."""
     try:
         options = _options(argv)
-        compiled.keep(options.compile_cache)
+        compile_cache.keep(options.compile_cache)
         if options.interactive:
             converse(open_model(options.model, options.name), options)
         else:

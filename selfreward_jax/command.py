@@ -8,12 +8,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from selfreward_jax import compiled, config
+from selfreward_jax import config
+from selfreward_jax.telemetry import compile_cache
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://BUCKET/FOLDER.")
 _KEPT = "Folder of compiled programs, kept from run to run; empty: none."
-_COMPILE_CACHE = flags.DEFINE_string("compile_cache", compiled.default_directory(), _KEPT)
+_COMPILE_CACHE = flags.DEFINE_string("compile_cache", compile_cache.default_directory(), _KEPT)
 _ACCEPT = "Go on in a working directory with other settings, where they alter nothing that is made."
 _ACCEPT_CHANGES = flags.DEFINE_bool("accept_changes", False, _ACCEPT)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and do nothing.")
@@ -132,7 +133,7 @@ def parser(program: str, description: str, compiles: bool = False) -> argparse.A
     )
     found.error = lambda message: refuse(_with_the_nearest(message, found))
     if compiles:
-        default = compiled.default_directory()
+        default = compile_cache.default_directory()
         found.add_argument("--compile_cache", default=default, help=_KEPT)
     return found
 

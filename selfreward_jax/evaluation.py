@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import checks, command, compiled, loop, stages, storage
+from selfreward_jax import checks, command, loop, stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
@@ -28,6 +28,7 @@ from selfreward_jax.report import tables
 from selfreward_jax.run import Run
 from selfreward_jax.saved import find_model, open_model
 from selfreward_jax.storage import StorageError
+from selfreward_jax.telemetry import compile_cache
 
 Row = dict[str, Any]
 Judge = Callable[[str, str, dict[str, list[Row]]], list[list[int]]]  # names of two models, answers by name -> verdicts
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     """Evaluates. Returns the exit code: 0, or 2 after one line that says what to mend."""
     try:
         options = _options(argv)
-        compiled.keep(options.compile_cache)
+        compile_cache.keep(options.compile_cache)
         run = Run.reopen(options.workdir)
         for field in ADJUSTABLE:
             if (given := getattr(options, field)) is not None:

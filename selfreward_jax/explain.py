@@ -16,8 +16,8 @@ from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.generate.engine import row_number
 from selfreward_jax.report import spent
-from selfreward_jax.report.inert import inert
 from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.telemetry.escape import inert
 
 Row = dict[str, Any]
 STAGES = ("prompts", "candidates", "judgements", "pairs")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import compiled, ledger, stages, storage
+from selfreward_jax import stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
@@ -18,9 +18,10 @@ from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import stopping
 from selfreward_jax.report import summary
 from selfreward_jax.report.page import Page
-from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 from selfreward_jax.storage import lock
+from selfreward_jax.telemetry import compile_cache, timing
+from selfreward_jax.telemetry.progress import say
 
 
 def run(
@@ -41,7 +42,7 @@ def run(
     Returns:
       The summary.
     """
-    ledger.restart()
+    timing.restart()
     r = Run(cfg, workdir, accept_changes=accept_changes)
     with lock.alone(r.dir):
         r.begin()
@@ -59,7 +60,7 @@ def run(
                     raise
                 storage.warn(f"{error.why}; set aside as {' and '.join(moved)}, to be made anew")
                 r.release()
-                ledger.restart()
+                timing.restart()
 
 
 def _made(r: Run, judge: Callable[[Run, int], None]) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
     yield stages.supervised(r)
     yield evaluate(r, "m1")
     for t in range(2, cfg.iterations + 1):
-        before = compiled.count()
+        before = compile_cache.count()
         stages.check_judge(r, f"m{t - 1}")
         yield stages.prompts(r, t)
         asked = r.rows(f"m{t}", "prompts").rows()
@@ -106,7 +107,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         yield stages.guard(r, t)
         yield stages.preferences(r, t)
         yield evaluate(r, f"m{t}")
-        new = compiled.count().since(before)
+        new = compile_cache.count().since(before)
         say(f"m{t}: {new.compiled} programs compiled, {new.kept} read from the cache, {new.seconds:.1f} s")
 
 

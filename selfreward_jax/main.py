@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import checks, command, compiled, config, loop
+from selfreward_jax import checks, command, config, loop
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
@@ -24,6 +24,7 @@ from selfreward_jax.report.plan import plan
 from selfreward_jax.run import Run
 from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
+from selfreward_jax.telemetry import compile_cache
 
 BAD_INPUT = (config.ConfigError, SeedError, StorageError, TemplateError, HubError, StageError)
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     try:
         cfg, workdir = command.parse(argv)
         others = command.processes()
-        compiled.keep(command.compile_cache_dir())
+        compile_cache.keep(command.compile_cache_dir())
     except config.ConfigError as error:
         return _refuse(str(error))
     if command.dry_run():

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax import changes, checks, config, ledger, storage
+from selfreward_jax import changes, checks, config, storage
 from selfreward_jax.generate.engine import Engine, row_number
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
@@ -31,6 +31,7 @@ from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
 from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.telemetry import timing
 from selfreward_jax.train import checkpoints
 
 Row = dict[str, Any]
@@ -316,7 +317,7 @@ class Run:
     def _note_time(self) -> None:
         self._noted = time.monotonic()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        for line in ledger.taken():
+        for line in timing.taken():
             self.log(**line, peak_memory_bytes=peak)
 
     LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it

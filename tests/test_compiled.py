@@ -6,7 +6,7 @@ import sys
 
 from conftest import ROOT, assert_mentions, refused
 
-from selfreward_jax import compiled
+from selfreward_jax.telemetry import compile_cache
 
 SCRIPT = """
 import sys
@@ -54,13 +54,13 @@ def test_the_users_own_variable_comes_first(tmp_path):
 
 def test_the_folder_is_in_the_users_cache_if_nobody_says_otherwise(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert compiled.default_directory() == "/caches/selfreward_jax"
+    assert compile_cache.default_directory() == "/caches/selfreward_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert compiled.default_directory() == "~/.cache/selfreward_jax"
+    assert compile_cache.default_directory() == "~/.cache/selfreward_jax"
 
 
 def test_counts_are_differences():
-    assert compiled.Count(5, 3, 2.5).since(compiled.Count(2, 1, 0.5)) == (3, 2, 2.0)
+    assert compile_cache.Count(5, 3, 2.5).since(compile_cache.Count(2, 1, 0.5)) == (3, 2, 2.0)
 
 
 def test_the_option_is_known():

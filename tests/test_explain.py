@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from selfreward_jax import explain
 from selfreward_jax.generate.engine import row_number
-from selfreward_jax.report.inert import inert
 from selfreward_jax.run import Run
 from selfreward_jax.storage import read_sealed
 from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.telemetry.escape import inert
 
 
 def rows(workdir, name):

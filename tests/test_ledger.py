@@ -8,9 +8,10 @@ import pytest
 from conftest import assert_mentions, ended
 from etils import epath
 
-from selfreward_jax import compiled, explain, ledger
+from selfreward_jax import explain
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import spent
+from selfreward_jax.telemetry import compile_cache, timing
 
 
 class Clock:
@@ -18,10 +19,10 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.compiling, self.waiting = 100.0, 3.0, 1.0
-        monkeypatch.setattr(ledger.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(compiled, "count", lambda: compiled.Count(0, 0, self.compiling))
+        monkeypatch.setattr(timing.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(compile_cache, "count", lambda: compile_cache.Count(0, 0, self.compiling))
         monkeypatch.setattr(processes, "waited", lambda: self.waiting)
-        ledger.restart()
+        timing.restart()
 
     def pass_by(self, seconds, compiling=0.0, waiting=0.0):
         self.now += seconds
@@ -33,55 +34,55 @@ class Clock:
 def clock(monkeypatch):
     yield Clock(monkeypatch)
     monkeypatch.undo()
-    ledger.restart()
+    timing.restart()
 
 
 @pytest.mark.parametrize("compiling", [-7200.0, 7200.0])
 def test_a_clock_that_is_set_while_something_compiles_changes_no_total(clock, compiling):
-    ledger.begin("m2 dpo")
+    timing.begin("m2 dpo")
     clock.pass_by(5, compiling=compiling)
-    ledger.end("m2 dpo")
-    ledger.keep()
-    assert sum(s for line in ledger.taken() for kinds in line["spent"].values() for s in kinds.values()) == 5
+    timing.end("m2 dpo")
+    timing.keep()
+    assert sum(s for line in timing.taken() for kinds in line["spent"].values() for s in kinds.values()) == 5
 
 
 def test_time_goes_to_the_stage_and_to_what_is_done_in_it(clock):
     clock.pass_by(1)
-    ledger.begin("m2 dpo")
+    timing.begin("m2 dpo")
     clock.pass_by(10, compiling=4, waiting=1)
-    with ledger.spending("loading"):
+    with timing.spending("loading"):
         clock.pass_by(2)
-        with ledger.spending("saving"):
+        with timing.spending("saving"):
             clock.pass_by(3)
-    ledger.begin("m2 early_5_answers")
+    timing.begin("m2 early_5_answers")
     clock.pass_by(7)
-    ledger.end("m2 early_5_answers")
+    timing.end("m2 early_5_answers")
     clock.pass_by(0.5)
-    ledger.end("m2 dpo")
+    timing.end("m2 dpo")
     clock.pass_by(0.25)
-    ledger.keep()
-    first, second = ledger.taken()
+    timing.keep()
+    first, second = timing.taken()
     assert first == {"kept": True, "spent": {"": {"": 1.25}}}
     assert second["spent"] == {
         "m2 dpo": {"": 5.5, "compiling": 4, "waiting": 1, "loading": 2, "saving": 3},
         "m2 early_5_answers": {"": 7},
     }
-    assert ledger.taken() == []
+    assert timing.taken() == []
 
 
 def test_a_stage_that_broke_off_is_over_when_the_one_around_it_is(clock):
-    ledger.begin("outer")
-    ledger.begin("inner")
-    ledger.end("outer")
-    ledger.end("inner")  # which is not there any more
+    timing.begin("outer")
+    timing.begin("inner")
+    timing.end("outer")
+    timing.end("inner")  # which is not there any more
     clock.pass_by(1)
-    (line,) = ledger.taken()
+    (line,) = timing.taken()
     assert line["spent"] == {"": {"": 1}}
 
 
 def test_compiling_in_another_thread_takes_no_more_time_than_there_was(clock):
     clock.pass_by(2, compiling=5, waiting=1)
-    (line,) = ledger.taken()
+    (line,) = timing.taken()
     assert line["spent"] == {"": {"compiling": 2}}
 
 
@@ -169,13 +170,13 @@ def test_no_run_is_said_on_one_line(tmp_path):
 
 
 def test_lines_of_a_long_stage_add_up(clock):
-    ledger.begin("m1 sft")
+    timing.begin("m1 sft")
     lines = []
     for step in itertools.islice(itertools.count(1), 10):
         clock.pass_by(1)
         if step % 4 == 0:
-            ledger.keep()
-        lines += ledger.taken()
+            timing.keep()
+        lines += timing.taken()
     found = spent.summed([{"begins": True}, *lines])
     assert found["stages"] == {"m1 sft": {"training": 8.0}}
     assert found["lost"] == {"m1 sft": {"training": 2.0}}

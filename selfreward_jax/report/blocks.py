@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from selfreward_jax.report.inert import inert
+from selfreward_jax.telemetry.escape import inert
 
 Row = dict[str, Any]
 

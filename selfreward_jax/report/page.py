@@ -16,9 +16,9 @@ from selfreward_jax import storage
 from selfreward_jax.method.guards import GUARDS
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import blocks, charts, spent, summary
-from selfreward_jax.report.inert import inert
 from selfreward_jax.report.tables import BESIDE, JUDGE
 from selfreward_jax.run import Run
+from selfreward_jax.telemetry.escape import inert
 
 Row = dict[str, Any]
 

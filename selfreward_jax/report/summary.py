@@ -4,12 +4,13 @@ from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
-from selfreward_jax import ledger, storage
+from selfreward_jax import storage
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.method import judge as judging
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import spent, tables
 from selfreward_jax.run import Run
+from selfreward_jax.telemetry import timing
 
 
 def write(r: Run) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def write(r: Run) -> dict[str, Any]:
 
     `seconds`, `peak_memory_bytes` and `time` are of all runs in the directory together, and so are a stage's seconds.
     """
-    ledger.keep()  # all is on disk
+    timing.keep()  # all is on disk
     r.flush_usage()
     found = {**gather(r), **_time(r), "config": storage.read_json(r.dir / "config.json")}
     storage.write_json(r.dir / "summary.json", found)

@@ -3,12 +3,13 @@
 
 from typing import Any
 
-from selfreward_jax import ledger, storage
+from selfreward_jax import storage
 from selfreward_jax.evaluate.head_to_head import record
-from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.comparison import compare
 from selfreward_jax.stages.rounds import answer, answer_with
+from selfreward_jax.telemetry import timing
+from selfreward_jax.telemetry.progress import say
 from selfreward_jax.train import checkpoints
 
 
@@ -38,9 +39,9 @@ class EarlyStopping:
         if row := self.known.get(str(step)):
             return row["kept"]
         label = f"{self.name} early_{step}"
-        ledger.begin(label)  # what is kept here is not the steps between
+        timing.begin(label)  # what is kept here is not the steps between
         row = self._compare(step, params)
-        ledger.end(label)
+        timing.end(label)
         return row["kept"]
 
     def _compare(self, step: int, params: Any) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from selfreward_jax import storage
 from selfreward_jax.method import guards
 from selfreward_jax.method.candidates import answers
 from selfreward_jax.method.pairs import gather
-from selfreward_jax.report.progress import say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.inputs import StageError, shown_prompts
 from selfreward_jax.stages.rounds import held_out
 from selfreward_jax.stages.training import is_trained
+from selfreward_jax.telemetry.progress import say
 
 
 def guard(run: Run, t: int) -> None:

@@ -15,10 +15,10 @@ from selfreward_jax.method.candidates import answers as finished_answers
 from selfreward_jax.method.candidates import candidates
 from selfreward_jax.method.pairs import build_pairs, gather
 from selfreward_jax.parallel import stopping
-from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.saved import open_model
 from selfreward_jax.stages.inputs import StageError, judge_template, judged_set, prompt_template, shown_prompts
+from selfreward_jax.telemetry.progress import Progress, say
 
 Row = dict[str, Any]
 

@@ -16,11 +16,11 @@ from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import seeds
 from selfreward_jax.method.eft import build_eft
 from selfreward_jax.parallel import processes
-from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.inputs import StageError, fit_to_show, judge_template, judged_set, prompt_template
 from selfreward_jax.stages.rounds import judge
 from selfreward_jax.stages.training import is_trained, train_packed
+from selfreward_jax.telemetry.progress import Progress, say
 from selfreward_jax.train import checkpoints
 
 Row = dict[str, Any]

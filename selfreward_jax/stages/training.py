@@ -14,10 +14,10 @@ from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel import stopping
 from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.report import curves
-from selfreward_jax.report.progress import Progress, say
 from selfreward_jax.run import Run
 from selfreward_jax.stages.early import EarlyStopping
 from selfreward_jax.stages.inputs import StageError, seed_examples
+from selfreward_jax.telemetry.progress import Progress, say
 from selfreward_jax.train import checkpoints, dpo, sft, trainer
 from selfreward_jax.train.watch import Watch
 

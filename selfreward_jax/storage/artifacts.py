@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from selfreward_jax import ledger, storage
+from selfreward_jax import storage
 from selfreward_jax.parallel import processes
+from selfreward_jax.telemetry import timing
 
 Row = dict[str, Any]
 
@@ -169,7 +170,7 @@ class RowFile:
             path.with_name(f"{path.name}.{next(self._objects):08}").write_bytes(framed(share))
         else:
             storage.append(path, framed(share))
-        ledger.keep()
+        timing.keep()
 
     def finish(self, rows: Sequence[Row], **facts: Any) -> None:
         """Makes `rows` the whole file; `facts` go into the manifest beside row count and hash."""

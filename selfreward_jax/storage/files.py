@@ -16,8 +16,8 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import ledger
 from selfreward_jax.parallel import processes
+from selfreward_jax.telemetry import timing
 
 _SEAL = ',\n  "seal": "'
 
@@ -120,7 +120,7 @@ def write_sealed(path: epath.Path, value: dict[str, Any]) -> None:
     """Writes an object on which later stages rely, with a hash of the bytes before it as its last field."""
     text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
     write_atomic(path, f"{text}{_SEAL}{_end(text)}".encode())
-    ledger.keep()
+    timing.keep()
 
 
 def read_sealed(path: epath.Path) -> dict[str, Any] | None:

@@ -18,8 +18,9 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
-from selfreward_jax import ledger, storage
+from selfreward_jax import storage
 from selfreward_jax.parallel import processes
+from selfreward_jax.telemetry import timing
 from selfreward_jax.train.fingerprint import fingerprint
 
 # What file systems answer when they refuse to write.
@@ -29,7 +30,7 @@ _REFUSALS = tuple(
 PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
 
 
-@ledger.spending("saving")
+@timing.spending("saving")
 def save(path: epath.Path, tree: Any) -> str:
     """Writes a tree of arrays to the directory `path`, and returns its fingerprint when it is whole on disk."""
     found = fingerprint(tree)
@@ -75,7 +76,7 @@ def _sweep(path: epath.Path) -> None:
                     found.rmtree()
 
 
-@ledger.spending("loading")
+@timing.spending("loading")
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`.
 

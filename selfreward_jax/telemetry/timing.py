@@ -9,8 +9,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-from selfreward_jax import compiled
 from selfreward_jax.parallel import processes
+from selfreward_jax.telemetry import compile_cache
 
 Seconds = dict[str, dict[str, float]]  # of stages, by what was done; "" is the stage's own work
 
@@ -27,7 +27,7 @@ class _Ledger:
 
     def _elsewhere(self) -> dict[str, float]:
         """Seconds that others count."""
-        return {"compiling": compiled.count().seconds, "waiting": processes.waited()}
+        return {"compiling": compile_cache.count().seconds, "waiting": processes.waited()}
 
     def settle(self) -> None:
         """Books the time since the last look."""

@@ -5,8 +5,8 @@ import time
 
 from tqdm import tqdm
 
-from selfreward_jax import ledger
 from selfreward_jax.parallel import processes
+from selfreward_jax.telemetry import timing
 
 
 class Progress:
@@ -25,7 +25,7 @@ class Progress:
         self.name, self.total, self.count, self.unit = name, total, done, unit
         self.begun = self.count
         self.tokens = 0
-        ledger.begin(name)
+        timing.begin(name)
         self.start = self.last = time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and processes.first():
@@ -54,7 +54,7 @@ class Progress:
         """Ends the bar and says in one line what was done."""
         if self.bar is not None:
             self.bar.close()
-        ledger.end(self.name)
+        timing.end(self.name)
         seconds = time.monotonic() - self.start
         say(f"{self.name}: {self.count} {self.unit}, {self._speed()}, {seconds:.1f} s {note}".rstrip())
 

@@ -1,0 +1,1 @@
+"""Where time goes: the account of seconds, progress lines, the compile cache."""
