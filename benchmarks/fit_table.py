@@ -15,7 +15,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from selfreward_jax import checks, config
+from selfreward_jax import config
+from selfreward_jax.config import validate
 from selfreward_jax.llm.llama import is_weight, parameter_count, weights
 from selfreward_jax.sizing.models import KNOWN
 from selfreward_jax.train.losses import LOGITS_AT_ONCE
@@ -124,7 +125,7 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: i
     c = config.get(scale)
     model = KNOWN[c.model.init]
     c.data.ift = c.data.eft = "any"
-    checks.check(c, count // tensor)
+    validate.check(c, count // tensor)
     total, rows = parameter_count(weights(model)), 2 * c.dpo.batch * tensor // count
     layer = parameter_count(weights(model)["layers"]) // model.layers
     widest = max(math.prod(w.shape) for w in _flat(weights(model)))  # a stack of layers is gathered a layer at a time

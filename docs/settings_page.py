@@ -12,8 +12,8 @@ HEAD = """# Settings, field by field
 
 Written by `docs/settings_page.py` from `selfreward_jax/config.py`; do not edit it here. On the command line a field is
 `--config.FIELD=VALUE`. Defaults are those of the scale `tiny`, the embedded world on a CPU; what the other scales
-change is in `selfreward_jax/scales.py`. What of them may change in a working directory that is begun says
-`selfreward_jax/changes.py`.
+change is in `selfreward_jax/config/presets.py`. What of them may change in a working directory that is begun says
+`selfreward_jax/config/diff.py`.
 """
 
 

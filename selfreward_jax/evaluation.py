@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import checks, command, loop, stages, storage
-from selfreward_jax.config import ConfigError
+from selfreward_jax import command, loop, stages, storage
+from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
 from selfreward_jax.evaluate.head_to_head import record
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             if (given := getattr(options, field)) is not None:
                 part, name = field.split(".")
                 run.cfg[part][name] = given
-        checks.check(run.cfg, row_devices=1)
+        validate.check(run.cfg, row_devices=1)
         found = evaluate(run, options.models, options.judge, options.against, options.against_name)
         print("\n".join(tables.paper(found)), flush=True)
     except FAULTS as error:

@@ -21,7 +21,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from selfreward_jax import checks, command, config
+from selfreward_jax import command, config
+from selfreward_jax.config import validate
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import row_multiple
@@ -66,7 +67,7 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
         mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
         if not (cfg.data.ift or cfg.data.ift_rows):
             cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
-        checks.check(cfg, row_multiple(mesh), "tpu")
+        validate.check(cfg, row_multiple(mesh), "tpu")
         lowered = programs(cfg, described(cfg), mesh, tokens or cfg.model.max_length, only)
         rows = []
         for program in lowered:

@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import checks, command, config, loop
+from selfreward_jax import command, config, loop
+from selfreward_jax.config import validate
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
 def show_plan(cfg: ConfigDict, workdir: str) -> int:
     """Prints what a run would do. Returns the exit code."""
     try:
-        checks.check(cfg, row_devices=1)
+        validate.check(cfg, row_devices=1)
         found = Run(cfg, workdir, claim=False)
         found.check(command.accept_changes())
         print(f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *plan(found), sep="\n")

@@ -17,7 +17,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax import changes, checks, config, storage
+from selfreward_jax import config, storage
+from selfreward_jax.config import diff, validate
 from selfreward_jax.generate.engine import Engine, row_number
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
@@ -51,9 +52,9 @@ class Run:
     """
 
     def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True, accept_changes: bool = False) -> None:
-        self.cfg, self.digest = cfg, changes.digest(json.loads(cfg.to_json()))
+        self.cfg, self.digest = cfg, diff.digest(json.loads(cfg.to_json()))
         if claim:
-            checks.check(cfg, row_devices=1)
+            validate.check(cfg, row_devices=1)
         self.dir = epath.Path(directory)
         if "://" not in directory:
             self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
@@ -100,7 +101,7 @@ class Run:
 
     def check(self, accept_changes: bool = False) -> None:
         """Raises ConfigError where these settings cannot work on these devices, or the directory has other ones."""
-        checks.check(self.cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
+        validate.check(self.cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
         if not self.cfg.model.init:  # else when its folder has been read
             self.check_layouts(None)
         if self.cfg.report.wandb and importlib.util.find_spec("wandb") is None:
@@ -112,8 +113,8 @@ class Run:
         if inputs := processes.agreed(self._inputs):
             now["inputs"] = inputs
         old = _settings_of(self.dir)
-        self._changes = changes.changes(old, now) if old is not None else []
-        changes.refuse(self.dir, self._changes, accept_changes)
+        self._changes = diff.changes(old, now) if old is not None else []
+        diff.refuse(self.dir, self._changes, accept_changes)
         # A shorter run in the directory of a longer one takes nothing away.
         self._settings = now | {"iterations": max(now["iterations"], old["iterations"] if old else 0)}
 
@@ -133,7 +134,7 @@ class Run:
     def begin(self) -> None:
         """Puts the accepted changes into config.json, and the start into the log: when no other run is at work in the
         directory."""
-        changes.refuse(self.dir, self._changes, accepted=True)
+        diff.refuse(self.dir, self._changes, accepted=True)
         if self._changes:
             storage.write_json(self.dir / "config.json", self._settings)
         self.log(begins=True)

@@ -7,8 +7,8 @@ import pytest
 from conftest import assert_mentions
 
 from selfreward_jax import config
-from selfreward_jax.checks import check
 from selfreward_jax.config import ConfigError
+from selfreward_jax.config.validate import check
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from selfreward_jax import checks, command, config
+from selfreward_jax import command, config
+from selfreward_jax.config import validate
+from selfreward_jax.config.presets import SCALES
 from selfreward_jax.llm import hf_config
-from selfreward_jax.scales import SCALES
 from selfreward_jax.train import preference
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -140,4 +141,4 @@ def test_the_recipes_of_contributing_do_what_they_say(monkeypatch, tmp_path):
     with refused.unlocked():
         refused.dpo.loss = "exponential"
     with pytest.raises(config.ConfigError, match=r"dpo\.loss\b.*'exponential'"):  # to be named there too
-        checks.check(refused, 1)
+        validate.check(refused, 1)

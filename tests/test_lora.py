@@ -17,7 +17,7 @@ from safetensors import safe_open
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
 from selfreward_jax import config, export
-from selfreward_jax.checks import check
+from selfreward_jax.config.validate import check
 from selfreward_jax.llm import hf, llama, lora
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh

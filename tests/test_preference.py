@@ -13,8 +13,8 @@ from etils import epath
 from goldens import make_trl_losses as trl
 from safetensors.numpy import load_file, save_file
 
-from selfreward_jax import checks, config
-from selfreward_jax.config import ConfigError
+from selfreward_jax import config
+from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import read_config
@@ -246,7 +246,7 @@ def test_trls_sigmoid_ignores_label_smoothing():
 def checked(**fields):
     c = config.get()
     c.dpo.update(fields)
-    checks.check(c, 1)
+    validate.check(c, 1)
     return c.dpo
 
 

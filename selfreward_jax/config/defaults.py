@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax.scales import SCALES
+from selfreward_jax.config.presets import SCALES
 
 
 class ConfigError(ValueError):
