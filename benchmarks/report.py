@@ -21,7 +21,7 @@ from absl import app, flags
 from playwright.sync_api import sync_playwright
 
 from selfreward_jax.report import page as report
-from selfreward_jax.worlds import lists
+from selfreward_jax.worlds.toy import generator
 
 _PAIRS = flags.DEFINE_list("pairs", ["100", "10000"], "Numbers of pairs.")
 _TURNS = flags.DEFINE_integer("turns", 5, "Tabs opened for each.")
@@ -39,15 +39,15 @@ def parts(count: int) -> tuple[dict, dict, dict]:
     rng = random.Random(count)
     pairs, candidates, judgements = [], [], []
     for i in range(count):
-        asked = lists.write_request(rng)
-        sides = [lists.write_answer(asked, fault, rng) for fault in (0.1, 0.6)]
+        asked = generator.write_request(rng)
+        sides = [generator.write_answer(asked, fault, rng) for fault in (0.1, 0.6)]
         texts = [f"{side.text}{' ' * number}" for number, side in enumerate(sides)]
         scores = {"chosen_score": 4.0, "rejected_score": rng.choice((0.0, 1.0, 2.5))}
         pairs.append({"id": f"m2/{i}", "prompt": asked.text, "chosen": texts[0], "rejected": texts[1], **scores})
         candidates.append({"id": f"m2/{i}", "responses": [{"text": text} for text in texts]})
         for number, side in enumerate(sides):
-            seen = [side, *(lists.write_answer(asked, 0.3, rng) for _ in "12")]  # votes are not all alike
-            written = [lists.write_judgement(asked, of) for of in seen]
+            seen = [side, *(generator.write_answer(asked, 0.3, rng) for _ in "12")]  # votes are not all alike
+            written = [generator.write_judgement(asked, of) for of in seen]
             votes = [{"score": float(score), "text": text} for text, score in written]
             score = scores["rejected_score" if number else "chosen_score"]
             judgements.append({"id": f"m2/{i}/{number}", "score": score, "votes": votes})

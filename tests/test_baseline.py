@@ -9,7 +9,7 @@ from conftest import run
 from selfreward_jax import export
 from selfreward_jax.method.eft import agrees
 from selfreward_jax.method.verdicts import parse_score
-from selfreward_jax.worlds import lists
+from selfreward_jax.worlds.toy import generator
 
 pytestmark = pytest.mark.slow  # a run with a baseline
 
@@ -24,7 +24,7 @@ def workdir(finished_run, tmp_path_factory):
     home = tmp_path_factory.mktemp("baseline")
     assert export.main(["export", f"--workdir={finished_run}", "--model=m1", f"--to={home}/model"]) == 0
     rng = Random(0)
-    for name, made in (("ift", lists.ift_rows(60, rng)), ("eft", lists.ranked_rows(60, 3, rng))):
+    for name, made in (("ift", generator.ift_rows(60, rng)), ("eft", generator.ranked_rows(60, 3, rng))):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     options = [f"--config.data.{name}={home}/{name}.jsonl" for name in ("ift", "eft")]
     options += [f"--config.model.init={home}/model", "--config.eft.source=baseline", "--config.baseline"]

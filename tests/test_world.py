@@ -14,8 +14,8 @@ from selfreward_jax.evaluate import oracle as measure
 from selfreward_jax.method import guards
 from selfreward_jax.method.new_prompts import form_fault
 from selfreward_jax.method.verdicts import parse_choice, parse_score
-from selfreward_jax.worlds import lists, oracle
-from selfreward_jax.worlds.words import TOPICS
+from selfreward_jax.worlds.toy import generator, oracle
+from selfreward_jax.worlds.toy.vocabulary import TOPICS
 
 
 def total(prompt, response):
@@ -23,12 +23,12 @@ def total(prompt, response):
 
 
 def test_oracle_and_generator_agree_on_every_judged_row():
-    rows = lists.eft_rows(3000, Random("judged"))
+    rows = generator.eft_rows(3000, Random("judged"))
     for row in rows:
         assert total(row["prompt"], row["response"]) == row["score"], row
     # Agreement says something only where every score, and every point won and lost, is seen, also without the answers
     # that say nothing and so lose all points at once.
-    rows = [row for row in rows if row["response"] not in (*lists.NOTHING, row["prompt"])]
+    rows = [row for row in rows if row["response"] not in (*generator.NOTHING, row["prompt"])]
     assert {row["score"] for row in rows} == set(range(len(oracle.CRITERIA) + 1))
     points = [oracle.points(row["prompt"], row["response"]) for row in rows]
     for name in oracle.CRITERIA:
@@ -36,47 +36,47 @@ def test_oracle_and_generator_agree_on_every_judged_row():
 
 
 def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monkeypatch):
-    rows = lists.eft_rows(320, Random("judged"))
-    empty = [row for row in rows if row["response"] in (*lists.NOTHING, row["prompt"])]
-    assert len(empty) == len(rows) / lists.NOTHING_EVERY
-    assert {row["response"] for row in empty} >= set(lists.NOTHING)
+    rows = generator.eft_rows(320, Random("judged"))
+    empty = [row for row in rows if row["response"] in (*generator.NOTHING, row["prompt"])]
+    assert len(empty) == len(rows) / generator.NOTHING_EVERY
+    assert {row["response"] for row in empty} >= set(generator.NOTHING)
     assert any(row["response"] == row["prompt"] for row in empty)
     assert {row["score"] for row in empty} == {0}
-    monkeypatch.setattr(lists, "NOTHING_EVERY", 1000)
-    without = lists.eft_rows(320, Random("judged"))
+    monkeypatch.setattr(generator, "NOTHING_EVERY", 1000)
+    without = generator.eft_rows(320, Random("judged"))
     assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
     # Some of what a round's judge is tried with is no part of what it was taught.
     tried = {row["response"] for row in guards.canaries([{"id": "x", "prompt": "?"}], "points")}
-    assert tried - {*lists.NOTHING, "?"} == {":", "Score: 5"}
+    assert tried - {*generator.NOTHING, "?"} == {":", "Score: 5"}
 
 
 def test_oracle_and_generator_agree_on_every_ranked_answer():
-    for row in lists.ranked_rows(300, 4, Random("ranked")):
+    for row in generator.ranked_rows(300, 4, Random("ranked")):
         assert len(row["answers"]) == 4
         for a in row["answers"]:
             assert total(row["prompt"], a["response"]) == a["score"], (row["prompt"], a)
 
 
 def test_a_judgement_ends_with_its_score():
-    for row in lists.eft_rows(300, Random("judged")):
+    for row in generator.eft_rows(300, Random("judged")):
         assert parse_score(row["judgement"]) == row["score"]
 
 
 def test_a_choice_ends_with_its_grade():
     """The lowest of five is for one point and for none."""
-    for row in lists.eft_rows(300, Random("judged"), "choice"):
+    for row in generator.eft_rows(300, Random("judged"), "choice"):
         assert parse_choice(row["judgement"]) == max(1, row["score"])
 
 
 def test_every_request_can_be_read_and_passes_the_prompt_filter():
     settings = config.default_config().prompts
-    for text in lists.prompts(1000, Random("requests")):
+    for text in generator.prompts(1000, Random("requests")):
         assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
         assert form_fault(text, settings.least_words, settings.most_words) is None, text
 
 
 def test_a_text_of_no_answers_form_earns_nothing():
-    (prompt,) = lists.prompts(1, Random(0))
+    (prompt,) = generator.prompts(1, Random(0))
     for response in "", prompt, "Score: 5", "yes":
         assert total(prompt, response) == 0, response
 
@@ -87,7 +87,7 @@ def test_what_is_no_request_of_this_world_is_refused():
 
 
 def test_instructions_are_of_mixed_quality():
-    points = [oracle.points(row["prompt"], row["response"]) for row in lists.ift_rows(1000, Random("ift"))]
+    points = [oracle.points(row["prompt"], row["response"]) for row in generator.ift_rows(1000, Random("ift"))]
     for name in oracle.CRITERIA:  # each fault is often there and often absent
         assert 0.2 < sum(p[name] for p in points) / len(points) < 0.95, name
     assert 0 < sum(all(p.values()) for p in points) < len(points) / 2
@@ -102,11 +102,11 @@ def test_no_word_stands_under_two_topics():
 
 def test_documents_name_words_of_the_world():
     words = {word for _, words in TOPICS.values() for word in words.split()}
-    for text in lists.documents(100, Random("documents")):
+    for text in generator.documents(100, Random("documents")):
         assert words & set(re.findall(r"\w+", text)), text
 
 
-@pytest.mark.parametrize("make", [lists.ift_rows, lists.eft_rows, lists.prompts, lists.documents])
+@pytest.mark.parametrize("make", [generator.ift_rows, generator.eft_rows, generator.prompts, generator.documents])
 def test_rows_are_a_function_of_the_stream(make):
     assert make(20, Random(1)) == make(20, Random(1))
     assert make(20, Random(1)) != make(20, Random(2))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.evaluate.head_to_head import sign
-from selfreward_jax.worlds import oracle
+from selfreward_jax.worlds.toy import oracle
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.method.templates import fill
-from selfreward_jax.worlds import lists
+from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]
 
@@ -113,7 +113,7 @@ class WorldWriter:
 
     def generate(self, requests: Sequence[Request], how: Sampling, key: Any) -> list[Completion]:
         """A prompt for each request, drawn by its id."""
-        texts = (lists.prompts(1, Random(f"{self.seed} world {r.id}"))[0] for r in requests)
+        texts = (generator.prompts(1, Random(f"{self.seed} world {r.id}"))[0] for r in requests)
         return [Completion(r.id, 0, text, [], [], True) for r, text in zip(requests, texts, strict=True)]
 
 

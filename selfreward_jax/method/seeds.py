@@ -9,7 +9,7 @@ from selfreward_jax.method.asked import Asked, best, read_asked, scored, written
 from selfreward_jax.method.forms import FILTERS
 from selfreward_jax.method.new_prompts import few_shot, normalise
 from selfreward_jax.method.sources import SeedError as SeedError  # part of what this module offers
-from selfreward_jax.worlds import lists
+from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]
 Sets = dict[str, list[Row]]
@@ -37,9 +37,9 @@ def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, di
         return Random(f"{seed} {name}")
 
     sets = {
-        "ift": lists.ift_rows(settings.ift_rows, stream("ift")),
-        "eft": lists.eft_rows(settings.eft_rows, stream("eft"), form),
-        "documents": [{"text": t} for t in lists.documents(settings.documents, stream("documents"))],
+        "ift": generator.ift_rows(settings.ift_rows, stream("ift")),
+        "eft": generator.eft_rows(settings.eft_rows, stream("eft"), form),
+        "documents": [{"text": t} for t in generator.documents(settings.documents, stream("documents"))],
     }
     used = _keys(sets["ift"])
     sets["eft"] = [row for row in sets["eft"] if normalise(str(row["prompt"])) not in used]
@@ -55,9 +55,9 @@ def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, di
 
     asked, ranked = settings.heldout_prompts, settings.ranked_prompts
     for split in ("validation", "heldout"):
-        prompts = [{"prompt": p} for p in lists.prompts(2 * asked, stream(split))]
+        prompts = [{"prompt": p} for p in generator.prompts(2 * asked, stream(split))]
         sets[split] = unseen(prompts, asked)
-        answered = lists.ranked_rows(2 * ranked, settings.ranked_answers, stream(f"ranked_{split}"))
+        answered = generator.ranked_rows(2 * ranked, settings.ranked_answers, stream(f"ranked_{split}"))
         sets[f"ranked_{split}"] = unseen(answered, ranked)
     _check_disjoint(sets)
     ift = Counter(read=settings.ift_rows, records=settings.ift_rows)

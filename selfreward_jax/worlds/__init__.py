@@ -1,1 +1,1 @@
-"""The embedded world."""
+"""Worlds that bring their own requests, answers and oracle."""

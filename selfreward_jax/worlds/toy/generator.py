@@ -12,7 +12,7 @@ This module writes seeds. The oracle that measures answers is oracle.py, which o
 import random
 from typing import NamedTuple
 
-from selfreward_jax.worlds.words import (
+from selfreward_jax.worlds.toy.vocabulary import (
     ANYBODY,
     GREETINGS,
     GRUFF_OPENINGS,

@@ -6,7 +6,7 @@ building of pairs or the choice of a model. It is written apart from the generat
 
 import re
 
-from selfreward_jax.worlds.words import KIND_OPENINGS, NUMBERS, TOPICS
+from selfreward_jax.worlds.toy.vocabulary import KIND_OPENINGS, NUMBERS, TOPICS
 
 CRITERIA = ("kind", "name", "occasion", "topic", "count")
 
