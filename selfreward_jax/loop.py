@@ -15,7 +15,7 @@ from selfreward_jax.evaluate import models as measure
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
-from selfreward_jax.parallel import stopping
+from selfreward_jax.parallel import preemption
 from selfreward_jax.report import summary
 from selfreward_jax.report.page import Page
 from selfreward_jax.run import Run
@@ -50,7 +50,7 @@ def run(
         while True:
             try:
                 return _made(r, judge)
-            except stopping.Stopped:
+            except preemption.Stopped:
                 r.flush_usage()  # the ledger would count what was saved last as lost
                 raise
             except storage.Damaged as error:

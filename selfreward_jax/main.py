@@ -20,7 +20,7 @@ from selfreward_jax.config import validate
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
-from selfreward_jax.parallel import processes, stopping
+from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.report.plan import plan
 from selfreward_jax.run import Run
 from selfreward_jax.stages import StageError
@@ -65,10 +65,10 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
     try:
         if others is not None:
             processes.start(others, cfg.parallel.timeout)
-        with stopping.listening(cfg.stop_within):
+        with preemption.listening(cfg.stop_within):
             loop.run(cfg, workdir, accept_changes=command.accept_changes())
         processes.part()
-    except stopping.Stopped as stopped:
+    except preemption.Stopped as stopped:
         processes.part()
         return _refuse(str(stopped), processes.LOST)
     except BAD_INPUT as error:

@@ -27,7 +27,7 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, abstract, weights
 from selfreward_jax.llm.self_attention import choose
 from selfreward_jax.method import sources
-from selfreward_jax.parallel import processes, stopping
+from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
@@ -305,7 +305,7 @@ class Run:
             self.sampling_mesh,
             rows=self.cfg.generate.rows,
             max_length=self.cfg.model.max_length,
-            halt=stopping.asked,
+            halt=preemption.asked,
         )
 
     NOTE_EVERY = 5.0  # seconds between lines that say where the time went

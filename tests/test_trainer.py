@@ -16,8 +16,8 @@ from etils import epath
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
 from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import declared_shardings, replicated
-from selfreward_jax.parallel.stopping import Stopped
 from selfreward_jax.train import checkpoints, dpo, losses, sft, trainer
 
 CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)

@@ -14,7 +14,7 @@ from selfreward_jax.method import judge as judging
 from selfreward_jax.method.candidates import answers as finished_answers
 from selfreward_jax.method.candidates import candidates
 from selfreward_jax.method.pairs import build_pairs, gather
-from selfreward_jax.parallel import stopping
+from selfreward_jax.parallel import preemption
 from selfreward_jax.run import Run
 from selfreward_jax.saved import open_model
 from selfreward_jax.stages.inputs import StageError, judge_template, judged_set, prompt_template, shown_prompts
@@ -54,7 +54,7 @@ def prompts(run: Run, t: int) -> None:
         out.append(wave)
         progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
         run.note_time()
-        stopping.check()
+        preemption.check()
 
     rows = new_prompts.write_prompts(
         writer,
@@ -118,7 +118,7 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
         progress.add(len(new), sum(row["tokens"] for row in new), note)
         run.note_time()
     if len(begun) < len(ids):
-        stopping.check()
+        preemption.check()
     rows = [begun[i] for i in ids]
     facts |= {"weights": run.weights(by)} if by else {}
     out.finish(rows, tokens=sum(row["tokens"] for row in rows), **facts)

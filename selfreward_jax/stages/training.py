@@ -11,7 +11,7 @@ import numpy as np
 from selfreward_jax import storage
 from selfreward_jax.llm import chat, llama, lora
 from selfreward_jax.llm.llama import Llama, Params
-from selfreward_jax.parallel import stopping
+from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.report import curves
 from selfreward_jax.run import Run
@@ -197,7 +197,7 @@ def _train(
                 frozen=frozen,
                 watch=early,
                 watch_every=settings.eval_every if early else 0,
-                halt=stopping.asked,
+                halt=preemption.asked,
                 skip=run.cfg.skip_nonfinite,
             )
     except trainer.Diverged as error:

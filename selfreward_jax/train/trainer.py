@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.llama import MATRICES, Params
 from selfreward_jax.parallel.arrays import put
+from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import by_row, replicated
-from selfreward_jax.parallel.stopping import Stopped
 from selfreward_jax.train import checkpoints
 
 Metrics = dict[str, jax.Array]

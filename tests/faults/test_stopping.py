@@ -13,7 +13,7 @@ from etils import epath
 from test_kills import results
 from test_loop import MARKS
 
-from selfreward_jax.parallel import stopping
+from selfreward_jax.parallel import preemption
 from selfreward_jax.report import spent
 
 BOUND = 45.0  # stop_within
@@ -63,15 +63,15 @@ def test_asked_to_stop_in_every_stage_no_step_is_made_twice(finished_run, tmp_pa
 
 
 def test_a_signal_asks_and_is_heard():
-    with stopping.listening(1000):
-        assert not stopping.asked()
-        stopping.check()
+    with preemption.listening(1000):
+        assert not preemption.asked()
+        preemption.check()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stopping.asked()
-        with pytest.raises(stopping.Stopped):
-            stopping.check()
-    with stopping.listening(1000):  # another run in this process begins unasked
-        assert not stopping.asked()
+        assert preemption.asked()
+        with pytest.raises(preemption.Stopped):
+            preemption.check()
+    with preemption.listening(1000):  # another run in this process begins unasked
+        assert not preemption.asked()
 
 
 STUCK = """
