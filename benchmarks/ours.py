@@ -12,13 +12,13 @@ from etils import epath
 from benchmarks import cases
 from benchmarks.side_by_side import serve
 from selfreward_jax import config
-from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, initialise, weights
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.sampling.engine import Engine, Request, Sampling
 from selfreward_jax.train import dpo, trainer
 
 Run = Callable[[], dict[str, Any]]

@@ -14,8 +14,8 @@ from etils import epath
 
 from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
-from selfreward_jax.generate.engine import row_number
 from selfreward_jax.report import spent
+from selfreward_jax.sampling.engine import row_number
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry.escape import inert
 

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import config, storage
 from selfreward_jax.config import diff, validate
-from selfreward_jax.generate.engine import Engine, row_number
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
@@ -31,6 +30,7 @@ from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
+from selfreward_jax.sampling.engine import Engine, row_number
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry import timing
 from selfreward_jax.train import checkpoints

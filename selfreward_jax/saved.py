@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
-from selfreward_jax.generate.engine import Engine
 from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config, read_object
@@ -20,6 +19,7 @@ from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
 from selfreward_jax.run import Run
+from selfreward_jax.sampling.engine import Engine
 
 
 class Saved(NamedTuple):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from selfreward_jax.generate import sampler
+from selfreward_jax.sampling import sampler
 
 
 def draw(cfg, params, tokens, lengths, keys, width, temperature=1.0, top_p=1.0, stop_ids=(), prefix=None):

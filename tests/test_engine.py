@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.generate import sampler, windows
-from selfreward_jax.generate.engine import Engine, Request, Sampling, sample_keys
 from selfreward_jax.llm.chat import Chat, our_template
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.sampling import batching, sampler
+from selfreward_jax.sampling.engine import Engine, Request, Sampling, sample_keys
 
 
 class Letters:
@@ -90,8 +90,8 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(window, ra
     requests = [Request(r.id, rubric + r.prompt) for r in REQUESTS]
     found, read = [], []
     monkeypatch.setattr(sampler, "read_prefix", lambda *a, of=sampler.read_prefix: read.append(len(a[2])) or of(*a))
-    for shared in (windows.SHARED, 1000):
-        monkeypatch.setattr(windows, "SHARED", shared)
+    for shared in (batching.SHARED, 1000):
+        monkeypatch.setattr(batching, "SHARED", shared)
         engine = Engine(cfg, params, CHAT, make_mesh(), rows=4, max_length=80)
         for _ in range(2):
             found.append(engine.generate(requests, HOW, KEY))
@@ -103,26 +103,39 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(window, ra
 
 
 def test_lengths_are_few_and_no_more_than_half_as_long_again():
-    assert sorted({windows.bucket(n) for n in range(1, 700)}) == [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768]
-    assert all(0 <= windows.bucket(n) - n < max(16, n / 2) for n in range(1, 5000))
+    assert sorted({batching.bucket(n) for n in range(1, 700)}) == [
+        16,
+        32,
+        48,
+        64,
+        96,
+        128,
+        192,
+        256,
+        384,
+        512,
+        640,
+        768,
+    ]
+    assert all(0 <= batching.bucket(n) - n < max(16, n / 2) for n in range(1, 5000))
 
 
 def test_windows_are_of_like_length_and_long_enough():
     lengths = [5, 300, 17, 16, 40, 33, 3, 20]
     # Below 17, below 33, below 49, and 300 padded to 384; each with at least two.
-    assert windows.cut(lengths, 2) == [([6, 0, 3], 16), ([2, 7], 32), ([5, 4], 48), ([1], 384)]
-    assert windows.cut(lengths, 3) == [([6, 0, 3], 16), ([2, 7, 5, 4], 48), ([1], 384)]
-    assert windows.cut(lengths, 100) == [([6, 0, 3, 2, 7, 5, 4, 1], 384)]
-    assert windows.cut([], 3) == []
+    assert batching.cut(lengths, 2) == [([6, 0, 3], 16), ([2, 7], 32), ([5, 4], 48), ([1], 384)]
+    assert batching.cut(lengths, 3) == [([6, 0, 3], 16), ([2, 7, 5, 4], 48), ([1], 384)]
+    assert batching.cut(lengths, 100) == [([6, 0, 3, 2, 7, 5, 4, 1], 384)]
+    assert batching.cut([], 3) == []
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=80), max_size=6), st.integers(0, 70))
 def test_the_beginning_that_prompts_share(rests, length):
     ids = [[7] * length + rest for rest in rests]
-    shared = windows.shared_length(ids)
+    shared = batching.shared_length(ids)
     assert shared % 16 == 0
     assert all(x[:shared] == ids[0][:shared] and len(x) > shared for x in ids)
-    if len(ids) > 1 and length > windows.SHARED:
+    if len(ids) > 1 and length > batching.SHARED:
         assert shared >= (length - 1) // 16 * 16
     if len(ids) < 2 or length == 0:
         assert shared == 0 or len({tuple(x[:16]) for x in ids}) == 1
@@ -130,20 +143,20 @@ def test_the_beginning_that_prompts_share(rests, length):
 
 def test_places_are_as_many_as_rows_have_room_for_and_few_for_few_prompts():
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert [windows.places_of(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [1, 2, 4, 64, 64, 64, 64]
-    assert windows.places_of(1000, 3, 4, mesh) == 1
+    assert [batching.places_of(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [1, 2, 4, 64, 64, 64, 64]
+    assert batching.places_of(1000, 3, 4, mesh) == 1
 
 
 def test_prompts_are_read_together_but_not_too_many_tokens():
     shape = make_mesh(devices=jax.devices()[:1]).shape
     of_one = lambda platform: SimpleNamespace(shape=shape, devices=np.array([SimpleNamespace(platform=platform)]))  # noqa: E731
     cpu, mesh = of_one("cpu"), of_one("tpu")
-    assert [windows.together(1000, 256, length, cpu) for length in (16, 128, 1024, 10_000)] == [32, 8, 1, 1]
-    assert windows.together(64, 64, 128, cpu) == 8
-    assert [windows.together(1000, places, 128, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
-    assert windows.together(64, 64, 128, mesh) == 64  # there is a place for each
-    assert windows.together(64, 64, 1024, mesh) == windows.together(1000, 256, 1024, mesh) == 8
-    assert windows.together(1000, 256, 10_000, mesh) == 1
+    assert [batching.together(1000, 256, length, cpu) for length in (16, 128, 1024, 10_000)] == [32, 8, 1, 1]
+    assert batching.together(64, 64, 128, cpu) == 8
+    assert [batching.together(1000, places, 128, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
+    assert batching.together(64, 64, 128, mesh) == 64  # there is a place for each
+    assert batching.together(64, 64, 1024, mesh) == batching.together(1000, 256, 1024, mesh) == 8
+    assert batching.together(1000, 256, 10_000, mesh) == 1
 
 
 def test_a_row_depends_on_its_id_and_key_and_not_on_its_company(make_engine, completions):

@@ -124,7 +124,7 @@ def test_no_floors_import_each_other_in_a_circle():
     ("floor_name", "source", "found"),
     [
         ("llm", "from selfreward_jax.train import losses", {"selfreward_jax.train.losses"}),
-        ("llm", "import selfreward_jax.generate.engine", {"selfreward_jax.generate.engine"}),
+        ("llm", "import selfreward_jax.sampling.engine", {"selfreward_jax.sampling.engine"}),
         ("method", "def f():\n    import jax.numpy as jnp", {"jax.numpy"}),
         ("method", "from selfreward_jax.worlds import oracle", {"selfreward_jax.worlds.toy.oracle"}),
         ("method", "from selfreward_jax.worlds.toy.oracle import points", {"selfreward_jax.worlds.toy.oracle.points"}),

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.generate.engine import Completion, Sampling
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method.judge import mean_score
+from selfreward_jax.sampling.engine import Completion, Sampling
 
 HOW = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new=8)
 TEMPLATE = "Request: {prompt}\nAnswer: {response}"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.generate.engine import Completion, Sampling
 from selfreward_jax.method import new_prompts
 from selfreward_jax.method.new_prompts import Novelty, form_fault, longest_common, normalise, rouge_l
+from selfreward_jax.sampling.engine import Completion, Sampling
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)
 

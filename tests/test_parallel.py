@@ -20,12 +20,12 @@ from test_pair_layout import drawn
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
-from selfreward_jax.generate import sampler
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.parallel.arrays import fetch, moved, put
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, by_row, declared_shardings, replicated
+from selfreward_jax.sampling import sampler
 from selfreward_jax.train import dpo, losses, sft, trainer
 
 CHECKS = {}

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from selfreward_jax.generate.engine import Engine
 from selfreward_jax.llm.chat import Chat, our_template
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.llm.tokenizer import BOS, EOS, SentencePiece, train_sentencepiece
 from selfreward_jax.method.readout import expected_scores
 from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.sampling.engine import Engine
 
 TEXTS = [f"Judge this. Good reasons, bad reasons: {n}.\nScore: {n} Choice: {c}" for n in "012345" for c in "ABCDE"]
 

@@ -11,9 +11,9 @@ import sampling
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.generate import sampler
-from selfreward_jax.generate.nucleus import sample_token as draw_token
 from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.sampling import sampler
+from selfreward_jax.sampling.top_p import sample_token as draw_token
 from selfreward_jax.train import losses
 
 CFG = LlamaConfig(vocab_size=23, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24, tie_embeddings=False)

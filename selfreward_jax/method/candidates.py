@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from selfreward_jax.generate.engine import Engine, Request, Sampling
 from selfreward_jax.method.judge import by_id
+from selfreward_jax.sampling.engine import Engine, Request, Sampling
 
 Row = dict[str, Any]
 

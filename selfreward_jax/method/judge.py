@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import pstdev, pvariance
 from typing import Any
 
-from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.method.readout import expected_scores
 from selfreward_jax.method.templates import fill
 from selfreward_jax.method.verdicts import PARSERS
+from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
 
 Row = dict[str, Any]
 

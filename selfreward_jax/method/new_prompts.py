@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from selfreward_jax.generate.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.method.templates import fill
+from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]

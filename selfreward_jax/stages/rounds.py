@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.generate.engine import Engine, Sampling
 from selfreward_jax.llm import hub
 from selfreward_jax.method import guards, new_prompts
 from selfreward_jax.method import judge as judging
@@ -16,6 +15,7 @@ from selfreward_jax.method.candidates import candidates
 from selfreward_jax.method.pairs import build_pairs, gather
 from selfreward_jax.parallel import preemption
 from selfreward_jax.run import Run
+from selfreward_jax.sampling.engine import Engine, Sampling
 from selfreward_jax.saved import open_model
 from selfreward_jax.stages.inputs import StageError, judge_template, judged_set, prompt_template, shown_prompts
 from selfreward_jax.telemetry.progress import Progress, say

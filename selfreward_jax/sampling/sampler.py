@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from selfreward_jax.generate.nucleus import sample_token
 from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, apart
 from selfreward_jax.parallel.sharding import ROWS, keep
+from selfreward_jax.sampling.top_p import sample_token
 
 # Keys and values of all layers, in the form in which `Llama.hidden` returns them.
 Cache = tuple[Any, Any]

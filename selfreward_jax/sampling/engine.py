@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfreward_jax.generate import sampler, windows
 from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import by_row, replicated, round_up, row_multiple
+from selfreward_jax.sampling import batching, sampler
 
 
 class Request(NamedTuple):
@@ -138,12 +138,12 @@ class Engine:
             return
         prefix, shared = self._read_prefix(ids)
         rest, done = [x[shared:] for x in ids], set(done)
-        places = windows.places_of(len(requests), self.rows, how.samples, self.mesh)
+        places = batching.places_of(len(requests), self.rows, how.samples, self.mesh)
         halt = (lambda: False) if to_the_end else self.halt
-        for window, length in windows.cut([len(x) for x in rest], windows.DEPTH * places):
+        for window, length in batching.cut([len(x) for x in rest], batching.DEPTH * places):
             prompts = [Prompt(requests[i].id, rest[i]) for i in window if requests[i].id not in done]
             if prompts and not halt():
-                together = windows.together(len(requests), places, length, self.mesh)
+                together = batching.together(len(requests), places, length, self.mesh)
                 yield from self._window(prompts, places, together, length, prefix, how, key, halt)
 
     def _window(
@@ -225,7 +225,7 @@ class Engine:
 
     def _read_prefix(self, ids: Sequence[list[int]]) -> tuple[Segment | None, int]:
         """The keys and values of what all prompts begin with, and how many tokens that is; None if too few."""
-        shared = windows.shared_length(ids)
+        shared = batching.shared_length(ids)
         if not shared:
             return None, 0
         tokens = ids[0][:shared]
@@ -248,7 +248,7 @@ class Engine:
         """
         found: list[list[float]] = [[] for _ in contexts]
         rows = round_up(at_once or self.rows, row_multiple(self.mesh))
-        lengths = [windows.bucket(len(c)) for c in contexts]
+        lengths = [batching.bucket(len(c)) for c in contexts]
         # Each padded as its own length asks for, and not its company: what is found does not depend on that.
         for length in sorted(set(lengths)):
             alike = [i for i, n in enumerate(lengths) if n == length]

@@ -1,0 +1,1 @@
+"""From prompts to completions: the engine and the jitted sampler."""
