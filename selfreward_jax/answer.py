@@ -19,10 +19,10 @@ from etils import epath
 
 from selfreward_jax import command, formats, storage
 from selfreward_jax.config import ConfigError
+from selfreward_jax.data.readers import SeedError
 from selfreward_jax.formats import Asked
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
-from selfreward_jax.method.sources import SeedError
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
 from selfreward_jax.saved import Saved, open_model
 from selfreward_jax.storage.artifacts import RowFile

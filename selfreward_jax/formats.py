@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfreward_jax.config import ConfigError
-from selfreward_jax.method.sources import Malformed, read
+from selfreward_jax.data.readers import Malformed, read
 from selfreward_jax.storage.artifacts import encode_rows
 
 Row = dict[str, Any]

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import command, config, loop
 from selfreward_jax.config import validate
+from selfreward_jax.data.seed_sets import SeedError
 from selfreward_jax.llm.hf_config import HubError
-from selfreward_jax.method.seeds import SeedError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.report.plan import plan

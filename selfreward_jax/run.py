@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import config, storage
 from selfreward_jax.config import diff, validate
+from selfreward_jax.data import readers
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, abstract, weights
 from selfreward_jax.llm.self_attention import choose
-from selfreward_jax.method import sources
 from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
@@ -150,7 +150,7 @@ class Run:
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
         c = self.cfg
-        seeds = [name for source in (c.data.ift, c.data.eft) if source for name in sources.files(source)]
+        seeds = [name for source in (c.data.ift, c.data.eft) if source for name in readers.files(source)]
         paths = [*seeds, c.judge.template, c.prompts.template, c.compare.template]
         found = [epath.Path(p) for p in paths if p]
         try:

@@ -7,7 +7,7 @@ import pytest
 from conftest import run
 
 from selfreward_jax import export
-from selfreward_jax.method.eft import agrees
+from selfreward_jax.data.eft import agrees
 from selfreward_jax.method.verdicts import parse_score
 from selfreward_jax.worlds.toy import generator
 

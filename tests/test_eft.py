@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method.eft import agrees, build_eft, thin
+from selfreward_jax.data.eft import agrees, build_eft, thin
 
 
 @pytest.mark.parametrize(

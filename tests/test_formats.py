@@ -9,8 +9,8 @@ from etils import epath
 
 from selfreward_jax import answer, export, formats
 from selfreward_jax.config import ConfigError
+from selfreward_jax.data.readers import SeedError
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.method.sources import SeedError
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
 from selfreward_jax.saved import open_model
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method import forms
-from selfreward_jax.method.asked import read_asked
-from selfreward_jax.method.forms import Answer, Left, parse
-from selfreward_jax.method.sources import SeedError
+from selfreward_jax.data import parsers
+from selfreward_jax.data.merge import read_asked
+from selfreward_jax.data.parsers import Answer, Left, parse
+from selfreward_jax.data.readers import SeedError
 
 
 def said(record, language="en"):
@@ -30,9 +30,9 @@ def load(tmp_path):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         asked, counts = read_asked(str(path), language, most_bad)
-        assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in forms.FILTERS)
-        assert set(counts) == {"records", "read", *forms.FILTERS}
-        left = {name: counts[name] for name in forms.FILTERS if counts[name]}
+        assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in parsers.FILTERS)
+        assert set(counts) == {"records", "read", *parsers.FILTERS}
+        left = {name: counts[name] for name in parsers.FILTERS if counts[name]}
         return {a.prompt: a.answers for a in asked}, left
 
     return run
@@ -350,7 +350,7 @@ def test_filters_are_no_faults(load):
 
 
 NAMES = [
-    *(name for names in forms.NAMES.values() for name in names),
+    *(name for names in parsers.NAMES.values() for name in names),
     *"answers rank judgement chosen rejected metadata score_chosen score_rejected messages conversations input".split(),
     *"instances role from content value text replies lang deleted review_result message_id parent_id".split(),
 ]
@@ -368,7 +368,7 @@ def test_no_record_is_too_odd(record):
     assert found
     for one in found:
         if isinstance(one, Left):
-            assert one.filter in forms.FILTERS
+            assert one.filter in parsers.FILTERS
             assert "\n" not in one.fault
         else:
             assert isinstance(prompt, str)
@@ -385,4 +385,4 @@ def test_no_message_rows_are_too_odd(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("odd") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "q", "response": "r"}, *rows]))
     asked, counts = read_asked(str(path), "en", 1.0)
-    assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in forms.FILTERS)
+    assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in parsers.FILTERS)

@@ -11,9 +11,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from selfreward_jax import config
-from selfreward_jax.method import forms, seeds
+from selfreward_jax.data import parsers, seed_sets
+from selfreward_jax.data.seed_sets import SeedError, from_files, from_world
 from selfreward_jax.method.new_prompts import normalise
-from selfreward_jax.method.seeds import SeedError, from_files, from_world
 from selfreward_jax.method.verdicts import PARSERS, parse_score
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -58,8 +58,8 @@ def test_the_size_of_one_set_leaves_the_others():
 def test_held_out_prompts_of_a_world_are_not_trained_on(monkeypatch):
     # So many requests exist that few repeat by chance: offer training prompts and repeats on purpose.
     taken = [row["prompt"] for name in TRAINING for row in world()[name]][:4]
-    fresh = seeds.lists.prompts
-    monkeypatch.setattr(seeds.lists, "prompts", lambda count, rng: [*taken, *fresh(count, Random("same"))])
+    fresh = seed_sets.lists.prompts
+    monkeypatch.setattr(seed_sets.lists, "prompts", lambda count, rng: [*taken, *fresh(count, Random("same"))])
     sets = world()
     assert sets["heldout"]
     assert not prompts(sets, "validation", "heldout") & prompts(sets, *TRAINING)
@@ -93,8 +93,8 @@ def load(tmp_path):
 
 def test_every_accepted_form_gives_the_same_sets(load):
     expected, _ = load()
-    for i in range(max(map(len, forms.NAMES.values()))):
-        renamed = {field: names[i % len(names)] for field, names in forms.NAMES.items()}
+    for i in range(max(map(len, parsers.NAMES.values()))):
+        renamed = {field: names[i % len(names)] for field, names in parsers.NAMES.items()}
         sets, report = load(
             ift=[{renamed[k]: v for k, v in r.items()} | {"more": 1} for r in IFT],
             eft=[{renamed[k]: v for k, v in r.items()} for r in EFT],
@@ -213,8 +213,8 @@ def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
     sets, report = load(eft=eft, most_bad=1.5 / len(eft))
     assert sets == load()[0]
     kind = next((of for sign, of in KINDS.items() if fault.endswith(sign)), "malformed")
-    assert {name: report["eft"][name] for name in forms.FILTERS[:3]} == {
-        name: int(name == kind) for name in forms.FILTERS[:3]
+    assert {name: report["eft"][name] for name in parsers.FILTERS[:3]} == {
+        name: int(name == kind) for name in parsers.FILTERS[:3]
     }
     assert "eft.jsonl line 3" in capsys.readouterr().out
 
@@ -289,7 +289,7 @@ def test_a_file_that_is_not_utf_8_is_refused(load):
 
 def test_prompt_rows_ask_for_a_prompt_that_they_do_not_show():
     known = [f"request {chr(97 + i)}" for i in range(6)]
-    rows = seeds.prompt_rows(known, 20, 3, "{examples}", Random(0))
+    rows = seed_sets.prompt_rows(known, 20, 3, "{examples}", Random(0))
     for row in rows:
         shown = [line.removeprefix("- ") for line in row["prompt"].splitlines()]
         assert len({*shown, row["response"]}) == 4
@@ -299,7 +299,7 @@ def test_prompt_rows_ask_for_a_prompt_that_they_do_not_show():
 
 def test_judge_rows_answer_the_judges_prompt_with_the_judgement():
     eft = [{"prompt": "p", "response": "r", "judgement": "Score: 4", "score": 4}]
-    assert seeds.judge_rows(eft, lambda p, r: f"<{p}|{r}>") == [{"prompt": "<p|r>", "response": "Score: 4"}]
+    assert seed_sets.judge_rows(eft, lambda p, r: f"<{p}|{r}>") == [{"prompt": "<p|r>", "response": "Score: 4"}]
 
 
 # --- what goes where -------------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
 def test_a_report_is_told_in_a_line_for_each_set(load):
     rows = [*EFT, {**EFT[0], "language": "de"}, {**EFT[1], "lang": "en-GB"}]
     _, report = load(eft=rows)
-    ift, eft = seeds.told(report)
+    ift, eft = seed_sets.told(report)
     assert re.findall(r"\w+", ift)[0] == "ift"
     assert re.findall(r"\d+", ift) == ["6", "6", "6"]
     assert re.findall(r"\w+", eft)[0] == "eft"
@@ -423,10 +423,10 @@ def test_a_report_is_told_in_a_line_for_each_set(load):
 
 
 def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatch):
-    fresh = seeds.lists.eft_rows
+    fresh = seed_sets.lists.eft_rows
     taken = world()["ift"][0]["prompt"]
     monkeypatch.setattr(
-        seeds.lists,
+        seed_sets.lists,
         "eft_rows",
         lambda *given: [{**r, "prompt": taken} if i < 3 else r for i, r in enumerate(fresh(*given))],
     )
@@ -435,11 +435,11 @@ def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatc
     assert report["eft"]["given to ift"] == 3
     assert len(sets["eft"]) == report["eft"]["kept"] == settings.eft_rows - 3
     assert sums(report)
-    assert re.findall(r"\d+", seeds.told(report)[1])[:2] == [str(settings.eft_rows), "3"]
+    assert re.findall(r"\d+", seed_sets.told(report)[1])[:2] == [str(settings.eft_rows), "3"]
 
 
 def test_sets_that_share_a_prompt_are_never_given_out(load, monkeypatch):
-    monkeypatch.setattr(seeds, "_dealt", lambda ift, eft, *_: (ift, eft))
+    monkeypatch.setattr(seed_sets, "_dealt", lambda ift, eft, *_: (ift, eft))
     with pytest.raises(SeedError, match=r"^(?!.*data\.)"):  # no setting is to blame
         load(ift=[{"prompt": r["prompt"], "response": "r"} for r in EFT])
 
@@ -539,8 +539,8 @@ def test_the_same_files_give_the_same_bytes():
 
 @pytest.mark.parametrize("score", range(6))
 def test_a_judgement_made_of_a_score_says_that_score(score):
-    assert PARSERS["points"](seeds.one_line_judgement(score)) == score
-    assert PARSERS["choice"](seeds.one_line_judgement(score, "choice")) == max(1, score)
+    assert PARSERS["points"](seed_sets.one_line_judgement(score)) == score
+    assert PARSERS["choice"](seed_sets.one_line_judgement(score, "choice")) == max(1, score)
 
 
 def test_a_choice_is_made_of_a_score_where_the_judge_chooses(load):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_mentions
 
-from selfreward_jax.method.sources import Malformed, SeedError, read
+from selfreward_jax.data.readers import Malformed, SeedError, read
 
 ROWS = [{"n": i, "text": f"é {i}\u2028x\u0085y"} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -177,8 +177,8 @@ TinyPairs(data_dir=sys.argv[1], config="plain", file_format="array_record").down
 """
 READ = """
 import json, sys
-from selfreward_jax.method.asked import read_asked
-from selfreward_jax.method.sources import SeedError, read
+from selfreward_jax.data.merge import read_asked
+from selfreward_jax.data.readers import SeedError, read
 for source in sys.argv[1:]:
     try:
         print(json.dumps(list(read(source))))

@@ -19,7 +19,7 @@ def default_config() -> ConfigDict:
     c.iterations = 2  # train M1 ... M_iterations
 
     c.data = ConfigDict()
-    c.data.ift = ""  # where instructions and answers come from (method/sources.py); empty: the embedded world
+    c.data.ift = ""  # where instructions and answers come from (data/readers.py); empty: the embedded world
     c.data.eft = ""  # where ranked or scored answers come from; empty: the embedded world
     c.data.language = "en"  # rows that name another language are left out; empty: none are
     c.data.shared_to_ift = 0.5  # share of the prompts found in both that IFT gets; EFT gets the others

@@ -6,11 +6,12 @@ from random import Random
 from typing import Any
 
 from selfreward_jax import storage
+from selfreward_jax.data import seed_sets
 from selfreward_jax.llm import chat, hub
 from selfreward_jax.llm.hf_config import HubError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method import new_prompts, seeds, templates
+from selfreward_jax.method import new_prompts, templates
 from selfreward_jax.run import Run
 from selfreward_jax.saved import find_model
 
@@ -95,10 +96,10 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
             rows[name] = ift
         elif name == "eft":
             template = judge_template(run)
-            rows[name] = seeds.judge_rows(run.rows("seed", "eft").rows(), partial(judging.judge_prompt, template))
+            rows[name] = seed_sets.judge_rows(run.rows("seed", "eft").rows(), partial(judging.judge_prompt, template))
         else:
             settings = run.cfg.prompts
-            rows[name] = seeds.prompt_rows(
+            rows[name] = seed_sets.prompt_rows(
                 shown_prompts(run),
                 run.cfg.data.prompt_rows,
                 settings.seed_shots + settings.own_shots,

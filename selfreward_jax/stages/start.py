@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from etils import epath
 
 from selfreward_jax import storage
+from selfreward_jax.data import seed_sets
+from selfreward_jax.data.eft import build_eft
 from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import FILES as TOKENIZER_FILES
 from selfreward_jax.llm.llama import Llama, parameter_count, weights
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
-from selfreward_jax.method import seeds
-from selfreward_jax.method.eft import build_eft
 from selfreward_jax.parallel import processes
 from selfreward_jax.run import Run
 from selfreward_jax.stages.inputs import StageError, fit_to_show, judge_template, judged_set, prompt_template
@@ -41,12 +41,12 @@ def _make_seed(run: Run) -> None:
     progress = Progress("seed", 0)
     c = run.cfg
     if c.data.ift:
-        sets, report = seeds.from_files(c.data, c.seed, c.eft, c.judge.form)
+        sets, report = seed_sets.from_files(c.data, c.seed, c.eft, c.judge.form)
     else:
-        sets, report = seeds.from_world(c.data, c.seed, c.judge.form)
+        sets, report = seed_sets.from_world(c.data, c.seed, c.judge.form)
     shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
     if (shown := len(fit_to_show(run, sets["ift"]))) <= shots:
-        raise seeds.SeedError(
+        raise seed_sets.SeedError(
             f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
             f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
             "prompts.seed_shots"
@@ -55,7 +55,7 @@ def _make_seed(run: Run) -> None:
         if name != "documents":
             _write_seed(run, name, rows)
     storage.write_json(run.dir / "seed" / "report.json", report)
-    for line in seeds.told(report):
+    for line in seed_sets.told(report):
         say(line)
     _write_seed(run, "documents", sets["documents"], sets=list(sets))
     progress.add(sum(map(len, sets.values())))

@@ -8,8 +8,8 @@ import pytest
 from conftest import ended, micro
 
 from selfreward_jax import config, explain, loop
-from selfreward_jax.method import seeds
-from selfreward_jax.method.sources import SeedError
+from selfreward_jax.data import seed_sets
+from selfreward_jax.data.readers import SeedError
 
 # Texts that somebody's terminal, browser, template, shell or tokenizer might obey.
 HOSTILE = [
@@ -29,7 +29,7 @@ HOSTILE = [
 @pytest.fixture
 def files(tmp_path):
     """A function that writes the embedded world's rows with others among them, and gives settings that read them."""
-    sets, _ = seeds.from_world(config.get("micro").data, 0, "points")
+    sets, _ = seed_sets.from_world(config.get("micro").data, 0, "points")
 
     def write(ift=(), eft=()):
         cfg = micro(2)

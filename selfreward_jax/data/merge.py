@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from selfreward_jax.method.forms import ASSISTANT, FILTERS, USER, Answer, Left, below, parse, role_of
+from selfreward_jax.data.parsers import ASSISTANT, FILTERS, USER, Answer, Left, below, parse, role_of
+from selfreward_jax.data.readers import Placed, SeedError, read
 from selfreward_jax.method.new_prompts import normalise
-from selfreward_jax.method.sources import Placed, SeedError, read
 from selfreward_jax.method.verdicts import PARSERS
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
 
 def read_asked(source: str, language: str, most_bad: float) -> tuple[list[Asked], Counter[str]]:
-    """Prompts and answers of a source (method/sources.py), in order of first appearance.
+    """Prompts and answers of a source (data/readers.py), in order of first appearance.
 
     Records with the same prompt after `normalise` are one, and an answer that it has already is dropped.
 
@@ -56,7 +56,7 @@ def read_asked(source: str, language: str, most_bad: float) -> tuple[list[Asked]
     if len(faults) > most_bad * counts["read"] or (faults and not merged):
         raise SeedError(
             f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.most_bad allows {most_bad:.0%}); "
-            "each row is a JSON object with prompt and response, or has another form of those in method/forms.py"
+            "each row is a JSON object with prompt and response, or has another form of those in data/parsers.py"
         )
     for fault in faults[:_MOST_TOLD]:
         print(f"left out: {fault}", flush=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from selfreward_jax.method.sources import Malformed
+from selfreward_jax.data.readers import Malformed
 
 Row = dict[str, Any]
 

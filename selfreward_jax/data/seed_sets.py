@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from selfreward_jax.method.asked import Asked, best, read_asked, scored, written
-from selfreward_jax.method.forms import FILTERS
+from selfreward_jax.data.merge import Asked, best, read_asked, scored, written
+from selfreward_jax.data.parsers import FILTERS
+from selfreward_jax.data.readers import SeedError as SeedError  # part of what this module offers
 from selfreward_jax.method.new_prompts import few_shot, normalise
-from selfreward_jax.method.sources import SeedError as SeedError  # part of what this module offers
 from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]
