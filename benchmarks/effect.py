@@ -31,7 +31,7 @@ from scipy import stats
 
 from selfreward_jax import loop, stages
 from selfreward_jax.evaluate import oracle
-from selfreward_jax.method.candidates import answers
+from selfreward_jax.method.responses import answers
 from selfreward_jax.report import summary
 from selfreward_jax.run import Run
 

@@ -8,7 +8,7 @@ from conftest import run
 
 from selfreward_jax import export
 from selfreward_jax.data.eft import agrees
-from selfreward_jax.method.verdicts import parse_score
+from selfreward_jax.method.judge_parsing import parse_score
 from selfreward_jax.worlds.toy import generator
 
 pytestmark = pytest.mark.slow  # a run with a baseline

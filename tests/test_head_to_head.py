@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from selfreward_jax.evaluate.head_to_head import record, sign
-from selfreward_jax.method.compare import Game, both_orders, by_prompt, games, settle
+from selfreward_jax.method.pairwise import Game, both_orders, by_prompt, games, settle
 
 
 def test_a_record_by_hand():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method import new_prompts
-from selfreward_jax.method.new_prompts import Novelty, form_fault, longest_common, normalise, rouge_l
+from selfreward_jax.method import prompt_generation
+from selfreward_jax.method.prompt_generation import Novelty, form_fault, longest_common, normalise, rouge_l
 from selfreward_jax.sampling.engine import Completion, Sampling
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)
@@ -119,7 +119,7 @@ class Writer:
 
 
 def write(engine, *, own=(), begun=(), keep=lambda wave: None):
-    return new_prompts.write_prompts(
+    return prompt_generation.write_prompts(
         engine,
         SimpleNamespace(**SETTINGS),
         "Write one more:\n{examples}",

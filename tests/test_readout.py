@@ -9,7 +9,7 @@ import pytest
 from selfreward_jax.llm.chat import Chat, our_template
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.llm.tokenizer import BOS, EOS, SentencePiece, train_sentencepiece
-from selfreward_jax.method.readout import expected_scores
+from selfreward_jax.method.expected_score import expected_scores
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling.engine import Engine
 

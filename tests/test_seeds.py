@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from selfreward_jax import config
 from selfreward_jax.data import parsers, seed_sets
 from selfreward_jax.data.seed_sets import SeedError, from_files, from_world
-from selfreward_jax.method.new_prompts import normalise
-from selfreward_jax.method.verdicts import PARSERS, parse_score
+from selfreward_jax.method.judge_parsing import PARSERS, parse_score
+from selfreward_jax.method.prompt_generation import normalise
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 TRAINING = ("ift", "eft")

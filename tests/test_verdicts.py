@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfreward_jax.method.judge_parsing import PARSERS, find, parse_choice, parse_preference, parse_score
 from selfreward_jax.method.templates import fill, load
-from selfreward_jax.method.verdicts import PARSERS, find, parse_choice, parse_preference, parse_score
 
 ALL = {**PARSERS, "pairwise": parse_preference}
 # Hand-written replies. Each reading is what a careful person would say, with no vote where that person would doubt.

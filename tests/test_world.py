@@ -11,9 +11,9 @@ import pytest
 
 from selfreward_jax import config
 from selfreward_jax.evaluate import oracle as measure
-from selfreward_jax.method import guards
-from selfreward_jax.method.new_prompts import form_fault
-from selfreward_jax.method.verdicts import parse_choice, parse_score
+from selfreward_jax.method import round_checks
+from selfreward_jax.method.judge_parsing import parse_choice, parse_score
+from selfreward_jax.method.prompt_generation import form_fault
 from selfreward_jax.worlds.toy import generator, oracle
 from selfreward_jax.worlds.toy.vocabulary import TOPICS
 
@@ -46,7 +46,7 @@ def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monk
     without = generator.eft_rows(320, Random("judged"))
     assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
     # Some of what a round's judge is tried with is no part of what it was taught.
-    tried = {row["response"] for row in guards.canaries([{"id": "x", "prompt": "?"}], "points")}
+    tried = {row["response"] for row in round_checks.canaries([{"id": "x", "prompt": "?"}], "points")}
     assert tried - {*generator.NOTHING, "?"} == {":", "Score: 5"}
 
 

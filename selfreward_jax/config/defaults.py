@@ -124,7 +124,7 @@ def default_config() -> ConfigDict:
     c.pairs = ConfigDict()
     c.pairs.rho = 0.0  # length control: share of the score range within which length decides; 0: off
 
-    c.guards = ConfigDict()  # what a round's rows must show, or it stops before training (method/guards.py)
+    c.guards = ConfigDict()  # what a round's rows must show, or it stops before training (method/round_checks.py)
     c.guards.least_parse_rate = 0.5  # share of the judge's votes that can be read
     c.guards.least_votes_per_answer = 1.0  # votes on an answer that can be read, in the mean
     c.guards.most_unscored = 0.5  # share of answers without a score

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.data.parsers import ASSISTANT, FILTERS, USER, Answer, Left, below, parse, role_of
 from selfreward_jax.data.readers import Placed, SeedError, read
-from selfreward_jax.method.new_prompts import normalise
-from selfreward_jax.method.verdicts import PARSERS
+from selfreward_jax.method.judge_parsing import PARSERS
+from selfreward_jax.method.prompt_generation import normalise
 
 Row = dict[str, Any]
 

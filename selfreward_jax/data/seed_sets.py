@@ -8,7 +8,7 @@ from typing import Any
 from selfreward_jax.data.merge import Asked, best, read_asked, scored, written
 from selfreward_jax.data.parsers import FILTERS
 from selfreward_jax.data.readers import SeedError as SeedError  # part of what this module offers
-from selfreward_jax.method.new_prompts import few_shot, normalise
+from selfreward_jax.method.prompt_generation import few_shot, normalise
 from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]

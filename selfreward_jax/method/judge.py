@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import pstdev, pvariance
 from typing import Any
 
-from selfreward_jax.method.readout import expected_scores
+from selfreward_jax.method.expected_score import expected_scores
+from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.templates import fill
-from selfreward_jax.method.verdicts import PARSERS
 from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from etils import epath
 from markupsafe import Markup
 
 from selfreward_jax import storage
-from selfreward_jax.method.guards import GUARDS
+from selfreward_jax.method.round_checks import GUARDS
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import blocks, charts, spent, summary
 from selfreward_jax.report.tables import BESIDE, JUDGE

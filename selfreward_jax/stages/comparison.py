@@ -6,8 +6,8 @@ from typing import Any
 
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import sign
-from selfreward_jax.method.compare import Game, both_orders, by_prompt, games, settle
-from selfreward_jax.method.verdicts import parse_preference
+from selfreward_jax.method.judge_parsing import parse_preference
+from selfreward_jax.method.pairwise import Game, both_orders, by_prompt, games, settle
 from selfreward_jax.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
 from selfreward_jax.stages.inputs import StageError, pairwise_template

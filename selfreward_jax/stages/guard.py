@@ -3,9 +3,9 @@
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.method import guards
-from selfreward_jax.method.candidates import answers
+from selfreward_jax.method import round_checks
 from selfreward_jax.method.pairs import gather
+from selfreward_jax.method.responses import answers
 from selfreward_jax.run import Run
 from selfreward_jax.stages.inputs import StageError, shown_prompts
 from selfreward_jax.stages.rounds import held_out
@@ -25,8 +25,8 @@ def guard(run: Run, t: int) -> None:
         return
     found = readings(run, t)
     storage.write_sealed(path, found)
-    say(f"{name} guards: {guards.told(found, limits)}")
-    if (broken := guards.breaches(found, limits)) and not trained:
+    say(f"{name} guards: {round_checks.told(found, limits)}")
+    if (broken := round_checks.breaches(found, limits)) and not trained:
         raise StageError(
             f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "
             "longer in a new --workdir, or, if you want it so, move the limit and start again"
@@ -40,8 +40,8 @@ def readings(run: Run, t: int) -> dict[str, Any]:
     before = answers(of("candidates", t - 1).rows()) if t > 2 else run.rows("seed", "ift").rows()
     canaries = of("canaries").rows() if of("canaries").manifest else []
     manifest = of("prompts").manifest
-    return guards.judged(judgements, gather(found, judgements), canaries) | {
-        "length_growth": guards.length_growth(found, before),
+    return round_checks.judged(judgements, gather(found, judgements), canaries) | {
+        "length_growth": round_checks.length_growth(found, before),
         "repeats": manifest["faults"].get("not new", 0) / manifest["attempts"],
-        "leaks": guards.leaks(of("prompts").rows(), shown_prompts(run), held_out(run)),
+        "leaks": round_checks.leaks(of("prompts").rows(), shown_prompts(run), held_out(run)),
     }

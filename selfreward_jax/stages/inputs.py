@@ -11,7 +11,7 @@ from selfreward_jax.llm import chat, hub
 from selfreward_jax.llm.hf_config import HubError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method import new_prompts, templates
+from selfreward_jax.method import prompt_generation, templates
 from selfreward_jax.run import Run
 from selfreward_jax.saved import find_model
 
@@ -84,7 +84,7 @@ def fit_to_show(run: Run, rows: Iterable[Row]) -> list[str]:
     """Those prompts of instruction rows."""
     settings = run.cfg.prompts
     prompts = (row["prompt"] for row in rows)
-    return [p for p in prompts if not new_prompts.form_fault(p, settings.least_words, settings.most_words)]
+    return [p for p in prompts if not prompt_generation.form_fault(p, settings.least_words, settings.most_words)]
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from selfreward_jax import storage
 from selfreward_jax.llm import hub
-from selfreward_jax.method import guards, new_prompts
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method.candidates import answers as finished_answers
-from selfreward_jax.method.candidates import candidates
+from selfreward_jax.method import prompt_generation, round_checks
 from selfreward_jax.method.pairs import build_pairs, gather
+from selfreward_jax.method.responses import answers as finished_answers
+from selfreward_jax.method.responses import candidates
 from selfreward_jax.parallel import preemption
 from selfreward_jax.run import Run
 from selfreward_jax.sampling.engine import Engine, Sampling
@@ -42,7 +42,7 @@ def prompts(run: Run, t: int) -> None:
     earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
     accepted = sum(row["fault"] is None for row in begun)
     writer, template = _writer(run, t), prompt_template(run)
-    shown = [p for p in shown_prompts(run) if writer.fits(new_prompts.few_shot(template, [p]), settings.max_new)]
+    shown = [p for p in shown_prompts(run) if writer.fits(prompt_generation.few_shot(template, [p]), settings.max_new)]
     if len(shown) < settings.seed_shots + settings.own_shots:
         raise StageError(
             f"m{t} prompts: only {len(shown)} seed prompts fit beside prompts.max_new {settings.max_new} into the "
@@ -56,7 +56,7 @@ def prompts(run: Run, t: int) -> None:
         run.note_time()
         preemption.check()
 
-    rows = new_prompts.write_prompts(
+    rows = prompt_generation.write_prompts(
         writer,
         settings,
         template,
@@ -90,13 +90,13 @@ def held_out(run: Run) -> list[str]:
     return [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
 
 
-def _writer(run: Run, t: int) -> Engine | new_prompts.WorldWriter:
+def _writer(run: Run, t: int) -> Engine | prompt_generation.WorldWriter:
     """Who writes the prompts of round t: m_(t-1), or who prompts.writer names, the same in every round."""
     path = run.cfg.prompts.writer
     if not path:
         return run.engine(f"m{t - 1}")
     if path == "world":
-        return new_prompts.WorldWriter(run.cfg.seed)
+        return prompt_generation.WorldWriter(run.cfg.seed)
     run.release()
     name = storage.read_json(run.dir / "prompts_writer.json")["model"]
     found = open_model(path, "" if path.startswith(hub.PREFIX) else name, like=run)
@@ -209,7 +209,7 @@ def self_judge(run: Run, t: int) -> None:
     if run.cfg.judge.by == "model":
         judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
         if probed := run.rows(f"m{t}", "prompts").rows()[: run.cfg.guards.canaries]:
-            judge(run, f"m{t - 1}", guards.canaries(probed, run.cfg.judge.form), f"m{t}", "canaries")
+            judge(run, f"m{t - 1}", round_checks.canaries(probed, run.cfg.judge.form), f"m{t}", "canaries")
     elif out.manifest is None:
         out.finish(judging.dice(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.method.verdicts import find
+from selfreward_jax.method.judge_parsing import find
 from selfreward_jax.sampling.engine import Engine
 
 # What may stand where the judgement of a form names its score, and what it is worth.

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from selfreward_jax.method.judge import health
-from selfreward_jax.method.new_prompts import normalise
+from selfreward_jax.method.prompt_generation import normalise
 
 Row = dict[str, Any]
 
