@@ -19,7 +19,7 @@ from selfreward_jax import config
 from selfreward_jax.config import validate
 from selfreward_jax.llm.llama import is_weight, parameter_count, weights
 from selfreward_jax.sizing.models import KNOWN
-from selfreward_jax.train.losses import LOGITS_AT_ONCE
+from selfreward_jax.train.logprobs import LOGITS_AT_ONCE
 
 _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")
 _MISSING = flags.DEFINE_bool("missing", False, "With --write: only the rows that are not kept yet.")

@@ -24,7 +24,7 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import by_row, round_up, row_multiple
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
 from selfreward_jax.saved import open_model
-from selfreward_jax.train.losses import token_logprobs_and_greedy
+from selfreward_jax.train.logprobs import token_logprobs_and_greedy
 
 try:
     from lm_eval import utils

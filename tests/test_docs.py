@@ -14,7 +14,7 @@ from selfreward_jax import command, config
 from selfreward_jax.config import validate
 from selfreward_jax.config.presets import SCALES
 from selfreward_jax.llm import hf_config
-from selfreward_jax.train import preference
+from selfreward_jax.train import preference_losses
 
 sys.path.insert(0, str(ROOT / "docs"))
 import settings_page
@@ -121,14 +121,14 @@ def test_python_in_the_docs_is_python(page, block):
 
 
 def test_the_recipes_of_contributing_do_what_they_say(monkeypatch, tmp_path):
-    monkeypatch.setattr(preference, "LOSSES", dict(preference.LOSSES))
+    monkeypatch.setattr(preference_losses, "LOSSES", dict(preference_losses.LOSSES))
     monkeypatch.setattr(hf_config, "FAMILIES", dict(hf_config.FAMILIES))
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
         assert len(block.split("\n\n\n")[-1].splitlines()) <= 10
         exec(block, {})
     two = jnp.zeros(2)
-    x = preference.PairLogProbs(jnp.array([-1.0, -2.0]), two, two, two, two + 1, two + 1)
-    losses, margins = preference.pair_loss("exponential", x, 0.5)
+    x = preference_losses.PairLogProbs(jnp.array([-1.0, -2.0]), two, two, two, two + 1, two + 1)
+    losses, margins = preference_losses.pair_loss("exponential", x, 0.5)
     assert margins.tolist() == [-0.5, -1.0]
     assert losses == pytest.approx(jnp.exp(jnp.array([0.5, 1.0])))
     (tmp_path / "config.json").write_text(

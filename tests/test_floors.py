@@ -123,7 +123,7 @@ def test_no_floors_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     ("floor_name", "source", "found"),
     [
-        ("llm", "from selfreward_jax.train import losses", {"selfreward_jax.train.losses"}),
+        ("llm", "from selfreward_jax.train import losses", {"selfreward_jax.train.logprobs"}),
         ("llm", "import selfreward_jax.sampling.engine", {"selfreward_jax.sampling.engine"}),
         ("method", "def f():\n    import jax.numpy as jnp", {"jax.numpy"}),
         ("method", "from selfreward_jax.worlds import oracle", {"selfreward_jax.worlds.toy.oracle"}),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfreward_jax.llm.llama import Llama, LlamaConfig
-from selfreward_jax.train import losses
+from selfreward_jax.train import logprobs
 
 CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
 TOKENS = np.random.default_rng(2).integers(0, 29, (3, 8)).astype(np.int32)
@@ -36,22 +36,22 @@ LOGITS = np.log(CHANCE) + np.array([[1.0], [-2.0], [5.0]], np.float32)  # a shif
 def test_token_logprobs_of_a_bigram_model():
     tokens = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
     expected = np.log([[1, 0.25, 0.8, 0.1], [1, 0.6, 0.2, 0.5]])
-    np.testing.assert_allclose(losses.token_logprobs(Bigram(), LOGITS, tokens), expected, atol=1e-6)
+    np.testing.assert_allclose(logprobs.token_logprobs(Bigram(), LOGITS, tokens), expected, atol=1e-6)
 
 
 def test_sequence_logprobs_sum_the_targets_alone():
     tokens = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
     target = np.array([[1, 0, 1, 1], [0, 0, 0, 1]])  # the first column has no log-prob, whatever its target says
     expected = np.log([0.8 * 0.1, 0.5])
-    np.testing.assert_allclose(losses.sequence_logprobs(Bigram(), LOGITS, tokens, target), expected, atol=1e-6)
+    np.testing.assert_allclose(logprobs.sequence_logprobs(Bigram(), LOGITS, tokens, target), expected, atol=1e-6)
 
 
 def test_sft_loss_is_the_mean_over_targets_not_over_rows():
     tokens = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
     target = np.array([[0, 0, 1, 1], [0, 0, 0, 1]])
     expected = -np.log(0.8 * 0.1 * 0.5) / 3
-    np.testing.assert_allclose(losses.sft_loss(Bigram(), LOGITS, tokens, target), expected, rtol=1e-6)
-    halves = [losses.sft_loss(Bigram(), LOGITS, tokens[r : r + 1], target[r : r + 1], 3.0) for r in (0, 1)]
+    np.testing.assert_allclose(logprobs.sft_loss(Bigram(), LOGITS, tokens, target), expected, rtol=1e-6)
+    halves = [logprobs.sft_loss(Bigram(), LOGITS, tokens[r : r + 1], target[r : r + 1], 3.0) for r in (0, 1)]
     np.testing.assert_allclose(sum(halves), expected, rtol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_token_logprobs_are_the_log_softmax_of_the_models_logits(random_params):
     expected = np.zeros(TOKENS.shape)
     for b, t in np.ndindex(3, 7):
         expected[b, t + 1] = np.log(chance[b, t, TOKENS[b, t + 1]])
-    got = jax.jit(lambda p: losses.token_logprobs(Llama(CFG), p, TOKENS))(params)
+    got = jax.jit(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(params)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -71,28 +71,28 @@ def test_chunked_logprobs_equal_whole_ones_in_values_and_gradients(random_params
 
     def run():
         def loss(p):
-            each = losses.sequence_logprobs(Llama(CFG), p, TOKENS, TARGET)
+            each = logprobs.sequence_logprobs(Llama(CFG), p, TOKENS, TARGET)
             return each @ jnp.array([1.0, -2.0, 0.5]), each
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     whole = run()
     for length in (1, 3):  # 7 predicted tokens: with no rest, and with a rest of 1
-        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", length * 3 * 29)
+        monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", length * 3 * 29)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run(), whole)
 
 
 def test_chunks_hold_no_more_logits_than_allowed(random_params, monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 2 * 3 * 29)
-    program = jax.make_jaxpr(lambda p: losses.token_logprobs(Llama(CFG), p, TOKENS))(random_params(CFG))
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 2 * 3 * 29)
+    program = jax.make_jaxpr(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(random_params(CFG))
     assert "f32[3,2,29]" in str(program)
     assert "f32[3,7,29]" not in str(program)
 
 
 def test_dropout_acts_only_with_a_key(random_params):
     cfg, params = replace(CFG, dropout=0.5), random_params(CFG)
-    run = jax.jit(lambda p, key: losses.token_logprobs(Llama(cfg), p, TOKENS, key=key))
-    without = jax.jit(lambda p: losses.token_logprobs(Llama(CFG), p, TOKENS))(params)
+    run = jax.jit(lambda p, key: logprobs.token_logprobs(Llama(cfg), p, TOKENS, key=key))
+    without = jax.jit(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(params)
     np.testing.assert_array_equal(run(params, None), without)
     one, again, other = (np.asarray(run(params, jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(one, again)

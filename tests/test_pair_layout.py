@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.train import dpo, losses
+from selfreward_jax.train import dpo, logprobs
 from selfreward_jax.train.batches import padded_batch
 
 CFG = LlamaConfig(vocab_size=29, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
@@ -40,7 +40,7 @@ def by_side(model, params, pairs):
     found = []
     for number in (0, 1):
         arrays = padded_batch([two[number] for two in pairs], width)
-        found.append(losses.sequence_logprobs(model, params, arrays["tokens"], arrays["target"]))
+        found.append(logprobs.sequence_logprobs(model, params, arrays["tokens"], arrays["target"]))
     return jnp.stack(found, axis=1)
 
 

@@ -26,7 +26,7 @@ from selfreward_jax.parallel.arrays import fetch, moved, put
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, by_row, declared_shardings, replicated
 from selfreward_jax.sampling import sampler
-from selfreward_jax.train import dpo, losses, sft, trainer
+from selfreward_jax.train import dpo, logprobs, sft, trainer
 
 CHECKS = {}
 
@@ -342,7 +342,7 @@ def training_of_adapters_is_the_same_on_eight_devices():
 @check
 def logits_in_chunks_are_the_same_on_eight_devices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "LOGITS_AT_ONCE", 240)  # one token of a batch of 8 on one device, eight on eight
+        patch.setattr(logprobs, "LOGITS_AT_ONCE", 240)  # one token of a batch of 8 on one device, eight on eight
         assert_the_same_everywhere("sft", (eight(), 1, {}), layers=1)
 
 

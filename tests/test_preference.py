@@ -22,7 +22,7 @@ from selfreward_jax.llm.llama import Llama, weights
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import declared_shardings
 from selfreward_jax.train import dpo
-from selfreward_jax.train.preference import LOSSES, PairLogProbs, pair_loss
+from selfreward_jax.train.preference_losses import LOSSES, PairLogProbs, pair_loss
 
 EXTRA = {"label_smoothing": 0.2, "gamma": 0.5}
 

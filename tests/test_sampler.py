@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.top_p import sample_token as draw_token
-from selfreward_jax.train import losses
+from selfreward_jax.train import logprobs
 
 CFG = LlamaConfig(vocab_size=23, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24, tie_embeddings=False)
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5, 8, 9, 7, 9], [3]]
@@ -43,7 +43,7 @@ def draw(params, prompts, keys, cfg=CFG, width=W, **how):
 
 @partial(jax.jit, static_argnums=0)
 def full_logprobs(cfg, params, tokens):
-    return losses.token_logprobs(Llama(cfg), params, tokens)
+    return logprobs.token_logprobs(Llama(cfg), params, tokens)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -18,7 +18,7 @@ from selfreward_jax.llm.self_attention import as_kept, attention, choose, self_a
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import by_row, declared_shardings
-from selfreward_jax.train.losses import continued_logprobs
+from selfreward_jax.train.logprobs import continued_logprobs
 
 make_splash_mha = splash.make_splash_mha
 ON_GPU = jax.default_backend() == "gpu"

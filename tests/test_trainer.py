@@ -18,7 +18,7 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import declared_shardings, replicated
-from selfreward_jax.train import checkpoints, dpo, losses, sft, trainer
+from selfreward_jax.train import checkpoints, dpo, logprobs, sft, trainer
 
 CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
 ADAMW = SimpleNamespace(name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, clip=1.0, muon_rms=0.2, moment_dtype="float32")
@@ -114,7 +114,7 @@ def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_ste
 
     arrays = jax.device_get(batch["arrays"])
     tokens, target = arrays["chosen_tokens"][0], arrays["chosen_target"][0]
-    chosen = np.asarray(jax.jit(lambda p: losses.sequence_logprobs(Llama(CFG), p, tokens, target))(params))
+    chosen = np.asarray(jax.jit(lambda p: logprobs.sequence_logprobs(Llama(CFG), p, tokens, target))(params))
     assert metrics["chosen_logprob"] == pytest.approx(chosen.mean(), rel=1e-5)
     assert metrics["nll"] == pytest.approx(-(chosen / target.sum(-1)).mean(), rel=1e-5)
 

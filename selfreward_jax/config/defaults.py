@@ -139,7 +139,7 @@ def default_config() -> ConfigDict:
     c.guards.most_fall = 3.0  # times as low as at the start chosen log-probs may fall in training without a warning
 
     c.dpo = ConfigDict()
-    c.dpo.loss = "sigmoid"  # train/preference.py has the names
+    c.dpo.loss = "sigmoid"  # train/preference_losses.py has the names
     c.dpo.label_smoothing = 0.0  # share of pairs taken to be the wrong way round (cdpo, robust)
     c.dpo.gamma = 0.5  # margin that simpo asks for
     c.dpo.epochs = 2.0  # times that each pair is read

@@ -13,13 +13,12 @@ from selfreward_jax.llm import chat, llama, lora
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import fetch
-from selfreward_jax.report import curves
 from selfreward_jax.run import Run
 from selfreward_jax.stages.early import EarlyStopping
 from selfreward_jax.stages.inputs import StageError, seed_examples
 from selfreward_jax.telemetry.progress import Progress, say
-from selfreward_jax.train import checkpoints, dpo, sft, trainer
-from selfreward_jax.train.watch import Watch
+from selfreward_jax.train import checkpoints, dpo, metric_writers, sft, trainer
+from selfreward_jax.train.monitor import Watch
 
 
 def baseline(run: Run) -> None:
@@ -172,7 +171,7 @@ def _train(
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
     rate = trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup)
 
-    def report(record: curves.Add, step: int, metrics: dict[str, float]) -> None:
+    def report(record: metric_writers.Add, step: int, metrics: dict[str, float]) -> None:
         run.log(model=name, stage=stage, step=step, lr=rate(step), **metrics)
         record(step, {"lr": rate(step), **metrics})
         run.note_time()
@@ -183,7 +182,7 @@ def _train(
             storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
 
     try:
-        with curves.recording(run, f"{name}-{stage}", int(state.step)) as record:
+        with metric_writers.recording(run, f"{name}-{stage}", int(state.step)) as record:
             state = trainer.fit(
                 state,
                 trainer.make_update(loss_fn, optimizer, shardings, run.mesh),

@@ -21,8 +21,8 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.llm.self_attention import goes_on
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import by_row, replicated, round_up
-from selfreward_jax.train import batches, preference
-from selfreward_jax.train.losses import continued_logprobs, token_logprobs
+from selfreward_jax.train import batches, preference_losses
+from selfreward_jax.train.logprobs import continued_logprobs, token_logprobs
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, place
 
@@ -136,8 +136,10 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
         pair_key, replay_key = (None, None) if key is None else jax.random.split(key)
         chosen, rejected = pair_logprobs(model, params, batch, pair_key).T
         lengths = (jnp.sum(batch[f"{side}_target"], axis=-1) for side in ("chosen", "rejected"))
-        pairs = preference.PairLogProbs(chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], *lengths)
-        each, margin = preference.pair_loss(
+        pairs = preference_losses.PairLogProbs(
+            chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], *lengths
+        )
+        each, margin = preference_losses.pair_loss(
             settings.loss, pairs, settings.beta, settings.label_smoothing, settings.gamma
         )
         share = 1 / batch["pair_total"]

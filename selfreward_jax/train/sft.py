@@ -8,13 +8,13 @@ from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, Params
-from selfreward_jax.train import batches, losses
+from selfreward_jax.train import batches, logprobs
 from selfreward_jax.train.trainer import LossFn, Metrics, place
 
 
 def packed_loss(model: Llama, params: Params, batch: dict[str, Any], key: jax.Array) -> jax.Array:
     """The SFT loss of a packed batch (see `batches.packed_batch`), divided by `batch["target_total"]`."""
-    return losses.sft_loss(
+    return logprobs.sft_loss(
         model,
         params,
         batch["tokens"],

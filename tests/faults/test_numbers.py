@@ -17,7 +17,7 @@ from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import replicated
 from selfreward_jax.stages import StageError
 from selfreward_jax.train import checkpoints, dpo, trainer
-from selfreward_jax.train.watch import Watch
+from selfreward_jax.train.monitor import Watch
 
 BAD = (2, 5, 6)  # steps whose gradient is not finite
 
