@@ -21,7 +21,7 @@ from absl import app, flags
 from etils import epath
 
 from selfreward_jax import export
-from selfreward_jax.report import spent
+from selfreward_jax.report import time_report
 
 ROOT = Path(__file__).parents[1]
 _ROWS = flags.DEFINE_list("rows", ["10", "100", "1000", "10000"], "Prompts of the round.")
@@ -46,7 +46,7 @@ def run(iterations: int, workdir: Path, options: dict[str, Any]) -> float:
 def measured(workdir: Path, model: Path, rows: int) -> dict[str, float]:
     """Seconds of each stage of a round and the peak memory."""
     peak = run(2, workdir, {**ROUND, "model.init": model, "prompts.count": rows})
-    stages = spent.read(epath.Path(workdir))["stages"]
+    stages = time_report.read(epath.Path(workdir))["stages"]
     took = {name: sum(stages.get(f"m2 {name}", {}).values()) for name in (*STAGES, "dpo")}
     return {**{name: round(seconds, 3) for name, seconds in took.items() if seconds}, "peak_gb": round(peak, 3)}
 

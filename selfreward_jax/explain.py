@@ -14,7 +14,7 @@ from etils import epath
 
 from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
-from selfreward_jax.report import spent
+from selfreward_jax.report import time_report
 from selfreward_jax.sampling.engine import row_number
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry.escape import inert
@@ -49,7 +49,7 @@ def times(workdir: epath.Path) -> list[str]:
     """
     if not (workdir / "log.jsonl").exists():
         raise ConfigError(f"workdir {workdir} holds no run: there is no log.jsonl of one")
-    return spent.table(spent.read(workdir))
+    return time_report.table(time_report.read(workdir))
 
 
 def told(workdir: epath.Path, pair: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from etils import epath
 
 from selfreward_jax import explain
 from selfreward_jax.parallel import processes
-from selfreward_jax.report import spent
+from selfreward_jax.report import time_report
 from selfreward_jax.telemetry import compile_cache, timing
 
 
@@ -92,7 +92,7 @@ def log(*events):
 
 def test_what_was_not_kept_when_a_process_ended_is_lost():
     begins = {"begins": True}
-    found = spent.summed(
+    found = time_report.summed(
         log(
             begins,
             {"kept": True, "spent": {"": {"": 1.0}, "m1 sft": {"": 5.0, "saving": 1.0}}},
@@ -117,9 +117,9 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
         },
         "lost": {"m1 sft": {"training": 7.0}, "": {"other": 0.5}, "m2 prompts": {"sampling": 0.125}},
     }
-    assert spent.totals(found["stages"])["training"] == 18.0
-    assert re.findall(r"[\d.]+", spent.line(found))[-2:] == ["7.6", "2"]
-    lines = spent.table(found)
+    assert time_report.totals(found["stages"])["training"] == 18.0
+    assert re.findall(r"[\d.]+", time_report.line(found))[-2:] == ["7.6", "2"]
+    lines = time_report.table(found)
     assert {len(line) for line in lines[:-1]} == {len(lines[0])}
 
 
@@ -138,11 +138,11 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
     ],
 )
 def test_what_a_stage_does_is_told_by_its_name(stage, kind):
-    assert spent.own(stage) == kind
+    assert time_report.own(stage) == kind
 
 
 def test_the_log_of_a_run_tells_of_all_its_time(finished_run, capsys):
-    found = spent.read(epath.Path(finished_run))
+    found = time_report.read(epath.Path(finished_run))
     assert found["starts"] == 1
     assert {"m0 base", "m1 sft", "m2 prompts", "m2 candidates", "m2 judgements", "m2 canaries", "m2 dpo"} <= set(
         found["stages"]
@@ -150,17 +150,17 @@ def test_the_log_of_a_run_tells_of_all_its_time(finished_run, capsys):
     summary = json.loads((finished_run / "summary.json").read_text())
     in_all = sum(summary["time"]["kinds"].values())
     assert in_all == pytest.approx(summary["seconds"], rel=0.05, abs=1.0)
-    assert sum(spent.totals(found["lost"]).values()) < 1.0
+    assert sum(time_report.totals(found["lost"]).values()) < 1.0
     assert summary["time"]["kinds"].keys() >= {"training", "sampling", "judging", "saving", "loading"}
     assert ended(explain, f"--workdir={finished_run}", "--time") == (0, "")
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split()[1:] == [*spent.KINDS]
+    assert said[0].split()[1:] == [*time_report.KINDS]
     assert re.findall(r"\d+", said[-1]) == ["1"]
 
 
 def test_torn_lines_are_passed_over(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"begins": true}\n{"kept": true, "spent": {"": {"": 2}}}\n17\n{"kept": tr')
-    assert spent.read(epath.Path(tmp_path))["stages"] == {"": {"other": 2}}
+    assert time_report.read(epath.Path(tmp_path))["stages"] == {"": {"other": 2}}
 
 
 def test_no_run_is_said_on_one_line(tmp_path):
@@ -177,6 +177,6 @@ def test_lines_of_a_long_stage_add_up(clock):
         if step % 4 == 0:
             timing.keep()
         lines += timing.taken()
-    found = spent.summed([{"begins": True}, *lines])
+    found = time_report.summed([{"begins": True}, *lines])
     assert found["stages"] == {"m1 sft": {"training": 8.0}}
     assert found["lost"] == {"m1 sft": {"training": 2.0}}

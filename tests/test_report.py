@@ -14,7 +14,7 @@ from conftest import assert_mentions, ended
 
 from selfreward_jax import reporting
 from selfreward_jax.parallel import processes
-from selfreward_jax.report import blocks, charts, page, summary
+from selfreward_jax.report import charts, embedded_data, page, summary
 from selfreward_jax.run import Run
 
 
@@ -226,7 +226,7 @@ def round_of(rows, vote="good. Score: 4"):
 
 
 def test_votes_go_with_their_sides():
-    found = blocks.pairs({"m2": round_of([row(i) for i in range(600)])})
+    found = embedded_data.pairs({"m2": round_of([row(i) for i in range(600)])})
     assert (found["count"], found["kept"], found["voted"], len(found["votes"])) == (600, 600, 600, 6)
     assert unpacked(found["votes"][5])[-1] == [[[4.0, "1 good. Score: 4"]], [[1.5, "0 good. Score: 4"]]]
 
@@ -238,8 +238,8 @@ def test_ten_thousand_pairs_fit(characters):
     noise = lambda: "".join(rng.choices("abcdefghijklmnop ", k=characters))  # noqa: E731
     some = [noise() for _ in range(200)]  # drawn once: drawing is what takes the time
     rows = [row(i, f"{i}{some[i % 200][i % 97 :]}{some[i % 199]}") for i in range(10_000)]
-    found = blocks.pairs({"m2": round_of(rows, some[0])})
-    assert len(found["pairs"]) + sum(map(len, found["votes"].values())) <= blocks.MOST_BYTES
+    found = embedded_data.pairs({"m2": round_of(rows, some[0])})
+    assert len(found["pairs"]) + sum(map(len, found["votes"].values())) <= embedded_data.MOST_BYTES
     assert 0 < found["voted"] <= found["kept"]
     kept = unpacked(found["pairs"])["id"]
     assert len(kept) == found["kept"] <= found["count"] == 10_000
@@ -265,19 +265,19 @@ def test_of_two_equal_texts_the_one_whose_score_it_was_has_its_votes():
             for i, score in enumerate((2.0, 4.0, 1.0))
         ],
     }
-    assert unpacked(blocks.pairs({"m2": of})["votes"][0]) == [[[[4.25, ""]], [[1.25, ""]]]]
+    assert unpacked(embedded_data.pairs({"m2": of})["votes"][0]) == [[[[4.25, ""]], [[1.25, ""]]]]
 
 
 def test_texts_are_inert_and_cut():
-    assert blocks.shown("a\x1b[31mb\u202e") == r"a\x1b[31mb\u202e"
-    long = blocks.shown("x" * 1_000_000)
+    assert embedded_data.shown("a\x1b[31mb\u202e") == r"a\x1b[31mb\u202e"
+    long = embedded_data.shown("x" * 1_000_000)
     assert_mentions(long[4000:], "996,000")
     assert len(long) < 4100
 
 
 def test_only_prompts_that_all_models_answered_are_compared():
     said = lambda i, text: {"id": f"h/{i}", "prompt": f"p{i}", "responses": [{"text": text}]}  # noqa: E731
-    found = blocks.answers({"m1": [said(0, "a"), said(1, "b")], "m2": [said(1, "c")]})
+    found = embedded_data.answers({"m1": [said(0, "a"), said(1, "b")], "m2": [said(1, "c")]})
     assert unpacked(found["block"]) == {"models": ["m1", "m2"], "prompts": ["p1"], "said": [[["b"], ["c"]]]}
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from selfreward_jax import storage
 from selfreward_jax.method.round_checks import GUARDS
 from selfreward_jax.parallel import processes
-from selfreward_jax.report import blocks, charts, spent, summary
+from selfreward_jax.report import charts, embedded_data, summary, time_report
 from selfreward_jax.report.tables import BESIDE, JUDGE
 from selfreward_jax.run import Run
 from selfreward_jax.telemetry.escape import inert
@@ -79,7 +79,7 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
       about: name, settings, log events and manifests of the run, and what it `said` when it stopped.
     """
     models, style, script = found["models"], _file("page.css"), _file("page.js")
-    pairs, answers = blocks.pairs(rows["rounds"]), blocks.answers(rows["answers"])
+    pairs, answers = embedded_data.pairs(rows["rounds"]), embedded_data.answers(rows["answers"])
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -98,12 +98,12 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
         judge=JUDGE | BESIDE,
         paper=PAPER,
         guards=GUARDS,
-        spent=spent.summed(about["log"]),
-        kinds=spent.KINDS,
-        totals=spent.totals,
+        spent=time_report.summed(about["log"]),
+        kinds=time_report.KINDS,
+        totals=time_report.totals,
         pairs=pairs,
         answers=answers,
-        a_block=blocks.PAIRS_A_BLOCK,
+        a_block=embedded_data.PAIRS_A_BLOCK,
     )
 
 
@@ -128,7 +128,7 @@ def _about(r: Run, said: str = "") -> dict[str, Any]:
         "goal": f"m{r.cfg.iterations}",
         "weights": {name: r.weights(name) for name in r.models()},
         "files": [(f"{owner}/{name}.jsonl", r.rows(owner, name).manifest) for owner, name in files],
-        "log": list(spent.events(r.dir / "log.jsonl")),
+        "log": list(time_report.events(r.dir / "log.jsonl")),
     }
 
 

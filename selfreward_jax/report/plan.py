@@ -10,7 +10,7 @@ from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import HubError
-from selfreward_jax.report import spent
+from selfreward_jax.report import time_report
 from selfreward_jax.run import Run, model_of
 from selfreward_jax.sizing.models import described
 from selfreward_jax.train import trainer
@@ -67,7 +67,7 @@ def planned(cfg: Any) -> list[Stage]:
 def plan(r: Run) -> list[str]:
     """The plan as lines."""
     made = {(s.model, s.name): manifest for s in planned(r.cfg) if (manifest := _manifest(r, s)) is not None}
-    took = {name: sum(kinds.values()) for name, kinds in spent.read(r.dir)["stages"].items()}  # over all starts
+    took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.dir)["stages"].items()}  # over all starts
     seconds_of = {(model, name): took.get(f"{model} {name}", 0.0) for model, name in made}
     pace = {
         name: s / made[model, name]["rows"]

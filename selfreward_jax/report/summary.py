@@ -8,7 +8,7 @@ from selfreward_jax import storage
 from selfreward_jax.evaluate import models as measure
 from selfreward_jax.method import judge as judging
 from selfreward_jax.parallel import processes
-from selfreward_jax.report import spent, tables
+from selfreward_jax.report import tables, time_report
 from selfreward_jax.run import Run
 from selfreward_jax.telemetry import timing
 
@@ -23,7 +23,7 @@ def write(r: Run) -> dict[str, Any]:
     found = {**gather(r), **_time(r), "config": storage.read_json(r.dir / "config.json")}
     storage.write_json(r.dir / "summary.json", found)
     if processes.first():
-        print("\n".join([*tables.short(found["models"]), "", spent.line(found["time"])]), flush=True)
+        print("\n".join([*tables.short(found["models"]), "", time_report.line(found["time"])]), flush=True)
     return found
 
 
@@ -49,8 +49,8 @@ def _is_judged(r: Run, name: str) -> bool:
 
 
 def _time(r: Run) -> dict[str, Any]:
-    found = spent.read(r.dir)
-    kinds, lost = (spent.totals(found[name]) for name in ("stages", "lost"))
+    found = time_report.read(r.dir)
+    kinds, lost = (time_report.totals(found[name]) for name in ("stages", "lost"))
     return {
         "seconds": sum(kinds.values()) + sum(lost.values()),
         "peak_memory_bytes": found["peak_memory_bytes"],
@@ -71,7 +71,7 @@ def _round(r: Run, name: str) -> dict[str, Any]:
 
 def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
     files = ("prompts", "candidates", "judgements", "pairs")
-    took = {name: sum(kinds.values()) for name, kinds in spent.read(r.dir)["stages"].items()}
+    took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.dir)["stages"].items()}
     found = []
     for name in names:
         for stage in files:

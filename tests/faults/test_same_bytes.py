@@ -9,7 +9,7 @@ from conftest import ROOT, arguments, command, run
 from test_kills import results
 from test_loop import contents
 
-from selfreward_jax.report import spent
+from selfreward_jax.report import time_report
 
 
 @pytest.mark.slow
@@ -51,5 +51,5 @@ def test_a_clock_that_is_set_changes_nothing(finished_run, tmp_path):
     assert results(workdir) == results(finished_run)
     summary = json.loads((workdir / "summary.json").read_text())
     assert 0 < summary["seconds"] < 600
-    assert 0 < sum(spent.totals(summary["time"]["stages"]).values()) < 600
+    assert 0 < sum(time_report.totals(summary["time"]["stages"]).values()) < 600
     assert all(0 <= stage["seconds"] < 600 for stage in summary["stages"])

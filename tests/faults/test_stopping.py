@@ -14,7 +14,7 @@ from test_kills import results
 from test_loop import MARKS
 
 from selfreward_jax.parallel import preemption
-from selfreward_jax.report import spent
+from selfreward_jax.report import time_report
 
 BOUND = 45.0  # stop_within
 
@@ -57,9 +57,9 @@ def test_asked_to_stop_in_every_stage_no_step_is_made_twice(finished_run, tmp_pa
     steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
     assert len(steps) == len(set(steps))
     # And the ledger knows that next to nothing was lost: the loading of states, and of programs, before each stop.
-    found = spent.read(epath.Path(workdir))
+    found = time_report.read(epath.Path(workdir))
     assert found["starts"] >= len(MARKS) - 2
-    assert spent.totals(found["lost"]).get("training", 0) < 0.05 * spent.totals(found["stages"])["training"]
+    assert time_report.totals(found["lost"]).get("training", 0) < 0.05 * time_report.totals(found["stages"])["training"]
 
 
 def test_a_signal_asks_and_is_heard():
