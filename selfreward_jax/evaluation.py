@@ -18,7 +18,7 @@ from typing import Any
 
 from selfreward_jax import command, loop, stages, storage
 from selfreward_jax.config import ConfigError, validate
-from selfreward_jax.evaluate import models as measure
+from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
 from selfreward_jax.evaluate.head_to_head import record
 from selfreward_jax.llm.chat import ChatError

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import stages, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.seed_sets import SeedError
-from selfreward_jax.evaluate import models as measure
+from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from selfreward_jax.evaluate.agreement import agreement, intervals, kendall, parts, ranks, ratios, spearman
-from selfreward_jax.evaluate.models import judge_figures, ranked_answers
+from selfreward_jax.evaluate.model_metrics import judge_figures, ranked_answers
 
 SCORES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 2.5, 4, 4.5, 5])), min_size=2, max_size=9)
 

@@ -131,7 +131,7 @@ def test_no_floors_import_each_other_in_a_circle():
         ("method", "from ..worlds import oracle", {"selfreward_jax.worlds.toy.oracle"}),
         ("evaluate", "from selfreward_jax.worlds import oracle", set()),
         ("stages", "from selfreward_jax.evaluate import oracle", {"selfreward_jax.evaluate.oracle"}),
-        ("stages", "from selfreward_jax.evaluate import models", {"selfreward_jax.evaluate.models"}),
+        ("stages", "from selfreward_jax.evaluate import models", {"selfreward_jax.evaluate.model_metrics"}),
         ("stages", "from selfreward_jax.evaluate.head_to_head import sign", set()),
         ("report", "from selfreward_jax.evaluate.oracle import points", {"selfreward_jax.evaluate.oracle.points"}),
         ("evaluate", "from selfreward_jax import loop, storage", {"selfreward_jax.loop"}),

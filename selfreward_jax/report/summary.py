@@ -5,7 +5,7 @@ from itertools import count, takewhile
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.evaluate import models as measure
+from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.method import judge as judging
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import tables, time_report
