@@ -18,7 +18,7 @@ from absl import app, flags
 from selfreward_jax import config
 from selfreward_jax.config import validate
 from selfreward_jax.llm.llama import is_weight, parameter_count, weights
-from selfreward_jax.sizing.models import KNOWN
+from selfreward_jax.memory.models import KNOWN
 from selfreward_jax.train.logprobs import LOGITS_AT_ONCE
 
 _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")

@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from selfreward_jax import config
+from selfreward_jax.memory.programs import programs
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.sizing.programs import programs
 from selfreward_jax.train import logprobs
 
 _PAIRS = flags.DEFINE_integer("pairs", 4, "Pairs a step.")

@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from selfreward_jax import command, config
 from selfreward_jax.config import validate
 from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.memory.collectives import found, summed
+from selfreward_jax.memory.models import described
+from selfreward_jax.memory.programs import NAMES, Program, programs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import row_multiple
-from selfreward_jax.sizing.collectives import found, summed
-from selfreward_jax.sizing.models import described
-from selfreward_jax.sizing.programs import NAMES, Program, programs
 
 GIB = 1 << 30
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory

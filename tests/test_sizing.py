@@ -12,9 +12,9 @@ from conftest import ROOT, assert_mentions, ended
 from selfreward_jax import config, fits
 from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import parameter_count, weights
+from selfreward_jax.memory import collectives, models
+from selfreward_jax.memory.programs import NAMES, Drawn, drawn, programs
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.sizing import collectives, models
-from selfreward_jax.sizing.programs import NAMES, Drawn, drawn, programs
 
 ITER3 = f"--config={ROOT}/configs/iter3.py"
 HLO = """
