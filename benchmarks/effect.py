@@ -33,7 +33,7 @@ from selfreward_jax import loop, stages
 from selfreward_jax.evaluate import oracle
 from selfreward_jax.method.responses import answers
 from selfreward_jax.report import summary
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/effect", "Where the runs live.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds; none is left out of the table.")

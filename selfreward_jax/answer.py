@@ -23,8 +23,8 @@ from selfreward_jax.data.readers import SeedError
 from selfreward_jax.formats import Asked
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.runs.loading import Saved, open_model
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
-from selfreward_jax.saved import Saved, open_model
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.telemetry.progress import Progress

@@ -25,8 +25,8 @@ from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
-from selfreward_jax.run import Run
-from selfreward_jax.saved import find_model, open_model
+from selfreward_jax.runs.loading import find_model, open_model
+from selfreward_jax.runs.run import Run
 from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache
 

@@ -18,7 +18,7 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import DTYPES, HubError, stored_dtype, write_config
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import card
-from selfreward_jax.saved import Saved, open_model
+from selfreward_jax.runs.loading import Saved, open_model
 from selfreward_jax.storage.artifacts import RowFile, encode_rows
 
 

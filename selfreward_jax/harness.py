@@ -22,8 +22,8 @@ from selfreward_jax.llm.chat import Chat, render
 from selfreward_jax.llm.hf_config import read_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import by_row, round_up, row_multiple
+from selfreward_jax.runs.loading import open_model
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
-from selfreward_jax.saved import open_model
 from selfreward_jax.train.logprobs import token_logprobs_and_greedy
 
 try:

@@ -18,7 +18,7 @@ from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption
 from selfreward_jax.report import summary
 from selfreward_jax.report.page import Page
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.storage import lock
 from selfreward_jax.telemetry import compile_cache, timing
 from selfreward_jax.telemetry.progress import say

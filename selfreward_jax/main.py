@@ -22,7 +22,7 @@ from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.report.plan import plan
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache

@@ -7,7 +7,7 @@ import jax
 from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report.page import Page
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from selfreward_jax.config import ConfigError
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.train import metric_writers
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import explain
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import row_number
 from selfreward_jax.storage import read_sealed
 from selfreward_jax.storage.artifacts import RowFile

@@ -19,7 +19,7 @@ from selfreward_jax import export, main
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
-from selfreward_jax.saved import open_model
+from selfreward_jax.runs.loading import open_model
 
 PROMPT = "This is Hanna. Which five instruments would suit my story?"
 

@@ -11,8 +11,8 @@ from selfreward_jax import answer, export, formats
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.readers import SeedError
 from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.runs.loading import open_model
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
-from selfreward_jax.saved import open_model
 
 INSTRUCTIONS = [
     {

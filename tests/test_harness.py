@@ -13,7 +13,7 @@ from etils import epath
 
 from selfreward_jax.export import main as export
 from selfreward_jax.llm.llama import Llama
-from selfreward_jax.saved import open_model
+from selfreward_jax.runs.loading import open_model
 from selfreward_jax.train import logprobs as token_scores
 
 TEXTS = ["This is Hanna.", " two  spaces ", "a<|end|>b<bos>c", "<bos><|user|>Hi.<|end|><|assistant|>", "é\n\nü"]

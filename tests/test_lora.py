@@ -22,7 +22,7 @@ from selfreward_jax.llm import hf, llama, lora
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import declared_shardings
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.stages import training
 from selfreward_jax.train import dpo, sft, trainer
 

@@ -11,7 +11,7 @@ from selfreward_jax.llm import llama
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 # --- meshes --------------------------------------------------------------------------------------------------------
 

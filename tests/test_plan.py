@@ -6,7 +6,7 @@ from conftest import arguments, assert_mentions, micro, refused, run
 
 from selfreward_jax import config
 from selfreward_jax.report.plan import plan, planned
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 
 def test_the_stages_of_a_run_are_those_that_it_goes_through(finished_run):

@@ -17,7 +17,7 @@ from environment import simulated
 from test_loop import MARKS
 
 from selfreward_jax import export
-from selfreward_jax.saved import open_model
+from selfreward_jax.runs.loading import open_model
 
 # From a model that can judge, as the paper starts from Llama 2, and at rates that move its weights by a tenth and keep
 # the last bit of a sum the last bit of a weight. From random weights, at the rates that they need, it grows a hundred

@@ -13,7 +13,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.train import checkpoints
 

@@ -15,7 +15,7 @@ from conftest import assert_mentions, ended
 from selfreward_jax import reporting
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, page, summary
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 
 def unpacked(block):

@@ -8,7 +8,7 @@ import pytest
 
 from selfreward_jax.report import page as report
 from selfreward_jax.report import summary
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 HOSTILE = {

@@ -10,7 +10,7 @@ from etils import epath
 
 from selfreward_jax import export
 from selfreward_jax.config import ConfigError
-from selfreward_jax.saved import find_model
+from selfreward_jax.runs.loading import find_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.inputs import _pin_writer
 from selfreward_jax.storage import write_sealed
@@ -54,7 +54,7 @@ import math, sys
 from types import SimpleNamespace
 from selfreward_jax import config
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
-from selfreward_jax.saved import open_model
+from selfreward_jax.runs.loading import open_model
 cfg = config.get("micro")
 cfg.parallel.fsdp, cfg.parallel.tensor = 4, 2
 mesh = make_mesh(4, 2)

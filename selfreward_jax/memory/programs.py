@@ -15,7 +15,7 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract, weights
 from selfreward_jax.parallel.arrays import moving
 from selfreward_jax.parallel.mesh import sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, by_row, declared_shardings, replicated, round_up, row_multiple
-from selfreward_jax.run import model_of
+from selfreward_jax.runs.run import model_of
 from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.batching import bucket, places_of, together
 from selfreward_jax.train import dpo, sft, trainer

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 
 def card(run: Run, name: str, dtype: str) -> str:

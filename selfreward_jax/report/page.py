@@ -17,7 +17,7 @@ from selfreward_jax.method.round_checks import GUARDS
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, summary, time_report
 from selfreward_jax.report.tables import BESIDE, JUDGE
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.telemetry.escape import inert
 
 Row = dict[str, Any]

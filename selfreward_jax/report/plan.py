@@ -12,7 +12,7 @@ from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.memory.models import described
 from selfreward_jax.report import time_report
-from selfreward_jax.run import Run, model_of
+from selfreward_jax.runs.run import Run, model_of
 from selfreward_jax.train import trainer
 
 

@@ -9,7 +9,7 @@ from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.method import judge as judging
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import tables, time_report
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.telemetry import timing
 
 

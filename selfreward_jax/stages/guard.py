@@ -6,7 +6,7 @@ from selfreward_jax import storage
 from selfreward_jax.method import round_checks
 from selfreward_jax.method.pairs import gather
 from selfreward_jax.method.responses import answers
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.inputs import StageError, shown_prompts
 from selfreward_jax.stages.rounds import held_out
 from selfreward_jax.stages.training import is_trained

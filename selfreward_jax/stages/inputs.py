@@ -12,8 +12,8 @@ from selfreward_jax.llm.hf_config import HubError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
-from selfreward_jax.run import Run
-from selfreward_jax.saved import find_model
+from selfreward_jax.runs.loading import find_model
+from selfreward_jax.runs.run import Run
 
 Row = dict[str, Any]
 

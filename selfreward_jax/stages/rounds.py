@@ -14,9 +14,9 @@ from selfreward_jax.method.pairs import build_pairs, gather
 from selfreward_jax.method.responses import answers as finished_answers
 from selfreward_jax.method.responses import candidates
 from selfreward_jax.parallel import preemption
-from selfreward_jax.run import Run
+from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, Sampling
-from selfreward_jax.saved import open_model
 from selfreward_jax.stages.inputs import StageError, judge_template, judged_set, prompt_template, shown_prompts
 from selfreward_jax.telemetry.progress import Progress, say
 

@@ -13,7 +13,7 @@ from selfreward_jax.llm import chat, llama, lora
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import fetch
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.early import EarlyStopping
 from selfreward_jax.stages.inputs import StageError, seed_examples
 from selfreward_jax.telemetry.progress import Progress, say

@@ -12,7 +12,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 
 # What TRL's trainers call it, so that runs of both lie in one chart.
 NAMES = {

@@ -18,7 +18,7 @@ from selfreward_jax.llm.llama import LlamaConfig, Params, weights
 from selfreward_jax.parallel.arrays import moved
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
-from selfreward_jax.run import Run
+from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine
 
 
