@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from selfreward_jax.stages import early
-from selfreward_jax.stages.early import EarlyStopping
+from selfreward_jax.stages import early_stopping
+from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.storage.artifacts import RowFile
 
 # Each "model" is a number and answers with it; the greater number wins.
@@ -51,12 +51,14 @@ def make(tmp_path, monkeypatch):
         run.compared.append((ours[0]["said"], theirs[0]["said"]))
         return [[int(np.sign(a["said"] - b["said"]))] for a, b in zip(ours, theirs, strict=True)]
 
-    monkeypatch.setattr(early, "answer", lambda run, model, *rest: answer_with(run, 0, *rest))
-    monkeypatch.setattr(early, "answer_with", answer_with)
-    monkeypatch.setattr(early, "compare", compare)
-    monkeypatch.setattr(early, "_one_answer", lambda settings: settings)
+    monkeypatch.setattr(early_stopping, "answer", lambda run, model, *rest: answer_with(run, 0, *rest))
+    monkeypatch.setattr(early_stopping, "answer_with", answer_with)
+    monkeypatch.setattr(early_stopping, "compare", compare)
+    monkeypatch.setattr(early_stopping, "_one_answer", lambda settings: settings)
     saved = Run.saved = {}
-    monkeypatch.setattr(early.checkpoints, "save_step", lambda path, step, params: saved.update({step: params}))
+    monkeypatch.setattr(
+        early_stopping.checkpoints, "save_step", lambda path, step, params: saved.update({step: params})
+    )
     return lambda: EarlyStopping(Run(tmp_path), "m2", "m1")
 
 

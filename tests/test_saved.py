@@ -12,7 +12,7 @@ from selfreward_jax import export
 from selfreward_jax.config import ConfigError
 from selfreward_jax.runs.loading import find_model
 from selfreward_jax.stages import StageError
-from selfreward_jax.stages.inputs import _pin_writer
+from selfreward_jax.stages.common import _pin_writer
 from selfreward_jax.storage import write_sealed
 
 

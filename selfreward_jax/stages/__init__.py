@@ -1,10 +1,10 @@
 """The stages. Each makes one file or one model of the working directory from earlier ones: it does nothing if
 what it makes is whole, and goes on from what is there if it is not."""
 
-from selfreward_jax.stages.comparison import compare, compare_by_endpoint
-from selfreward_jax.stages.guard import guard
-from selfreward_jax.stages.inputs import StageError, check_inputs
-from selfreward_jax.stages.rounds import (
+from selfreward_jax.stages.check_round import guard
+from selfreward_jax.stages.common import StageError, check_inputs
+from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
+from selfreward_jax.stages.self_reward import (
     answer,
     answer_best,
     answer_with,
@@ -14,7 +14,7 @@ from selfreward_jax.stages.rounds import (
     prompts,
     self_judge,
 )
-from selfreward_jax.stages.start import base, eft, seed, tokenizer
+from selfreward_jax.stages.setup import base, eft, seed, tokenizer
 from selfreward_jax.stages.training import baseline, preferences, supervised
 
 __all__ = [

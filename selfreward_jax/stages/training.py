@@ -14,8 +14,8 @@ from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.early import EarlyStopping
-from selfreward_jax.stages.inputs import StageError, seed_examples
+from selfreward_jax.stages.common import StageError, seed_examples
+from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.telemetry.progress import Progress, say
 from selfreward_jax.train import checkpoints, dpo, metric_writers, sft, trainer
 from selfreward_jax.train.monitor import Watch

@@ -10,7 +10,7 @@ from test_loop import contents
 
 from selfreward_jax import loop
 from selfreward_jax.config import ConfigError
-from selfreward_jax.stages import early
+from selfreward_jax.stages import early_stopping
 from selfreward_jax.storage import StorageError
 
 # What is damaged, and what is then set aside with it.
@@ -81,9 +81,11 @@ def test_a_damaged_model_is_trained_anew_and_is_the_same(finished_run, tmp_path,
 def test_a_damaged_best_step_of_early_stopping_is_made_again(tmp_path, monkeypatch, capsys):
     cfg = micro(2)
     cfg.dpo.eval_every, cfg.dpo.eval_prompts = 2, 4
-    monkeypatch.setattr(early, "record", lambda verdicts: {"win": 0.6, "tie": 0.0, "lose": 0.4})  # each step is better
+    monkeypatch.setattr(
+        early_stopping, "record", lambda verdicts: {"win": 0.6, "tie": 0.0, "lose": 0.4}
+    )  # each step is better
     loop.run(cfg, str(tmp_path / "whole"))
-    best_params, damaged = early.EarlyStopping.best_params, []
+    best_params, damaged = early_stopping.EarlyStopping.best_params, []
 
     def after_damage(self):
         if not damaged:
@@ -91,7 +93,7 @@ def test_a_damaged_best_step_of_early_stopping_is_made_again(tmp_path, monkeypat
             flip(max((p for p in damaged[0].rglob("*") if p.is_file()), key=lambda p: len(p.read_bytes())))
         return best_params(self)
 
-    monkeypatch.setattr(early.EarlyStopping, "best_params", after_damage)
+    monkeypatch.setattr(early_stopping.EarlyStopping, "best_params", after_damage)
     loop.run(cfg, str(tmp_path / "run"))
     assert damaged
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")

@@ -17,7 +17,7 @@ from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.loading import open_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, Sampling
-from selfreward_jax.stages.inputs import StageError, judge_template, judged_set, prompt_template, shown_prompts
+from selfreward_jax.stages.common import StageError, judge_template, judged_set, prompt_template, shown_prompts
 from selfreward_jax.telemetry.progress import Progress, say
 
 Row = dict[str, Any]

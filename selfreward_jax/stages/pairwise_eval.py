@@ -10,8 +10,8 @@ from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.pairwise import Game, both_orders, by_prompt, games, settle
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
-from selfreward_jax.stages.inputs import StageError, pairwise_template
-from selfreward_jax.stages.rounds import generated, judge
+from selfreward_jax.stages.common import StageError, pairwise_template
+from selfreward_jax.stages.self_reward import generated, judge
 from selfreward_jax.telemetry.progress import say
 
 Row = dict[str, Any]

@@ -17,8 +17,8 @@ from selfreward_jax.llm.llama import Llama, parameter_count, weights
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.inputs import StageError, fit_to_show, judge_template, judged_set, prompt_template
-from selfreward_jax.stages.rounds import judge
+from selfreward_jax.stages.common import StageError, fit_to_show, judge_template, judged_set, prompt_template
+from selfreward_jax.stages.self_reward import judge
 from selfreward_jax.stages.training import is_trained, train_packed
 from selfreward_jax.telemetry.progress import Progress, say
 from selfreward_jax.train import checkpoints

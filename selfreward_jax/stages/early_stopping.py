@@ -6,8 +6,8 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.evaluate.head_to_head import record
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.comparison import compare
-from selfreward_jax.stages.rounds import answer, answer_with
+from selfreward_jax.stages.pairwise_eval import compare
+from selfreward_jax.stages.self_reward import answer, answer_with
 from selfreward_jax.telemetry import timing
 from selfreward_jax.telemetry.progress import say
 from selfreward_jax.train import checkpoints

@@ -7,8 +7,8 @@ from selfreward_jax.method import round_checks
 from selfreward_jax.method.pairs import gather
 from selfreward_jax.method.responses import answers
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.inputs import StageError, shown_prompts
-from selfreward_jax.stages.rounds import held_out
+from selfreward_jax.stages.common import StageError, shown_prompts
+from selfreward_jax.stages.self_reward import held_out
 from selfreward_jax.stages.training import is_trained
 from selfreward_jax.telemetry.progress import say
 
