@@ -17,10 +17,11 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 
-from selfreward_jax import command, formats, storage
+from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.readers import SeedError
-from selfreward_jax.formats import Asked
+from selfreward_jax.integrations import formats
+from selfreward_jax.integrations.formats import Asked
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.runs.loading import Saved, open_model

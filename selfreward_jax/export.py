@@ -11,8 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import command, formats, storage
+from selfreward_jax import command, storage
 from selfreward_jax.config import ConfigError
+from selfreward_jax.integrations import formats
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import DTYPES, HubError, stored_dtype, write_config

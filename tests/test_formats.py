@@ -7,9 +7,10 @@ import pytest
 from conftest import assert_mentions, ended
 from etils import epath
 
-from selfreward_jax import answer, export, formats
+from selfreward_jax import answer, export
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.readers import SeedError
+from selfreward_jax.integrations import formats
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.runs.loading import open_model
 from selfreward_jax.sampling.engine import Engine, Request, Sampling

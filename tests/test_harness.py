@@ -27,7 +27,7 @@ def asked(*args):
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lm_eval")
-    from selfreward_jax import harness as module
+    from selfreward_jax.integrations import lm_eval as module
 
     return module
 
@@ -105,12 +105,12 @@ def greedy(saved, context, most):
 
 
 def test_without_lm_eval_the_module_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "selfreward_jax.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "selfreward_jax.integrations.lm_eval", raising=False)
     for name in ("lm_eval", "lm_eval.api.model", "lm_eval.models.utils"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"\blm_eval\b"):
-        __import__("selfreward_jax.harness")
-    sys.modules.pop("selfreward_jax.harness", None)
+        __import__("selfreward_jax.integrations.lm_eval")
+    sys.modules.pop("selfreward_jax.integrations.lm_eval", None)
 
 
 def test_each_kind_of_task_is_what_a_plain_forward_gives(model, tasks):

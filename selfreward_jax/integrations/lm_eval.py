@@ -31,7 +31,9 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 except ImportError as error:
-    raise ImportError(f"selfreward_jax.harness needs lm-evaluation-harness ({error}): pip install lm_eval") from error
+    raise ImportError(
+        f"selfreward_jax.integrations.lm_eval needs lm-evaluation-harness ({error}): pip install lm_eval"
+    ) from error
 
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # texts (a key for lm_eval's cache), context, continuation
 

@@ -1,0 +1,1 @@
+"""Other programs: lm-evaluation-harness, and the file formats of the field."""
