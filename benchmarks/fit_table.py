@@ -2,7 +2,7 @@
 
     python -m benchmarks.fit_table [--rows=8b,70b] [--only=prefill,decode] [--write [--missing]]
 
-Each row of TPU figures is `python -m selfreward_jax.fits` with the options shown: the run's own programs, compiled for
+Each row of TPU figures is `python -m selfreward_jax fits` with the options shown: the run's own programs, compiled for
 the slice. Rows for GPUs are reckoned, not compiled: state, activations, the widest layer gathered, a chunk of logits.
 Prints JSON lines; with --write, those already in benchmarks/fit_table.jsonl are kept and the document is made of all.
 """
@@ -88,7 +88,7 @@ RECKONED = [
 HEAD = """# What fits where
 
 Made by `python -m benchmarks.fit_table --write`. GiB on a chip: the peak of each program of a run, compiled by
-`python -m selfreward_jax.fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs
+`python -m selfreward_jax fits` for the slice, without a TPU (by libtpu's own compiler). It proves that the programs
 compile and fit, not how fast they are. DPO at 2,048 tokens a side for pretrained models. A figure in brackets does not
 fit; where the compiler gave up early, it is what it had asked for by then. Reshard is the move of the float32 weights
 into the layout of sampling, or the merge of adapters before it, whichever takes more. Prefill and decode are the
@@ -109,7 +109,7 @@ By arithmetic alone (the formulas are in the script): all GPUs share each weight
 
 def compiled(name: str, scale: str, topology: str, options: str, only: list[str]) -> list[dict]:
     """The rows of `fits` for one slice, of the programs in `only` or of all."""
-    command = [sys.executable, "-m", "selfreward_jax.fits", f"--config=configs/iter3.py:{scale}", "--json"]
+    command = [sys.executable, "-m", "selfreward_jax", "fits", f"--config=configs/iter3.py:{scale}", "--json"]
     command += [f"--topology={topology}", *options.split()]
     command += [] if scale in ("tiny", "micro", "scratch") else ["--tokens=2048"]
     command += [f"--only={','.join(only)}"] if only else []

@@ -20,7 +20,7 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from selfreward_jax import export
+from selfreward_jax.cli import export
 from selfreward_jax.report import time_report
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from selfreward_jax import config
-from selfreward_jax.command import fields
+from selfreward_jax.cli.args import fields
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field

@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax import command, config, loop
+from selfreward_jax import config, loop
+from selfreward_jax.cli import args
 from selfreward_jax.config import validate
 from selfreward_jax.data.seed_sets import SeedError
 from selfreward_jax.llm.hf_config import HubError
@@ -36,12 +37,12 @@ def main(argv: list[str]) -> int:
         print(f"{__doc__}\nSettings, each with its unit and default: selfreward_jax/config.py")
         return 0
     try:
-        cfg, workdir = command.parse(argv)
-        others = command.processes()
-        compile_cache.keep(command.compile_cache_dir())
+        cfg, workdir = args.parse(argv)
+        others = args.processes()
+        compile_cache.keep(args.compile_cache_dir())
     except config.ConfigError as error:
         return _refuse(str(error))
-    if command.dry_run():
+    if args.dry_run():
         return show_plan(cfg, workdir)
     if others is None:
         return run(cfg, workdir)
@@ -53,7 +54,7 @@ def show_plan(cfg: ConfigDict, workdir: str) -> int:
     try:
         validate.check(cfg, row_devices=1)
         found = Run(cfg, workdir, claim=False)
-        found.check(command.accept_changes())
+        found.check(args.accept_changes())
         print(f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *plan(found), sep="\n")
     except (*BAD_INPUT, OSError) as error:
         return _refuse(str(error))
@@ -66,7 +67,7 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
         if others is not None:
             processes.start(others, cfg.parallel.timeout)
         with preemption.listening(cfg.stop_within):
-            loop.run(cfg, workdir, accept_changes=command.accept_changes())
+            loop.run(cfg, workdir, accept_changes=args.accept_changes())
         processes.part()
     except preemption.Stopped as stopped:
         processes.part()

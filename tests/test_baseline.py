@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from conftest import run
 
-from selfreward_jax import export
+from selfreward_jax.cli import export
 from selfreward_jax.data.eft import agrees
 from selfreward_jax.method.judge_parsing import parse_score
 from selfreward_jax.worlds.toy import generator

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from selfreward_jax import command, config
+from selfreward_jax import config
+from selfreward_jax.cli import args
 from selfreward_jax.config import validate
 from selfreward_jax.config.presets import SCALES
 from selfreward_jax.llm import hf_config
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import settings_page
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
-FIELDS = command.fields(config.default_config())
+FIELDS = args.fields(config.default_config())
 # Where the options of a program are declared, beside its own file.
 PROGRAMS = {
     "main": ("main", "command"),

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import assert_mentions
 
-from selfreward_jax import evaluation
+from selfreward_jax.cli import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def ended(*argv):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
-        code = evaluation.main(["program", *argv])
+        code = evaluate.main(["program", *argv])
     return code, out.getvalue(), err.getvalue()
 
 

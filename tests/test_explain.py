@@ -11,7 +11,7 @@ from conftest import ended
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax import explain
+from selfreward_jax.cli import explain
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import row_number
 from selfreward_jax.storage import read_sealed

@@ -14,8 +14,8 @@ from conftest import ROOT, arguments, assert_mentions, ended
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax import answer as generate
-from selfreward_jax import export, main
+from selfreward_jax import main
+from selfreward_jax.cli import export, generate
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece

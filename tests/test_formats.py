@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_mentions, ended
 from etils import epath
 
-from selfreward_jax import answer, export
+from selfreward_jax.cli import export, generate
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.readers import SeedError
 from selfreward_jax.integrations import formats
@@ -123,7 +123,7 @@ def outputs(exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alpaca")
     (folder / "in.json").write_text(json.dumps(INSTRUCTIONS))
     argv = [f"--model={exported}", f"--prompts={folder}/in.json", f"--out={folder}/model_outputs.json"]
-    code, err = ended(answer, *argv, "--format=alpaca_eval", "--max_new=8", "--label=ours")
+    code, err = ended(generate, *argv, "--format=alpaca_eval", "--max_new=8", "--label=ours")
     assert code == 0, err
     return folder / "model_outputs.json", folder / "in.json"
 
@@ -134,9 +134,9 @@ def test_instructions_are_answered_as_what_a_user_says(exported, outputs, tmp_pa
     assert sorted(p.name for p in outputs[0].parent.iterdir()) == ["in.json", "model_outputs.json"]
     (tmp_path / "in.jsonl").write_text(lines(*({"prompt": r["instruction"], "id": i} for i, r in enumerate(made))))
     argv = [f"--model={exported}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl", "--max_new=8"]
-    assert ended(answer, *argv, "--chat", "--temperature=0")[0] == 0
+    assert ended(generate, *argv, "--chat", "--temperature=0")[0] == 0
     argv = [f"--model={exported}", f"--prompts={outputs[1]}", f"--out={tmp_path}/out.json", "--max_new=8"]
-    assert ended(answer, *argv, "--format=alpaca_eval", "--temperature=0")[0] == 0
+    assert ended(generate, *argv, "--format=alpaca_eval", "--temperature=0")[0] == 0
     greedy = json.loads((tmp_path / "out.json").read_text())
     assert [r["output"] for r in greedy] == [r["responses"][0]["text"] for r in read_lines(tmp_path / "out.jsonl")]
 
@@ -145,7 +145,7 @@ def test_instructions_are_answered_as_what_a_user_says(exported, outputs, tmp_pa
 def test_each_turn_is_answered_with_the_conversation_so_far(exported, tmp_path):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
     argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/ours.jsonl"]
-    code, err = ended(answer, *argv, "--format=mt_bench", "--max_new=8", "--temperature=0", "--samples=2")
+    code, err = ended(generate, *argv, "--format=mt_bench", "--max_new=8", "--temperature=0", "--samples=2")
     assert code == 0, err
     made = read_lines(tmp_path / "ours.jsonl")
     assert [(r["question_id"], r["model_id"]) for r in made] == [(81, "m2"), (82, "m2")]
@@ -166,7 +166,7 @@ def test_choices_are_samples_of_their_own(exported, tmp_path):
     argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", "--format=mt_bench", "--max_new=8"]
     for name in ("once", "again"):
         argv_out = [*argv, f"--out={tmp_path}/{name}.jsonl", "--samples=3", "--temperature=1", "--top_p=1"]
-        assert ended(answer, *argv_out)[0] == 0
+        assert ended(generate, *argv_out)[0] == 0
     once, again = (read_lines(tmp_path / f"{name}.jsonl") for name in ("once", "again"))
     assert [r["choices"] for r in once] == [r["choices"] for r in again]
     assert [r["answer_id"] for r in once] == [r["answer_id"] for r in again]
@@ -188,7 +188,7 @@ def test_choices_are_samples_of_their_own(exported, tmp_path):
 def test_what_a_format_cannot_hold_is_told_in_one_line(exported, tmp_path, argv, facts):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
     given = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/o.json"]
-    code, err = ended(answer, *given, *[a.replace("HERE", str(tmp_path)) for a in argv])
+    code, err = ended(generate, *given, *[a.replace("HERE", str(tmp_path)) for a in argv])
     assert (code, err.count("\n")) == (2, 1), err
     assert_mentions(err.replace("/", " "), *facts)
     assert [p.name for p in tmp_path.iterdir()] == ["question.jsonl"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from selfreward_jax.export import main as export
+from selfreward_jax.cli.export import main as export
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.runs.loading import open_model
 from selfreward_jax.train import logprobs as token_scores

@@ -23,7 +23,7 @@ def test_help_is_short_and_complete(name, capsys):
     assert len(text.splitlines()) <= 60
     declared = options(f"selfreward_jax.{name}") - {"help", "config"}
     own = (ROOT / "selfreward_jax" / f"{PROGRAMS[name][0]}.py").read_text()
-    if name not in ("main", "fits"):  # whose options are absl's, in command.py
+    if name not in ("main", "fits"):  # whose options are absl's, in cli/args.py
         declared &= {*re.findall(r'"(?:--)?([\w.]+)"', own), "compile_cache" if "compiles=True" in own else ""}
     elif name == "fits":
         declared &= set(re.findall(r'DEFINE_\w+\("(\w+)"', own))

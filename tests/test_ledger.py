@@ -8,7 +8,7 @@ import pytest
 from conftest import assert_mentions, ended
 from etils import epath
 
-from selfreward_jax import explain
+from selfreward_jax.cli import explain
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import time_report
 from selfreward_jax.telemetry import compile_cache, timing

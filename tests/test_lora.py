@@ -16,7 +16,8 @@ from orbax.checkpoint.experimental import v1 as ocp
 from safetensors import safe_open
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
-from selfreward_jax import config, export
+from selfreward_jax import config
+from selfreward_jax.cli import export
 from selfreward_jax.config.validate import check
 from selfreward_jax.llm import hf, llama, lora
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig

@@ -16,7 +16,7 @@ from conftest import ended as ended_here
 from environment import simulated
 from test_loop import MARKS
 
-from selfreward_jax import export
+from selfreward_jax.cli import export
 from selfreward_jax.runs.loading import open_model
 
 # From a model that can judge, as the paper starts from Llama 2, and at rates that move its weights by a tenth and keep

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from conftest import assert_mentions, ended
 
-from selfreward_jax import reporting
+from selfreward_jax.cli import report
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, page, summary
 from selfreward_jax.runs.run import Run
@@ -118,20 +118,20 @@ def test_of_an_unfinished_run_it_shows_what_there_is(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     for name in ("manifest.json", "eval.json", "guards.json"):
         (tmp_path / "run" / "m2" / name).unlink()
-    code, said = ended(reporting, f"--workdir={tmp_path}/run")
+    code, said = ended(report, f"--workdir={tmp_path}/run")
     assert (code, said) == (0, "")
     text = (tmp_path / "run" / "report.html").read_text()
     assert_mentions(status(text), "M1", "M2")
     assert "<td>M2</td>" in text  # the round has pairs, which are what is looked at before training
     shutil.rmtree(tmp_path / "run" / "m1")
     shutil.rmtree(tmp_path / "run" / "m2")
-    assert ended(reporting, f"--workdir={tmp_path}/run") == (0, "")
+    assert ended(report, f"--workdir={tmp_path}/run") == (0, "")
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<table>" not in text[text.index('<section id="models">') : text.index('<section id="judge">')]
 
 
 def test_where_no_run_is_it_says_so(tmp_path):
-    code, said = ended(reporting, f"--workdir={tmp_path}")
+    code, said = ended(report, f"--workdir={tmp_path}")
     assert code == 2
     assert_mentions(said, tmp_path)
 

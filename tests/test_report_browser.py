@@ -185,4 +185,4 @@ def test_hostile_text_stays_text(opened, parts):
 def test_without_scripts_the_figures_are_there(opened, parts):
     page = opened(parts, java_script_enabled=False)
     assert page.locator("svg").count() >= 6
-    assert "selfreward_jax.explain" in page.locator("#pairs").inner_text()
+    assert "selfreward_jax.cli.explain" in page.locator("#pairs").inner_text()

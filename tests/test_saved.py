@@ -8,7 +8,7 @@ import pytest
 from conftest import on_eight_devices
 from etils import epath
 
-from selfreward_jax import export
+from selfreward_jax.cli import export
 from selfreward_jax.config import ConfigError
 from selfreward_jax.runs.loading import find_model
 from selfreward_jax.stages import StageError

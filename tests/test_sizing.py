@@ -9,7 +9,8 @@ import jax
 import pytest
 from conftest import ROOT, assert_mentions, ended
 
-from selfreward_jax import config, fits
+from selfreward_jax import config
+from selfreward_jax.cli import fits
 from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import parameter_count, weights
 from selfreward_jax.memory import collectives, models
@@ -184,7 +185,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 def fit(*options):
     """Exit code and rows of the program."""
-    command = [sys.executable, "-m", "selfreward_jax.fits", "--json", "--tokens=2048", *options]
+    command = [sys.executable, "-m", "selfreward_jax", "fits", "--json", "--tokens=2048", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert rows, done.stderr[-3000:]

@@ -130,7 +130,7 @@ def _held(r: Run) -> list[str]:
         + (f", of which adapters train {llama.parameter_count(lora.trained(adapted)):,}" if c.lora.rank else ""),
         f"a device holds in training weights, gradients and moments, {_size(training)}; in sampling weights and cache, "
         f"{_size(sampling)}",
-        "activations come on top: `python -m selfreward_jax.fits` compiles the programs for a TPU slice and counts all",
+        "activations come on top: `python -m selfreward_jax fits` compiles the programs for a TPU slice and counts all",
     ]
 
 

@@ -7,7 +7,8 @@ import unicodedata
 import pytest
 from conftest import ended, micro
 
-from selfreward_jax import config, explain, loop
+from selfreward_jax import config, loop
+from selfreward_jax.cli import explain
 from selfreward_jax.data import seed_sets
 from selfreward_jax.data.readers import SeedError
 

@@ -1,7 +1,7 @@
 """Answers a file of prompts, or you.
 
-    python -m selfreward_jax.generate --model=FOLDER_OR_WORKDIR --prompts=FILE.jsonl --out=FILE.jsonl [--chat]
-    python -m selfreward_jax.generate --model=FOLDER_OR_WORKDIR --interactive
+    python -m selfreward_jax generate --model=FOLDER_OR_WORKDIR --prompts=FILE.jsonl --out=FILE.jsonl [--chat]
+    python -m selfreward_jax generate --model=FOLDER_OR_WORKDIR --interactive
 
 FILE.jsonl has rows {"prompt": ...}, with an "id" if you like. With --chat a prompt is what a user says, else it is a
 text to be continued. With --format=alpaca_eval the prompts are a list of {"instruction": ...} and the answers
@@ -17,7 +17,8 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 
-from selfreward_jax import command, storage
+from selfreward_jax import storage
+from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.readers import SeedError
 from selfreward_jax.integrations import formats
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = command.parser("generate", __doc__, compiles=True)
+    parser = args.parser("generate", __doc__, compiles=True)
     parser.add_argument("--model", required=True, help="a Hugging Face folder, or a working directory")
     parser.add_argument("--name", default="", help="which model of a working directory, such as m1; else the last")
     parser.add_argument("--prompts", help="JSON lines, or a JSON list, with a prompt each")
@@ -68,12 +69,12 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv[1:])
     if not options.interactive and not (options.prompts and options.out):
-        command.refuse("give --prompts and --out, or --interactive")
+        args.refuse("give --prompts and --out, or --interactive")
     for name, least in (("samples", 1), ("max_new", 1), ("rows", 1), ("max_length", 0), ("temperature", 0)):
         if not getattr(options, name) >= least:
-            command.refuse(f"--{name} is {getattr(options, name)}; it must be at least {least}")
+            args.refuse(f"--{name} is {getattr(options, name)}; it must be at least {least}")
     if not 0 < options.top_p <= 1:
-        command.refuse(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
+        args.refuse(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
     if options.format != "rows":
         options.chat = True
         formats.check_use(options.format, options.out or "", options.samples, options.logprobs)

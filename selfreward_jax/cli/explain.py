@@ -1,8 +1,8 @@
 """Where a preference pair comes from: its prompt, all answers to it, each vote on them, and whose they are. Or where
 the time went, over all starts of a run: by stage, and what was lost to kills.
 
-python -m selfreward_jax.explain --workdir=runs/a --pair=m2/17
-python -m selfreward_jax.explain --workdir=runs/a --time
+python -m selfreward_jax explain --workdir=runs/a --pair=m2/17
+python -m selfreward_jax explain --workdir=runs/a --time
 """
 
 import difflib
@@ -12,7 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import command, storage
+from selfreward_jax import storage
+from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report import time_report
 from selfreward_jax.sampling.engine import row_number
@@ -25,7 +26,7 @@ STAGES = ("prompts", "candidates", "judgements", "pairs")
 
 def main(argv: list[str]) -> int:
     """Explains. Returns the exit code: 0, or 2 after one line that says what to mend."""
-    parser = command.parser("explain", __doc__)
+    parser = args.parser("explain", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--pair", help="id of the pair, as in pairs.jsonl, such as m2/17")

@@ -1,8 +1,8 @@
 """Measures the models of a run: the paper's reward-model table, and head to head.
 
-    python -m selfreward_jax.evaluate --workdir=runs/a
-    python -m selfreward_jax.evaluate --workdir=runs/a --against=runs/b --judge=m1
-    python -m selfreward_jax.evaluate --workdir=runs/a --judge=endpoint --endpoint.url=http://localhost:8000/v1 \
+    python -m selfreward_jax evaluate --workdir=runs/a
+    python -m selfreward_jax evaluate --workdir=runs/a --against=runs/b --judge=m1
+    python -m selfreward_jax evaluate --workdir=runs/a --judge=endpoint --endpoint.url=http://localhost:8000/v1 \
         --endpoint.model=NAME
 
 The judge of the head-to-head is the embedded world's oracle, a model of the run, or an OpenAI-compatible endpoint,
@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from selfreward_jax import command, loop, stages, storage
+from selfreward_jax import loop, stages, storage
+from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = command.parser("evaluate", __doc__, compiles=True)
+    parser = args.parser("evaluate", __doc__, compiles=True)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     parser.add_argument("--models", default="", help="which models, such as m1,m2; else all that are trained")
     parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")

@@ -1,4 +1,4 @@
-"""python -m selfreward_jax.fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
+"""python -m selfreward_jax fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
 [--tokens=N] [--only=PROGRAM,...] [--json]
 
 Does a run fit a TPU slice? Compiles its programs for it, on a machine without a TPU, and prints the bytes that each
@@ -21,7 +21,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from selfreward_jax import command, config
+from selfreward_jax import config
+from selfreward_jax.cli import args
 from selfreward_jax.config import validate
 from selfreward_jax.llm.hf_config import HubError
 from selfreward_jax.memory.collectives import found, summed
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        cfg, _ = command.parse(argv)
+        cfg, _ = args.parse(argv)
         return report(cfg, _TOPOLOGY.value or "", _TOKENS.value, _ONLY.value, _JSON.value)
     except (config.ConfigError, HubError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Writes a model of a run as a folder that transformers, vLLM, llama.cpp and Ollama load; or pairs as TRL reads them.
 
-python -m selfreward_jax.export --workdir=runs/a --model=m3 --to=out/
-python -m selfreward_jax.export --workdir=runs/a --pairs=m2 --to=pairs.jsonl [--form=standard]
+python -m selfreward_jax export --workdir=runs/a --model=m3 --to=out/
+python -m selfreward_jax export --workdir=runs/a --pairs=m2 --to=pairs.jsonl [--form=standard]
 """
 
 import argparse
@@ -11,7 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import command, storage
+from selfreward_jax import storage
+from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.integrations import formats
 from selfreward_jax.llm import hf
@@ -25,7 +26,7 @@ from selfreward_jax.storage.artifacts import RowFile, encode_rows
 
 def main(argv: list[str]) -> int:
     """Exports. Returns the exit code: 0, or 2 after one line that says what to mend."""
-    parser = command.parser("export", __doc__)
+    parser = args.parser("export", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     parser.add_argument("--model", default="", help="which model, such as m3; the last one if not given")
     parser.add_argument("--to", required=True, help="what to write; it must not be there yet")

@@ -1,10 +1,11 @@
-"""Writes report.html of a run anew, finished or not: python -m selfreward_jax.report --workdir=runs/a"""
+"""Writes report.html of a run anew, finished or not: python -m selfreward_jax report --workdir=runs/a"""
 
 import sys
 
 import jax
 
-from selfreward_jax import command, storage
+from selfreward_jax import storage
+from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report.page import Page
 from selfreward_jax.runs.run import Run
@@ -12,7 +13,7 @@ from selfreward_jax.runs.run import Run
 
 def main(argv: list[str]) -> int:
     """Writes it. Returns the exit code: 0, or 2 after one line that says what to mend."""
-    parser = command.parser("report", __doc__)
+    parser = args.parser("report", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's working directory")
     try:
         workdir = parser.parse_args(argv[1:]).workdir
