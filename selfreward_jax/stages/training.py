@@ -182,7 +182,7 @@ def _train(
             storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
 
     try:
-        with metric_writers.recording(run, f"{name}-{stage}", int(state.step)) as record:
+        with metric_writers.recording(run.cfg, run.dir, f"{name}-{stage}", int(state.step)) as record:
             state = trainer.fit(
                 state,
                 trainer.make_update(loss_fn, optimizer, shardings, run.mesh),

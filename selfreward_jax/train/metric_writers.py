@@ -6,13 +6,14 @@ import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from etils import epath
+from ml_collections import ConfigDict
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
-from selfreward_jax.runs.run import Run
 
 # What TRL's trainers call it, so that runs of both lie in one chart.
 NAMES = {
@@ -31,15 +32,15 @@ Add = Callable[[int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def recording(r: Run, name: str, step: int) -> Iterator[Add]:
+def recording(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) -> Iterator[Add]:
     """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values."""
     with contextlib.ExitStack() as stack:
         sinks = []
         if processes.first():
-            if r.cfg.report.tensorboard and not storage.is_remote(r.dir):
-                sinks.append(stack.enter_context(_events(r, name, step)))
-            if r.cfg.report.wandb:
-                sinks.append(stack.enter_context(_wandb(r, name)))
+            if cfg.report.tensorboard and not storage.is_remote(workdir):
+                sinks.append(stack.enter_context(_events(workdir / "tensorboard" / name, step)))
+            if cfg.report.wandb:
+                sinks.append(stack.enter_context(_wandb(cfg, workdir, name)))
 
         def add(step: int, values: Mapping[str, float]) -> None:
             named = {f"train/{NAMES.get(key, key)}": value for key, value in values.items()}
@@ -50,9 +51,8 @@ def recording(r: Run, name: str, step: int) -> Iterator[Add]:
 
 
 @contextlib.contextmanager
-def _events(r: Run, name: str, step: int) -> Iterator[Add]:
+def _events(folder: epath.Path, step: int) -> Iterator[Add]:
     """An event file, which every start of a run begins anew; of steps that are redone the later ones count."""
-    folder = r.dir / "tensorboard" / name
     flushed = time.monotonic()
     with storage.writing(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _events(r: Run, name: str, step: int) -> Iterator[Add]:
 
 
 @contextlib.contextmanager
-def _wandb(r: Run, name: str) -> Iterator[Add]:
+def _wandb(cfg: ConfigDict, workdir: epath.Path, name: str) -> Iterator[Add]:
     """What is sent elsewhere may fail: the run goes on, and log.jsonl has all of it."""
     told: list[str] = []
 
@@ -91,8 +91,8 @@ def _wandb(r: Run, name: str) -> Iterator[Add]:
 
     sent = None
     with tried():
-        how = {"group": r.dir.name, "name": f"{r.dir.name} {name}", "config": r.cfg.to_dict()}
-        sent = importlib.import_module("wandb").init(project=r.cfg.report.wandb, **how)
+        how = {"group": workdir.name, "name": f"{workdir.name} {name}", "config": cfg.to_dict()}
+        sent = importlib.import_module("wandb").init(project=cfg.report.wandb, **how)
 
     def add(step: int, values: Mapping[str, float]) -> None:
         if not told:
