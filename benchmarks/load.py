@@ -23,7 +23,7 @@ from selfreward_jax.llm import hf
 from selfreward_jax.llm.hf_config import read_config, write_config
 from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.sharding import param_shardings
 
 _LAYERS = flags.DEFINE_integer("layers", 8, "Layers.")
 _DIM = flags.DEFINE_integer("dim", 1024, "Model dimension.")
@@ -41,7 +41,7 @@ def resident(kind: str) -> int:
 def read(folder: str) -> None:
     """Reads the folder and prints what it took."""
     cfg, _ = read_config(epath.Path(folder))
-    shardings = declared_shardings(weights(cfg), make_mesh())
+    shardings = param_shardings(weights(cfg), make_mesh())
     jax.block_until_ready(jax.jit(lambda: jnp.zeros((256, 256)) + 1)())  # the compiler's own memory comes first
     before, peaks, done = resident("RssAnon"), [0], threading.Event()
 

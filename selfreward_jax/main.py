@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         return show_plan(cfg, workdir)
     if others is None:
         return run(cfg, workdir)
-    return processes.watched(lambda: run(cfg, workdir, others))
+    return processes.supervise(lambda: run(cfg, workdir, others))
 
 
 def show_plan(cfg: ConfigDict, workdir: str) -> int:
@@ -65,29 +65,29 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
     """Runs the loop as one process of several, if `others` says how to find them. Returns the exit code."""
     try:
         if others is not None:
-            processes.start(others, cfg.parallel.timeout)
-        with preemption.listening(cfg.stop_within):
+            processes.initialize(others, cfg.parallel.timeout)
+        with preemption.handle_signals(cfg.stop_within):
             loop.run(cfg, workdir, accept_changes=args.accept_changes())
-        processes.part()
+        processes.shutdown()
     except preemption.Stopped as stopped:
-        processes.part()
-        return _refuse(str(stopped), processes.LOST)
+        processes.shutdown()
+        return _refuse(str(stopped), processes.EXIT_RETRY)
     except BAD_INPUT as error:
-        processes.end(2, str(error))
+        processes.abort_all(2, str(error))
         return _refuse(str(error))
     except OSError as error:
         line = f"{error.filename or workdir} cannot be used ({error.strerror or error}): the same command goes on later"
-        processes.end(2, line)
+        processes.abort_all(2, line)
         return _refuse(line)
     except processes.ProcessError as error:
-        processes.end(error.code, str(error))
+        processes.abort_all(error.code, str(error))
         return _refuse(str(error), error.code)
     except Exception as error:
-        if processes.lost(error):
-            processes.end(processes.LOST, processes.gone(error))
+        if processes.is_peer_failure(error):
+            processes.abort_all(processes.EXIT_RETRY, processes.peer_failure_message(error))
         if others is not None:
             traceback.print_exc()
-            processes.end(1, f"{type(error).__name__}: {error}")
+            processes.abort_all(1, f"{type(error).__name__}: {error}")
         raise
     return 0
 

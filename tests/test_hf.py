@@ -19,7 +19,7 @@ from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.hf_config import HubError, read_config, write_config
 from selfreward_jax.llm.llama import Llama, weights
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.sharding import param_shardings
 
 GOLDEN = np.load(Path(__file__).parent / "goldens" / "hf_logits.npz")
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k" / "hf"
@@ -30,7 +30,7 @@ def read(path, **changed):
     """(config, params) of a folder, in float32 unless changed."""
     cfg, _ = read_config(epath.Path(path))
     cfg = cfg.__class__(**(vars(cfg) | {"param_dtype": "float32"} | changed))
-    return cfg, hf.load(epath.Path(path), cfg, declared_shardings(weights(cfg), make_mesh()))
+    return cfg, hf.load(epath.Path(path), cfg, param_shardings(weights(cfg), make_mesh()))
 
 
 @pytest.fixture(scope="module", params=hf_folders.FAMILIES)

@@ -22,7 +22,7 @@ from selfreward_jax.config.validate import check
 from selfreward_jax.llm import hf, llama, lora
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages import training
 from selfreward_jax.train import dpo, sft, trainer
@@ -108,7 +108,7 @@ def test_parts_are_joined_to_the_whole(random_params):
 def stepped(cfg, frozen, adapters, loss_fn, batch):
     """State and metrics after a step of SGD at rate 1, which moves the parameters by the gradient."""
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
-    lying = declared_shardings(lora.trained(cfg), mesh)
+    lying = param_shardings(lora.trained(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, adapters, lying, mesh)
     state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
     update = trainer.make_update(loss_fn, optimizer, shardings, mesh)

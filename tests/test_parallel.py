@@ -22,9 +22,9 @@ from test_trainer import PAIRS, TEXTS, dpo_settings
 
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.llama import Llama, LlamaConfig
-from selfreward_jax.parallel.arrays import fetch, moved, put
+from selfreward_jax.parallel.arrays import fetch, reshard, put
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
-from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, by_row, declared_shardings, replicated
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding, param_shardings, replicated
 from selfreward_jax.sampling import sampler
 from selfreward_jax.train import dpo, logprobs, sft, trainer
 
@@ -65,7 +65,7 @@ def random_weights(cfg, mesh, table=TRAINING, seed=0):
     declared, rng = llama.weights(cfg), np.random.default_rng(seed)
     shapes = llama.abstract(declared, "float32")
     params = jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), shapes)
-    return jax.tree.map(put, params, declared_shardings(declared, mesh, table))
+    return jax.tree.map(put, params, param_shardings(declared, mesh, table))
 
 
 def alone():
@@ -119,7 +119,11 @@ def the_sampling_mesh_has_the_same_devices_in_the_same_order():
 def arrays_go_to_the_devices_and_back():
     mesh = make_mesh(fsdp=2, tensor=2)
     x, y = np.arange(24.0).reshape(4, 6), np.arange(16).reshape(2, 8)
-    tree = {"rows": put(x, by_row(mesh, 2)), "second": put(y, by_row(mesh, 2, axis=1)), "all": put(x, replicated(mesh))}
+    tree = {
+        "rows": put(x, batch_sharding(mesh, 2)),
+        "second": put(y, batch_sharding(mesh, 2, axis=1)),
+        "all": put(x, replicated(mesh)),
+    }
     parts = {name: a.addressable_shards[0].data.shape for name, a in tree.items()}
     assert parts == {"rows": (1, 6), "second": (2, 2), "all": (4, 6)}, parts
     back = fetch(tree)
@@ -132,32 +136,32 @@ def weights_move_to_the_layout_of_sampling_and_back_with_the_same_bits():
     for mesh, tensor in ((make_mesh(fsdp=4), 4), (make_mesh(fsdp=2, tensor=2, replicas=2), 0)):
         other = sampling_mesh(mesh, tensor)
         declared = llama.weights(CFG)
-        training, sampling = declared_shardings(declared, mesh), declared_shardings(declared, other, SAMPLING)
+        training, sampling = param_shardings(declared, mesh), param_shardings(declared, other, SAMPLING)
         params = random_weights(CFG, mesh)
-        laid = moved(params, sampling)
+        laid = reshard(params, sampling)
         assert_same_bits(laid, params)
-        assert_same_bits(moved(laid, training), params)
-        half = moved(params, sampling, "bfloat16")
+        assert_same_bits(reshard(laid, training), params)
+        half = reshard(params, sampling, "bfloat16")
         assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
         assert_same_bits(half, jax.tree.map(lambda x: x.astype("bfloat16"), fetch(params)))
-        again = moved(half, training, "float32")
-        assert_same_bits(moved(again, sampling, "bfloat16"), half)
+        again = reshard(half, training, "float32")
+        assert_same_bits(reshard(again, sampling, "bfloat16"), half)
         for tree, shardings in ((laid, sampling), (half, sampling), (again, training)):
             for x, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
                 assert x.sharding.is_equivalent_to(s, x.ndim), (x.sharding, s)
-        assert same_arrays(moved(half, sampling, "bfloat16"), half)
+        assert same_arrays(reshard(half, sampling, "bfloat16"), half)
 
 
 def test_nothing_is_copied_where_nothing_changes():
     mesh = alone()
     declared = llama.weights(CFG)
-    sampling = declared_shardings(declared, sampling_mesh(mesh), SAMPLING)
+    sampling = param_shardings(declared, sampling_mesh(mesh), SAMPLING)
     params = random_weights(CFG, mesh)
-    assert same_arrays(moved(params, sampling), params)
-    assert same_arrays(moved(params, sampling, "float32"), params)
-    half = moved(params, sampling, "bfloat16")
+    assert same_arrays(reshard(params, sampling), params)
+    assert same_arrays(reshard(params, sampling, "float32"), params)
+    half = reshard(params, sampling, "bfloat16")
     assert half is not params
-    assert same_arrays(moved(half, sampling), half)
+    assert same_arrays(reshard(half, sampling), half)
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -199,16 +203,16 @@ def decoded(scan, mesh, sampling):
     params = random_weights(cfg, mesh, SAMPLING if sampling else TRAINING)
     rng = np.random.default_rng(1)
     tokens, lengths = rng.integers(0, 256, (8, 16)).astype(np.int32), rng.integers(3, 16, 8).astype(np.int32)
-    tokens, lengths = put(tokens, by_row(mesh, 2)), put(lengths, by_row(mesh, 1))
+    tokens, lengths = put(tokens, batch_sharding(mesh, 2)), put(lengths, batch_sharding(mesh, 1))
     keys = jax.random.key_data(jax.random.split(jax.random.key(2), 16))
-    keys = put(np.asarray(keys).reshape(8, 2, -1), by_row(mesh, 3))
+    keys = put(np.asarray(keys).reshape(8, 2, -1), batch_sharding(mesh, 3))
     how, stop_ids = sampler.Draw(np.float32(4), np.float32(0.9)), tuple(range(0, 256, 16))
     with jax.set_mesh(mesh):
         prefix = sampler.read_prefix(cfg, params, put(np.arange(32, dtype=np.int32), replicated(mesh)))
         read = sampler.prefill(cfg, params, tokens, lengths, prefix)
         slots = sampler.empty(cfg, 8, 2, 16, 12)
         before = parts_of(slots.cache)
-        places = put(np.arange(8, dtype=np.int32), by_row(mesh, 1))
+        places = put(np.arange(8, dtype=np.int32), batch_sharding(mesh, 1))
         slots = sampler.admit(slots, places, *read, lengths, keys, how, stop_ids=stop_ids)
         program = sampler.decode.lower(cfg, params, slots, prefix, how, np.int32(8), stop_ids=stop_ids).compile()
         slots = program(params, slots, prefix, how, np.int32(8))
@@ -285,7 +289,7 @@ def trained(loss, mesh, accumulate=1, **options):
         adapters = {name: params["layers"].pop(name) for name in lora.adapters(cfg)["layers"]}
         params, frozen = {"layers": adapters}, params
     optimizer = optax.sgd(1.0)
-    shardings = trainer.state_shardings(optimizer, params, declared_shardings(lora.trained(cfg), mesh), mesh)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(lora.trained(cfg), mesh), mesh)
     state = trainer.State(put(np.int32(0), replicated(mesh)), params, optimizer.init(params))
     before = fetch(params)
     state, metrics = trainer.make_update(loss_fn, optimizer, shardings, mesh)(state, batch, jax.random.key(0), frozen)

@@ -10,7 +10,7 @@ from selfreward_jax import config
 from selfreward_jax.llm import llama
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
-from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.run import Run
 
 # --- meshes --------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ PARTS = {  # of a device: in training with fsdp 2 and tensor 2, in sampling with
 @pytest.mark.parametrize(("table", "sizes"), [(TRAINING, (1, 2, 2, 2)), (SAMPLING, (1, 2, 1, 4))])
 def test_weights_are_split_as_the_tables_say(table, sizes):
     declared = llama.weights(CFG)
-    shardings = declared_shardings(declared, AbstractMesh(sizes, AXES), table)
+    shardings = param_shardings(declared, AbstractMesh(sizes, AXES), table)
     found = {
         path[-1].key: s.shard_shape(w.shape)
         for (path, w), s in zip(
@@ -151,4 +151,4 @@ def test_weights_are_split_as_the_tables_say(table, sizes):
 def test_a_mesh_that_does_not_divide_the_model_is_refused(changed, table, sizes, message):
     cfg = LlamaConfig(**vars(CFG) | changed)
     with pytest.raises(ValueError, match=message):
-        declared_shardings(llama.weights(cfg), AbstractMesh(sizes, AXES), table)
+        param_shardings(llama.weights(cfg), AbstractMesh(sizes, AXES), table)

@@ -20,7 +20,7 @@ from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.llama import Llama, weights
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import dpo
 from selfreward_jax.train.preference_losses import LOSSES, PairLogProbs, pair_loss
 
@@ -168,7 +168,7 @@ def tiny(tmp_path_factory):
         save_file(trl.weights(who), folder / "model.safetensors", {"format": "pt"})
         cfg, _ = read_config(epath.Path(folder))
         cfg = cfg.__class__(**(vars(cfg) | {"param_dtype": "float32"}))
-        return cfg, hf.load(epath.Path(folder), cfg, declared_shardings(weights(cfg), make_mesh()))
+        return cfg, hf.load(epath.Path(folder), cfg, param_shardings(weights(cfg), make_mesh()))
 
     (cfg, policy), (_, reference) = load("policy"), load("reference")
     return cfg, policy, reference

@@ -17,7 +17,7 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.llm.self_attention import as_kept, attention, choose, self_attention, self_mask
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import by_row, declared_shardings
+from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
 from selfreward_jax.train.logprobs import continued_logprobs
 
 make_splash_mha = splash.make_splash_mha
@@ -203,8 +203,8 @@ def logits_and_gradients(cfg, mesh, packed):
     declared = llama.weights(cfg)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract(declared, "float32"))
-    params = jax.tree.map(put, params, declared_shardings(declared, mesh))
-    tokens, more = jax.tree.map(lambda x: put(x, by_row(mesh, 2)), model_inputs())
+    params = jax.tree.map(put, params, param_shardings(declared, mesh))
+    tokens, more = jax.tree.map(lambda x: put(x, batch_sharding(mesh, 2)), model_inputs())
 
     def loss(params):
         logits = Llama(cfg).apply({"params": params}, tokens, **(more if packed else {}))
@@ -219,9 +219,9 @@ def continued(cfg, mesh):
     declared = llama.weights(cfg)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract(declared, "float32"))
-    params = jax.tree.map(put, params, declared_shardings(declared, mesh))
+    params = jax.tree.map(put, params, param_shardings(declared, mesh))
     prompts, texts = (rng.integers(0, 48, shape).astype(np.int32) for shape in ((ROWS, 11), (2 * ROWS, 7)))
-    given = [put(x, by_row(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
+    given = [put(x, batch_sharding(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
 
     def loss(params):
         logprobs = continued_logprobs(Llama(cfg), params, *given)

@@ -17,7 +17,7 @@ from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.preemption import Stopped
-from selfreward_jax.parallel.sharding import declared_shardings, replicated
+from selfreward_jax.parallel.sharding import param_shardings, replicated
 from selfreward_jax.train import checkpoints, dpo, logprobs, sft, trainer
 
 CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
@@ -40,7 +40,7 @@ PAIRS = [dpo.Pair(*two) for two in zip(examples(9, seed=1), examples(9, seed=2),
 def start(cfg, params, optimizer):
     """A fresh state (a copy: updates donate theirs) and its shardings."""
     mesh = make_mesh()
-    shardings = trainer.state_shardings(optimizer, params, declared_shardings(weights(cfg), mesh), mesh)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(weights(cfg), mesh), mesh)
     state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
     return jax.device_put(state, shardings), shardings
 

@@ -29,7 +29,7 @@ from selfreward_jax.memory.collectives import found, summed
 from selfreward_jax.memory.models import described
 from selfreward_jax.memory.programs import NAMES, Program, programs
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import row_multiple
+from selfreward_jax.parallel.sharding import batch_divisor
 
 GIB = 1 << 30
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory
@@ -68,7 +68,7 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
         mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
         if not (cfg.data.ift or cfg.data.ift_rows):
             cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
-        validate.check(cfg, row_multiple(mesh), "tpu")
+        validate.check(cfg, batch_divisor(mesh), "tpu")
         lowered = programs(cfg, described(cfg), mesh, tokens or cfg.model.max_length, only)
         rows = []
         for program in lowered:

@@ -99,7 +99,7 @@ def refuse(directory: epath.Path, found: list[Change], accepted: bool) -> None:
     """
     for change in found:
         choices = "use another --workdir, or the settings in its config.json"
-        if trace := processes.agreed(partial(made_with, directory, change.field)):
+        if trace := processes.broadcast_from_primary(partial(made_with, directory, change.field)):
             raise ConfigError(f"workdir {directory} was made by other settings: {change}, and made {trace}; {choices}")
     if found and not accepted:
         raise ConfigError(

@@ -21,7 +21,7 @@ from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, render
 from selfreward_jax.llm.hf_config import read_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
-from selfreward_jax.parallel.sharding import by_row, round_up, row_multiple
+from selfreward_jax.parallel.sharding import batch_sharding, round_up, batch_divisor
 from selfreward_jax.runs.loading import open_model
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
 from selfreward_jax.train.logprobs import token_logprobs_and_greedy
@@ -86,7 +86,7 @@ class HarnessLM(TemplateLM):
         self.chat, self.seed = self.model.chat, seed
         self.max_length = min(max_length or self.model.max_length, self.model.max_length)
         self.max_gen_toks = min(256, self.max_length // 2)  # of tasks that do not say
-        self.batch_size = round_up(int(batch_size), row_multiple(self.model.mesh))
+        self.batch_size = round_up(int(batch_size), batch_divisor(self.model.mesh))
         self._source = f"{path}/{self.model.name}"
         folder = hub.folder(path) if path.startswith(hub.PREFIX) else epath.Path(path)
         folder = self.model.run.dir / "tokenizer" if self.model.run else folder
@@ -162,7 +162,7 @@ class HarnessLM(TemplateLM):
             tokens = np.zeros((self.batch_size, round_up(len(texts[chosen[0]]) - 1, self.BUCKET) + 1), np.int32)
             for row, i in enumerate(chosen):
                 tokens[row, : len(texts[i])] = texts[i]
-            placed = jax.device_put(tokens, by_row(self.model.mesh, 2))
+            placed = jax.device_put(tokens, batch_sharding(self.model.mesh, 2))
             logprobs, likeliest = jax.device_get(score(self.model.cfg, self.model.params, placed))
             for row, i in enumerate(chosen):
                 key, _, continuation = requests[i]

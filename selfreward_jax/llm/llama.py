@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from selfreward_jax.llm.attention import Segment, attend, up_to
 from selfreward_jax.llm.rotary import RopeScaling, rotate, turns
 from selfreward_jax.llm.self_attention import as_kept, attention
-from selfreward_jax.parallel.sharding import ROWS, keep
+from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 
 Params = dict[str, Any]
 
@@ -179,7 +179,7 @@ def heads(
         x = x + w[f"b{name}"]
     if cfg.qk_norm and name != "v":
         x = rms_norm(x, w[f"{name}_norm"], cfg.norm_eps)
-    return keep(x if name == "v" else rotate(x, *turn), ROWS, None, "tensor", None)
+    return constrain(x if name == "v" else rotate(x, *turn), BATCH_AXES, None, "tensor", None)
 
 
 def block(
@@ -197,7 +197,7 @@ def block(
     With `ends_B`, all tokens give it their keys and values, but the stream goes on of these alone, [B, 1, D].
     """
     w = {name: value.astype(x_BTD.dtype) for name, value in w.items()}
-    x_BTD = keep(x_BTD, ROWS, None, None)
+    x_BTD = constrain(x_BTD, BATCH_AXES, None, None)
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
@@ -217,7 +217,7 @@ def block(
     if y.shape[1] == 1:  # few enough to be kept; in bfloat16 a CPU rounds what stands between by itself
         gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
     y = (jax.nn.silu(gate) * up).astype(x_BTD.dtype)
-    y = keep(y, ROWS, None, "tensor")
+    y = constrain(y, BATCH_AXES, None, "tensor")
     return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), as_kept(k, v)
 
 
@@ -296,8 +296,8 @@ class Llama(nn.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
         turn = turns(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         # Whole rows of the table before they are looked up: of rows split in two ways at once XLA makes a detour.
-        table_VD = keep(self.embed.astype(cfg.dtype), "tensor", None)
-        x_BTD = keep(table_VD[tokens_BT], ROWS, None, None)
+        table_VD = constrain(self.embed.astype(cfg.dtype), "tensor", None)
+        x_BTD = constrain(table_VD[tokens_BT], BATCH_AXES, None, None)
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.layers))
 

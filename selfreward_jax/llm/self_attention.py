@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import Segment, attend, causal_mask, packed_mask, within
-from selfreward_jax.parallel.sharding import ROWS
+from selfreward_jax.parallel.sharding import BATCH_AXES
 
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 
@@ -141,7 +141,7 @@ def _splash(
     run = partial(_by_platform, window=window)
     if mesh.empty:
         return run(q_BTNH, k_BSKH, v_BSKH, queries_BT, keys_BS)
-    heads, rows = PartitionSpec(ROWS, None, "tensor"), PartitionSpec(ROWS)
+    heads, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
     # Pallas says nothing of how its results vary over the mesh, so that the check of it has to be off.
     return jax.shard_map(run, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)(
         q_BTNH, k_BSKH, v_BSKH, queries_BT, keys_BS

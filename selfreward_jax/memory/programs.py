@@ -12,9 +12,16 @@ from ml_collections import ConfigDict
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract, weights
-from selfreward_jax.parallel.arrays import moving
+from selfreward_jax.parallel.arrays import reshard_fn
 from selfreward_jax.parallel.mesh import sampling_mesh
-from selfreward_jax.parallel.sharding import SAMPLING, by_row, declared_shardings, replicated, round_up, row_multiple
+from selfreward_jax.parallel.sharding import (
+    SAMPLING,
+    batch_sharding,
+    param_shardings,
+    replicated,
+    round_up,
+    batch_divisor,
+)
 from selfreward_jax.runs.run import model_of
 from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.batching import bucket, places_of, together
@@ -67,7 +74,7 @@ def _like(tree: Any, shardings: Any) -> Any:
 
 
 def _laid(declared: Any, dtype: str, mesh: Mesh, table: Any = None) -> Any:
-    return _like(abstract(declared, dtype), declared_shardings(declared, mesh, *([table] if table else [])))
+    return _like(abstract(declared, dtype), param_shardings(declared, mesh, *([table] if table else [])))
 
 
 def on_device(tree: Any) -> int:
@@ -102,7 +109,7 @@ def _trained(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str)
     model = Llama(_model(cfg, found, mesh, settings.dropout, adapters=True))
     declared = lora.trained(model.cfg)
     optimizer = trainer.make_optimizer(cfg.optimizer)
-    params, lying = abstract(declared, "float32"), declared_shardings(declared, mesh)
+    params, lying = abstract(declared, "float32"), param_shardings(declared, mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
     state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
     frozen = _laid(weights(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
@@ -124,7 +131,7 @@ def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str
     kept = held.bytes(cfg.optimizer.offload)
     model = held.model.cfg
     if model.remat == "full":  # the input of each layer; of other policies the compiler alone knows
-        at_once = rows * width // settings.accumulate // row_multiple(mesh)
+        at_once = rows * width // settings.accumulate // batch_divisor(mesh)
         kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.layers
     shapes = f"{settings.batch} {'rows' if stage == 'sft' else 'pairs'} of {width} tokens"
     return Program(stage, shapes, lowered, kept)
@@ -132,7 +139,7 @@ def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str
 
 def _rows(settings: Any, mesh: Mesh, count: int, width: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
     shape = (settings.accumulate, count // settings.accumulate, width)
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, 3, axis=1))
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, 3, axis=1))
 
 
 def _packed(settings: Any, mesh: Mesh, count: int, width: int, prefix: str = "") -> dict[str, Any]:
@@ -223,11 +230,11 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
         largest = max(leaves, key=lambda pair: on_device(pair))
         size = held | {"params": on_device(trained) + on_device(params)}
         others = size["params"] - on_device(largest)  # moved one by one; in the end all are there in both layouts
-        lowered = moving(largest[1].sharding, dtype).lower(largest[0])
+        lowered = reshard_fn(largest[1].sharding, dtype).lower(largest[0])
         yield Program("reshard", f"float32 to {dtype}, one by one", lowered, size, beside + others)
 
     def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=by_row(mesh, len(shape)))
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, len(shape)))
 
     held, stages = held | {"params": on_device(params)}, drawn(cfg, mesh)
     P, S, G, W = max(stages, key=lambda d: d.cached)

@@ -24,7 +24,7 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def moved(tree: Any, shardings: Any, dtype: Any = None) -> Any:
+def reshard(tree: Any, shardings: Any, dtype: Any = None) -> Any:
     """The tree in another layout on the same devices, as `dtype` if given, without a copy through the host. One array
     after the other, so that what the move takes beside its result is what one array takes.
 
@@ -35,12 +35,12 @@ def moved(tree: Any, shardings: Any, dtype: Any = None) -> Any:
     def one(x: jax.Array, sharding: Sharding) -> jax.Array:
         if sharding.is_equivalent_to(x.sharding, x.ndim) and x.dtype == (dtype or x.dtype):
             return x
-        return jax.block_until_ready(moving(sharding, dtype)(x))
+        return jax.block_until_ready(reshard_fn(sharding, dtype)(x))
 
     return jax.tree.map(one, tree, shardings)
 
 
 @cache
-def moving(sharding: Sharding, dtype: Any = None) -> Any:
+def reshard_fn(sharding: Sharding, dtype: Any = None) -> Any:
     """The jitted program that brings one array into a layout, as `dtype` if given."""
     return jax.jit(lambda x: x if dtype is None else x.astype(dtype), out_shardings=sharding)

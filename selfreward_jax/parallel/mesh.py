@@ -28,7 +28,7 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, replicas: int = 1, devices: Sequen
             f"parallel.tensor {tensor} = {shared}: choose numbers whose product divides {len(devices)}"
         )
     within = (len(devices) // shared, fsdp, tensor)
-    if (found := slices(devices)) > 1:
+    if (found := num_slices(devices)) > 1:
         if found != replicas:
             raise ValueError(f"parallel.replicas is {replicas}, but the devices are in {found} slices: set it so")
         # Fast links within a slice for the last three axes, the slow network between slices for the first.
@@ -41,7 +41,7 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, replicas: int = 1, devices: Sequen
     return _mesh(arranged)
 
 
-def slices(devices: Sequence[Any]) -> int:
+def num_slices(devices: Sequence[Any]) -> int:
     """How many TPU slices the devices are in; 1 of other devices, of which `slice_index` tells the hosts."""
     return max(1, len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}))
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 from selfreward_jax.parallel import processes
 
-AGAIN = 1.0  # seconds
-_asked = threading.Event()  # this process was
-_all_stop = False
+REPEAT_WINDOW = 1.0  # seconds
+_requested = threading.Event()  # this process was
+_stopping = False
 
 
 class Stopped(Exception):
@@ -26,26 +26,28 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def listening(within: float) -> Iterator[None]:
+def handle_signals(timeout_s: float) -> Iterator[None]:
     """For as long as a run takes, SIGTERM and SIGINT ask it to stop. It ends after `within` seconds if it could not,
     and at once on another SIGINT: not on one that comes with the first, from a parent and from the terminal."""
-    global _all_stop
-    _all_stop = False
-    _asked.clear()
-    line = f"what was at hand was not done {within:g} s later (stop_within) and is given up: the same command makes it"
-    limit = threading.Timer(within, processes.leave, (processes.LOST, line))
+    global _stopping
+    _stopping = False
+    _requested.clear()
+    line = (
+        f"what was at hand was not done {timeout_s:g} s later (stop_within) and is given up: the same command makes it"
+    )
+    limit = threading.Timer(timeout_s, processes.exit_now, (processes.EXIT_RETRY, line))
     limit.daemon, since = True, 0.0
 
     def ask(number: int, _: types.FrameType | None) -> None:
         nonlocal since
-        if _asked.is_set():
-            if number == signal.SIGINT and time.monotonic() - since > AGAIN:
-                processes.leave(processes.LOST, "asked to stop again: ended at once; the same command goes on")
+        if _requested.is_set():
+            if number == signal.SIGINT and time.monotonic() - since > REPEAT_WINDOW:
+                processes.exit_now(processes.EXIT_RETRY, "asked to stop again: ended at once; the same command goes on")
             return
         since = time.monotonic()
-        _asked.set()
+        _requested.set()
         limit.start()
-        threading.Thread(target=processes.ask_to_stop, daemon=True).start()
+        threading.Thread(target=processes.broadcast_stop, daemon=True).start()
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, ask) for number in numbers]
@@ -57,14 +59,16 @@ def listening(within: float) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether to stop. All processes ask together and hear the same."""
-    global _all_stop
-    _all_stop = _all_stop or processes.agreed(lambda: _asked.is_set() or processes.stop_asked.is_set())
-    return _all_stop
+    global _stopping
+    _stopping = _stopping or processes.broadcast_from_primary(
+        lambda: _requested.is_set() or processes.peer_stop_requested.is_set()
+    )
+    return _stopping
 
 
-def check() -> None:
+def raise_if_stopped() -> None:
     """Raises Stopped where that is so."""
-    if asked():
+    if stop_requested():
         raise Stopped

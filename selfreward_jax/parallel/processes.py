@@ -23,14 +23,16 @@ import jax
 from jax._src import distributed
 from jax.errors import JaxRuntimeError
 
-LOST = 75  # exit code (sysexits' EX_TEMPFAIL): another process is gone, or this one was asked to stop; start again
-HEARTBEAT = 100  # seconds
+EXIT_RETRY = (
+    75  # exit code (sysexits' EX_TEMPFAIL): another process is gone, or this one was asked to stop; start again
+)
+HEARTBEAT_TIMEOUT = 100  # seconds
 
-_limit = 1800.0  # seconds
-_waited_for = 0.0  # seconds
-stop_asked = threading.Event()  # on the first process: another one was asked to stop
-_alone = False
-_numbers = itertools.count()  # names of agreements, the same on every process since all make the same calls
+_timeout = 1800.0  # seconds
+_wait_total = 0.0  # seconds
+peer_stop_requested = threading.Event()  # on the first process: another one was asked to stop
+_local = False
+_sequence = itertools.count()  # names of agreements, the same on every process since all make the same calls
 
 
 class ProcessError(RuntimeError):
@@ -39,12 +41,12 @@ class ProcessError(RuntimeError):
     code: what the program should exit with.
     """
 
-    def __init__(self, message: str, code: int = LOST) -> None:
+    def __init__(self, message: str, code: int = EXIT_RETRY) -> None:
         super().__init__(message)
         self.code = code
 
 
-def start(given: dict[str, Any], timeout: float) -> None:
+def initialize(address: dict[str, Any], timeout: float) -> None:
     """Joins the other processes.
 
     Args:
@@ -55,23 +57,23 @@ def start(given: dict[str, Any], timeout: float) -> None:
     Raises:
       ProcessError: the environment does not say who the others are. Where they do not come, this process ends.
     """
-    global _limit
-    _limit = timeout
+    global _timeout
+    _timeout = timeout
     patience = max(1, int(timeout))
-    who = f"process {given['process_id']} of {given['num_processes']}" if given else "this process"
-    where = f" at {given['coordinator_address']}" if given else ""
+    who = f"process {address['process_id']} of {address['num_processes']}" if address else "this process"
+    where = f" at {address['coordinator_address']}" if address else ""
     line = f"{who} did not find all the others{where} within {patience} s: start every process, with the same options"
     # JAX's own limit ends the process by abort(), without a word of ours: this one comes first.
-    impatience = threading.Timer(patience, leave, (LOST, line))
+    impatience = threading.Timer(patience, exit_now, (EXIT_RETRY, line))
     impatience.daemon = True
     impatience.start()
     # Takes effect where the devices are a CPU's; other devices have collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Which would take SIGTERM for itself and do nothing.
     jax.config.update("jax_enable_preemption_service", False)
-    limits = {"initialization_timeout": patience + 60, "heartbeat_timeout_seconds": min(HEARTBEAT, patience)}
+    limits = {"initialization_timeout": patience + 60, "heartbeat_timeout_seconds": min(HEARTBEAT_TIMEOUT, patience)}
     try:
-        jax.distributed.initialize(**given, **limits)
+        jax.distributed.initialize(**address, **limits)
     except ValueError as error:
         raise ProcessError(
             f"--distributed: the environment does not say which processes belong together ({error}): start it by "
@@ -83,102 +85,102 @@ def start(given: dict[str, Any], timeout: float) -> None:
         raise ProcessError(f"{who} cannot use the coordinator{where} ({said}): is the port free?") from None
     finally:
         impatience.cancel()
-    threading.Thread(target=_listen, daemon=True).start()
+    threading.Thread(target=_watch_for_abort, daemon=True).start()
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes there are."""
     return distributed.global_state.num_processes or 1
 
 
-def index() -> int:
+def process_index() -> int:
     """Which of them this is."""
     return distributed.global_state.process_id or 0
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is the first process: the one that writes what all share, and speaks to the user."""
-    return index() == 0
+    return process_index() == 0
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def local_only() -> Iterator[None]:
     """Within it this process asks no other one: for what it does while the others go on."""
-    global _alone
-    before, _alone = _alone, True
+    global _local
+    before, _local = _local, True
     try:
         yield
     finally:
-        _alone = before
+        _local = before
 
 
-def agreed(decide: Callable[[], Any]) -> Any:
+def broadcast_from_primary(decide: Callable[[], Any]) -> Any:
     """What `decide()` gives on the first process, on every process. The value must survive JSON."""
-    if count() == 1 or _alone:
+    if process_count() == 1 or _local:
         return decide()
-    name = f"agreed/{next(_numbers)}"
-    if first():
+    name = f"agreed/{next(_sequence)}"
+    if is_primary():
         value = decide()
         _client().key_value_set(name, json.dumps(value))
         return value
     try:
-        with _waiting():
-            return json.loads(_client().blocking_key_value_get(name, int(_limit * 1000)))
+        with _timed_wait():
+            return json.loads(_client().blocking_key_value_get(name, int(_timeout * 1000)))
     except JaxRuntimeError as error:
-        raise ProcessError(_waited("the first process", _limit, error)) from None
+        raise ProcessError(_timeout_message("the first process", _timeout, error)) from None
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather_json(value: Any) -> list[Any]:
     """The value of each process, on every process, in their order. It must survive JSON."""
-    if count() == 1 or _alone:
+    if process_count() == 1 or _local:
         return [value]
-    name = f"gathered/{next(_numbers)}"
+    name = f"gathered/{next(_sequence)}"
     try:
-        _client().key_value_set(f"{name}/{index()}", json.dumps(value))
-        found = (_client().blocking_key_value_get(f"{name}/{i}", int(_limit * 1000)) for i in range(count()))
-        with _waiting():
+        _client().key_value_set(f"{name}/{process_index()}", json.dumps(value))
+        found = (_client().blocking_key_value_get(f"{name}/{i}", int(_timeout * 1000)) for i in range(process_count()))
+        with _timed_wait():
             return [json.loads(x) for x in found]
     except JaxRuntimeError as error:
-        raise ProcessError(_waited("all processes", _limit, error)) from None
+        raise ProcessError(_timeout_message("all processes", _timeout, error)) from None
 
 
-def wait(what: str, limit: float = 0.0) -> None:
+def barrier(what: str, timeout: float = 0.0) -> None:
     """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout."""
-    if count() == 1 or _alone:
+    if process_count() == 1 or _local:
         return
-    limit = limit or _limit
+    timeout = timeout or _timeout
     try:
-        with _waiting():
-            _client().wait_at_barrier(f"wait/{next(_numbers)}", int(limit * 1000))
+        with _timed_wait():
+            _client().wait_at_barrier(f"wait/{next(_sequence)}", int(timeout * 1000))
     except JaxRuntimeError as error:
-        raise ProcessError(_waited(f"all processes ({what})", limit, error)) from None
+        raise ProcessError(_timeout_message(f"all processes ({what})", timeout, error)) from None
 
 
-def waited() -> float:
+def wait_seconds() -> float:
     """Seconds that this process has waited for others so far."""
-    return _waited_for
+    return _wait_total
 
 
 @contextlib.contextmanager
-def _waiting() -> Iterator[None]:
-    global _waited_for
+def _timed_wait() -> Iterator[None]:
+    global _wait_total
     start = time.monotonic()
     try:
         yield
     finally:
-        _waited_for += time.monotonic() - start
+        _wait_total += time.monotonic() - start
 
 
-def part() -> None:
+def shutdown() -> None:
     """Leaves the others, when all have come to the end: whoever left before would look lost."""
-    if count() > 1:
-        wait("the end")
+    if process_count() > 1:
+        barrier("the end")
         jax.distributed.shutdown()
 
 
-def _waited(who: str, limit: float, error: Exception) -> str:
+def _timeout_message(who: str, limit: float, error: Exception) -> str:
     return (
-        f"process {index()} of {count()} waited {limit:.0f} s at most (parallel.timeout) for {who}: start all "
+        f"process {process_index()} of {process_count()} waited {limit:.0f} s at most (parallel.timeout) for {who}: start all "
         f"processes again with the same command ({str(error).splitlines()[0]})"
     )
 
@@ -187,68 +189,68 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _listen() -> None:
+def _watch_for_abort() -> None:
     """Ends this process when another one has said why it ended, wherever this one is."""
     while _client() is not None:  # until this one has parted from the others
         time.sleep(1)
         with contextlib.suppress(JaxRuntimeError, AttributeError):  # nobody was
-            if first() and _client().key_value_try_get("stop"):
-                stop_asked.set()
+            if is_primary() and _client().key_value_try_get("stop"):
+                peer_stop_requested.set()
         try:
             said = json.loads(_client().key_value_try_get("ended"))
         except (JaxRuntimeError, AttributeError):  # nobody has said so, or this one parted while it slept
             continue
-        if said["process"] != index():
-            _let_others_hear()
-            leave(said["code"], f"process {said['process']} ended: {said['line']}")
+        if said["process"] != process_index():
+            _linger()
+            exit_now(said["code"], f"process {said['process']} ended: {said['line']}")
 
 
-def ask_to_stop() -> None:
+def broadcast_stop() -> None:
     """Tells the first process that this one was asked to stop."""
-    if count() > 1:
+    if process_count() > 1:
         with contextlib.suppress(JaxRuntimeError):  # another one was faster
             _client().key_value_set("stop", "asked")
 
 
-def end(code: int, line: str) -> None:
+def abort_all(code: int, line: str) -> None:
     """Tells the other processes why this one ends, and ends it. Returns where there is only one."""
     if distributed.global_state.client is None:
         return
     try:
-        _client().key_value_set("ended", json.dumps({"process": index(), "code": code, "line": line}))
+        _client().key_value_set("ended", json.dumps({"process": process_index(), "code": code, "line": line}))
     except JaxRuntimeError:  # another one was faster, or the first process is gone
         with contextlib.suppress(JaxRuntimeError):
             code = json.loads(_client().key_value_try_get("ended"))["code"]
-    _let_others_hear()
-    leave(code, line)
+    _linger()
+    exit_now(code, line)
 
 
-def _let_others_hear() -> None:
-    if first():  # it keeps what is said, and must outlive the others' asking
+def _linger() -> None:
+    if is_primary():  # it keeps what is said, and must outlive the others' asking
         time.sleep(3)
 
 
-def leave(code: int, line: str) -> None:
+def exit_now(code: int, line: str) -> None:
     """Ends this process at once, with one line. Not by an exception: the others would be waited for."""
     print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error is what JAX says when another process is gone."""
     signs = ("Gloo", "connection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination")
-    return count() > 1 and any(sign.lower() in str(error).lower() for sign in signs)
+    return process_count() > 1 and any(sign.lower() in str(error).lower() for sign in signs)
 
 
-def gone(error: BaseException) -> str:
+def peer_failure_message(error: BaseException) -> str:
     """The line for such an error."""
     return (
-        f"process {index()} of {count()}: another process is gone ({str(error).splitlines()[0]}): start all processes "
+        f"process {process_index()} of {process_count()}: another process is gone ({str(error).splitlines()[0]}): start all processes "
         "again with the same command"
     )
 
 
-def watched(run: Callable[[], int]) -> int:
+def supervise(run: Callable[[], int]) -> int:
     """Runs `run` in a child process and returns its exit code.
 
     When the first process is gone, JAX ends the others by abort(), which no Python code of theirs survives. The parent
@@ -258,7 +260,7 @@ def watched(run: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         os.close(writing)
-        threading.Thread(target=_die_with_parent, args=(reading,), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(reading,), daemon=True).start()
         code = 1
         try:
             code = run()
@@ -279,10 +281,10 @@ def watched(run: Callable[[], int]) -> int:
     if killed == signal.SIGABRT:
         words = "another process is gone (JAX's own words are above): start all again with the same command"
         print(f"selfreward_jax: {words}", file=sys.stderr)
-        return LOST
+        return EXIT_RETRY
     return 128 + killed
 
 
-def _die_with_parent(reading: int) -> None:
+def _exit_with_parent(reading: int) -> None:
     os.read(reading, 1)  # returns when the parent, which never writes, is gone
-    os._exit(LOST)
+    os._exit(EXIT_RETRY)

@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # token: gathering it each time would cost more than the product itself, so it stays where it is used.
 TRAINING = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 SAMPLING = {name: axis for name, axis in TRAINING.items() if axis == "tensor"}
-ROWS = ("replica", "data", "fsdp")  # batch rows are split over these
+BATCH_AXES = ("replica", "data", "fsdp")  # batch rows are split over these
 
 
-def declared_shardings(declared: Any, mesh: Mesh, table: dict[str, str] = TRAINING) -> Any:
+def param_shardings(declared: Any, mesh: Mesh, table: dict[str, str] = TRAINING) -> Any:
     """NamedShardings for a tree of weight declarations (each with `shape` and logical `axes`).
 
     Raises:
@@ -41,10 +41,10 @@ def _remedy(table: dict[str, str], axis: str) -> str:
     return f"set {fields} to a number that divides it"
 
 
-def by_row(mesh: Mesh, ndim: int, axis: int = 0) -> NamedSharding:
+def batch_sharding(mesh: Mesh, ndim: int, axis: int = 0) -> NamedSharding:
     """Splits dimension `axis` of an array of `ndim` dimensions over the axes that share rows."""
     spec: list[Any] = [None] * ndim
-    spec[axis] = ROWS
+    spec[axis] = BATCH_AXES
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
@@ -53,9 +53,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def row_multiple(mesh: Mesh) -> int:
+def batch_divisor(mesh: Mesh) -> int:
     """Batch rows must be a multiple of this: the devices that rows are spread over."""
-    return math.prod(mesh.shape[axis] for axis in ROWS)
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -63,7 +63,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def keep(x: jax.Array, *spec: Any) -> jax.Array:
+def constrain(x: jax.Array, *spec: Any) -> jax.Array:
     """Holds `x` inside a jitted function to one mesh axis (or ROWS, or None) for each dimension, under `jax.set_mesh`.
     Without a mesh it is the identity. The compiler left alone may gather activations instead of weights."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -54,11 +54,11 @@ class Page:
     def write(self, said: str = "") -> bool:
         """Writes it anew, of what is there; `said` is why the run has stopped. The first process does, while the others
         go on. A page that cannot be made is told, and no reason to end a run. Returns whether it was written."""
-        if not processes.first():
+        if not processes.is_primary():
             return False
         start, r = time.monotonic(), self._run
         try:
-            with processes.alone():
+            with processes.local_only():
                 text = render(summary.gather(r), _rows(r), _about(r, said))
                 storage.write_atomic(r.dir / "report.html", text.encode())
         except Exception as error:  # files that are damaged are found, and made anew, where they are needed
@@ -117,7 +117,9 @@ def _rows(r: Run) -> dict[str, Any]:
 
 
 def _about(r: Run, said: str = "") -> dict[str, Any]:
-    names = processes.agreed(lambda: sorted([p.parent.name, p.name] for p in r.dir.glob("*/*.manifest.json")))
+    names = processes.broadcast_from_primary(
+        lambda: sorted([p.parent.name, p.name] for p in r.dir.glob("*/*.manifest.json"))
+    )
     files = [(owner, name.removesuffix(".manifest.json")) for owner, name in names]
     return {
         "name": r.dir.name,

@@ -22,7 +22,7 @@ def write(r: Run) -> dict[str, Any]:
     r.flush_usage()
     found = {**gather(r), **_time(r), "config": storage.read_json(r.dir / "config.json")}
     storage.write_json(r.dir / "summary.json", found)
-    if processes.first():
+    if processes.is_primary():
         print("\n".join([*tables.short(found["models"]), "", time_report.line(found["time"])]), flush=True)
     return found
 

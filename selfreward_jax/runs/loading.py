@@ -15,9 +15,9 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config, read_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, weights
-from selfreward_jax.parallel.arrays import moved
-from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
-from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings
+from selfreward_jax.parallel.arrays import reshard
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine
 
@@ -39,7 +39,7 @@ class Saved(NamedTuple):
         """A generator of text with it; `max_length` is cut to the model's own. The rest as in `Engine`."""
         longest = min(max_length, self.max_length)
         lying = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
-        laid = moved(self.params, lying, self.cfg.dtype)
+        laid = reshard(self.params, lying, self.cfg.dtype)
         return Engine(self.cfg, laid, self.chat, self.sampling_mesh, rows=rows, max_length=longest, raw=raw)
 
 
@@ -104,7 +104,7 @@ def _of_folder(folder: epath.Path, like: Run | None) -> Saved:
     cfg, raw = read_config(folder)
     chat = read_chat(folder)
     cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype)
-    mesh = like.mesh if like else make_mesh(replicas=slices(jax.devices()))
+    mesh = like.mesh if like else make_mesh(replicas=num_slices(jax.devices()))
     params = hf.load(folder, cfg, _shardings(cfg, mesh, TRAINING))
     sampling = like.sampling_mesh if like else sampling_mesh(mesh)
     return Saved(folder.name, cfg, params, chat, mesh, sampling, raw.get("max_position_embeddings", 2048), raw, None)
@@ -112,6 +112,6 @@ def _of_folder(folder: epath.Path, like: Run | None) -> Saved:
 
 def _shardings(cfg: LlamaConfig, mesh: Mesh, table: dict[str, str]) -> Any:
     try:
-        return declared_shardings(weights(cfg), mesh, table)
+        return param_shardings(weights(cfg), mesh, table)
     except ValueError as error:
         raise ConfigError(str(error)) from None

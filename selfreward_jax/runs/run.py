@@ -27,9 +27,9 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, abstract, weights
 from selfreward_jax.llm.self_attention import choose
 from selfreward_jax.parallel import preemption, processes
-from selfreward_jax.parallel.arrays import moved
-from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, slices
-from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, declared_shardings, row_multiple
+from selfreward_jax.parallel.arrays import reshard
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings, batch_divisor
 from selfreward_jax.sampling.engine import Engine, row_number
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry import timing
@@ -96,12 +96,12 @@ class Run:
             sampling_mesh(make_mesh(along.fsdp, along.tensor, along.replicas), along.sample_tensor)
         except ValueError:  # made on a machine unlike this one: what is read here lies as it can
             along.fsdp = along.tensor = along.sample_tensor = 1
-            along.replicas = slices(jax.devices())
+            along.replicas = num_slices(jax.devices())
         return cls(cfg, directory, claim=False)
 
     def check(self, accept_changes: bool = False) -> None:
         """Raises ConfigError where these settings cannot work on these devices, or the directory has other ones."""
-        validate.check(self.cfg, row_multiple(self.mesh), self.mesh.devices.flat[0].platform)
+        validate.check(self.cfg, batch_divisor(self.mesh), self.mesh.devices.flat[0].platform)
         if not self.cfg.model.init:  # else when its folder has been read
             self.check_layouts(None)
         if self.cfg.report.wandb and importlib.util.find_spec("wandb") is None:
@@ -110,7 +110,7 @@ class Run:
             )
         # Through JSON and back, so that a tuple compares equal to the list it was stored as.
         now = json.loads(self.cfg.to_json())
-        if inputs := processes.agreed(self._inputs):
+        if inputs := processes.broadcast_from_primary(self._inputs):
             now["inputs"] = inputs
         old = _settings_of(self.dir)
         self._changes = diff.changes(old, now) if old is not None else []
@@ -122,7 +122,7 @@ class Run:
         """Writes config.json, or makes sure that the one there is ours; accepted changes wait for `begin`."""
         try:
             self.check(accept_changes)
-            if processes.first() and not storage.is_remote(self.dir):
+            if processes.is_primary() and not storage.is_remote(self.dir):
                 self.dir.mkdir(parents=True, exist_ok=True)
             if not self._changes:
                 storage.write_json(self.dir / "config.json", self._settings)
@@ -167,7 +167,7 @@ class Run:
 
     def models(self) -> list[str]:
         """The finished models, in the order in which they are made: m0, sft, m1, m2, ..."""
-        found = processes.agreed(lambda: [p.parent.name for p in self.dir.glob("*/manifest.json")])
+        found = processes.broadcast_from_primary(lambda: [p.parent.name for p in self.dir.glob("*/manifest.json")])
         made = [name for name in found if re.fullmatch(r"m\d+|sft", name)]
         return sorted(made, key=lambda name: 0.5 if name == "sft" else int(name[1:]))
 
@@ -177,7 +177,9 @@ class Run:
         Raises:
           storage.Damaged: one is not what was written.
         """
-        found = processes.agreed(lambda: sorted([p.parent.name, p.name] for p in self.dir.glob("*/*.manifest.json")))
+        found = processes.broadcast_from_primary(
+            lambda: sorted([p.parent.name, p.name] for p in self.dir.glob("*/*.manifest.json"))
+        )
         for owner, name in found:
             self.rows(owner, name.removesuffix(".manifest.json")).verify()
 
@@ -234,7 +236,7 @@ class Run:
         """
         mesh, table = (self.sampling_mesh, SAMPLING) if sampling else (self.mesh, TRAINING)
         try:
-            return declared_shardings(declared, mesh, table)
+            return param_shardings(declared, mesh, table)
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
 
@@ -261,7 +263,7 @@ class Run:
             return None
         declared = weights(self.llama())
         found = self.restore(self.dir / "m0" / "checkpoint", declared)
-        return moved(found, self.shardings(declared), self.cfg.model.dtype)
+        return reshard(found, self.shardings(declared), self.cfg.model.dtype)
 
     def trained(self, model: str, path: epath.Path | None = None) -> Params:
         """What training has changed of a model, its adapters or all its parameters; from `path`, if not as it ended."""
@@ -297,7 +299,7 @@ class Run:
     def engine_of(self, params: Params) -> Engine:
         """A generator of text with any whole parameters of the run's shapes, laid as in sampling and as wide as they
         are computed with."""
-        laid = moved(params, self.shardings(weights(self.llama()), sampling=True), self.cfg.model.dtype)
+        laid = reshard(params, self.shardings(weights(self.llama()), sampling=True), self.cfg.model.dtype)
         return Engine(
             self.llama(),
             laid,
@@ -305,7 +307,7 @@ class Run:
             self.sampling_mesh,
             rows=self.cfg.generate.rows,
             max_length=self.cfg.model.max_length,
-            halt=preemption.asked,
+            halt=preemption.stop_requested,
         )
 
     NOTE_EVERY = 5.0  # seconds between lines that say where the time went
@@ -325,7 +327,7 @@ class Run:
 
     def log(self, **event: Any) -> None:
         """Adds a line to log.jsonl."""
-        if not processes.first():
+        if not processes.is_primary():
             return
         event = {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
         self._lines.append(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
@@ -333,7 +335,7 @@ class Run:
             self._write_log()
 
     def _write_log(self) -> None:
-        if not self._lines or not processes.first():
+        if not self._lines or not processes.is_primary():
             return
         path, lines = self.dir / "log.jsonl", "".join(self._lines)
         if storage.is_remote(path):  # which has no appending

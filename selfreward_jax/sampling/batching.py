@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from selfreward_jax.parallel.sharding import round_up, row_multiple
+from selfreward_jax.parallel.sharding import round_up, batch_divisor
 
 DEPTH = 4  # a window of prompts fills the places this often at least
 REFILLS = 8  # the places are filled in so many parts: so much of them is empty at most before a part comes in
@@ -39,7 +39,7 @@ def cut(lengths: Sequence[int], least: int) -> list[tuple[list[int], int]]:
 def places_of(requests: int, rows: int, samples: int, mesh: Mesh) -> int:
     """Prompts whose samples, about `rows`, are drawn at the same time: as many as the mesh divides, and not many more
     than there are requests."""
-    multiple = row_multiple(mesh)
+    multiple = batch_divisor(mesh)
     most = round_up(max(1, rows // samples), multiple)
     return min(most, multiple << max(0, -(-requests // multiple) - 1).bit_length())
 
@@ -47,7 +47,7 @@ def places_of(requests: int, rows: int, samples: int, mesh: Mesh) -> int:
 def together(requests: int, places: int, length: int, mesh: Mesh) -> int:
     """Prompts of `length` tokens that are read at once, and come into as many places when these are free: all of them,
     if there is a place for each request."""
-    multiple = row_multiple(mesh)
+    multiple = batch_divisor(mesh)
     at_once = AT_ONCE_ON_CPU if mesh.devices.flat[0].platform == "cpu" else AT_ONCE
     wanted = places if requests <= places else places // REFILLS
     return round_up(max(1, min(wanted, at_once // length * multiple)), multiple)

@@ -20,7 +20,7 @@ from selfreward_jax.llm.attention import Segment
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
-from selfreward_jax.parallel.sharding import by_row, replicated, round_up, row_multiple
+from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up, batch_divisor
 from selfreward_jax.sampling import batching, sampler
 
 
@@ -247,7 +247,7 @@ class Engine:
           at_once: contexts read together; `rows` of them if 0.
         """
         found: list[list[float]] = [[] for _ in contexts]
-        rows = round_up(at_once or self.rows, row_multiple(self.mesh))
+        rows = round_up(at_once or self.rows, batch_divisor(self.mesh))
         lengths = [batching.bucket(len(c)) for c in contexts]
         # Each padded as its own length asks for, and not its company: what is found does not depend on that.
         for length in sorted(set(lengths)):
@@ -264,7 +264,7 @@ class Engine:
         return found
 
     def _put(self, x: np.ndarray) -> jax.Array:
-        return put(x, by_row(self.mesh, x.ndim))
+        return put(x, batch_sharding(self.mesh, x.ndim))
 
     def _padded(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> tuple[jax.Array, jax.Array]:
         """Prompts as tokens [rows, length] and lengths [rows]; rows that only fill the batch read one padding token."""

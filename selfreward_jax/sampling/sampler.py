@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, apart
-from selfreward_jax.parallel.sharding import ROWS, keep
+from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 from selfreward_jax.sampling.top_p import sample_token
 
 # Keys and values of all layers, in the form in which `Llama.hidden` returns them.
@@ -88,22 +88,22 @@ def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
 
 def held(tree: Any) -> Any:
     """Arrays with their rows, and keys and values with their heads too, on the devices that compute them."""
-    return jax.tree.map(lambda x: keep(x, *layout(x.ndim)), tree)
+    return jax.tree.map(lambda x: constrain(x, *layout(x.ndim)), tree)
 
 
 def layout(ndim: int) -> PartitionSpec:
     """How an array of `ndim` dimensions lies on the mesh: with four keys or values; with five those of all layers,
     stacked in front; else anything with rows in front."""
     if ndim < 4:
-        return PartitionSpec(ROWS, *(None,) * (ndim - 1))
-    return PartitionSpec(*(None,) * (ndim - 4), ROWS, "tensor", None, None)
+        return PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1))
+    return PartitionSpec(*(None,) * (ndim - 4), BATCH_AXES, "tensor", None, None)
 
 
 @partial(jax.jit, static_argnames="cfg")
 def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> Segment:
     """Keys and values of a beginning that prompts share: one row, the same for all devices but for the heads."""
     _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden")
-    k, v = jax.tree.map(lambda x: keep(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
+    k, v = jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
     return Segment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
 
 

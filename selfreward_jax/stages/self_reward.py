@@ -54,7 +54,7 @@ def prompts(run: Run, t: int) -> None:
         out.append(wave)
         progress.add(sum(r["fault"] is None for r in wave), sum(r["tokens"] for r in wave))
         run.note_time()
-        preemption.check()
+        preemption.raise_if_stopped()
 
     rows = prompt_generation.write_prompts(
         writer,
@@ -118,7 +118,7 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
         progress.add(len(new), sum(row["tokens"] for row in new), note)
         run.note_time()
     if len(begun) < len(ids):
-        preemption.check()
+        preemption.raise_if_stopped()
     rows = [begun[i] for i in ids]
     facts |= {"weights": run.weights(by)} if by else {}
     out.finish(rows, tokens=sum(row["tokens"] for row in rows), **facts)

@@ -32,9 +32,9 @@ def seed(run: Run) -> None:
     made = run.rows("seed", "documents").manifest
     if made and all(run.rows("seed", name).manifest for name in made["sets"]):
         return
-    if processes.first():  # the only one that needs the user's files
+    if processes.is_primary():  # the only one that needs the user's files
         _make_seed(run)
-    processes.wait("the seeds are made", limit=24 * 3600)  # it may have to download them
+    processes.barrier("the seeds are made", timeout=24 * 3600)  # it may have to download them
 
 
 def _make_seed(run: Run) -> None:
@@ -71,16 +71,18 @@ def tokenizer(run: Run) -> None:
     seeds, and our template."""
     folder = run.dir / "tokenizer"
     if (made := storage.read_sealed(folder / "manifest.json")) is not None:
-        if processes.agreed(lambda: _hashes(folder)) != made["files"]:
+        if processes.broadcast_from_primary(lambda: _hashes(folder)) != made["files"]:
             raise storage.Damaged(f"{folder} is not the tokenizer that was made", folder)
         return
     if run.cfg.model.init:
         _adopt_tokenizer(hub.folder(run.cfg.model.init), folder)
     else:
         _train_tokenizer(run, folder)
-    processes.wait("the tokenizer is written")
+    processes.barrier("the tokenizer is written")
     facts = {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size}
-    storage.write_sealed(folder / "manifest.json", {**facts, "files": processes.agreed(lambda: _hashes(folder))})
+    storage.write_sealed(
+        folder / "manifest.json", {**facts, "files": processes.broadcast_from_primary(lambda: _hashes(folder))}
+    )
     say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
 
 

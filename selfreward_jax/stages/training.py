@@ -196,7 +196,7 @@ def _train(
                 frozen=frozen,
                 watch=early,
                 watch_every=settings.eval_every if early else 0,
-                halt=preemption.asked,
+                halt=preemption.stop_requested,
                 skip=run.cfg.skip_nonfinite,
             )
     except trainer.Diverged as error:

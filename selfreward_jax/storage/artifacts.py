@@ -88,7 +88,7 @@ class RowFile:
     def verify(self) -> None:
         """Raises storage.Damaged where the whole file is not the one that its manifest describes."""
         manifest = self.manifest
-        if manifest and not processes.agreed(lambda: _bytes(self.path, manifest["sha256"]) is not None):
+        if manifest and not processes.broadcast_from_primary(lambda: _bytes(self.path, manifest["sha256"]) is not None):
             self._damaged()
 
     def _damaged(self) -> NoReturn:
@@ -98,17 +98,17 @@ class RowFile:
     def begun(self) -> list[Row]:
         """Rows kept by an earlier, interrupted run, whatever its number of processes. Cuts off torn last lines, so that
         appending is safe; leaves out lines that are not what was written, and keeps a copy of the file with them."""
-        digest = processes.agreed(self._gather)
+        digest = processes.broadcast_from_primary(self._gather)
         if digest is None:
             return []
         data = self._read(self.partial, digest)
-        processes.wait(f"all have read {self.partial.name}")  # before anybody changes it
+        processes.barrier(f"all have read {self.partial.name}")  # before anybody changes it
         return unframed(data or b"")[0]
 
     def _read(self, path: epath.Path, digest: str | None) -> bytes | None:
         """The bytes of a file with this SHA-256 (any, if None), on every process; None if it is another."""
         data = _bytes(path, digest)
-        if not processes.agreed(lambda: data is not None):
+        if not processes.broadcast_from_primary(lambda: data is not None):
             return None
         given_up = time.monotonic() + self.PATIENCE
         while data is None:  # what the first process sees, a shared file system will show
@@ -160,7 +160,7 @@ class RowFile:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, and returns when they are on disk. Every process has all of them and writes its share."""
-        count, mine = processes.count(), processes.index()
+        count, mine = processes.process_count(), processes.process_index()
         share = [row for i, row in enumerate(rows, self._appended) if i % count == mine]
         self._appended += len(rows)
         path = self.partial
@@ -175,14 +175,14 @@ class RowFile:
     def finish(self, rows: Sequence[Row], **facts: Any) -> None:
         """Makes `rows` the whole file; `facts` go into the manifest beside row count and hash."""
         if self._appended:
-            processes.wait(f"the last rows of {self.path.name}")
+            processes.barrier(f"the last rows of {self.path.name}")
         data = encode_rows(rows)
         storage.write_atomic(self.path, data)
         storage.write_sealed(
             self.manifest_path,
             {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), **self.facts, **facts},
         )
-        if processes.first():
+        if processes.is_primary():
             for path in (self.partial, *itertools.chain(*self._shards().values())):
                 path.unlink(missing_ok=True)
 

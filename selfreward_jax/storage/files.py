@@ -39,7 +39,7 @@ class Damaged(StorageError):
 
 def warn(line: str) -> None:
     """Tells the user, once."""
-    if processes.first():
+    if processes.is_primary():
         print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
 
 
@@ -50,7 +50,7 @@ def is_remote(path: epath.Path) -> bool:
 
 def write_atomic(path: epath.Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old bytes or the new ones, never a part."""
-    if not processes.first():
+    if not processes.is_primary():
         return
     with writing(path, len(data)):
         if is_remote(path):
@@ -152,7 +152,7 @@ def _told(path: epath.Path, read: Callable[[], Any]) -> Any:
         except ValueError as error:  # not UTF-8, not JSON, not what was sealed
             return None, f"{path} is damaged ({error})"
 
-    found, fault = processes.agreed(tried)
+    found, fault = processes.broadcast_from_primary(tried)
     if fault:
         raise Damaged(fault, path)
     return found
@@ -160,12 +160,12 @@ def _told(path: epath.Path, read: Callable[[], Any]) -> Any:
 
 def exists(path: epath.Path) -> bool:
     """Whether there is such a file or directory."""
-    return processes.agreed(path.exists)
+    return processes.broadcast_from_primary(path.exists)
 
 
 def remove(path: epath.Path) -> None:
     """Removes a file or a directory with all that is in it, if it is there."""
-    if not processes.first() or not path.exists():
+    if not processes.is_primary() or not path.exists():
         return
     if path.is_dir():
         path.rmtree()
@@ -184,4 +184,4 @@ def set_aside(path: epath.Path) -> str:
         path.rename(to)
         return to.name
 
-    return processes.agreed(move)
+    return processes.broadcast_from_primary(move)

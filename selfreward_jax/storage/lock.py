@@ -27,7 +27,7 @@ def alone(directory: epath.Path) -> Iterator[None]:
     Raises:
       storage.StorageError: another run holds it; the message says which.
     """
-    held = _taken(directory) if processes.first() and not storage.is_remote(directory) else None
+    held = _taken(directory) if processes.is_primary() and not storage.is_remote(directory) else None
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ class Progress:
         timing.begin(name)
         self.start = self.last = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty() and processes.first():
+        if sys.stderr.isatty() and processes.is_primary():
             self.bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", leave=False)
 
     def add(self, rows: int, tokens: int = 0, note: str = "") -> None:
@@ -61,5 +61,5 @@ class Progress:
 
 def say(line: str) -> None:
     """A line for the person who watches; of several processes the first one's alone."""
-    if processes.first():
+    if processes.is_primary():
         print(line, file=sys.stderr, flush=True)

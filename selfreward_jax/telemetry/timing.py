@@ -27,7 +27,7 @@ class _Ledger:
 
     def _elsewhere(self) -> dict[str, float]:
         """Seconds that others count."""
-        return {"compiling": compile_cache.count().seconds, "waiting": processes.waited()}
+        return {"compiling": compile_cache.count().seconds, "waiting": processes.wait_seconds()}
 
     def settle(self) -> None:
         """Books the time since the last look."""

@@ -69,7 +69,7 @@ def _patient() -> ocp.Context:
 def _sweep(path: epath.Path) -> None:
     """Removes what a save that never ended left beside `path`; the next save tries again what cannot be removed yet,
     for a thread of Orbax's still writes there."""
-    if processes.first() and path.parent.exists():
+    if processes.is_primary() and path.parent.exists():
         for found in path.parent.iterdir():
             if found.name.startswith(f"{path.name}.orbax-checkpoint-tmp"):
                 with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
 
 def latest_step(path: epath.Path) -> int | None:
     """The highest step saved under `path`, None if there is none."""
-    return processes.agreed(lambda: max(_steps(path), default=None))
+    return processes.broadcast_from_primary(lambda: max(_steps(path), default=None))
 
 
 def restore_latest(path: epath.Path, like: Any, shardings: Any) -> Any:
@@ -118,7 +118,7 @@ def restore_latest(path: epath.Path, like: Any, shardings: Any) -> Any:
 def save_step(path: epath.Path, step: int, state: Any, keep: int = 2) -> None:
     """Writes `state` as step `step` under `path`, then removes all but the last `keep`."""
     save(path / str(step), state)
-    for old in sorted(_steps(path))[:-keep] if processes.first() else []:
+    for old in sorted(_steps(path))[:-keep] if processes.is_primary() else []:
         storage.remove(_seal(path / str(old)))
         storage.remove(path / str(old))
 
@@ -134,11 +134,11 @@ def _seal(path: epath.Path) -> epath.Path:
 
 def _hashes(path: epath.Path) -> dict[str, str]:
     """SHA-256 of each file below `path`, by its name from there: each process reads its share."""
-    names = processes.agreed(lambda: sorted(_files(path, "")))
-    mine = names[processes.index() :: processes.count()]
+    names = processes.broadcast_from_primary(lambda: sorted(_files(path, "")))
+    mine = names[processes.process_index() :: processes.process_count()]
     with ThreadPoolExecutor(4) as threads:
         hashes = list(threads.map(lambda name: _hash(path / name), mine))
-    shares = processes.gathered(dict(zip(mine, hashes, strict=True)))
+    shares = processes.all_gather_json(dict(zip(mine, hashes, strict=True)))
     return {name: found for share in shares for name, found in share.items()}
 
 

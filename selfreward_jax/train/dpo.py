@@ -20,7 +20,7 @@ from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.llm.self_attention import goes_on
 from selfreward_jax.parallel.arrays import put
-from selfreward_jax.parallel.sharding import by_row, replicated, round_up
+from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up
 from selfreward_jax.train import batches, preference_losses
 from selfreward_jax.train.logprobs import continued_logprobs, token_logprobs
 from selfreward_jax.train.sft import packed_loss
@@ -116,7 +116,7 @@ def reference_logprobs(
     for start in range(0, len(pairs), batch):
         rows = pairs[start : start + batch]
         arrays = pair_arrays([*rows, *[rows[-1]] * (batch - len(rows))], layout)
-        placed = {name: put(x, by_row(mesh, x.ndim)) for name, x in arrays.items()}
+        placed = {name: put(x, batch_sharding(mesh, x.ndim)) for name, x in arrays.items()}
         with jax.set_mesh(mesh):
             out[start : start + batch] = logprobs(params, placed)
     return out[: len(pairs)]

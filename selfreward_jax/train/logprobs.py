@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import Segment, within
 from selfreward_jax.llm.llama import Llama, Params
-from selfreward_jax.parallel.sharding import ROWS, devices_in_use
+from selfreward_jax.parallel.sharding import BATCH_AXES, devices_in_use
 
 # Most float32 logits that a device holds at once; longer sequences are taken in chunks of T, recomputed going back.
 LOGITS_AT_ONCE = 1 << 25
@@ -83,9 +83,9 @@ def _predicted(model: Llama, params: Params, states_BTD: jax.Array, targets_BT: 
         return _of_targets(*given, greedy=greedy)
     # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of
     # tokens, and not once in the end.
-    split = (PartitionSpec(None, "tensor"), PartitionSpec(ROWS), PartitionSpec(ROWS))
+    split = (PartitionSpec(None, "tensor"), PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES))
     of_device = partial(_of_targets, axis="tensor", greedy=greedy)
-    return jax.shard_map(of_device, in_specs=split, out_specs=PartitionSpec(ROWS))(*given)
+    return jax.shard_map(of_device, in_specs=split, out_specs=PartitionSpec(BATCH_AXES))(*given)
 
 
 def _of_targets(

@@ -36,7 +36,7 @@ def recording(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) -> Ite
     """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values."""
     with contextlib.ExitStack() as stack:
         sinks = []
-        if processes.first():
+        if processes.is_primary():
             if cfg.report.tensorboard and not storage.is_remote(workdir):
                 sinks.append(stack.enter_context(_events(workdir / "tensorboard" / name, step)))
             if cfg.report.wandb:

@@ -16,7 +16,7 @@ from selfreward_jax.llm import lora
 from selfreward_jax.llm.llama import MATRICES, Params
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.preemption import Stopped
-from selfreward_jax.parallel.sharding import by_row, replicated
+from selfreward_jax.parallel.sharding import batch_sharding, replicated
 from selfreward_jax.train import checkpoints
 
 Metrics = dict[str, jax.Array]
@@ -175,7 +175,7 @@ def place(batch: dict[str, Any], mesh: Mesh, accumulate: int) -> dict[str, Any]:
 
     def arrays(x: np.ndarray) -> jax.Array:
         x = x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
-        return put(x, by_row(mesh, x.ndim, axis=1))
+        return put(x, batch_sharding(mesh, x.ndim, axis=1))
 
     return {
         "arrays": {name: arrays(x) for name, x in batch["arrays"].items()},

@@ -63,15 +63,15 @@ def test_asked_to_stop_in_every_stage_no_step_is_made_twice(finished_run, tmp_pa
 
 
 def test_a_signal_asks_and_is_heard():
-    with preemption.listening(1000):
-        assert not preemption.asked()
-        preemption.check()
+    with preemption.handle_signals(1000):
+        assert not preemption.stop_requested()
+        preemption.raise_if_stopped()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.asked()
+        assert preemption.stop_requested()
         with pytest.raises(preemption.Stopped):
-            preemption.check()
-    with preemption.listening(1000):  # another run in this process begins unasked
-        assert not preemption.asked()
+            preemption.raise_if_stopped()
+    with preemption.handle_signals(1000):  # another run in this process begins unasked
+        assert not preemption.stop_requested()
 
 
 STUCK = """
