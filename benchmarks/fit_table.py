@@ -17,7 +17,7 @@ from absl import app, flags
 
 from selfreward_jax import config
 from selfreward_jax.config import validate
-from selfreward_jax.llm.llama import is_weight, parameter_count, weights
+from selfreward_jax.llm.llama import is_param_spec, parameter_count, param_specs
 from selfreward_jax.memory.models import KNOWN
 from selfreward_jax.train.logprobs import LOGITS_AT_ONCE
 
@@ -126,16 +126,18 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: i
     model = KNOWN[c.model.init]
     c.data.ift = c.data.eft = "any"
     validate.check(c, count // tensor)
-    total, rows = parameter_count(weights(model)), 2 * c.dpo.batch * tensor // count
-    layer = parameter_count(weights(model)["layers"]) // model.layers
-    widest = max(math.prod(w.shape) for w in _flat(weights(model)))  # a stack of layers is gathered a layer at a time
-    widest = max(widest // model.layers, model.vocab_size * model.dim)
+    total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch * tensor // count
+    layer = parameter_count(param_specs(model)["layers"]) // model.num_layers
+    widest = max(
+        math.prod(w.shape) for w in _flat(param_specs(model))
+    )  # a stack of layers is gathered a layer at a time
+    widest = max(widest // model.num_layers, model.vocab_size * model.dim)
     state = 16 * total / count  # float32 weights, gradients and two moments
-    activations = 2 * rows * 2048 * model.dim * model.layers
+    activations = 2 * rows * 2048 * model.dim * model.num_layers
     # One layer recomputed: about 16 arrays as wide as the stream and 3 as wide as the feed-forward, in bfloat16.
-    recomputed = 2 * rows * 2048 * (16 * model.dim + 3 * model.hidden)
+    recomputed = 2 * rows * 2048 * (16 * model.dim + 3 * model.mlp_dim)
     dpo = state + activations + recomputed + 2 * 2 * (layer + widest) + 3 * 4 * LOGITS_AT_ONCE
-    kv = 2 * 2 * model.layers * model.kv_heads * model.head_dim / sample_tensor
+    kv = 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim / sample_tensor
     samples = max(1, c.generate.rows * sample_tensor // count)
     prompt = (c.model.max_length - c.candidates.max_new) / c.candidates.samples  # shared by a prompt's samples
     sampling = 2 * total / sample_tensor + samples * kv * (prompt + c.candidates.max_new) + 4 * total / count
@@ -152,7 +154,7 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: i
 
 
 def _flat(tree: dict) -> list:
-    return [w for x in tree.values() for w in ([x] if is_weight(x) else _flat(x))]
+    return [w for x in tree.values() for w in ([x] if is_param_spec(x) else _flat(x))]
 
 
 def document(kept: list[dict], gpus: list[dict]) -> str:

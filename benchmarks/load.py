@@ -21,7 +21,7 @@ from etils import epath
 
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.hf_config import read_config, write_config
-from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
+from selfreward_jax.llm.llama import Llama, LlamaConfig, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 
@@ -41,7 +41,7 @@ def resident(kind: str) -> int:
 def read(folder: str) -> None:
     """Reads the folder and prints what it took."""
     cfg, _ = read_config(epath.Path(folder))
-    shardings = param_shardings(weights(cfg), make_mesh())
+    shardings = param_shardings(param_specs(cfg), make_mesh())
     jax.block_until_ready(jax.jit(lambda: jnp.zeros((256, 256)) + 1)())  # the compiler's own memory comes first
     before, peaks, done = resident("RssAnon"), [0], threading.Event()
 
@@ -55,7 +55,7 @@ def read(folder: str) -> None:
     done.set()
     watcher.join()
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    largest = max(4 * a * b for a, b in (s for s in hf.expected(cfg).values() if len(s) == 2))
+    largest = max(4 * a * b for a, b in (s for s in hf.expected_tensors(cfg).values() if len(s) == 2))
     excess = max(peaks) - before - size
     figures = {"weights": size, "largest_tensor": largest, "peak": max(peaks) - before, "excess": excess}
     mapped = resident("VmHWM") - max(peaks)

@@ -15,7 +15,7 @@ from selfreward_jax import config
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import write_config
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, initialise, weights
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, init_params, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
@@ -41,7 +41,7 @@ class Ids:
 def model(shape: str, dtype: str) -> tuple[LlamaConfig, Params]:
     """Random weights of a shape, float32."""
     cfg = LlamaConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
-    return cfg, jax.jit(lambda key: initialise(key, weights(cfg), jnp.float32))(jax.random.key(0))
+    return cfg, jax.jit(lambda key: init_params(key, param_specs(cfg), jnp.float32))(jax.random.key(0))
 
 
 def save(case: dict[str, Any]) -> Run:
@@ -86,7 +86,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
     mesh, net = make_mesh(), Llama(cfg)
     c.optimizer.name = "adamw"
     optimizer = trainer.make_optimizer(c.optimizer)
-    shardings = trainer.state_shardings(optimizer, params, param_shardings(weights(cfg), mesh), mesh)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
     update = trainer.make_update(dpo.loss_fn(net, c.dpo), optimizer, shardings, mesh)
     reference = dpo.reference_logprobs(net, params, made, len(made), mesh)
     _, batch_at = dpo.batches_of(made, reference, [], c.dpo, 0, mesh, cfg)

@@ -21,7 +21,7 @@ from hypothesis import settings
 from ml_collections import ConfigDict
 
 from selfreward_jax import config, main
-from selfreward_jax.llm.llama import LlamaConfig, Params, Weight, weights
+from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, param_specs
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,6 +126,6 @@ def random_params() -> Callable[..., Params]:
         def one(path, w):
             return jnp.asarray(rng.normal("norm" in str(path[-1]), 0.3, w.shape), cfg.param_dtype)
 
-        return jax.tree_util.tree_map_with_path(one, weights(cfg), is_leaf=lambda x: isinstance(x, Weight))
+        return jax.tree_util.tree_map_with_path(one, param_specs(cfg), is_leaf=lambda x: isinstance(x, ParamSpec))
 
     return make

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from selfreward_jax.llm import hub
-from selfreward_jax.llm.chat import Chat, ChatError, our_template, render
-from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.chat import Chat, ChatError, builtin_template, render
+from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
 
@@ -40,7 +40,7 @@ INST = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'].strip() }} [/INST]"
     "{% else %} {{ m['content'].strip() }} {{ eos_token }}{% endif %}{% endfor %}"
 )
-TEMPLATES = {"chatml": CHATML, "headers": HEADERS, "inst": INST, "plain": our_template("plain")}
+TEMPLATES = {"chatml": CHATML, "headers": HEADERS, "inst": INST, "plain": builtin_template("plain")}
 
 
 def byte_level():
@@ -235,7 +235,7 @@ def ids(chat, *pieces):
 
 def test_a_folder_without_a_template_gets_ours(folder):
     chat = read_chat(epath.Path(folder))
-    assert (chat.template, chat.bos, chat.eos) == (our_template("plain"), "<s>", "</s>")
+    assert (chat.template, chat.bos, chat.eos) == (builtin_template("plain"), "<s>", "</s>")
     assert chat.stop_ids == ids(chat, "</s>")
 
 
@@ -268,7 +268,7 @@ ESCAPES = (
 @pytest.mark.parametrize("template", ESCAPES)
 def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(folder, template):
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(HubError, match=r"\btemplate\b") as error:
+    with pytest.raises(ModelFormatError, match=r"\btemplate\b") as error:
         read_chat(epath.Path(folder))
     assert "\n" not in str(error.value)
 
@@ -284,7 +284,7 @@ def test_a_template_that_never_ends_a_response_needs_an_end_of_text(kind):
 def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):
     size = TokenizerJson((folder / "tokenizer.json").read_text()).vocab_size
     write(folder, "config.json", {"vocab_size": 100})
-    with pytest.raises(HubError, match=rf"\b{size}\b.*\b100\b"):
+    with pytest.raises(ModelFormatError, match=rf"\b{size}\b.*\b100\b"):
         read_chat(epath.Path(folder))
 
 
@@ -302,19 +302,19 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):
 )
 def test_damaged_files_are_named(folder, name, text):
     (folder / name).write_text(text)
-    with pytest.raises(HubError, match=name.split("_")[0]) as error:
+    with pytest.raises(ModelFormatError, match=name.split("_")[0]) as error:
         read_chat(epath.Path(folder))
     assert "\n" not in str(error.value)
 
 
 def test_a_damaged_sentencepiece_model_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"no")
-    with pytest.raises(HubError, match=r"tokenizer\.model"):
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.model"):
         read_chat(epath.Path(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
-    with pytest.raises(HubError, match=r"tokenizer\.json.*tokenizer\.model"):
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.json.*tokenizer\.model"):
         read_chat(epath.Path(tmp_path))
 
 
@@ -324,8 +324,8 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
 @pytest.mark.parametrize("name", ["hub:meta/llama", "hub:meta/llama@", "hub:llama@main", "hub:../x/y@z", "hub:a/b@c/d"])
 def test_a_hub_name_without_a_revision_is_refused_unasked(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(HubError, match=re.escape(name)):
-        hub.folder(name)
+    with pytest.raises(ModelFormatError, match=re.escape(name)):
+        hub.resolve_model_dir(name)
 
 
 def test_a_hub_name_asks_for_its_revision_and_for_no_code(monkeypatch, tmp_path):
@@ -336,7 +336,7 @@ def test_a_hub_name_asks_for_its_revision_and_for_no_code(monkeypatch, tmp_path)
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert hub.folder("hub:HuggingFaceTB/SmolLM2-135M@93efa2f") == epath.Path(tmp_path)
+    assert hub.resolve_model_dir("hub:HuggingFaceTB/SmolLM2-135M@93efa2f") == epath.Path(tmp_path)
     assert (asked["name"], asked["revision"]) == ("HuggingFaceTB/SmolLM2-135M", "93efa2f")
     assert not [p for p in asked["allow_patterns"] if p.endswith((".bin", ".py", ".pt", "*"))]
 
@@ -346,11 +346,11 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(HubError, match=r"a/b.*no route to host") as error:
-        hub.folder("hub:a/b@c")
+    with pytest.raises(ModelFormatError, match=r"a/b.*no route to host") as error:
+        hub.resolve_model_dir("hub:a/b@c")
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_that_is_not_there_is_named():
-    with pytest.raises(HubError, match="'SmolLM2-135M'"):
-        hub.folder("SmolLM2-135M")
+    with pytest.raises(ModelFormatError, match="'SmolLM2-135M'"):
+        hub.resolve_model_dir("SmolLM2-135M")

@@ -123,7 +123,7 @@ def test_python_in_the_docs_is_python(page, block):
 
 def test_the_recipes_of_contributing_do_what_they_say(monkeypatch, tmp_path):
     monkeypatch.setattr(preference_losses, "LOSSES", dict(preference_losses.LOSSES))
-    monkeypatch.setattr(hf_config, "FAMILIES", dict(hf_config.FAMILIES))
+    monkeypatch.setattr(hf_config, "FAMILIES", dict(hf_config.ARCHITECTURES))
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
         assert len(block.split("\n\n\n")[-1].splitlines()) <= 10
         exec(block, {})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.llm.chat import Chat, our_template
+from selfreward_jax.llm.chat import Chat, builtin_template
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.parallel.mesh import make_mesh
@@ -30,8 +30,10 @@ class Letters:
         return "".join("abcdefgh"[i - 5] for i in ids if i >= 5)
 
 
-CHAT = Chat(Letters(), our_template("control"), BOS, EOS, [1])
-CFG = LlamaConfig(vocab_size=13, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, tie_embeddings=False)
+CHAT = Chat(Letters(), builtin_template("control"), BOS, EOS, [1])
+CFG = LlamaConfig(
+    vocab_size=13, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, tie_embeddings=False
+)
 HOW = Sampling(samples=2, temperature=1.0, top_p=0.95, max_new=8)
 KEY = jax.random.key(5)
 # Lengths in no order, and more prompts than the two places of four rows.

@@ -215,7 +215,7 @@ def test_a_workdir_answers_too_and_raw_text_is_continued(finished_run, tmp_path)
     assert ended(generate, *argv, "--logprobs")[0] == 0
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
     model = open_model(str(finished_run), "m0")
-    ids = model.chat.opening("Among the birds are")
+    ids = model.chat.encode_prefix("Among the birds are")
     for drawn in row["responses"][0]["ids"]:
         assert drawn == int(Llama(model.cfg).apply({"params": model.params}, np.array([ids]))[0, -1].argmax())
         ids.append(drawn)

@@ -15,9 +15,9 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from selfreward_jax.llm import hf
-from selfreward_jax.llm.attention import Segment
-from selfreward_jax.llm.hf_config import HubError, read_config, write_config
-from selfreward_jax.llm.llama import Llama, weights
+from selfreward_jax.llm.attention import KVSegment
+from selfreward_jax.llm.hf_config import ModelFormatError, read_config, write_config
+from selfreward_jax.llm.llama import Llama, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 
@@ -30,7 +30,7 @@ def read(path, **changed):
     """(config, params) of a folder, in float32 unless changed."""
     cfg, _ = read_config(epath.Path(path))
     cfg = cfg.__class__(**(vars(cfg) | {"param_dtype": "float32"} | changed))
-    return cfg, hf.load(epath.Path(path), cfg, param_shardings(weights(cfg), make_mesh()))
+    return cfg, hf.load(epath.Path(path), cfg, param_shardings(param_specs(cfg), make_mesh()))
 
 
 @pytest.fixture(scope="module", params=hf_folders.FAMILIES)
@@ -70,7 +70,7 @@ def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
         at = jnp.asarray(lengths + step)[:, None]
         new = np.array([text[min(n + step, len(text) - 1)] for text, n in zip(texts, lengths, strict=True)])[:, None]
         segments = [
-            Segment(k, v, (ok & (where > at - window))[:, None, :]) for k, v, ok, where in past
+            KVSegment(k, v, (ok & (where > at - window))[:, None, :]) for k, v, ok, where in past
         ]  # the caller's masks hold the window
         hidden, (k, v) = apply(new, positions_BT=at, past=segments)
         past.append((k, v, np.ones((2, 1), bool), at))
@@ -147,10 +147,10 @@ def test_a_load_on_eight_devices_equals_one_and_reads_the_parts_alone(tmp_path):
 
 def test_a_part_of_a_weight_is_read_as_that_part(tmp_path):
     _, whole = read(hf_folders.write(tmp_path, "qwen3"))
-    folder = hf.Folder(epath.Path(tmp_path))
+    folder = hf.SafetensorsFolder(epath.Path(tmp_path))
     cuts = {"wq": (slice(8, 16), slice(2, 4), slice(0, 16)), "wo": (slice(1, 3), slice(0, 16), slice(16, 32))}
     for name, cut in cuts.items():
-        place = hf.PLACES[name]
+        place = hf.HF_PARAM_MAP[name]
         part = folder.read(place.name.format(1), place, whole["layers"][name].shape[1:], cut)
         np.testing.assert_array_equal(part, whole["layers"][name][1][cut])
 
@@ -184,7 +184,7 @@ def folder(tmp_path):
 
 
 def refused(folder, *facts):
-    with pytest.raises(HubError) as error:
+    with pytest.raises(ModelFormatError) as error:
         read(folder)
     assert "\n" not in str(error.value)
     assert_mentions(str(error.value), *facts)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from selfreward_jax.llm import attention, llama
-from selfreward_jax.llm.attention import Segment, attend, packed_mask, within
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Weight, parameter_count, weights
+from selfreward_jax.llm.attention import KVSegment, attend, packed_mask, window_mask
+from selfreward_jax.llm.llama import Llama, LlamaConfig, ParamSpec, parameter_count, param_specs
 
-CFG = LlamaConfig(vocab_size=41, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+CFG = LlamaConfig(vocab_size=41, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 OPTIONS = {
     "tied": {},
     "untied": {"tie_embeddings": False},
@@ -97,13 +97,13 @@ def test_forward_equals_the_naive_one(option, random_params):
 def test_every_weight_is_initialised_as_declared(option):
     cfg = replace(CFG, **OPTIONS[option], param_dtype="bfloat16")
     made = jax.eval_shape(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))["params"]
-    declared = weights(cfg)
+    declared = param_specs(cfg)
     expected = jax.tree.map(
-        lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16), declared, is_leaf=lambda x: isinstance(x, Weight)
+        lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16), declared, is_leaf=lambda x: isinstance(x, ParamSpec)
     )
     assert made == expected
-    assert parameter_count(weights(cfg)) == sum(x.size for x in jax.tree.leaves(made))
-    for w in jax.tree.leaves(declared, is_leaf=lambda x: isinstance(x, Weight)):
+    assert parameter_count(param_specs(cfg)) == sum(x.size for x in jax.tree.leaves(made))
+    for w in jax.tree.leaves(declared, is_leaf=lambda x: isinstance(x, ParamSpec)):
         assert len(w.axes) == len(w.shape)
 
 
@@ -163,7 +163,7 @@ def test_every_place_of_dropout_has_its_own_key(random_params, monkeypatch):
         Llama(DROPOUT).apply({"params": params}, TOKENS, key=jax.random.key(3))
         return jnp.stack(used)
 
-    assert len(np.unique(keys(random_params(DROPOUT)), axis=0)) == 1 + 2 * DROPOUT.layers
+    assert len(np.unique(keys(random_params(DROPOUT)), axis=0)) == 1 + 2 * DROPOUT.num_layers
 
 
 def test_keys_and_values_have_the_layout_of_the_cache(plain):
@@ -210,7 +210,7 @@ def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
     k1, k2 = (rng.normal(size=(n, K, H, s)).astype(np.float32) * c for n, s, c in ((P, S1, 1), (P * G, S2, 30)))
     v1, v2 = (rng.normal(size=(n, K, s, H)).astype(np.float32) for n, s in ((P, S1), (P * G, S2)))
     m1, m2 = rng.random((P, 1, S1)) < 0.7, np.ones((1, T, S2), bool)
-    out = attend(q, [Segment(k1, v1, m1), Segment(k2, v2, m2)])
+    out = attend(q, [KVSegment(k1, v1, m1), KVSegment(k2, v2, m2)])
 
     k, v = np.concatenate([k1.repeat(G, 0), k2], 3), np.concatenate([v1.repeat(G, 0), v2], 2)
     mask = np.concatenate([np.broadcast_to(m1.repeat(G, 0), (P * G, T, S1)), np.broadcast_to(m2, (P * G, T, S2))], 2)
@@ -246,8 +246,8 @@ def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, ran
             if beginning:
                 mask = jnp.ones((1, 1, beginning), bool)
                 if cfg.sliding_window is not None:
-                    mask = within(cfg.sliding_window, positions[:1], jnp.arange(beginning)[None])
-                seen = [Segment(*run(before)[1], mask)]
+                    mask = window_mask(cfg.sliding_window, positions[:1], jnp.arange(beginning)[None])
+                seen = [KVSegment(*run(before)[1], mask)]
             states, kv = run(rest, positions_BT=positions, past=seen, **({"ends_B": ends} if one else {}))
             states = states if one else states[jnp.arange(2), ends][:, None]
             return jnp.sum(jnp.sin(states)), (states, kv)
@@ -270,7 +270,11 @@ def test_where_one_token_is_asked_for_the_last_layer_is_done_for_it_alone(random
         return hidden.lower(CFG, random_params(CFG), TOKENS, **inputs).cost_analysis()["flops"]
 
     spared = TOKENS.size - len(TOKENS)  # tokens, for which the last layer makes no more than keys and values
-    inward, outward, feed = CFG.dim * CFG.heads * CFG.head_dim, CFG.heads * CFG.head_dim * CFG.dim, CFG.dim * CFG.hidden
+    inward, outward, feed = (
+        CFG.dim * CFG.num_heads * CFG.head_dim,
+        CFG.num_heads * CFG.head_dim * CFG.dim,
+        CFG.dim * CFG.mlp_dim,
+    )
     assert flops() - flops(ends_B=np.array([6, 6])) >= 2 * spared * (inward + outward + 3 * feed)
 
 
@@ -307,7 +311,7 @@ def test_long_texts_look_at_segments_a_part_after_the_other(parts, monkeypatch):
     keys = [(draw(n, K, H, m.shape[-1]), draw(n, K, m.shape[-1], H)) for n, m in rows]
 
     def values(keys):
-        segments = [Segment(k, v, jnp.asarray(m)) for (k, v), (_, m) in zip(keys, rows, strict=True)]
+        segments = [KVSegment(k, v, jnp.asarray(m)) for (k, v), (_, m) in zip(keys, rows, strict=True)]
         out = attend(q, segments)
         return jnp.sum(jnp.sin(out)), out
 

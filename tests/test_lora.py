@@ -27,7 +27,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages import training
 from selfreward_jax.train import dpo, sft, trainer
 
-BARE = LlamaConfig(vocab_size=30, dim=16, layers=2, heads=4, kv_heads=2, head_dim=6, hidden=24)
+BARE = LlamaConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=24)
 CFG = replace(BARE, lora_rank=3, lora_alpha=7.0, lora_targets=tuple(MATRICES))
 SUBSET = replace(CFG, lora_rank=2, lora_targets=("wq", "wo"), scan_layers=True)
 TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
@@ -40,7 +40,7 @@ def logits(cfg, params, tokens=TOKENS):
 
 def parts(cfg, params):
     """The frozen parameters and the adapters of whole ones."""
-    names = lora.adapters(cfg)["layers"]
+    names = lora.adapter_specs(cfg)["layers"]
     layers = {name: x for name, x in params["layers"].items() if name not in names}
     return params | {"layers": layers}, {"layers": {name: params["layers"][name] for name in names}}
 
@@ -54,7 +54,7 @@ def test_the_merged_model_is_the_model(cfg, random_params):
     merged = lora.merge(cfg, params)
     bare = replace(cfg, lora_rank=0)
     assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
-        lambda w: w.shape, llama.weights(bare), is_leaf=llama.is_weight
+        lambda w: w.shape, llama.param_specs(bare), is_leaf=llama.is_param_spec
     )
     expected = logits(cfg, params)
     np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-5 * np.abs(expected).max())
@@ -74,7 +74,7 @@ def test_a_matrix_is_merged_as_in_the_paper(random_params):
 
 
 def test_fresh_adapters_change_nothing():
-    params = jax.jit(lambda: llama.initialise(jax.random.key(0), llama.weights(CFG), "float32"))()
+    params = jax.jit(lambda: llama.init_params(jax.random.key(0), llama.param_specs(CFG), "float32"))()
     frozen, fresh = parts(CFG, params)
     for name in CFG.lora_targets:
         np.testing.assert_array_equal(fresh["layers"][f"{name}_b"], 0)
@@ -86,20 +86,20 @@ def test_fresh_adapters_change_nothing():
 def test_the_count_of_what_is_trained_by_hand():
     # Of a layer, with 4 x 6 = 24 query and 2 x 6 = 12 key columns: wq, wk, wv, wo, w_gate, w_up, w_down.
     sides = [16 + 24, 16 + 12, 16 + 12, 24 + 16, 16 + 24, 16 + 24, 24 + 16]
-    assert llama.parameter_count(lora.trained(CFG)) == 2 * 3 * sum(sides)
-    assert llama.parameter_count(lora.trained(SUBSET)) == 2 * 2 * (40 + 40)
-    whole, base = (llama.parameter_count(llama.weights(c)) for c in (CFG, BARE))
-    assert whole - base == llama.parameter_count(lora.trained(CFG))
-    assert llama.parameter_count(lora.trained(BARE)) == base  # without adapters, all weights are trained
+    assert llama.parameter_count(lora.trainable_specs(CFG)) == 2 * 3 * sum(sides)
+    assert llama.parameter_count(lora.trainable_specs(SUBSET)) == 2 * 2 * (40 + 40)
+    whole, base = (llama.parameter_count(llama.param_specs(c)) for c in (CFG, BARE))
+    assert whole - base == llama.parameter_count(lora.trainable_specs(CFG))
+    assert llama.parameter_count(lora.trainable_specs(BARE)) == base  # without adapters, all weights are trained
 
 
 def test_parts_are_joined_to_the_whole(random_params):
     params = random_params(CFG)
     frozen, adapters = parts(CFG, params)
-    joined = lora.join(frozen, adapters)
+    joined = lora.combine(frozen, adapters)
     jax.tree.map(np.testing.assert_array_equal, joined, params)
     assert not set(frozen["layers"]) & set(adapters["layers"])
-    assert lora.join(None, params) is params
+    assert lora.combine(None, params) is params
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_parts_are_joined_to_the_whole(random_params):
 def stepped(cfg, frozen, adapters, loss_fn, batch):
     """State and metrics after a step of SGD at rate 1, which moves the parameters by the gradient."""
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
-    lying = param_shardings(lora.trained(cfg), mesh)
+    lying = param_shardings(lora.trainable_specs(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, adapters, lying, mesh)
     state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
     update = trainer.make_update(loss_fn, optimizer, shardings, mesh)
@@ -126,7 +126,7 @@ def test_the_gradient_reaches_the_adapters_alone_and_is_that_of_the_matrix(rando
     found = jax.tree.map(np.subtract, adapters, state.params)["layers"]
 
     # Of the merged model, all of whose weights are trained, a matrix has the gradient G; A has s G B^T, B has s A^T G.
-    merged = lora.merge(CFG, lora.join(frozen, adapters))
+    merged = lora.merge(CFG, lora.combine(frozen, adapters))
     other, same = stepped(BARE, None, merged, sft.loss_fn(Llama(BARE)), batch)
     np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
     gradient = jax.tree.map(np.subtract, merged, other.params)["layers"]
@@ -255,7 +255,7 @@ def test_m2_starts_from_m1s_adapters_and_is_measured_against_m1(made, workdir, t
 def test_a_models_parameters_are_the_merged_ones(made):
     bare, adapted = made.llama(), made.llama(adapters=True)
     assert (bare.lora_rank, adapted.lora_rank) == (0, 4)
-    joined, merged = lora.join(made.trained("m0"), made.trained("m2")), made.params("m2")
+    joined, merged = lora.combine(made.trained("m0"), made.trained("m2")), made.params("m2")
     assert jax.tree.structure(merged) == jax.tree.structure(made.trained("m0"))
     expected = logits(adapted, joined)
     np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-4)
@@ -265,8 +265,8 @@ def test_a_models_parameters_are_the_merged_ones(made):
 def test_merging_leaves_what_it_is_given(workdir):
     run = Run.reopen(str(workdir))
     run.cfg.lora.rank = run.cfg.model.dim  # a factor as large as a matrix, into whose memory a result fits
-    declared = lora.adapters(run.llama(adapters=True))
-    trained = run.made(lambda key: llama.initialise(key, declared, "float32"), declared, "m1")
+    declared = lora.adapter_specs(run.llama(adapters=True))
+    trained = run.made(lambda key: llama.init_params(key, declared, "float32"), declared, "m1")
     run.whole(trained)
     assert not any(x.is_deleted() for x in jax.tree.leaves(trained))
 
@@ -274,7 +274,7 @@ def test_merging_leaves_what_it_is_given(workdir):
 def test_the_exported_folder_is_the_merged_model(made, workdir, tmp_path):
     assert ended(export, f"--workdir={workdir}", "--model=m2", f"--to={tmp_path}/out") == (0, "")
     with safe_open(tmp_path / "out" / hf.ONE_FILE, "numpy") as stored:
-        assert set(stored.keys()) == set(hf.expected(made.llama()))
+        assert set(stored.keys()) == set(hf.expected_tensors(made.llama()))
         down = stored.get_tensor("model.layers.1.mlp.down_proj.weight")
     np.testing.assert_array_equal(down, made.params("m2")["layers"]["w_down"][1].T)
     assert np.abs(down - made.trained("m0")["layers"]["w_down"][1].T).max() > 1e-3

@@ -10,7 +10,7 @@ import numpy as np
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.train import logprobs
 
-CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
+CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 TOKENS = np.random.default_rng(2).integers(0, 29, (3, 8)).astype(np.int32)
 TARGET = np.array([[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0]], np.float32)
 

@@ -16,7 +16,7 @@ from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.train import dpo, logprobs
 from selfreward_jax.train.batches import padded_batch
 
-CFG = LlamaConfig(vocab_size=29, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
 
 def pair(prompt, chosen, rejected):

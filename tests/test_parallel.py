@@ -62,8 +62,8 @@ def said():
 
 def random_weights(cfg, mesh, table=TRAINING, seed=0):
     """Random weights in which no vector is all zeros or ones."""
-    declared, rng = llama.weights(cfg), np.random.default_rng(seed)
-    shapes = llama.abstract(declared, "float32")
+    declared, rng = llama.param_specs(cfg), np.random.default_rng(seed)
+    shapes = llama.abstract_params(declared, "float32")
     params = jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), shapes)
     return jax.tree.map(put, params, param_shardings(declared, mesh, table))
 
@@ -135,7 +135,7 @@ def arrays_go_to_the_devices_and_back():
 def weights_move_to_the_layout_of_sampling_and_back_with_the_same_bits():
     for mesh, tensor in ((make_mesh(fsdp=4), 4), (make_mesh(fsdp=2, tensor=2, replicas=2), 0)):
         other = sampling_mesh(mesh, tensor)
-        declared = llama.weights(CFG)
+        declared = llama.param_specs(CFG)
         training, sampling = param_shardings(declared, mesh), param_shardings(declared, other, SAMPLING)
         params = random_weights(CFG, mesh)
         laid = reshard(params, sampling)
@@ -154,7 +154,7 @@ def weights_move_to_the_layout_of_sampling_and_back_with_the_same_bits():
 
 def test_nothing_is_copied_where_nothing_changes():
     mesh = alone()
-    declared = llama.weights(CFG)
+    declared = llama.param_specs(CFG)
     sampling = param_shardings(declared, sampling_mesh(mesh), SAMPLING)
     params = random_weights(CFG, mesh)
     assert same_arrays(reshard(params, sampling), params)
@@ -167,7 +167,7 @@ def test_nothing_is_copied_where_nothing_changes():
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 # The largest activations that devices could exchange, 16 rows of 256 logits, are smaller than a quarter of any matrix.
-BIG = LlamaConfig(vocab_size=256, dim=256, layers=2, heads=8, kv_heads=4, head_dim=32, hidden=512)
+BIG = LlamaConfig(vocab_size=256, dim=256, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32, mlp_dim=512)
 COLLECTIVE = re.compile(
     r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast)(?:-start)?\("
@@ -229,7 +229,7 @@ def sampling_on_eight(scan):
 
 def sizes_of_weights():
     """Elements of one layer of every matrix, and of the embedding."""
-    declared = llama.weights(BIG)
+    declared = llama.param_specs(BIG)
     layer = {name: math.prod(declared["layers"][name].shape[1:]) for name in llama.MATRICES}
     return layer | {"embed": math.prod(declared["embed"].shape)}
 
@@ -266,7 +266,7 @@ def samples_on_eight_devices_equal_those_of_one():
 
 # --- training ------------------------------------------------------------------------------------------------------
 
-TINY = LlamaConfig(vocab_size=30, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+TINY = LlamaConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
 
 PAIRS_OF = {"dpo": PAIRS, "dpo of shared prompts": drawn(*[(12 + i, 9 - i, 3 + i % 4) for i in range(9)])}
@@ -286,10 +286,10 @@ def trained(loss, mesh, accumulate=1, **options):
         settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=accumulate)
         batch, loss_fn = sft.batches_of(TEXTS, settings, 3, mesh)[1](0), sft.loss_fn(model)
     if cfg.lora_rank:
-        adapters = {name: params["layers"].pop(name) for name in lora.adapters(cfg)["layers"]}
+        adapters = {name: params["layers"].pop(name) for name in lora.adapter_specs(cfg)["layers"]}
         params, frozen = {"layers": adapters}, params
     optimizer = optax.sgd(1.0)
-    shardings = trainer.state_shardings(optimizer, params, param_shardings(lora.trained(cfg), mesh), mesh)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(lora.trainable_specs(cfg), mesh), mesh)
     state = trainer.State(put(np.int32(0), replicated(mesh)), params, optimizer.init(params))
     before = fetch(params)
     state, metrics = trainer.make_update(loss_fn, optimizer, shardings, mesh)(state, batch, jax.random.key(0), frozen)

@@ -78,11 +78,11 @@ def test_a_mesh_need_not_follow_the_sides_of_a_slice(asked, slices, shape):
 CFG = LlamaConfig(
     vocab_size=24,
     dim=16,
-    layers=2,
-    heads=8,
-    kv_heads=4,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
     head_dim=6,
-    hidden=12,
+    mlp_dim=12,
     tie_embeddings=False,
     attention_bias=True,
     qk_norm=True,
@@ -116,12 +116,12 @@ PARTS = {  # of a device: in training with fsdp 2 and tensor 2, in sampling with
 
 @pytest.mark.parametrize(("table", "sizes"), [(TRAINING, (1, 2, 2, 2)), (SAMPLING, (1, 2, 1, 4))])
 def test_weights_are_split_as_the_tables_say(table, sizes):
-    declared = llama.weights(CFG)
+    declared = llama.param_specs(CFG)
     shardings = param_shardings(declared, AbstractMesh(sizes, AXES), table)
     found = {
         path[-1].key: s.shard_shape(w.shape)
         for (path, w), s in zip(
-            jax.tree_util.tree_leaves_with_path(declared, is_leaf=llama.is_weight),
+            jax.tree_util.tree_leaves_with_path(declared, is_leaf=llama.is_param_spec),
             jax.tree.leaves(shardings),
             strict=True,
         )
@@ -151,4 +151,4 @@ def test_weights_are_split_as_the_tables_say(table, sizes):
 def test_a_mesh_that_does_not_divide_the_model_is_refused(changed, table, sizes, message):
     cfg = LlamaConfig(**vars(CFG) | changed)
     with pytest.raises(ValueError, match=message):
-        param_shardings(llama.weights(cfg), AbstractMesh(sizes, AXES), table)
+        param_shardings(llama.param_specs(cfg), AbstractMesh(sizes, AXES), table)

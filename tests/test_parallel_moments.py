@@ -24,7 +24,7 @@ def two_steps(offload=False, **changed):
     cfg, mesh = LlamaConfig(**vars(TINY) | {"layers": 1}), alone()
     params = random_weights(cfg, mesh)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
-    lying = param_shardings(llama.weights(cfg), mesh)
+    lying = param_shardings(llama.param_specs(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, offload)
     fresh = lambda p: trainer.State(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
     state = jax.jit(fresh, out_shardings=shardings)(params)

@@ -18,7 +18,7 @@ from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import read_config
-from selfreward_jax.llm.llama import Llama, weights
+from selfreward_jax.llm.llama import Llama, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import dpo
@@ -168,7 +168,7 @@ def tiny(tmp_path_factory):
         save_file(trl.weights(who), folder / "model.safetensors", {"format": "pt"})
         cfg, _ = read_config(epath.Path(folder))
         cfg = cfg.__class__(**(vars(cfg) | {"param_dtype": "float32"}))
-        return cfg, hf.load(epath.Path(folder), cfg, param_shardings(weights(cfg), make_mesh()))
+        return cfg, hf.load(epath.Path(folder), cfg, param_shardings(param_specs(cfg), make_mesh()))
 
     (cfg, policy), (_, reference) = load("policy"), load("reference")
     return cfg, policy, reference

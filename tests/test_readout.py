@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from selfreward_jax.llm.chat import Chat, our_template
+from selfreward_jax.llm.chat import Chat, builtin_template
 from selfreward_jax.llm.llama import Llama, LlamaConfig
 from selfreward_jax.llm.tokenizer import BOS, EOS, SentencePiece, train_sentencepiece
 from selfreward_jax.method.expected_score import expected_scores
@@ -18,9 +18,9 @@ TEXTS = [f"Judge this. Good reasons, bad reasons: {n}.\nScore: {n} Choice: {c}" 
 
 @pytest.fixture(scope="module")
 def engine(random_params):
-    chat = Chat(SentencePiece(train_sentencepiece(TEXTS, 80, False)), our_template("control"), BOS, EOS)
+    chat = Chat(SentencePiece(train_sentencepiece(TEXTS, 80, False)), builtin_template("control"), BOS, EOS)
     cfg = LlamaConfig(
-        vocab_size=chat.tokenizer.vocab_size, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24
+        vocab_size=chat.tokenizer.vocab_size, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24
     )
     return Engine(cfg, random_params(cfg), chat, make_mesh(), rows=2, max_length=128)
 

@@ -16,7 +16,9 @@ from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.top_p import sample_token as draw_token
 from selfreward_jax.train import logprobs
 
-CFG = LlamaConfig(vocab_size=23, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24, tie_embeddings=False)
+CFG = LlamaConfig(
+    vocab_size=23, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, tie_embeddings=False
+)
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5, 8, 9, 7, 9], [3]]
 S, W = 8, 6  # prompt bucket, new tokens
 
@@ -176,7 +178,7 @@ def test_a_decode_step_copies_neither_the_weights_nor_what_it_has_kept(params):
     for shape in (keys, values, matrix):
         made = re.findall(rf"%\S+ = {shape}\S* (?!get-tuple)\S+\(", step)
         assert [x for x in made if re.search("copy|slice", x)] == []
-        assert shape == matrix or len(made) == CFG.layers  # written once
+        assert shape == matrix or len(made) == CFG.num_layers  # written once
 
 
 def test_a_sample_that_comes_in_later_is_the_same_to_the_bit(params):

@@ -12,9 +12,9 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
 from selfreward_jax.llm import llama
-from selfreward_jax.llm.attention import Segment
+from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.llama import Llama, LlamaConfig
-from selfreward_jax.llm.self_attention import as_kept, attention, choose, self_attention, self_mask
+from selfreward_jax.llm.self_attention import to_cache_layout, attention, resolve_impl, self_attention, self_mask
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
@@ -99,7 +99,7 @@ def test_a_text_goes_on_from_another_as_in_the_reference(how, before, length, mo
     @partial(jax.jit, static_argnames="how")
     def both(how, own, kept):
         def loss(own, kept):
-            out = attention(how, *own, None, None, [Segment(*as_kept(*kept), mask)])
+            out = attention(how, *own, None, None, [KVSegment(*to_cache_layout(*kept), mask)])
             return jnp.sum(out * by), out
 
         grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(own, kept)
@@ -181,12 +181,12 @@ def test_a_mask_of_two_texts_and_a_window_by_hand():
     ],
 )
 def test_the_platform_chooses_where_nobody_else_has(asked, platform, dtype, chosen):
-    assert choose(asked, platform, dtype) == chosen
+    assert resolve_impl(asked, platform, dtype) == chosen
 
 
 # --- in a model ----------------------------------------------------------------------------------------------------
 
-CFG = LlamaConfig(vocab_size=48, dim=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+CFG = LlamaConfig(vocab_size=48, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 ROWS = 4
 
 
@@ -200,9 +200,9 @@ def model_inputs():
 
 def logits_and_gradients(cfg, mesh, packed):
     """Of the same weights, wherever they lie, under the mesh."""
-    declared = llama.weights(cfg)
+    declared = llama.param_specs(cfg)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract(declared, "float32"))
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract_params(declared, "float32"))
     params = jax.tree.map(put, params, param_shardings(declared, mesh))
     tokens, more = jax.tree.map(lambda x: put(x, batch_sharding(mesh, 2)), model_inputs())
 
@@ -216,9 +216,9 @@ def logits_and_gradients(cfg, mesh, packed):
 
 def continued(cfg, mesh):
     """Log-probs and gradients of texts that go on, two by two, from prompts read once: a DPO step's."""
-    declared = llama.weights(cfg)
+    declared = llama.param_specs(cfg)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract(declared, "float32"))
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract_params(declared, "float32"))
     params = jax.tree.map(put, params, param_shardings(declared, mesh))
     prompts, texts = (rng.integers(0, 48, shape).astype(np.int32) for shape in ((ROWS, 11), (2 * ROWS, 7)))
     given = [put(x, batch_sharding(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]

@@ -12,7 +12,7 @@ from conftest import ROOT, assert_mentions, ended
 from selfreward_jax import config
 from selfreward_jax.cli import fits
 from selfreward_jax.llm.hf_config import write_config
-from selfreward_jax.llm.llama import parameter_count, weights
+from selfreward_jax.llm.llama import parameter_count, param_specs
 from selfreward_jax.memory import collectives, models
 from selfreward_jax.memory.programs import NAMES, Drawn, drawn, programs
 from selfreward_jax.parallel.mesh import make_mesh
@@ -71,7 +71,7 @@ def test_collectives_are_counted_with_the_turns_of_their_loops():
 
 
 def test_known_models_have_the_parameters_that_their_names_promise():
-    billions = {name: parameter_count(weights(cfg)) / 1e9 for name, cfg in models.KNOWN.items()}
+    billions = {name: parameter_count(param_specs(cfg)) / 1e9 for name, cfg in models.KNOWN.items()}
     promised = {
         "SmolLM2-135M": 0.1345,
         "TinyLlama-1.1B": 1.1,
@@ -90,7 +90,7 @@ def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
     described = write_config(models.KNOWN["TinyLlama-1.1B"], None, "float32", max_position_embeddings=2048)
     (folder / "config.json").write_text(json.dumps(described))
     c.model.init = str(folder)
-    assert models.described(c).layers == 22
+    assert models.described(c).num_layers == 22
     c.model.init = "Some-3B"
     with pytest.raises(config.ConfigError, match=r"'Some-3B'.*SmolLM2-135M"):
         models.described(c)

@@ -34,7 +34,7 @@ def by_bytes():
 
 @pytest.fixture(scope="module")
 def ours(by_bytes):
-    return chat.Chat(by_bytes, chat.our_template("control"), BOS, EOS, [by_bytes.controls[EOS]])
+    return chat.Chat(by_bytes, chat.builtin_template("control"), BOS, EOS, [by_bytes.controls[EOS]])
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_response_ends_at_end_or_eos(by_bytes, ours):
 @pytest.mark.parametrize("width", [1, 3, 8, 100])
 def test_pieces_hold_every_token_once_and_none_foretells_its_first(width):
     whole = chat.Example(list(range(8)), [False] + [True] * 7)
-    cut = chat.pieces(whole, width)
+    cut = chat.chunk_document(whole, width)
     assert [i for piece in cut for i in piece.ids] == whole.ids
     assert all(len(piece.ids) == len(piece.target) <= width for piece in cut)
     assert [piece.target[0] for piece in cut] == [False] * len(cut)

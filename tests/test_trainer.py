@@ -14,13 +14,13 @@ from conftest import on_eight_devices
 from etils import epath
 
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
+from selfreward_jax.llm.llama import Llama, LlamaConfig, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import param_shardings, replicated
 from selfreward_jax.train import checkpoints, dpo, logprobs, sft, trainer
 
-CFG = LlamaConfig(vocab_size=29, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24)
+CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 ADAMW = SimpleNamespace(name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, clip=1.0, muon_rms=0.2, moment_dtype="float32")
 
 
@@ -40,7 +40,7 @@ PAIRS = [dpo.Pair(*two) for two in zip(examples(9, seed=1), examples(9, seed=2),
 def start(cfg, params, optimizer):
     """A fresh state (a copy: updates donate theirs) and its shardings."""
     mesh = make_mesh()
-    shardings = trainer.state_shardings(optimizer, params, param_shardings(weights(cfg), mesh), mesh)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
     state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
     return jax.device_put(state, shardings), shardings
 
@@ -193,7 +193,7 @@ def test_muon_moves_every_weight_and_turns_each_layers_matrix_to_even_singular_v
         assert np.isfinite(delta).all(), path
         assert np.abs(delta).max() > 1e-4, path
     # The matrices, [layer, in, out], whatever axes they are stored in.
-    D, F, heads, kv = cfg.dim, cfg.hidden, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
+    D, F, heads, kv = cfg.dim, cfg.mlp_dim, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     shapes = {"wq": (D, heads), "wk": (D, kv), "wv": (D, kv), "wo": (heads, D)}
     for name, shape in (shapes | {"w_gate": (D, F), "w_up": (D, F), "w_down": (F, D)}).items():
         for layer in moved["layers"][name]:

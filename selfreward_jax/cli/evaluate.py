@@ -23,7 +23,7 @@ from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
 from selfreward_jax.evaluate.head_to_head import record
 from selfreward_jax.llm.chat import ChatError
-from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import find_model, open_model
@@ -39,7 +39,16 @@ ADJUSTABLE = {
     "endpoint.url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.most_calls": int,
     "compare.form": str, "compare.max_new": int,
 }  # fmt: skip
-FAULTS = (ConfigError, HubError, ChatError, TemplateError, EndpointError, StorageError, stages.StageError, OSError)
+FAULTS = (
+    ConfigError,
+    ModelFormatError,
+    ChatError,
+    TemplateError,
+    EndpointError,
+    StorageError,
+    stages.StageError,
+    OSError,
+)
 
 
 def main(argv: list[str]) -> int:

@@ -17,7 +17,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.integrations import formats
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.hf_config import DTYPES, HubError, stored_dtype, write_config
+from selfreward_jax.llm.hf_config import DTYPES, ModelFormatError, stored_dtype, write_config
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import card
 from selfreward_jax.runs.loading import Saved, open_model
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         if options.model and options.pairs:
             raise ConfigError(f"--model={options.model} and --pairs={options.pairs} are two things: give one of them")
         what = write_pairs(options, to) if options.pairs else write_model(options, to)
-    except (ConfigError, HubError, storage.StorageError, OSError) as error:
+    except (ConfigError, ModelFormatError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     print(f"{what} -> {to}")
@@ -99,7 +99,9 @@ def modelfile(chat: Chat) -> str:
     """Ollama's Modelfile: where the weights are, the template in Go's dialect, and the pieces that end a response."""
     piece_of = {i: piece for piece, i in chat.tokenizer.controls.items()}
     stops = "".join(f"PARAMETER stop {json.dumps(piece_of[i])}\n" for i in chat.stop_ids if i in piece_of)
-    template = chat.text("{{ .Prompt }}", "{{ .Response }}").removeprefix(chat.bos or "")  # Ollama adds the first piece
+    template = chat.render_text("{{ .Prompt }}", "{{ .Response }}").removeprefix(
+        chat.bos or ""
+    )  # Ollama adds the first piece
     return f'FROM .\nTEMPLATE """{template}"""\n{stops}'
 
 

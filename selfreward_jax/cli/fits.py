@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import config
 from selfreward_jax.cli import args
 from selfreward_jax.config import validate
-from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.collectives import found, summed
 from selfreward_jax.memory.models import described
 from selfreward_jax.memory.programs import NAMES, Program, programs
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     try:
         cfg, _ = args.parse(argv)
         return report(cfg, _TOPOLOGY.value or "", _TOKENS.value, _ONLY.value, _JSON.value)
-    except (config.ConfigError, HubError) as error:
+    except (config.ConfigError, ModelFormatError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
 

@@ -24,7 +24,7 @@ from selfreward_jax.data.readers import SeedError
 from selfreward_jax.integrations import formats
 from selfreward_jax.integrations.formats import Asked
 from selfreward_jax.llm.chat import ChatError
-from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.runs.loading import Saved, open_model
 from selfreward_jax.sampling.engine import Engine, Request, Sampling
 from selfreward_jax.storage.artifacts import RowFile
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             converse(open_model(options.model, options.name), options)
         else:
             answer_file(options)
-    except (ConfigError, SeedError, HubError, ChatError, storage.StorageError, OSError) as error:
+    except (ConfigError, SeedError, ModelFormatError, ChatError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0

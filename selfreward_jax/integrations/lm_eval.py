@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, render
-from selfreward_jax.llm.hf_config import read_object
+from selfreward_jax.llm.hf_config import read_json_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import batch_sharding, round_up, batch_divisor
 from selfreward_jax.runs.loading import open_model
@@ -88,7 +88,7 @@ class HarnessLM(TemplateLM):
         self.max_gen_toks = min(256, self.max_length // 2)  # of tasks that do not say
         self.batch_size = round_up(int(batch_size), batch_divisor(self.model.mesh))
         self._source = f"{path}/{self.model.name}"
-        folder = hub.folder(path) if path.startswith(hub.PREFIX) else epath.Path(path)
+        folder = hub.resolve_model_dir(path) if path.startswith(hub.HUB_PREFIX) else epath.Path(path)
         folder = self.model.run.dir / "tokenizer" if self.model.run else folder
         self.add_bos_token = begins_texts(folder, self.chat) if add_bos_token is None else add_bos_token
         pieces = sorted(self.chat.tokenizer.controls, key=len, reverse=True)
@@ -233,4 +233,4 @@ def begins_texts(folder: epath.Path, chat: Chat) -> bool:
             chat.tokenizer.controls[chat.bos]
         ]
     settings = folder / "tokenizer_config.json"  # of a SentencePiece model: our documents begin so, as Llama's do
-    return bool((read_object(settings) if settings.exists() else {}).get("add_bos_token", True))
+    return bool((read_json_object(settings) if settings.exists() else {}).get("add_bos_token", True))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from selfreward_jax.parallel.sharding import devices_in_use
 
 
-class Segment(NamedTuple):
+class KVSegment(NamedTuple):
     """Keys and values that some rows look at.
 
     k [P, K, H, S], v [P, K, S, H], mask [B, P or 1, T or 1, S] True where a query may look. With B = P * G
@@ -23,10 +23,10 @@ class Segment(NamedTuple):
     mask: jax.Array
 
 
-SCORES_AT_ONCE = 1 << 26  # float32, on a device; longer texts look at the segments a part after the other
+MAX_SCORES = 1 << 26  # float32, on a device; longer texts look at the segments a part after the other
 
 
-def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v over all segments together, [B, T, N, H].
 
     The softmax is taken in float32 with one maximum and one denominator for all segments, which are never
@@ -34,7 +34,7 @@ def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     """
     T = q_BTNH.shape[1]
     scores = math.prod(q_BTNH.shape[:3]) * sum(s.k.shape[-1] for s in segments)
-    parts = -(-scores // (SCORES_AT_ONCE * devices_in_use()))
+    parts = -(-scores // (MAX_SCORES * devices_in_use()))
     if parts == 1 or T == 1:
         return _attend(q_BTNH, segments)
     length = -(-T // parts)
@@ -49,7 +49,7 @@ def attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     return out[jnp.arange(T) // length, :, jnp.arange(T) - starts[jnp.arange(T) // length]].swapaxes(0, 1)
 
 
-def _attend(q_BTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     scores = []
     for k, _, mask in segments:
@@ -93,11 +93,11 @@ def causal_mask(length: int) -> jax.Array:
     return jnp.tril(jnp.ones((length, length), bool))
 
 
-def up_to(ends_B: jax.Array, length: int, window: int | None) -> jax.Array:
+def causal_mask_row(ends_B: jax.Array, length: int, window: int | None) -> jax.Array:
     """[B, 1, S], the row of each text's causal mask that belongs to its token at `ends_B`."""
     slots_1S, ends_B1 = jnp.arange(length)[None], ends_B[:, None]
     seen = (slots_1S <= ends_B1)[:, None]
-    return seen if window is None else seen & within(window, ends_B1, slots_1S)
+    return seen if window is None else seen & window_mask(window, ends_B1, slots_1S)
 
 
 def packed_mask(segments_BT: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def packed_mask(segments_BT: jax.Array) -> jax.Array:
     return same & causal_mask(segments_BT.shape[1])
 
 
-def within(window: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+def window_mask(window: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
     """[B, T, S], True where the key's position is at most window - 1 before the query's.
 
     window 2, positions 0 1 2:   s 0 1 2      (that a query does not look ahead is another mask's business)

@@ -29,7 +29,7 @@ class Example(NamedTuple):
     target: list[bool]
 
 
-class Said(NamedTuple):
+class ContentSlot(NamedTuple):
     """The place of a message's text in a template, and whether the template keeps white space at its ends."""
 
     message: int
@@ -37,7 +37,7 @@ class Said(NamedTuple):
     keep_right: bool
 
 
-Part = int | str | Said  # a control id, literal text, what is said
+Part = int | str | ContentSlot  # a control id, literal text, what is said
 
 # Private-use characters around the message's number; an em space on either side shows whether the template strips.
 _MARK = "\u2003\ue000{}\ue001\u2003"
@@ -78,10 +78,10 @@ class Chat:
         at = 0
         for mark in _MARKED.finditer(text):
             parts += self._literal(text[at : mark.start()])
-            parts.append(Said(int(mark[2]), bool(mark[1]), bool(mark[3])))
+            parts.append(ContentSlot(int(mark[2]), bool(mark[1]), bool(mark[3])))
             at = mark.end()
         parts += self._literal(text[at:])
-        said = [p.message for p in parts if isinstance(p, Said)]
+        said = [p.message for p in parts if isinstance(p, ContentSlot)]
         if said != list(range(len(roles))):
             raise ChatError(f"the chat template renders messages {said} of {len(roles)} ({', '.join(roles)})")
         return parts
@@ -99,7 +99,7 @@ class Chat:
         """What a response adds to a prompt, up to the control id that closes it; and that id."""
         prompt, whole = self._format(("user",), True), self._format(("user", "assistant"), False)
         tail = _after(whole, prompt)
-        said = next(i for i, p in enumerate(tail) if isinstance(p, Said))
+        said = next(i for i, p in enumerate(tail) if isinstance(p, ContentSlot))
         for i, part in enumerate(tail[said:], said):
             if isinstance(part, int):
                 return tail[: i + 1], part
@@ -110,7 +110,7 @@ class Chat:
 
     # --- texts to ids ---
 
-    def ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+    def message_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Ids after which the model answers a conversation of (role, text), roles "user" and "assistant"."""
         roles = tuple(role for role, _ in messages)
         if roles not in self._formats:
@@ -119,7 +119,7 @@ class Chat:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids after which the model answers `prompt`."""
-        return self.ids([("user", prompt)])
+        return self.message_ids([("user", prompt)])
 
     def example(self, prompt: str, response: str) -> Example:
         """A prompt and its response; the response and the id that closes it are the targets."""
@@ -139,7 +139,7 @@ class Chat:
             follows = "control"
         return ids
 
-    def text(self, prompt: str, response: str) -> str:
+    def render_text(self, prompt: str, response: str) -> str:
         """A prompt and its response as they are written, control pieces too."""
         piece_of = {i: piece for piece, i in self.tokenizer.controls.items()}
         parts = [*self._format(("user",), True), *self._tail]
@@ -148,7 +148,7 @@ class Chat:
             piece_of[p] if isinstance(p, int) else p if isinstance(p, str) else said[p.message] for p in parts
         )
 
-    def opening(self, text: str) -> list[int]:
+    def encode_prefix(self, text: str) -> list[int]:
         """Ids of plain text that goes on."""
         ids = [self.tokenizer.controls[self.bos]] if self.bos else []
         ids += self.tokenizer.encode(text, "nothing") if text else []
@@ -158,7 +158,7 @@ class Chat:
 
     def document(self, text: str) -> Example:
         """Plain text for a base model: everything after the first id is a target."""
-        ids = self.opening(text) + ([self.tokenizer.controls[self.eos]] if self.eos else [])
+        ids = self.encode_prefix(text) + ([self.tokenizer.controls[self.eos]] if self.eos else [])
         return Example(ids, [False] + [True] * (len(ids) - 1))
 
     def response_text(self, ids: Sequence[int]) -> str:
@@ -166,7 +166,7 @@ class Chat:
         return self.tokenizer.decode([i for i in ids if i not in self.stop_ids]).strip()
 
 
-def _trim(place: Said, text: str) -> str:
+def _trim(place: ContentSlot, text: str) -> str:
     text = text if place.keep_left else text.lstrip()
     return text if place.keep_right else text.rstrip()
 
@@ -183,14 +183,14 @@ def _after(whole: list[Part], head: list[Part]) -> list[Part]:
     raise ChatError("the chat template's generation prompt is not how its assistant's turns begin")
 
 
-def pieces(text: Example, width: int) -> list[Example]:
+def chunk_document(text: Example, width: int) -> list[Example]:
     """A text cut into pieces of at most `width` tokens. Nothing in a piece foretells its first token, which so is no
     target."""
     starts = range(0, len(text.ids), width)
     return [Example(text.ids[i : i + width], [False, *text.target[i + 1 : i + width]]) for i in starts]
 
 
-def our_template(name: str) -> str:
+def builtin_template(name: str) -> str:
     """A template of ours: "control" (roles are control pieces) or "plain" (roles are words)."""
     return resources.files(__package__).joinpath("templates", f"{name}.jinja").read_text().rstrip("\n")
 

@@ -15,7 +15,7 @@ from selfreward_jax.llm.rotary import RopeScaling
 Json = dict[str, Any]
 
 
-class HubError(ValueError):
+class ModelFormatError(ValueError):
     """A model folder that cannot be used; the message names the file, what is wrong and what is supported."""
 
 
@@ -29,7 +29,7 @@ _COMMON = {
     "hidden_act": "silu",
     "sliding_window": None,
 }
-FAMILIES: dict[str, Json] = {
+ARCHITECTURES: dict[str, Json] = {
     "LlamaForCausalLM": _COMMON,  # Llama 2, 3, 3.1, 3.2, 3.3, TinyLlama, SmolLM2
     "MistralForCausalLM": _COMMON | {"sliding_window": 4096},
     "Qwen2ForCausalLM": _COMMON | {"attention_bias": True, "use_sliding_window": False},
@@ -49,7 +49,7 @@ _WHOLE = (
 )
 
 
-def read_object(path: epath.Path) -> Json:
+def read_json_object(path: epath.Path) -> Json:
     """The JSON object of a file.
 
     Raises:
@@ -58,9 +58,9 @@ def read_object(path: epath.Path) -> Json:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise HubError(f"{path} cannot be read ({error}): it must be a JSON file of a model folder") from None
+        raise ModelFormatError(f"{path} cannot be read ({error}): it must be a JSON file of a model folder") from None
     if not isinstance(found, dict):
-        raise HubError(f"{path} is not a JSON object")
+        raise ModelFormatError(f"{path} is not a JSON object")
     return found
 
 
@@ -71,40 +71,42 @@ def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
       HubError: there is no readable config.json, or it asks for what is not supported.
     """
     path = folder / "config.json"
-    raw = read_object(path)
+    raw = read_json_object(path)
     try:
         return _parse(raw), raw
-    except HubError as error:
-        raise HubError(f"{path}: {error}") from None
+    except ModelFormatError as error:
+        raise ModelFormatError(f"{path}: {error}") from None
 
 
 def _parse(raw: Json) -> LlamaConfig:
     architectures = raw.get("architectures")
     family = architectures[0] if isinstance(architectures, list) and architectures else architectures
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise HubError(f"architecture {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-    c = FAMILIES[family] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
-    _check_kinds(c)
+    if not isinstance(family, str) or family not in ARCHITECTURES:
+        raise ModelFormatError(f"architecture {family!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    c = ARCHITECTURES[family] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
+    _check_types(c)
     if c["hidden_act"] != "silu" or c["mlp_bias"]:
-        raise HubError(
+        raise ModelFormatError(
             f"hidden_act {c['hidden_act']!r} with mlp_bias {c['mlp_bias']}: only silu without bias is supported"
         )
     if c["attention_bias"] and family != "Qwen2ForCausalLM":
-        raise HubError(f"attention_bias in {family} is not supported, only Qwen2's")
+        raise ModelFormatError(f"attention_bias in {family} is not supported, only Qwen2's")
     if c.get("use_sliding_window") is False:
         c["sliding_window"] = None
     elif c.get("use_sliding_window") and (c.get("max_window_layers") or 0) > 0:
-        raise HubError("use_sliding_window with max_window_layers above 0: a window in some layers is not supported")
+        raise ModelFormatError(
+            "use_sliding_window with max_window_layers above 0: a window in some layers is not supported"
+        )
     heads, rope = c["num_attention_heads"], _rope(c)
     try:
         return LlamaConfig(
             vocab_size=c["vocab_size"],
             dim=c["hidden_size"],
-            layers=c["num_hidden_layers"],
-            heads=heads,
-            kv_heads=c.get("num_key_value_heads", heads),
+            num_layers=c["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=c.get("num_key_value_heads", heads),
             head_dim=c.get("head_dim", c["hidden_size"] // heads),
-            hidden=c["intermediate_size"],
+            mlp_dim=c["intermediate_size"],
             rope_theta=rope.pop("rope_theta"),
             rope_scaling=RopeScaling(**rope) if rope else None,
             norm_eps=c["rms_norm_eps"],
@@ -115,25 +117,25 @@ def _parse(raw: Json) -> LlamaConfig:
             param_dtype=stored_dtype(c),
         )
     except ValueError as error:
-        raise HubError(str(error)) from None
+        raise ModelFormatError(str(error)) from None
 
 
-def _check_kinds(c: Json) -> None:
+def _check_types(c: Json) -> None:
     for field in _WHOLE:
         value = c.get(field, 1 if field in ("num_key_value_heads", "head_dim", "sliding_window") else None)
         if type(value) is not int or value < 1:
             if field == "sliding_window" and value is None:
                 continue
-            raise HubError(f"{field} is {value!r}; it must be a whole number above 0")
+            raise ModelFormatError(f"{field} is {value!r}; it must be a whole number above 0")
     for field in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if not isinstance(c[field], bool):
-            raise HubError(f"{field} is {c[field]!r}; it must be true or false")
+            raise ModelFormatError(f"{field} is {c[field]!r}; it must be true or false")
     for field in ("rms_norm_eps", "rope_theta"):
         if not isinstance(c[field], int | float) or not 0 < c[field] < float("inf"):
-            raise HubError(f"{field} is {c[field]!r}; it must be a number above 0")
+            raise ModelFormatError(f"{field} is {c[field]!r}; it must be a number above 0")
     for field in ("rope_parameters", "rope_scaling"):
         if not isinstance(c.get(field, {}), dict):
-            raise HubError(f"{field} is {c[field]!r}; it must be an object")
+            raise ModelFormatError(f"{field} is {c[field]!r}; it must be an object")
 
 
 def _rope(c: Json) -> Json:
@@ -152,17 +154,17 @@ def _rope(c: Json) -> Json:
             original = int(given["original_max_position_embeddings"])
             return theta | numbers | {"original_max_position_embeddings": original}
     except KeyError as error:
-        raise HubError(f"rope type {kind!r} lacks the field {error}") from None
+        raise ModelFormatError(f"rope type {kind!r} lacks the field {error}") from None
     except (TypeError, ValueError) as error:
-        raise HubError(f"rope type {kind!r} has a field that is no number ({error})") from None
-    raise HubError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        raise ModelFormatError(f"rope type {kind!r} has a field that is no number ({error})") from None
+    raise ModelFormatError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
 
 
 def stored_dtype(c: Json) -> str:
     """The dtype that a config.json says its weights have; float32 if it says none."""
     dtype = str(c.get("dtype") or c.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
-        raise HubError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+        raise ModelFormatError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
     return dtype
 
 
@@ -181,10 +183,10 @@ def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **facts: Any) -
         "model_type": family.lower(),
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.dim,
-        "intermediate_size": cfg.hidden,
-        "num_hidden_layers": cfg.layers,
-        "num_attention_heads": cfg.heads,
-        "num_key_value_heads": cfg.kv_heads,
+        "intermediate_size": cfg.mlp_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
         "head_dim": cfg.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": cfg.norm_eps,

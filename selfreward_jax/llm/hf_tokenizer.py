@@ -5,12 +5,12 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax.llm.chat import Chat, ChatError, our_template
-from selfreward_jax.llm.hf_config import HubError, read_object
+from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
+from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
 from selfreward_jax.llm.tokenizer import SentencePiece, Tokenizer, TokenizerJson
 
 # What a folder's tokenizer is made of; a run that starts from a folder keeps a copy of these.
-FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -33,7 +33,7 @@ def read_chat(folder: epath.Path) -> Chat:
     )
     rows = config.get("vocab_size", tokenizer.vocab_size)
     if tokenizer.vocab_size > rows:
-        raise HubError(
+        raise ModelFormatError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows: they are not of "
             "one model"
         )
@@ -46,16 +46,16 @@ def read_chat(folder: epath.Path) -> Chat:
             ids = _ids(generation.get(f"{name}_token_id")) or _ids(config.get(f"{name}_token_id"))
             token = piece_of.get(ids[0]) if ids else None
         if token is not None and (not isinstance(token, str) or token not in tokenizer.controls):
-            raise HubError(f"{folder}: {name}_token {token!r} is no control piece of the tokenizer")
+            raise ModelFormatError(f"{folder}: {name}_token {token!r} is no control piece of the tokenizer")
         named[name] = token
     stops = {*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))}
     if named["eos"]:
         stops.add(tokenizer.controls[named["eos"]])
-    template = _template(folder, settings) or our_template("plain")
+    template = _template(folder, settings) or builtin_template("plain")
     try:
         return Chat(tokenizer, template, named["bos"], named["eos"], sorted(stops))
     except ChatError as error:
-        raise HubError(f"{folder}: {error}") from None
+        raise ModelFormatError(f"{folder}: {error}") from None
 
 
 def _tokenizer(folder: epath.Path) -> Tokenizer:
@@ -64,12 +64,16 @@ def _tokenizer(folder: epath.Path) -> Tokenizer:
             try:
                 return TokenizerJson(path.read_text()) if kind == "text" else SentencePiece(path.read_bytes())
             except (OSError, ValueError, RuntimeError) as error:
-                raise HubError(f"{path} cannot be read ({' '.join(str(error).split())}): download it again") from None
-    raise HubError(f"{folder} has no tokenizer.json and no tokenizer.model: give a folder that holds its tokenizer")
+                raise ModelFormatError(
+                    f"{path} cannot be read ({' '.join(str(error).split())}): download it again"
+                ) from None
+    raise ModelFormatError(
+        f"{folder} has no tokenizer.json and no tokenizer.model: give a folder that holds its tokenizer"
+    )
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
+    return read_json_object(path) if path.exists() else {}
 
 
 def _ids(value: Any) -> list[int]:
@@ -82,7 +86,7 @@ def _template(folder: epath.Path, settings: dict[str, Any]) -> str | None:
         try:
             return path.read_text()
         except (OSError, ValueError) as error:
-            raise HubError(f"{path} cannot be read ({error})") from None
+            raise ModelFormatError(f"{path} cannot be read ({error})") from None
     given = settings.get("chat_template")
     if isinstance(given, list):  # several, by name
         given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}.get("default")
@@ -95,7 +99,7 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, own: boo
     A SentencePiece model of our own gets a tokenizer.json beside it, which is what other programs read. One that came
     with a folder may change texts in ways of its own: other programs get it as it is.
     """
-    for name in FILES:
+    for name in TOKENIZER_FILES:
         if name != "config.json" and (source / name).exists():
             (folder / name).write_bytes((source / name).read_bytes())
     (folder / "chat_template.jinja").write_text(chat.template)

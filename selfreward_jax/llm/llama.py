@@ -19,9 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import Segment, attend, up_to
-from selfreward_jax.llm.rotary import RopeScaling, rotate, turns
-from selfreward_jax.llm.self_attention import as_kept, attention
+from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row
+from selfreward_jax.llm.rotary import RopeScaling, apply_rope, rope_cos_sin
+from selfreward_jax.llm.self_attention import to_cache_layout, attention
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 
 Params = dict[str, Any]
@@ -33,11 +33,11 @@ class LlamaConfig:
 
     vocab_size: int  # V
     dim: int  # D
-    layers: int  # L
-    heads: int  # N
-    kv_heads: int  # K; divides N
+    num_layers: int  # L
+    num_heads: int  # N
+    num_kv_heads: int  # K; divides N
     head_dim: int  # H; even, for rotary pairs
-    hidden: int  # F
+    mlp_dim: int  # F
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
@@ -56,14 +56,14 @@ class LlamaConfig:
     lora_targets: tuple[str, ...] = ()  # matrices of each layer, of MATRICES
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"heads {self.num_heads} is not divisible by kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
 
 
 # What is kept of a layer for the backward pass: everything; the results of its matrix products; its input alone.
-REMAT: dict[str, Callable[..., Any] | None] = {
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -74,7 +74,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 MATRICES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 
 
-class Weight(NamedTuple):
+class ParamSpec(NamedTuple):
     """The declaration of one weight; initialisation, shardings and file formats derive from it."""
 
     shape: tuple[int, ...]
@@ -82,15 +82,15 @@ class Weight(NamedTuple):
     init: Callable[..., jax.Array]
 
 
-def weights(cfg: LlamaConfig) -> dict[str, Any]:
+def param_specs(cfg: LlamaConfig) -> dict[str, Any]:
     """The tree of weight declarations, in the shape of the parameter tree. Layers are stacked in front."""
     L, D, N, K, H, F, V = (
-        cfg.layers,
+        cfg.num_layers,
         cfg.dim,
-        cfg.heads,
-        cfg.kv_heads,
+        cfg.num_heads,
+        cfg.num_kv_heads,
         cfg.head_dim,
-        cfg.hidden,
+        cfg.mlp_dim,
         cfg.vocab_size,
     )
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
@@ -99,43 +99,43 @@ def weights(cfg: LlamaConfig) -> dict[str, Any]:
     attn_out = nn.initializers.normal(1 / math.sqrt(N * H * 2 * L))
     mlp_out = nn.initializers.normal(1 / math.sqrt(F * 2 * L))
     layer = {
-        "attn_norm": Weight((L, D), ("layers", "embed"), ones),
-        "wq": Weight((L, D, N, H), ("layers", "embed", "heads", "head"), inward),
-        "wk": Weight((L, D, K, H), ("layers", "embed", "kv_heads", "head"), inward),
-        "wv": Weight((L, D, K, H), ("layers", "embed", "kv_heads", "head"), inward),
-        "wo": Weight((L, N, H, D), ("layers", "heads", "head", "embed"), attn_out),
-        "mlp_norm": Weight((L, D), ("layers", "embed"), ones),
-        "w_gate": Weight((L, D, F), ("layers", "embed", "mlp"), inward),
-        "w_up": Weight((L, D, F), ("layers", "embed", "mlp"), inward),
-        "w_down": Weight((L, F, D), ("layers", "mlp", "embed"), mlp_out),
+        "attn_norm": ParamSpec((L, D), ("layers", "embed"), ones),
+        "wq": ParamSpec((L, D, N, H), ("layers", "embed", "heads", "head"), inward),
+        "wk": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), inward),
+        "wv": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), inward),
+        "wo": ParamSpec((L, N, H, D), ("layers", "heads", "head", "embed"), attn_out),
+        "mlp_norm": ParamSpec((L, D), ("layers", "embed"), ones),
+        "w_gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), inward),
+        "w_up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), inward),
+        "w_down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), mlp_out),
     }
     if cfg.attention_bias:
-        layer["bq"] = Weight((L, N, H), ("layers", "heads", "head"), zeros)
-        layer["bk"] = Weight((L, K, H), ("layers", "kv_heads", "head"), zeros)
-        layer["bv"] = Weight((L, K, H), ("layers", "kv_heads", "head"), zeros)
+        layer["bq"] = ParamSpec((L, N, H), ("layers", "heads", "head"), zeros)
+        layer["bk"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)
+        layer["bv"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)
     if cfg.qk_norm:
-        layer["q_norm"] = Weight((L, H), ("layers", "head"), ones)
-        layer["k_norm"] = Weight((L, H), ("layers", "head"), ones)
+        layer["q_norm"] = ParamSpec((L, H), ("layers", "head"), ones)
+        layer["k_norm"] = ParamSpec((L, H), ("layers", "head"), ones)
     if cfg.lora_rank:
         for name in cfg.lora_targets:
             layer |= _adapter(name, layer[name], cfg.lora_rank)
     tree = {
-        "embed": Weight((V, D), ("vocab", "embed"), nn.initializers.normal(0.02)),
+        "embed": ParamSpec((V, D), ("vocab", "embed"), nn.initializers.normal(0.02)),
         "layers": layer,
-        "norm": Weight((D,), ("embed",), ones),
+        "norm": ParamSpec((D,), ("embed",), ones),
     }
     if not cfg.tie_embeddings:
-        tree["head"] = Weight((D, V), ("embed", "vocab"), inward)
+        tree["head"] = ParamSpec((D, V), ("embed", "vocab"), inward)
     return tree
 
 
-def _adapter(name: str, matrix: Weight, rank: int) -> dict[str, Weight]:
+def _adapter(name: str, matrix: ParamSpec, rank: int) -> dict[str, ParamSpec]:
     """The two factors of what is added to a matrix: inputs to rank, and rank to outputs, which begins at zero."""
     cut = 1 + MATRICES[name]  # behind the layers and the inputs
     inward = nn.initializers.normal(1 / math.sqrt(math.prod(matrix.shape[1:cut])))
     return {
-        f"{name}_a": Weight((*matrix.shape[:cut], rank), (*matrix.axes[:cut], "rank"), inward),
-        f"{name}_b": Weight(
+        f"{name}_a": ParamSpec((*matrix.shape[:cut], rank), (*matrix.axes[:cut], "rank"), inward),
+        f"{name}_b": ParamSpec(
             (matrix.shape[0], rank, *matrix.shape[cut:]),
             (matrix.axes[0], "rank", *matrix.axes[cut:]),
             nn.initializers.zeros_init(),
@@ -170,8 +170,8 @@ def project(cfg: LlamaConfig, w: dict[str, jax.Array], name: str, x: jax.Array) 
     return y
 
 
-def heads(
-    cfg: LlamaConfig, w: dict[str, jax.Array], name: str, y_BTD: jax.Array, turn: Sequence[jax.Array]
+def project_qkv(
+    cfg: LlamaConfig, w: dict[str, jax.Array], name: str, y_BTD: jax.Array, rope: Sequence[jax.Array]
 ) -> jax.Array:
     """The queries ("q"), keys ("k") or values ("v") of a layer's normed input, [B, T, N or K, H]."""
     x = project(cfg, w, f"w{name}", y_BTD)
@@ -179,16 +179,16 @@ def heads(
         x = x + w[f"b{name}"]
     if cfg.qk_norm and name != "v":
         x = rms_norm(x, w[f"{name}_norm"], cfg.norm_eps)
-    return constrain(x if name == "v" else rotate(x, *turn), BATCH_AXES, None, "tensor", None)
+    return constrain(x if name == "v" else apply_rope(x, *rope), BATCH_AXES, None, "tensor", None)
 
 
 def block(
     cfg: LlamaConfig,
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
-    turn: Sequence[jax.Array],
+    rope: Sequence[jax.Array],
     segments_BT: jax.Array | None,
-    past: Sequence[Segment],
+    past: Sequence[KVSegment],
     key: jax.Array | None,
     ends_B: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -202,14 +202,14 @@ def block(
 
     y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
     if ends_B is None:
-        q, k, v = (heads(cfg, w, name, y, turn) for name in "qkv")
+        q, k, v = (project_qkv(cfg, w, name, y, rope) for name in "qkv")
         o_BTNH = attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window, past)
     else:
-        k, v = (heads(cfg, w, name, y, turn) for name in "kv")
-        mask = up_to(ends_B, y.shape[1], cfg.sliding_window)
-        x_BTD, y, *turn = (at_ends(x, ends_B) for x in (x_BTD, y, *turn))
-        seen = [s._replace(mask=at_ends(s.mask, ends_B)) for s in past]
-        o_BTNH = attend(heads(cfg, w, "q", y, turn), [*seen, Segment(*as_kept(k, v), mask)])
+        k, v = (project_qkv(cfg, w, name, y, rope) for name in "kv")
+        mask = causal_mask_row(ends_B, y.shape[1], cfg.sliding_window)
+        x_BTD, y, *rope = (gather_last(x, ends_B) for x in (x_BTD, y, *rope))
+        seen = [s._replace(mask=gather_last(s.mask, ends_B)) for s in past]
+        o_BTNH = attend(project_qkv(cfg, w, "q", y, rope), [*seen, KVSegment(*to_cache_layout(k, v), mask)])
     x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
 
     y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
@@ -218,10 +218,10 @@ def block(
         gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
     y = (jax.nn.silu(gate) * up).astype(x_BTD.dtype)
     y = constrain(y, BATCH_AXES, None, "tensor")
-    return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), as_kept(k, v)
+    return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), to_cache_layout(k, v)
 
 
-def at_ends(x: jax.Array, ends_B: jax.Array) -> jax.Array:
+def gather_last(x: jax.Array, ends_B: jax.Array) -> jax.Array:
     """Of rows [B or fewer, T or 1, ...], each serving consecutive ones of B, what stands at `ends_B`: [B, 1, ...];
     the same for all T, as it is."""
     if x.shape[1] == 1:
@@ -238,24 +238,24 @@ class Llama(nn.Module):
     def setup(self) -> None:
         """Declares the weights."""
         dtype = jnp.dtype(self.cfg.param_dtype)
-        for name, declared in weights(self.cfg).items():
+        for name, declared in param_specs(self.cfg).items():
             # `layers` is a dictionary of stacked weights, the others are single weights.
-            setattr(self, name, self.param(name, initialise, declared, dtype))
+            setattr(self, name, self.param(name, init_params, declared, dtype))
 
     def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
         """Logits [B, T, V], float32. Keyword inputs as in `hidden`."""
-        return self.unembed(self.hidden(tokens_BT, **inputs)[0])
+        return self.unembed(self.hidden_states(tokens_BT, **inputs)[0])
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]."""
-        head_DV = self.output_matrix().astype(x_BTD.dtype)
+        head_DV = self.lm_head().astype(x_BTD.dtype)
         return jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
 
-    def output_matrix(self) -> jax.Array:
+    def lm_head(self) -> jax.Array:
         """From hidden states to logits [D, V]."""
         return self.embed.T if self.cfg.tie_embeddings else self.head
 
-    def hidden(
+    def hidden_states(
         self,
         tokens_BT: jax.Array,
         *,
@@ -294,21 +294,21 @@ class Llama(nn.Module):
         B, T = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-        turn = turns(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        turn = rope_cos_sin(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         # Whole rows of the table before they are looked up: of rows split in two ways at once XLA makes a detour.
         table_VD = constrain(self.embed.astype(cfg.dtype), "tensor", None)
         x_BTD = constrain(table_VD[tokens_BT], BATCH_AXES, None, None)
         if key is not None:
-            x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.layers))
+            x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.num_layers))
 
         def layer(x: jax.Array, inputs: Any, ends_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
             index, w, kv = inputs
-            segments = [Segment(k, v, s.mask) for (k, v), s in zip(kv, past, strict=True)]
+            segments = [KVSegment(k, v, s.mask) for (k, v), s in zip(kv, past, strict=True)]
             layer_key = None if key is None else jax.random.fold_in(key, index)
             return block(cfg, w, x, turn, segments_BT, segments, layer_key, ends_B)
 
         last = partial(layer, ends_B=ends_B)
-        if (policy := REMAT[cfg.remat]) is not None:
+        if (policy := REMAT_POLICIES[cfg.remat]) is not None:
             layer, last = (jax.checkpoint(x, policy=policy) for x in (layer, last))
         if cfg.scan_layers:
             # The weights travel as scanned inputs; the scope's own parameters are only passed along.
@@ -316,46 +316,46 @@ class Llama(nn.Module):
                 lambda _, x, inputs: layer(x, inputs),
                 variable_broadcast="params",
                 split_rngs={"params": False},
-                length=cfg.layers,
+                length=cfg.num_layers,
             )
             kept = [(s.k, s.v) for s in past]
-            x_BTD, kv = lifted(self, x_BTD, (jnp.arange(cfg.layers), self.layers, kept))
+            x_BTD, kv = lifted(self, x_BTD, (jnp.arange(cfg.num_layers), self.layers, kept))
             # One program for all layers: the last one is done whole.
-            x_BTD = x_BTD if ends_B is None else at_ends(x_BTD, ends_B)
+            x_BTD = x_BTD if ends_B is None else gather_last(x_BTD, ends_B)
         else:
             kvs = []
-            for i, w in enumerate(layers or apart(cfg, self.layers)):
-                step = last if i + 1 == cfg.layers else layer
+            for i, w in enumerate(layers or unstack_layers(cfg, self.layers)):
+                step = last if i + 1 == cfg.num_layers else layer
                 x_BTD, kv = step(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
                 kvs.append(kv)
             kv = tuple(zip(*kvs, strict=True))
         return rms_norm(x_BTD, self.norm, cfg.norm_eps), kv
 
 
-def apart(cfg: LlamaConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
+def unstack_layers(cfg: LlamaConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
     """Each layer's own weights. Inside a loop XLA copies a slice of the stack at every turn, all weights in all: taken
     apart before it, they are copied once."""
-    parts = {name: jax.lax.split(weight, [1] * cfg.layers) for name, weight in stacked.items()}
-    return [{name: part[i][0] for name, part in parts.items()} for i in range(cfg.layers)]
+    parts = {name: jax.lax.split(weight, [1] * cfg.num_layers) for name, weight in stacked.items()}
+    return [{name: part[i][0] for name, part in parts.items()} for i in range(cfg.num_layers)]
 
 
-def initialise(key: jax.Array, declared: Any, dtype: Any) -> Any:
+def init_params(key: jax.Array, specs: Any, dtype: Any) -> Any:
     """Fresh weights of a tree of declarations."""
-    leaves, tree = jax.tree.flatten(declared, is_leaf=is_weight)
+    leaves, tree = jax.tree.flatten(specs, is_leaf=is_param_spec)
     keys = jax.random.split(key, len(leaves))
     return tree.unflatten([w.init(k, w.shape, dtype) for w, k in zip(leaves, keys, strict=True)])
 
 
-def abstract(declared: Any, dtype: Any) -> Any:
+def abstract_params(specs: Any, dtype: Any) -> Any:
     """Shapes and dtypes of the weights of a tree of declarations."""
-    return jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), declared, is_leaf=is_weight)
+    return jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), specs, is_leaf=is_param_spec)
 
 
-def parameter_count(declared: Any) -> int:
+def parameter_count(specs: Any) -> int:
     """Number of scalars in a tree of declarations."""
-    return sum(math.prod(w.shape) for w in jax.tree.leaves(declared, is_leaf=is_weight))
+    return sum(math.prod(w.shape) for w in jax.tree.leaves(specs, is_leaf=is_param_spec))
 
 
-def is_weight(x: Any) -> bool:
+def is_param_spec(x: Any) -> bool:
     """Whether this is a declaration: the leaf of a tree of them."""
-    return isinstance(x, Weight)
+    return isinstance(x, ParamSpec)

@@ -9,24 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.llama import MATRICES, LlamaConfig, Params, weights
+from selfreward_jax.llm.llama import MATRICES, LlamaConfig, Params, param_specs
 
 
-def adapters(cfg: LlamaConfig) -> dict[str, Any]:
+def adapter_specs(cfg: LlamaConfig) -> dict[str, Any]:
     """The declarations of the adapters alone."""
-    return {"layers": {name: w for name, w in weights(cfg)["layers"].items() if _is_adapter(name)}}
+    return {"layers": {name: w for name, w in param_specs(cfg)["layers"].items() if _is_adapter(name)}}
 
 
-def trained(cfg: LlamaConfig) -> dict[str, Any]:
+def trainable_specs(cfg: LlamaConfig) -> dict[str, Any]:
     """The declarations of what training changes: the adapters, or all weights where there are none."""
-    return adapters(cfg) if cfg.lora_rank else weights(cfg)
+    return adapter_specs(cfg) if cfg.lora_rank else param_specs(cfg)
 
 
 def _is_adapter(name: str) -> bool:
     return name[:-2] in MATRICES and name.endswith(("_a", "_b"))
 
 
-def join(frozen: Params | None, trained: Params) -> Params:
+def combine(frozen: Params | None, trained: Params) -> Params:
     """The parameters of the model: the frozen ones with the adapters in their places; without frozen ones, `trained`
     itself."""
     if frozen is None:

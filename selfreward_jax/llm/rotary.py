@@ -34,7 +34,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
     return share * frequency + (1 - share) * frequency / factor
 
 
-def turns(
+def rope_cos_sin(
     positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, T, 1, H/2] in float32."""
@@ -42,7 +42,7 @@ def turns(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def apply_rope(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns each pair (x[i], x[i + H/2]) by its position's angle."""
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -20,16 +20,16 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 
-from selfreward_jax.llm.attention import Segment, attend, causal_mask, packed_mask, within
+from selfreward_jax.llm.attention import KVSegment, attend, causal_mask, packed_mask, window_mask
 from selfreward_jax.parallel.sharding import BATCH_AXES
 
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 
 
-def choose(asked: str, platform: str, dtype: str) -> str:
+def resolve_impl(impl: str, platform: str, dtype: str) -> str:
     """The implementation for `asked` ("auto" or a name) on devices of a JAX platform (cpu, gpu, cuda, tpu)."""
-    if asked != "auto":
-        return asked
+    if impl != "auto":
+        return impl
     if platform == "tpu":
         return "splash"
     if platform in ("gpu", "cuda"):
@@ -38,13 +38,13 @@ def choose(asked: str, platform: str, dtype: str) -> str:
 
 
 def attention(
-    how: str,
+    impl: str,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     segments_BT: jax.Array | None,
     window: int | None,
-    past: Sequence[Segment],
+    past: Sequence[KVSegment],
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v, [B, T, N, H]; a token looks at `past`, at itself and at earlier ones.
 
@@ -56,45 +56,50 @@ def attention(
       past: what came before, whose masks hold the window.
     """
     if not past:
-        return self_attention(how, q_BTNH, k_BTKH, v_BTKH, segments_BT, window)
+        return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segments_BT, window)
     # One token needs no blocks; and keys that many rows share are not to be copied for each of them.
     blocks = len(past) == 1 and q_BTNH.shape[1] > 1 and q_BTNH.shape[0] <= 2 * past[0].k.shape[0]
-    if how == "splash" and blocks and segments_BT is None and goes_on(how, window):
-        return _splash_after(q_BTNH, k_BTKH, v_BTKH, past[0])
+    if impl == "splash" and blocks and segments_BT is None and supports_prefix(impl, window):
+        return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0])
     mask = self_mask(q_BTNH.shape[1], segments_BT, window)
-    return attend(q_BTNH, [*past, Segment(*as_kept(k_BTKH, v_BTKH), mask)])
+    return attend(q_BTNH, [*past, KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)])
 
 
-def goes_on(how: str, window: int | None) -> bool:
+def supports_prefix(impl: str, window: int | None) -> bool:
     """Whether an implementation is as good for a text that goes on from another as for one alone. Splash counts slots
     and not positions, between which padding may lie: it knows no window then. For cuDNN it is not written."""
-    return how in ("reference", "xla") or (how == "splash" and window is None)
+    return impl in ("reference", "xla") or (impl == "splash" and window is None)
 
 
-def as_kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+def to_cache_layout(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys [B, K, H, T] and values [B, K, T, H]. Keys are transposed: decoding reads them along T many times and writes
     one column at a time."""
     return k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
 def self_attention(
-    how: str, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, window: int | None
+    impl: str,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+    window: int | None,
 ) -> jax.Array:
     """The same with nothing before it."""
-    if how == "splash":
+    if impl == "splash":
         if segments_BT is None:
             segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
         return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, window)
     mask = self_mask(q_BTNH.shape[1], segments_BT, window)
-    if how == "reference":
-        return attend(q_BTNH, [Segment(*as_kept(k_BTKH, v_BTKH), mask)])
-    if how == "cudnn" and segments_BT is None:
+    if impl == "reference":
+        return attend(q_BTNH, [KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)])
+    if impl == "cudnn" and segments_BT is None:
         # Without an array for a mask, cuDNN skips the blocks that it leaves nothing of.
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q_BTNH, k_BTKH, v_BTKH, is_causal=True, local_window_size=local, implementation="cudnn"
         )
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=how)
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl)
 
 
 def self_mask(length: int, segments_BT: jax.Array | None, window: int | None) -> jax.Array:
@@ -103,11 +108,11 @@ def self_mask(length: int, segments_BT: jax.Array | None, window: int | None) ->
     if window is not None:
         # Positions of one text are consecutive, so that slots are as good as positions.
         slots = jnp.arange(length)[None]
-        mask &= within(window, slots, slots)
+        mask &= window_mask(window, slots, slots)
     return mask
 
 
-def _splash_after(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, past: Segment) -> jax.Array:
+def _splash_with_prefix(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, past: KVSegment) -> jax.Array:
     """Splash attention to another text and then to itself: one row of keys, in which padding has a number of its own.
 
     past of 3 slots, 2 filled; T 2:   keys      a b . c d     a query looks at slots up to its own, counted from

@@ -17,7 +17,7 @@ import tokenizers
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
-Follows = Literal["nothing", "control", "text"]
+PrecededBy = Literal["nothing", "control", "text"]
 
 
 class Tokenizer(Protocol):
@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     controls: Mapping[str, int]  # the control pieces and their ids
 
-    def encode(self, text: str, follows: Follows = "control") -> list[int]:
+    def encode(self, text: str, follows: PrecededBy = "control") -> list[int]:
         """Ids of plain text that follows nothing, a control id, or other text; never a control id, whatever the text
         says."""
         ...
@@ -57,7 +57,7 @@ class SentencePiece:
         self.controls = {self._sp.id_to_piece(i): i for i in ids if self._sp.is_control(i)}
         self._anchor = self._sp.encode(self._ANCHOR)
 
-    def encode(self, text: str, follows: Follows = "control") -> list[int]:
+    def encode(self, text: str, follows: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
         if follows != "text":
             return self._sp.encode(text)
@@ -98,7 +98,7 @@ class TokenizerJson:
             raise ValueError(str(error)) from None
         self.vocab_size = 1 + max(self._all.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, text: str, follows: Follows = "control") -> list[int]:
+    def encode(self, text: str, follows: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
         return self._after[follows].encode(text, add_special_tokens=False).ids
 

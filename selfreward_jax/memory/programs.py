@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import lora
-from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract, weights
+from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract_params, param_specs
 from selfreward_jax.parallel.arrays import reshard_fn
 from selfreward_jax.parallel.mesh import sampling_mesh
 from selfreward_jax.parallel.sharding import (
@@ -74,7 +74,7 @@ def _like(tree: Any, shardings: Any) -> Any:
 
 
 def _laid(declared: Any, dtype: str, mesh: Mesh, table: Any = None) -> Any:
-    return _like(abstract(declared, dtype), param_shardings(declared, mesh, *([table] if table else [])))
+    return _like(abstract_params(declared, dtype), param_shardings(declared, mesh, *([table] if table else [])))
 
 
 def on_device(tree: Any) -> int:
@@ -107,12 +107,12 @@ class _Trained(NamedTuple):
 def _trained(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str) -> _Trained:
     settings = cfg[stage]
     model = Llama(_model(cfg, found, mesh, settings.dropout, adapters=True))
-    declared = lora.trained(model.cfg)
+    declared = lora.trainable_specs(model.cfg)
     optimizer = trainer.make_optimizer(cfg.optimizer)
-    params, lying = abstract(declared, "float32"), param_shardings(declared, mesh)
+    params, lying = abstract_params(declared, "float32"), param_shardings(declared, mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
     state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
-    frozen = _laid(weights(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
+    frozen = _laid(param_specs(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
     return _Trained(model, optimizer, shardings, _like(state, shardings), frozen)
 
 
@@ -209,7 +209,7 @@ def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
 def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted: Sequence[str]) -> Iterator[Program]:
     mesh = sampling_mesh(training, cfg.parallel.sample_tensor)
     model = _model(cfg, found, mesh)
-    declared, dtype = weights(model), cfg.model.dtype
+    declared, dtype = param_specs(model), cfg.model.dtype
     trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)
     held: dict[str, int] = {}
     if cfg.dpo.eval_every:  # early stopping samples in the midst of training
@@ -217,9 +217,9 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     beside = sum(held.values())
     if "merge" in wanted and cfg.lora.rank:
         adapted = _model(cfg, found, training, adapters=True)
-        adapters = _laid(lora.trained(adapted), "float32", training)
+        adapters = _laid(lora.trainable_specs(adapted), "float32", training)
         merging = jax.jit(
-            lambda base, own: lora.merge(adapted, lora.join(base, own)),
+            lambda base, own: lora.merge(adapted, lora.combine(base, own)),
             out_shardings=jax.tree.map(lambda x: x.sharding, trained),
             donate_argnums=0,
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
-from selfreward_jax.llm.hf_config import HubError
+from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.models import described
 from selfreward_jax.report import time_report
 from selfreward_jax.runs.run import Run, model_of
@@ -108,7 +108,7 @@ def _memory(r: Run) -> list[str]:
     """Bytes on a device of what is there for long: the state in training, weights and cache in sampling."""
     try:
         return _held(r)
-    except (ConfigError, HubError) as error:  # of a model that is not here yet
+    except (ConfigError, ModelFormatError) as error:  # of a model that is not here yet
         return [f"memory is not known: {error}"]
 
 
@@ -116,18 +116,20 @@ def _held(r: Run) -> list[str]:
     c = r.cfg
     shape = [described(c), c.tokenizer.vocab_size, r.mesh.devices.flat[0].platform]
     cfg, adapted = model_of(c, *shape), model_of(c, *shape, adapters=True)
-    whole, trained = llama.weights(cfg), llama.abstract(lora.trained(adapted), "float32")
+    whole, trained = llama.param_specs(cfg), llama.abstract_params(lora.trainable_specs(adapted), "float32")
     moments = jax.eval_shape(trainer.make_optimizer(c.optimizer).init, trained)
     wide = jnp.dtype(cfg.dtype).itemsize
     count = llama.parameter_count(whole)
     frozen = count * wide if c.lora.rank else 0
     training = (2 * _bytes(trained) + _bytes(moments) + frozen) / (c.parallel.fsdp * c.parallel.tensor)
     shared = c.parallel.sample_tensor or c.parallel.tensor
-    cache = c.generate.rows * c.model.max_length * cfg.layers * 2 * cfg.kv_heads * cfg.head_dim * wide
+    cache = c.generate.rows * c.model.max_length * cfg.num_layers * 2 * cfg.num_kv_heads * cfg.head_dim * wide
     sampling = count * wide / shared + cache / r.sampling_mesh.size
     return [
         f"parameters: {count:,}"
-        + (f", of which adapters train {llama.parameter_count(lora.trained(adapted)):,}" if c.lora.rank else ""),
+        + (
+            f", of which adapters train {llama.parameter_count(lora.trainable_specs(adapted)):,}" if c.lora.rank else ""
+        ),
         f"a device holds in training weights, gradients and moments, {_size(training)}; in sampling weights and cache, "
         f"{_size(sampling)}",
         "activations come on top: `python -m selfreward_jax fits` compiles the programs for a TPU slice and counts all",

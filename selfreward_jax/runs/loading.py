@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.hf_config import read_config, read_object
+from selfreward_jax.llm.hf_config import read_config, read_json_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import LlamaConfig, Params, weights
+from selfreward_jax.llm.llama import LlamaConfig, Params, param_specs
 from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
@@ -56,8 +56,8 @@ def open_model(path: str, name: str = "", like: Run | None = None) -> Saved:
       ConfigError: there is no such model, or the meshes do not divide it.
       HubError: the folder cannot be used.
     """
-    if path.startswith(hub.PREFIX):
-        return _of_folder(hub.folder(path), like)
+    if path.startswith(hub.HUB_PREFIX):
+        return _of_folder(hub.resolve_model_dir(path), like)
     if _is_folder(path):
         return _of_folder(epath.Path(path), like)
     run, name = _in_run(path, name, like.cfg.parallel if like else None)
@@ -73,7 +73,7 @@ def find_model(path: str, name: str = "") -> tuple[str, str]:
     Raises:
       ConfigError, HubError: there is no such model.
     """
-    if path.startswith(hub.PREFIX):
+    if path.startswith(hub.HUB_PREFIX):
         return path, _digest(path.encode())
     if _is_folder(path):
         folder = epath.Path(path)
@@ -89,7 +89,7 @@ def _digest(*parts: bytes) -> str:
 
 def _is_folder(path: str) -> bool:
     described = epath.Path(path) / "config.json"
-    return described.exists() and "architectures" in read_object(described)
+    return described.exists() and "architectures" in read_json_object(described)
 
 
 def _in_run(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[Run, str]:
@@ -112,6 +112,6 @@ def _of_folder(folder: epath.Path, like: Run | None) -> Saved:
 
 def _shardings(cfg: LlamaConfig, mesh: Mesh, table: dict[str, str]) -> Any:
     try:
-        return param_shardings(weights(cfg), mesh, table)
+        return param_shardings(param_specs(cfg), mesh, table)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -24,8 +24,8 @@ from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import LlamaConfig, Params, abstract, weights
-from selfreward_jax.llm.self_attention import choose
+from selfreward_jax.llm.llama import LlamaConfig, Params, abstract_params, param_specs
+from selfreward_jax.llm.self_attention import resolve_impl
 from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
@@ -243,13 +243,13 @@ class Run:
     def check_layouts(self, found: LlamaConfig | None) -> None:
         """Raises ConfigError where the mesh of training or of sampling does not divide the model, before either is
         made; `found` as in `model_of`. A vocabulary that is not trained yet counts as one that they divide."""
-        declared = weights(model_of(self.cfg, found, self.mesh.size, self.mesh.devices.flat[0].platform))
+        declared = param_specs(model_of(self.cfg, found, self.mesh.size, self.mesh.devices.flat[0].platform))
         self.shardings(declared)
         self.shardings(declared, sampling=True)
 
     def restore(self, path: epath.Path, declared: Any) -> Params:
         """Float32 parameters from a checkpoint, as they lie in training."""
-        return checkpoints.restore(path, abstract(declared, "float32"), self.shardings(declared))
+        return checkpoints.restore(path, abstract_params(declared, "float32"), self.shardings(declared))
 
     def made(self, make: Callable[[jax.Array], Params], declared: Any, name: str) -> Params:
         """Fresh parameters `make(key)` with a key of the seed and `name`; each device makes its own part."""
@@ -261,13 +261,13 @@ class Run:
         """The frozen parameters under the adapters, M0's, as wide as they are computed with; None without adapters."""
         if not self.cfg.lora.rank:
             return None
-        declared = weights(self.llama())
+        declared = param_specs(self.llama())
         found = self.restore(self.dir / "m0" / "checkpoint", declared)
         return reshard(found, self.shardings(declared), self.cfg.model.dtype)
 
     def trained(self, model: str, path: epath.Path | None = None) -> Params:
         """What training has changed of a model, its adapters or all its parameters; from `path`, if not as it ended."""
-        declared = lora.trained(self.llama(adapters=model != "m0"))
+        declared = lora.trainable_specs(self.llama(adapters=model != "m0"))
         return self.restore(path or self.dir / model / "checkpoint", declared)
 
     def whole(self, trained: Params) -> Params:
@@ -275,8 +275,8 @@ class Run:
         training."""
         if not self.cfg.lora.rank:
             return trained
-        cfg, lying = self.llama(adapters=True), self.shardings(weights(self.llama()))
-        merged = lambda base, adapters: lora.merge(cfg, lora.join(base, adapters))  # noqa: E731
+        cfg, lying = self.llama(adapters=True), self.shardings(param_specs(self.llama()))
+        merged = lambda base, adapters: lora.merge(cfg, lora.combine(base, adapters))  # noqa: E731
         # M0 is read for this alone, the adapters may be in use.
         return jax.jit(merged, out_shardings=lying, donate_argnums=0)(self.trained("m0"), trained)
 
@@ -299,7 +299,7 @@ class Run:
     def engine_of(self, params: Params) -> Engine:
         """A generator of text with any whole parameters of the run's shapes, laid as in sampling and as wide as they
         are computed with."""
-        laid = reshard(params, self.shardings(weights(self.llama()), sampling=True), self.cfg.model.dtype)
+        laid = reshard(params, self.shardings(param_specs(self.llama()), sampling=True), self.cfg.model.dtype)
         return Engine(
             self.llama(),
             laid,
@@ -369,7 +369,7 @@ def model_of(
     """
     c = cfg.model
     ours: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
-    ours |= {"attention": choose(c.attention, platform, c.dtype), "dropout": dropout}
+    ours |= {"attention": resolve_impl(c.attention, platform, c.dtype), "dropout": dropout}
     if adapters and cfg.lora.rank:
         ours |= {f"lora_{k}": v for k, v in cfg.lora.items()}
     if found:

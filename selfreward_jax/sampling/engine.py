@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfreward_jax.llm.attention import Segment
+from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
@@ -87,13 +87,13 @@ class Engine:
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.rows, self.max_length, self.raw, self.halt = rows, max_length, raw, halt
-        self._prefix: tuple[list[int], Segment] | None = None  # the last one that was read
+        self._prefix: tuple[list[int], KVSegment] | None = None  # the last one that was read
 
     def ids(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
         """The ids that the model is given for a request's prompt."""
         if not isinstance(prompt, str):
-            return self.chat.ids(prompt)
-        return self.chat.opening(prompt) if self.raw else self.chat.prompt_ids(prompt)
+            return self.chat.message_ids(prompt)
+        return self.chat.encode_prefix(prompt) if self.raw else self.chat.prompt_ids(prompt)
 
     def fits(self, prompt: str | Sequence[tuple[str, str]], max_new: int) -> bool:
         """Whether `prompt` leaves room for `max_new` tokens."""
@@ -152,7 +152,7 @@ class Engine:
         places: int,
         together: int,
         length: int,
-        prefix: Segment | None,
+        prefix: KVSegment | None,
         how: Sampling,
         key: jax.Array,
         halt: Callable[[], bool],
@@ -195,7 +195,7 @@ class Engine:
             yield finished
 
     def _ahead(
-        self, waiting: deque, together: int, length: int, prefix: Segment | None, how: Sampling, key: jax.Array
+        self, waiting: deque, together: int, length: int, prefix: KVSegment | None, how: Sampling, key: jax.Array
     ) -> Any:
         """The next prompts, and what `admit` is given of them: read by the device before there is a place for them.
         None if no more are waiting."""
@@ -223,7 +223,7 @@ class Engine:
                 finished=drawn[-1] in self.chat.stop_ids,
             )
 
-    def _read_prefix(self, ids: Sequence[list[int]]) -> tuple[Segment | None, int]:
+    def _read_prefix(self, ids: Sequence[list[int]]) -> tuple[KVSegment | None, int]:
         """The keys and values of what all prompts begin with, and how many tokens that is; None if too few."""
         shared = batching.shared_length(ids)
         if not shared:

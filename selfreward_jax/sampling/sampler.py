@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from selfreward_jax.llm.attention import Segment, within
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, apart
+from selfreward_jax.llm.attention import KVSegment, window_mask
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, unstack_layers
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 from selfreward_jax.sampling.top_p import sample_token
 
@@ -47,7 +47,7 @@ class Slots(NamedTuple):
     """
 
     cache: Cache
-    prompt: Segment
+    prompt: KVSegment
     lengths_P: jax.Array
     keys_B2: jax.Array
     samples: Samples
@@ -67,7 +67,7 @@ def empty(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) 
     """`places` for prompts of at most `length` tokens, with `samples` slots each of at most `width` new ones."""
     B = places * samples
     ids = jnp.zeros((B, width), jnp.int32)
-    prompt = Segment(*_zeros(cfg, places, length), jnp.ones((places, 1, length), bool))
+    prompt = KVSegment(*_zeros(cfg, places, length), jnp.ones((places, 1, length), bool))
     found = Samples(ids, ids.astype(jnp.float32), jnp.ones(B, jnp.int32))
     key_data = jax.random.key_data(jax.random.split(jax.random.key(0), B))
     done = jnp.ones(B, bool)
@@ -76,12 +76,12 @@ def empty(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) 
 
 def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
     """Keys [B, K, H, W] and values [B, K, W, H] of every layer."""
-    K, H = cfg.kv_heads, cfg.head_dim
+    K, H = cfg.num_kv_heads, cfg.head_dim
 
     def layers(*shape: int) -> Any:
         if cfg.scan_layers:
-            return jnp.zeros((cfg.layers, *shape), cfg.dtype)
-        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.layers))
+            return jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
+        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
 
     return layers(rows, K, H, width), layers(rows, K, width, H)
 
@@ -100,18 +100,18 @@ def layout(ndim: int) -> PartitionSpec:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> Segment:
+def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> KVSegment:
     """Keys and values of a beginning that prompts share: one row, the same for all devices but for the heads."""
     _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden")
     k, v = jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
-    return Segment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
+    return KVSegment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
 
 
-def _seen(cfg: LlamaConfig, prefix: Segment | None, positions_BT: jax.Array) -> list[Segment]:
+def _seen(cfg: LlamaConfig, prefix: KVSegment | None, positions_BT: jax.Array) -> list[KVSegment]:
     """The prefix as queries at these positions see it; none if there is none."""
     if prefix is None or cfg.sliding_window is None:
         return [] if prefix is None else [prefix]
-    return [prefix._replace(mask=within(cfg.sliding_window, positions_BT, _up_to(prefix.mask.shape[-1])))]
+    return [prefix._replace(mask=window_mask(cfg.sliding_window, positions_BT, _up_to(prefix.mask.shape[-1])))]
 
 
 def _up_to(length: int) -> jax.Array:
@@ -120,8 +120,8 @@ def _up_to(length: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames="cfg")
 def prefill(
-    cfg: LlamaConfig, params: Params, tokens_RS: jax.Array, lengths_R: jax.Array, prefix: Segment | None = None
-) -> tuple[jax.Array, Segment]:
+    cfg: LlamaConfig, params: Params, tokens_RS: jax.Array, lengths_R: jax.Array, prefix: KVSegment | None = None
+) -> tuple[jax.Array, KVSegment]:
     """Reads prompts (padded on the right), or what follows the prefix in them. Returns logits [R, V] of the token after
     each, and the keys and values."""
     model, (R, S) = Llama(cfg), tokens_RS.shape
@@ -135,7 +135,7 @@ def prefill(
         method="hidden",
     )
     mask = jnp.arange(S)[None, None, :] < lengths_R[:, None, None]
-    return model.apply({"params": params}, hidden[:, 0], method="unembed"), Segment(*held(kv), mask)
+    return model.apply({"params": params}, hidden[:, 0], method="unembed"), KVSegment(*held(kv), mask)
 
 
 @partial(jax.jit, static_argnames="stop_ids", donate_argnames="slots")
@@ -143,7 +143,7 @@ def admit(
     slots: Slots,
     places_R: jax.Array,
     logits_RV: jax.Array,
-    prompt: Segment,
+    prompt: KVSegment,
     lengths_R: jax.Array,
     keys_R: jax.Array,
     how: Draw,
@@ -190,7 +190,7 @@ def decode(
     cfg: LlamaConfig,
     params: Params,
     slots: Slots,
-    prefix: Segment | None,
+    prefix: KVSegment | None,
     how: Draw,
     enough: jax.Array,
     *,
@@ -212,7 +212,7 @@ def decode(
     of_row = lambda x_P: jnp.repeat(x_P, B // P, axis=0)  # noqa: E731
     before = 0 if prefix is None else prefix.mask.shape[-1]
     length_B, prompt = of_row(slots.lengths_P), slots.prompt
-    layers = None if cfg.scan_layers else apart(cfg, params["layers"])
+    layers = None if cfg.scan_layers else unstack_layers(cfg, params["layers"])
 
     def step(now: tuple[Cache, Samples, jax.Array]) -> tuple[Cache, Samples, jax.Array]:
         cache, samples, done_B = now
@@ -221,11 +221,11 @@ def decode(
         at_B1 = at_B[:, None]
         own, looked_at = (_up_to(W) < at_B1)[:, None], prompt.mask
         if cfg.sliding_window is not None:
-            own &= within(cfg.sliding_window, at_B1, _up_to(W))
+            own &= window_mask(cfg.sliding_window, at_B1, _up_to(W))
             rest = _up_to(prompt.mask.shape[-1])
-            looked_at = of_row(looked_at) & within(cfg.sliding_window, (length_B + at_B)[:, None], rest)
+            looked_at = of_row(looked_at) & window_mask(cfg.sliding_window, (length_B + at_B)[:, None], rest)
         positions_B1 = (before + length_B + at_B)[:, None]
-        past = [*_seen(cfg, prefix, positions_B1), prompt._replace(mask=looked_at), Segment(*cache, own)]
+        past = [*_seen(cfg, prefix, positions_B1), prompt._replace(mask=looked_at), KVSegment(*cache, own)]
         last_B1 = jnp.take_along_axis(samples.tokens, at_B1, axis=1)
         hidden, (k, v) = model.apply(
             {"params": params}, last_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden"

@@ -8,7 +8,7 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.data import seed_sets
 from selfreward_jax.llm import chat, hub
-from selfreward_jax.llm.hf_config import HubError, read_config
+from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
@@ -31,12 +31,12 @@ def check_inputs(run: Run) -> None:
     if run.cfg.prompts.writer not in ("", "world"):
         _pin_writer(run)
     if run.cfg.model.init and not storage.exists(run.dir / "m0" / "manifest.json"):
-        folder = hub.folder(run.cfg.model.init)
+        folder = hub.resolve_model_dir(run.cfg.model.init)
         found, raw = read_config(folder)
         run.check_layouts(found)
         read_chat(folder)
         if (most := raw.get("max_position_embeddings", run.cfg.model.max_length)) < run.cfg.model.max_length:
-            raise HubError(
+            raise ModelFormatError(
                 f"model.max_length is {run.cfg.model.max_length}, but {folder} was made for {most} tokens: lower "
                 "model.max_length"
             )

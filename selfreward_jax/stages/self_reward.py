@@ -99,7 +99,7 @@ def _writer(run: Run, t: int) -> Engine | prompt_generation.WorldWriter:
         return prompt_generation.WorldWriter(run.cfg.seed)
     run.release()
     name = storage.read_json(run.dir / "prompts_writer.json")["model"]
-    found = open_model(path, "" if path.startswith(hub.PREFIX) else name, like=run)
+    found = open_model(path, "" if path.startswith(hub.HUB_PREFIX) else name, like=run)
     return found.engine(run.cfg.generate.rows, run.cfg.model.max_length)
 
 

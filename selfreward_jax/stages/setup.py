@@ -12,8 +12,8 @@ from selfreward_jax import storage
 from selfreward_jax.data import seed_sets
 from selfreward_jax.data.eft import build_eft
 from selfreward_jax.llm import chat, hf, hub
-from selfreward_jax.llm.hf_tokenizer import FILES as TOKENIZER_FILES
-from selfreward_jax.llm.llama import Llama, parameter_count, weights
+from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES as TOKENIZER_FILES
+from selfreward_jax.llm.llama import Llama, parameter_count, param_specs
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
@@ -75,7 +75,7 @@ def tokenizer(run: Run) -> None:
             raise storage.Damaged(f"{folder} is not the tokenizer that was made", folder)
         return
     if run.cfg.model.init:
-        _adopt_tokenizer(hub.folder(run.cfg.model.init), folder)
+        _adopt_tokenizer(hub.resolve_model_dir(run.cfg.model.init), folder)
     else:
         _train_tokenizer(run, folder)
     processes.barrier("the tokenizer is written")
@@ -107,7 +107,7 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     except RuntimeError as error:  # SentencePiece says in its own words what is too small or too large
         raise StageError(f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds: {error}") from None
     storage.write_json(folder / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
-    storage.write_atomic(folder / "chat_template.jinja", chat.our_template("control").encode())
+    storage.write_atomic(folder / "chat_template.jinja", chat.builtin_template("control").encode())
     storage.write_atomic(folder / "tokenizer.model", model)
 
 
@@ -149,12 +149,12 @@ def base(run: Run) -> None:
     if is_trained(run, "m0"):
         return
     if run.cfg.model.init:
-        _adopt_weights(run, hub.folder(run.cfg.model.init))
+        _adopt_weights(run, hub.resolve_model_dir(run.cfg.model.init))
     else:
         texts = [row["text"] for row in run.rows("seed", "documents").rows()]
         width = run.cfg.base.width
-        examples = [piece for text in texts for piece in chat.pieces(run.chat.document(text), width)]
-        declared = weights(run.llama())
+        examples = [piece for text in texts for piece in chat.chunk_document(run.chat.document(text), width)]
+        declared = param_specs(run.llama())
         say(f"model: {parameter_count(declared):,} parameters, {run.mesh.size} device(s)")
         make = lambda key: Llama(run.llama()).init(key, jnp.zeros((1, 1), int))["params"]  # noqa: E731
         train_packed(run, "m0", "base", examples, partial(run.made, make, declared, "m0"))
@@ -162,10 +162,10 @@ def base(run: Run) -> None:
 
 def _adopt_weights(run: Run, source: epath.Path) -> None:
     progress = Progress("m0 init", 1)
-    params = hf.load(source, run.llama(), run.shardings(weights(run.llama())))
+    params = hf.load(source, run.llama(), run.shardings(param_specs(run.llama())))
     facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0}
     facts["weights"] = checkpoints.save(run.dir / "m0" / "checkpoint", params)
     storage.write_sealed(run.dir / "m0" / "manifest.json", facts)
     progress.add(1)
-    progress.close(f"{parameter_count(weights(run.llama())):,} parameters of {source}")
+    progress.close(f"{parameter_count(param_specs(run.llama())):,} parameters of {source}")
     run.flush_usage()

@@ -38,9 +38,9 @@ def _from_base(run: Run, name: str) -> Params:
     """Where supervised training starts: M0, or fresh adapters for it."""
     if not run.cfg.lora.rank:
         return run.trained("m0")
-    declared = lora.trained(run.llama(adapters=True))
+    declared = lora.trainable_specs(run.llama(adapters=True))
     say(f"{name} adapters: {llama.parameter_count(declared):,} parameters are trained")
-    return run.made(lambda key: llama.initialise(key, declared, "float32"), declared, name)
+    return run.made(lambda key: llama.init_params(key, declared, "float32"), declared, name)
 
 
 def preferences(run: Run, t: int) -> None:
@@ -93,7 +93,7 @@ def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout
     kept, of = storage.read_sealed(path), run.rows(name, "pairs").manifest["sha256"]
     if kept is None or kept["pairs"] != of:
         run.release()  # the engine of an earlier stage
-        model, params = Llama(run.llama(adapters=True)), lora.join(run.base(), run.trained(previous))
+        model, params = Llama(run.llama(adapters=True)), lora.combine(run.base(), run.trained(previous))
         found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh, layout)
         kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
         storage.write_sealed(path, kept)
@@ -153,8 +153,8 @@ def _train(
     run.release()  # the engine of an earlier stage
     settings = run.cfg[stage]
     optimizer = trainer.make_optimizer(run.cfg.optimizer, run.cfg.skip_nonfinite)
-    declared = lora.trained(run.llama(adapters=name != "m0"))
-    abstract = llama.abstract(declared, "float32")
+    declared = lora.trainable_specs(run.llama(adapters=name != "m0"))
+    abstract = llama.abstract_params(declared, "float32")
     lying = run.shardings(declared)
     shardings = trainer.state_shardings(optimizer, abstract, lying, run.mesh, run.cfg.optimizer.offload)
 

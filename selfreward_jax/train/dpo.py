@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
-from selfreward_jax.llm.self_attention import goes_on
+from selfreward_jax.llm.self_attention import supports_prefix
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up
 from selfreward_jax.train import batches, preference_losses
@@ -62,7 +62,7 @@ def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig, known: Layout | None = No
     whole = layout(0)
     best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
     saves = best.tokens < 0.9 * whole.tokens and shared.min() > 0
-    best = best if saves and goes_on(cfg.attention, cfg.sliding_window) else whole
+    best = best if saves and supports_prefix(cfg.attention, cfg.sliding_window) else whole
     if known and bool(known.most) == bool(best.most) and known.tokens <= 1.1 * best.tokens:
         fits = (length - np.minimum(shared, known.most)).max() <= known.rest
         return known if fits else best

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from selfreward_jax.llm.attention import Segment, within
+from selfreward_jax.llm.attention import KVSegment, window_mask
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel.sharding import BATCH_AXES, devices_in_use
 
@@ -63,9 +63,9 @@ def continued_logprobs(
     slots_1S = jnp.arange(S)[None]
     mask = (slots_1S < lengths_P[:, None])[:, None]
     if model.cfg.sliding_window is not None:
-        mask = of_row(mask) & within(model.cfg.sliding_window, positions_BT, slots_1S)
+        mask = of_row(mask) & window_mask(model.cfg.sliding_window, positions_BT, slots_1S)
     hidden_BTD, _ = model.apply(
-        {"params": params}, tokens_BT, positions_BT=positions_BT, past=[Segment(*kv, mask)], method="hidden", key=key
+        {"params": params}, tokens_BT, positions_BT=positions_BT, past=[KVSegment(*kv, mask)], method="hidden", key=key
     )
     states = jnp.concatenate([of_row(last_P1D), hidden_BTD[:, :-1]], axis=1)
     return _predicted(model, params, states, tokens_BT)

@@ -133,7 +133,7 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
         state: State, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None, rate: jax.Array
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
-        whole_loss = lambda trained, *rest: loss_fn(lora.join(frozen, trained), *rest)  # noqa: E731
+        whole_loss = lambda trained, *rest: loss_fn(lora.combine(frozen, trained), *rest)  # noqa: E731
         grad_fn = jax.value_and_grad(whole_loss, has_aux=True)
 
         def micro(index: Any, arrays: dict[str, Any]) -> tuple[Params, Metrics]:
