@@ -18,7 +18,7 @@ from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, init_params, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
-from selfreward_jax.sampling.engine import Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.train import dpo, trainer
 
 Run = Callable[[], dict[str, Any]]
@@ -59,10 +59,10 @@ def generate(case: dict[str, Any]) -> Run:
     """Draws `samples` of `new` tokens after each of `prompts` prompts of `length`, of which `shared` are the same."""
     cfg, params = model(case["shape"], case["dtype"])
     params = jax.tree.map(lambda x: x.astype(case["dtype"]), params)
-    engine = Engine(cfg, params, Ids(), make_mesh(), rows=case["rows"], max_length=4096, raw=True)
+    engine = Engine(cfg, params, Ids(), make_mesh(), max_concurrent=case["rows"], max_length=4096, raw=True)
     ids = cases.prompts(case["shape"], case["prompts"], case["length"], case.get("shared", 0))
     requests = [Request(str(i), " ".join(map(str, x))) for i, x in enumerate(ids)]
-    how = Sampling(case["samples"], 0.7, 0.9, case["new"])
+    how = SamplingParams(case["samples"], 0.7, 0.9, case["new"])
     turn = iter(range(1 << 30))
 
     def run() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling import batching, sampler
-from selfreward_jax.sampling.engine import Engine, Request, Sampling, sample_keys
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams, sample_keys
 
 
 class Letters:
@@ -34,7 +34,7 @@ CHAT = Chat(Letters(), builtin_template("control"), BOS, EOS, [1])
 CFG = LlamaConfig(
     vocab_size=13, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, tie_embeddings=False
 )
-HOW = Sampling(samples=2, temperature=1.0, top_p=0.95, max_new=8)
+HOW = SamplingParams(num_samples=2, temperature=1.0, top_p=0.95, max_new_tokens=8)
 KEY = jax.random.key(5)
 # Lengths in no order, and more prompts than the two places of four rows.
 REQUESTS = [Request(f"r{i}", prompt) for i, prompt in enumerate(["abcde", "a", "hgfedcba", "bc", "ddd"])]
@@ -43,7 +43,9 @@ REQUESTS = [Request(f"r{i}", prompt) for i, prompt in enumerate(["abcde", "a", "
 @pytest.fixture(scope="module")
 def make_engine(random_params):
     params = random_params(CFG, seed=2)  # some samples stop and some are cut off
-    return lambda rows=4, max_length=24: Engine(CFG, params, CHAT, make_mesh(), rows=rows, max_length=max_length)
+    return lambda rows=4, max_length=24: Engine(
+        CFG, params, CHAT, make_mesh(), max_concurrent=rows, max_length=max_length
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +60,11 @@ def test_completions_come_in_the_order_of_requests_and_samples(completions):
 def test_a_completion_holds_what_was_drawn_up_to_its_stop(completions):
     stops = set(CHAT.stop_ids)
     for c in completions:
-        assert len(c.ids) == len(c.logprobs) <= HOW.max_new
+        assert len(c.ids) == len(c.logprobs) <= HOW.max_new_tokens
         assert all(p < 0 for p in c.logprobs)
         assert not stops & set(c.ids[:-1])
         assert c.finished == (c.ids[-1] in stops)
-        assert c.finished or len(c.ids) == HOW.max_new
+        assert c.finished or len(c.ids) == HOW.max_new_tokens
         assert c.text == Letters().decode(c.ids)
     assert {c.finished for c in completions} == {True, False}  # both kinds were looked at
 
@@ -92,9 +94,9 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(window, ra
     requests = [Request(r.id, rubric + r.prompt) for r in REQUESTS]
     found, read = [], []
     monkeypatch.setattr(sampler, "read_prefix", lambda *a, of=sampler.read_prefix: read.append(len(a[2])) or of(*a))
-    for shared in (batching.SHARED, 1000):
+    for shared in (batching.MIN_SHARED_PREFIX, 1000):
         monkeypatch.setattr(batching, "SHARED", shared)
-        engine = Engine(cfg, params, CHAT, make_mesh(), rows=4, max_length=80)
+        engine = Engine(cfg, params, CHAT, make_mesh(), max_concurrent=4, max_length=80)
         for _ in range(2):
             found.append(engine.generate(requests, HOW, KEY))
     assert read == [48]  # of 50: once for both calls
@@ -105,7 +107,7 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(window, ra
 
 
 def test_lengths_are_few_and_no_more_than_half_as_long_again():
-    assert sorted({batching.bucket(n) for n in range(1, 700)}) == [
+    assert sorted({batching.padded_length(n) for n in range(1, 700)}) == [
         16,
         32,
         48,
@@ -119,25 +121,25 @@ def test_lengths_are_few_and_no_more_than_half_as_long_again():
         640,
         768,
     ]
-    assert all(0 <= batching.bucket(n) - n < max(16, n / 2) for n in range(1, 5000))
+    assert all(0 <= batching.padded_length(n) - n < max(16, n / 2) for n in range(1, 5000))
 
 
 def test_windows_are_of_like_length_and_long_enough():
     lengths = [5, 300, 17, 16, 40, 33, 3, 20]
     # Below 17, below 33, below 49, and 300 padded to 384; each with at least two.
-    assert batching.cut(lengths, 2) == [([6, 0, 3], 16), ([2, 7], 32), ([5, 4], 48), ([1], 384)]
-    assert batching.cut(lengths, 3) == [([6, 0, 3], 16), ([2, 7, 5, 4], 48), ([1], 384)]
-    assert batching.cut(lengths, 100) == [([6, 0, 3, 2, 7, 5, 4, 1], 384)]
-    assert batching.cut([], 3) == []
+    assert batching.bucket_by_length(lengths, 2) == [([6, 0, 3], 16), ([2, 7], 32), ([5, 4], 48), ([1], 384)]
+    assert batching.bucket_by_length(lengths, 3) == [([6, 0, 3], 16), ([2, 7, 5, 4], 48), ([1], 384)]
+    assert batching.bucket_by_length(lengths, 100) == [([6, 0, 3, 2, 7, 5, 4, 1], 384)]
+    assert batching.bucket_by_length([], 3) == []
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=80), max_size=6), st.integers(0, 70))
 def test_the_beginning_that_prompts_share(rests, length):
     ids = [[7] * length + rest for rest in rests]
-    shared = batching.shared_length(ids)
+    shared = batching.common_prefix_len(ids)
     assert shared % 16 == 0
     assert all(x[:shared] == ids[0][:shared] and len(x) > shared for x in ids)
-    if len(ids) > 1 and length > batching.SHARED:
+    if len(ids) > 1 and length > batching.MIN_SHARED_PREFIX:
         assert shared >= (length - 1) // 16 * 16
     if len(ids) < 2 or length == 0:
         assert shared == 0 or len({tuple(x[:16]) for x in ids}) == 1
@@ -145,20 +147,28 @@ def test_the_beginning_that_prompts_share(rests, length):
 
 def test_places_are_as_many_as_rows_have_room_for_and_few_for_few_prompts():
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert [batching.places_of(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [1, 2, 4, 64, 64, 64, 64]
-    assert batching.places_of(1000, 3, 4, mesh) == 1
+    assert [batching.num_prompt_slots(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [
+        1,
+        2,
+        4,
+        64,
+        64,
+        64,
+        64,
+    ]
+    assert batching.num_prompt_slots(1000, 3, 4, mesh) == 1
 
 
 def test_prompts_are_read_together_but_not_too_many_tokens():
     shape = make_mesh(devices=jax.devices()[:1]).shape
     of_one = lambda platform: SimpleNamespace(shape=shape, devices=np.array([SimpleNamespace(platform=platform)]))  # noqa: E731
     cpu, mesh = of_one("cpu"), of_one("tpu")
-    assert [batching.together(1000, 256, length, cpu) for length in (16, 128, 1024, 10_000)] == [32, 8, 1, 1]
-    assert batching.together(64, 64, 128, cpu) == 8
-    assert [batching.together(1000, places, 128, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
-    assert batching.together(64, 64, 128, mesh) == 64  # there is a place for each
-    assert batching.together(64, 64, 1024, mesh) == batching.together(1000, 256, 1024, mesh) == 8
-    assert batching.together(1000, 256, 10_000, mesh) == 1
+    assert [batching.prefill_batch_size(1000, 256, length, cpu) for length in (16, 128, 1024, 10_000)] == [32, 8, 1, 1]
+    assert batching.prefill_batch_size(64, 64, 128, cpu) == 8
+    assert [batching.prefill_batch_size(1000, places, 128, mesh) for places in (1, 15, 16, 64)] == [1, 1, 2, 8]
+    assert batching.prefill_batch_size(64, 64, 128, mesh) == 64  # there is a place for each
+    assert batching.prefill_batch_size(64, 64, 1024, mesh) == batching.prefill_batch_size(1000, 256, 1024, mesh) == 8
+    assert batching.prefill_batch_size(1000, 256, 10_000, mesh) == 1
 
 
 def test_a_row_depends_on_its_id_and_key_and_not_on_its_company(make_engine, completions):
@@ -192,7 +202,7 @@ def test_repeated_ids_are_refused(make_engine):
 
 
 def test_a_prompt_too_long_is_refused_before_any_work_and_one_that_just_fits_is_not(make_engine):
-    longest = len(CHAT.prompt_ids(REQUESTS[2].prompt)) + HOW.max_new  # 12 + 8
+    longest = len(CHAT.prompt_ids(REQUESTS[2].prompt)) + HOW.max_new_tokens  # 12 + 8
     with pytest.raises(ValueError, match=r"\br2\b.*\b12\b.*\b8\b.*\b19\b"):
         next(make_engine(max_length=longest - 1).stream(REQUESTS, HOW, KEY))
     assert len(make_engine(max_length=longest).generate(REQUESTS[2:3], HOW, KEY)) == 2

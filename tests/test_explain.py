@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from selfreward_jax.cli import explain
 from selfreward_jax.runs.run import Run
-from selfreward_jax.sampling.engine import row_number
+from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage import read_sealed
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry.escape import inert
@@ -50,10 +50,10 @@ def test_the_key_that_it_names_is_the_one_that_was_used(finished_run, capsys):
     said = capsys.readouterr().out
     key = jax.random.key(0)
     for name in ("m2", "candidates", pair):
-        key = jax.random.fold_in(key, row_number(name))
-        assert f"{row_number(name)} ({name})" in said
+        key = jax.random.fold_in(key, stable_hash32(name))
+        assert f"{stable_hash32(name)} ({name})" in said
     run = Run.reopen(str(finished_run))
-    expected = jax.random.fold_in(run.key("m2", "candidates"), row_number(pair))
+    expected = jax.random.fold_in(run.key("m2", "candidates"), stable_hash32(pair))
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected))
 
 

@@ -13,7 +13,7 @@ from selfreward_jax.data.readers import SeedError
 from selfreward_jax.integrations import formats
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.runs.loading import open_model
-from selfreward_jax.sampling.engine import Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 
 INSTRUCTIONS = [
     {
@@ -150,13 +150,13 @@ def test_each_turn_is_answered_with_the_conversation_so_far(exported, tmp_path):
     made = read_lines(tmp_path / "ours.jsonl")
     assert [(r["question_id"], r["model_id"]) for r in made] == [(81, "m2"), (82, "m2")]
     model = open_model(str(exported))
-    engine = Engine(model.cfg, model.params, model.chat, model.mesh, rows=1, max_length=model.max_length)
+    engine = Engine(model.cfg, model.params, model.chat, model.mesh, max_concurrent=1, max_length=model.max_length)
     for question, row in zip(QUESTIONS, made, strict=True):
         assert [c["index"] for c in row["choices"]] == [0, 1]
         talk = []
         for turn, said in zip(question["turns"], row["choices"][1]["turns"], strict=True):
             talk.append(("user", turn))
-            (drawn,) = engine.generate([Request("x", talk)], Sampling(1, 0.0, 1.0, 8), jax.random.key(0))
+            (drawn,) = engine.generate([Request("x", talk)], SamplingParams(1, 0.0, 1.0, 8), jax.random.key(0))
             assert said == drawn.text
             talk.append(("assistant", said))
 

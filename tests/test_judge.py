@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method.judge import mean_score
-from selfreward_jax.sampling.engine import Completion, Sampling
+from selfreward_jax.sampling.engine import Completion, SamplingParams
 
-HOW = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new=8)
+HOW = SamplingParams(num_samples=3, temperature=1.0, top_p=1.0, max_new_tokens=8)
 TEMPLATE = "Request: {prompt}\nAnswer: {response}"
 
 

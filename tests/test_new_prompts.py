@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from selfreward_jax.method import prompt_generation
 from selfreward_jax.method.prompt_generation import Novelty, form_fault, longest_common, normalise, rouge_l
-from selfreward_jax.sampling.engine import Completion, Sampling
+from selfreward_jax.sampling.engine import Completion, SamplingParams
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)
 
@@ -96,7 +96,7 @@ SEEDS = [f"seed request number s{i}" for i in range(8)]
 OWN = [f"own earlier request o{i}" for i in range(4)]
 SETTINGS = {"count": 5, "wave": 3, "most_attempts": 12, "seed_shots": 3, "own_shots": 2}
 SETTINGS |= {"most_rouge": 1.0, "least_words": 1, "most_words": 20}
-HOW = Sampling(samples=1, temperature=1.0, top_p=1.0, max_new=8)
+HOW = SamplingParams(num_samples=1, temperature=1.0, top_p=1.0, max_new_tokens=8)
 
 
 def written(request):

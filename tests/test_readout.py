@@ -22,7 +22,7 @@ def engine(random_params):
     cfg = LlamaConfig(
         vocab_size=chat.tokenizer.vocab_size, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24
     )
-    return Engine(cfg, random_params(cfg), chat, make_mesh(), rows=2, max_length=128)
+    return Engine(cfg, random_params(cfg), chat, make_mesh(), max_concurrent=2, max_length=128)
 
 
 def by_hand(engine, prompt, texts, values):

@@ -167,8 +167,8 @@ def test_what_follows_a_shared_beginning_is_as_if_read_with_it(option, random_pa
 def test_a_decode_step_copies_neither_the_weights_nor_what_it_has_kept(params):
     """In the compiled text: arrays of the shape of a layer's matrix are cut out before the loop, and those of the cache
     are written in place. Either was once done at every token, unseen but for the time."""
-    slots = jax.eval_shape(lambda: sampler.empty(CFG, 3, 1, 16, 64))
-    how = sampler.Draw(np.float32(0.7), np.float32(0.9))
+    slots = jax.eval_shape(lambda: sampler.init_slots(CFG, 3, 1, 16, 64))
+    how = sampler.DrawParams(np.float32(0.7), np.float32(0.9))
     lowered = sampler.decode.lower(CFG, params, slots, None, how, np.int32(3), stop_ids=())
     text = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}).as_text()
     entry = text[text.index("\nENTRY ") :]
@@ -184,17 +184,17 @@ def test_a_decode_step_copies_neither_the_weights_nor_what_it_has_kept(params):
 def test_a_sample_that_comes_in_later_is_the_same_to_the_bit(params):
     tokens, lengths = padded(PROMPTS)
     keys = np.asarray(jax.random.key_data(keys_of(8))).reshape(4, 2, -1)
-    how, stop_ids = sampler.Draw(np.float32(0.8), np.float32(0.9)), (4, 9)
+    how, stop_ids = sampler.DrawParams(np.float32(0.8), np.float32(0.9)), (4, 9)
 
     def admitted(slots, places, prompts):
         read = sampler.prefill(CFG, params, tokens[prompts], lengths[prompts])
-        return sampler.admit(slots, np.array(places), *read, lengths[prompts], keys[prompts], how, stop_ids=stop_ids)
+        return sampler.insert(slots, np.array(places), *read, lengths[prompts], keys[prompts], how, stop_ids=stop_ids)
 
     def decoded(slots):
         return sampler.decode(CFG, params, slots, None, how, np.int32(2), stop_ids=stop_ids)
 
-    expected = jax.device_get(decoded(admitted(sampler.empty(CFG, 2, 2, S, W), [0, 1], [0, 1])).samples)
-    slots = decoded(admitted(sampler.empty(CFG, 2, 2, S, W), [1, 0], [2, 3]))
+    expected = jax.device_get(decoded(admitted(sampler.init_slots(CFG, 2, 2, S, W), [0, 1], [0, 1])).samples)
+    slots = decoded(admitted(sampler.init_slots(CFG, 2, 2, S, W), [1, 0], [2, 3]))
     first = jax.device_get(slots.samples)
     # Prompt 0 comes into the place of prompt 3. Prompt 1 has no place: it only fills the batch.
     again = jax.device_get(decoded(admitted(slots, [0, 2], [0, 1])).samples)

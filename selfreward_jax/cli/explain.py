@@ -16,7 +16,7 @@ from selfreward_jax import storage
 from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report import time_report
-from selfreward_jax.sampling.engine import row_number
+from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry.escape import inert
 
@@ -102,7 +102,7 @@ def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
 
 
 def _key(seed: int, model: str, stage: str, row: str) -> str:
-    numbers = [f"{row_number(name)} ({name})" for name in (model, stage, row)]
+    numbers = [f"{stable_hash32(name)} ({name})" for name in (model, stage, row)]
     return f"key({seed}) folded with " + ", ".join(numbers)
 
 

@@ -26,7 +26,7 @@ from selfreward_jax.integrations.formats import Asked
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.runs.loading import Saved, open_model
-from selfreward_jax.sampling.engine import Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.telemetry.progress import Progress
@@ -85,8 +85,8 @@ def _engine(model: Saved, options: argparse.Namespace, rows: int) -> Engine:
     return model.engine(rows, options.max_length or model.max_length, raw=not (options.chat or options.interactive))
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
-    return Sampling(options.samples, options.temperature, options.top_p, options.max_new)
+def _sampling(options: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(options.samples, options.temperature, options.top_p, options.max_new)
 
 
 def answer_file(options: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def answer_file(options: argparse.Namespace) -> None:
 
 
 def _check_room(engine: Engine, options: argparse.Namespace, name: str, prompt: Any, answers: int = 1) -> None:
-    length = len(engine.ids(prompt))
+    length = len(engine.encode(prompt))
     if length + answers * options.max_new > engine.max_length:
         raise ConfigError(
             f"{options.prompts}: prompt {name} has {length} tokens, which with --max_new {options.max_new}"
@@ -143,14 +143,17 @@ def _answer_rows(
 
 
 def answer_turns(
-    engine: Engine, asked: Sequence[Asked], how: Sampling, options: argparse.Namespace
+    engine: Engine, asked: Sequence[Asked], how: SamplingParams, options: argparse.Namespace
 ) -> dict[str, list[list[str]]]:
     """For each id `how.samples` choices, each with the answer to every turn, given the conversation so far."""
-    said: dict[str, list[list[str]]] = {a.id: [[] for _ in range(how.samples)] for a in asked}
-    progress = Progress(options.format, how.samples * sum(len(a.turns) for a in asked))
+    said: dict[str, list[list[str]]] = {a.id: [[] for _ in range(how.num_samples)] for a in asked}
+    progress = Progress(options.format, how.num_samples * sum(len(a.turns) for a in asked))
     for turn in range(max(len(a.turns) for a in asked)):
         now = {
-            f"{a.id}/{i}/{turn}": (a, said[a.id][i]) for a in asked if len(a.turns) > turn for i in range(how.samples)
+            f"{a.id}/{i}/{turn}": (a, said[a.id][i])
+            for a in asked
+            if len(a.turns) > turn
+            for i in range(how.num_samples)
         }
         requests = [Request(name, a.talk(answers)) for name, (a, answers) in now.items()]
         for request in requests:
@@ -173,9 +176,9 @@ def converse(model: Saved, options: argparse.Namespace, source: TextIO = sys.std
             turns = []
             continue
         turns.append(("user", line))
-        while len(turns) > 1 and not engine.fits(turns, how.max_new):
+        while len(turns) > 1 and not engine.fits(turns, how.max_new_tokens):
             turns = turns[2:]  # the oldest turns make room
-        if not engine.fits(turns, how.max_new):
+        if not engine.fits(turns, how.max_new_tokens):
             print(f"(too long: {engine.max_length} tokens hold what you say and the answer)", file=sys.stderr)
             turns = []
             continue

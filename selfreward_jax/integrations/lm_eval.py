@@ -23,7 +23,7 @@ from selfreward_jax.llm.hf_config import read_json_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import batch_sharding, round_up, batch_divisor
 from selfreward_jax.runs.loading import open_model
-from selfreward_jax.sampling.engine import Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.train.logprobs import token_logprobs_and_greedy
 
 try:
@@ -192,13 +192,13 @@ class HarnessLM(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continues each text; what comes after a stop string is cut off."""
         settings = [normalize_gen_kwargs(r.args[1], self.max_gen_toks) for r in requests]
-        alike: dict[Sampling, list[int]] = {}
+        alike: dict[SamplingParams, list[int]] = {}
         for i, given in enumerate(settings):
             alike.setdefault(self._sampling(given), []).append(i)
         answers = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="answers", disable=disable_tqdm)
         for how, members in alike.items():
-            room = self.max_length - how.max_new
+            room = self.max_length - how.max_new_tokens
             prompts = [self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in members]
             asked = [Request(str(i), prompt) for i, prompt in zip(members, prompts, strict=True)]
             for batch in self._engine.stream(asked, how, jax.random.key(self.seed)):
@@ -210,7 +210,7 @@ class HarnessLM(TemplateLM):
         progress.close()
         return answers
 
-    def _sampling(self, given: dict[str, Any]) -> Sampling:
+    def _sampling(self, given: dict[str, Any]) -> SamplingParams:
         temperature = float(given.get("temperature", 0.0)) if given["do_sample"] else 0.0
         idle = _IDLE | ({"top_k": given.get("top_k")} if not temperature else {})
         unknown = {k: v for k, v in given.items() if k not in _SAMPLING and v not in (None, idle.get(k))}
@@ -221,7 +221,7 @@ class HarnessLM(TemplateLM):
                 f"the task asks for {given['max_gen_toks']} new tokens, but the model holds {self.max_length} in all: "
                 "give gen_kwargs a smaller max_gen_toks"
             )
-        return Sampling(1, temperature, float(given.get("top_p", 1.0)), given["max_gen_toks"])
+        return SamplingParams(1, temperature, float(given.get("top_p", 1.0)), given["max_gen_toks"])
 
 
 def begins_texts(folder: epath.Path, chat: Chat) -> bool:

@@ -24,7 +24,7 @@ from selfreward_jax.parallel.sharding import (
 )
 from selfreward_jax.runs.run import model_of
 from selfreward_jax.sampling import sampler
-from selfreward_jax.sampling.batching import bucket, places_of, together
+from selfreward_jax.sampling.batching import padded_length, num_prompt_slots, prefill_batch_size
 from selfreward_jax.train import dpo, sft, trainer
 
 
@@ -201,7 +201,12 @@ def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
     if c.compare.form == "pairwise":
         draws.append((1, c.compare.max_new))
     return [
-        Drawn(places_of(MANY, c.generate.rows, samples, mesh), bucket(c.model.max_length - new), samples, new)
+        Drawn(
+            num_prompt_slots(MANY, c.generate.rows, samples, mesh),
+            padded_length(c.model.max_length - new),
+            samples,
+            new,
+        )
         for samples, new in draws
     ]
 
@@ -239,9 +244,9 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     held, stages = held | {"params": on_device(params)}, drawn(cfg, mesh)
     P, S, G, W = max(stages, key=lambda d: d.cached)
     if "prefill" in wanted:
-        R, T = max(((together(MANY, d.places, d.length, mesh), d.length) for d in stages), key=math.prod)
+        R, T = max(((prefill_batch_size(MANY, d.places, d.length, mesh), d.length) for d in stages), key=math.prod)
         with jax.set_mesh(mesh):
-            slots = _laid_out(jax.eval_shape(lambda: sampler.empty(model, P, G, S, W)), mesh)
+            slots = _laid_out(jax.eval_shape(lambda: sampler.init_slots(model, P, G, S, W)), mesh)
             lowered = sampler.prefill.lower(model, params, row(R, T), row(R))
         # Read ahead, while the slots are full.
         size = held | {"cache": on_device(slots)}
@@ -249,8 +254,8 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     if "decode" in wanted:
         number = jax.ShapeDtypeStruct((), jnp.float32)
         with jax.set_mesh(mesh):
-            slots = _laid_out(jax.eval_shape(lambda: sampler.empty(model, P, G, S, W)), mesh)
-            how, enough = sampler.Draw(number, number), jax.ShapeDtypeStruct((), jnp.int32)
+            slots = _laid_out(jax.eval_shape(lambda: sampler.init_slots(model, P, G, S, W)), mesh)
+            how, enough = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
             lowered = sampler.decode.lower(model, params, slots, None, how, enough, stop_ids=(2,))
         shapes = f"{P * G} rows of {W} new tokens after {S}"
         yield Program("decode", shapes, lowered, held | {"cache": on_device(slots)}, beside)

@@ -9,7 +9,7 @@ from typing import Any
 from selfreward_jax.method.expected_score import expected_scores
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.templates import fill
-from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 
 Row = dict[str, Any]
 
@@ -29,7 +29,7 @@ def judge(
     engine: Engine,
     answers: Sequence[Row],
     template: str,
-    how: Sampling,
+    how: SamplingParams,
     settings: Any,
     key: Any,
     done: Iterable[str] = (),
@@ -56,7 +56,7 @@ def judge(
     for batch in engine.stream(requests, how, key, done):
         rows = [_judged(row, settings.form) for row in by_id(batch)]
         if settings.readout == "expected":
-            _read_out(engine, rows, prompt, settings.form, max(1, engine.rows // how.samples))
+            _read_out(engine, rows, prompt, settings.form, max(1, engine.max_concurrent // how.num_samples))
         yield [_scored(row, settings.readout, settings.least_votes) for row in rows]
 
 

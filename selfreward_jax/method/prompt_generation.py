@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from selfreward_jax.method.templates import fill
-from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]
@@ -111,7 +111,7 @@ class WorldWriter:
         """Any number of examples may be shown: it looks at none."""
         return True
 
-    def generate(self, requests: Sequence[Request], how: Sampling, key: Any) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], how: SamplingParams, key: Any) -> list[Completion]:
         """A prompt for each request, drawn by its id."""
         texts = (generator.prompts(1, Random(f"{self.seed} world {r.id}"))[0] for r in requests)
         return [Completion(r.id, 0, text, [], [], True) for r, text in zip(requests, texts, strict=True)]
@@ -121,7 +121,7 @@ def write_prompts(
     engine: Engine | WorldWriter,
     settings: Any,
     template: str,
-    how: Sampling,
+    how: SamplingParams,
     key: Any,
     *,
     seeds: Sequence[str],
@@ -166,7 +166,7 @@ def write_prompts(
             shown = rng.sample(seeds, settings.seed_shots + settings.own_shots - from_own)
             shown += rng.sample(own, from_own)
             rng.shuffle(shown)
-            while len(shown) > 1 and not engine.fits(few_shot(template, shown), how.max_new):
+            while len(shown) > 1 and not engine.fits(few_shot(template, shown), how.max_new_tokens):
                 shown.remove(max(shown, key=len))
             requests.append(Request(f"{name}/{i}", few_shot(template, shown)))
         wave = []

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from selfreward_jax.method.judge import by_id
-from selfreward_jax.sampling.engine import Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 
 Row = dict[str, Any]
 
 
 def candidates(
-    engine: Engine, prompts: Sequence[Row], how: Sampling, key: Any, done: Iterable[str] = ()
+    engine: Engine, prompts: Sequence[Row], how: SamplingParams, key: Any, done: Iterable[str] = ()
 ) -> Iterator[list[Row]]:
     """Answers prompts {id, prompt}, batch by batch.
 

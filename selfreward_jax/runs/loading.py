@@ -40,7 +40,7 @@ class Saved(NamedTuple):
         longest = min(max_length, self.max_length)
         lying = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
         laid = reshard(self.params, lying, self.cfg.dtype)
-        return Engine(self.cfg, laid, self.chat, self.sampling_mesh, rows=rows, max_length=longest, raw=raw)
+        return Engine(self.cfg, laid, self.chat, self.sampling_mesh, max_concurrent=rows, max_length=longest, raw=raw)
 
 
 def open_model(path: str, name: str = "", like: Run | None = None) -> Saved:

@@ -30,7 +30,7 @@ from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings, batch_divisor
-from selfreward_jax.sampling.engine import Engine, row_number
+from selfreward_jax.sampling.engine import Engine, stable_hash32
 from selfreward_jax.storage.artifacts import RowFile
 from selfreward_jax.telemetry import timing
 from selfreward_jax.train import checkpoints
@@ -208,11 +208,11 @@ class Run:
     def key(self, model: str, stage: str) -> jax.Array:
         """The random key of a stage: a function of the seed and the two names alone."""
         key = jax.random.key(self.cfg.seed)
-        return jax.random.fold_in(jax.random.fold_in(key, row_number(model)), row_number(stage))
+        return jax.random.fold_in(jax.random.fold_in(key, stable_hash32(model)), stable_hash32(stage))
 
     def seed(self, model: str, stage: str) -> int:
         """The same as a number, for shuffles on the host."""
-        return row_number(f"{self.cfg.seed} {model} {stage}")
+        return stable_hash32(f"{self.cfg.seed} {model} {stage}")
 
     @property
     def chat(self) -> Chat:
@@ -305,9 +305,9 @@ class Run:
             laid,
             self.chat,
             self.sampling_mesh,
-            rows=self.cfg.generate.rows,
+            max_concurrent=self.cfg.generate.rows,
             max_length=self.cfg.model.max_length,
-            halt=preemption.stop_requested,
+            should_stop=preemption.stop_requested,
         )
 
     NOTE_EVERY = 5.0  # seconds between lines that say where the time went

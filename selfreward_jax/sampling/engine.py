@@ -41,13 +41,13 @@ class Prompt(NamedTuple):
     ids: list[int]
 
 
-class Sampling(NamedTuple):
+class SamplingParams(NamedTuple):
     """How to draw: samples per prompt, temperature (0 is greedy), nucleus mass, most new tokens."""
 
-    samples: int
+    num_samples: int
     temperature: float
     top_p: float
-    max_new: int
+    max_new_tokens: int
 
 
 class Completion(NamedTuple):
@@ -80,38 +80,40 @@ class Engine:
         chat: Chat,
         mesh: Mesh,
         *,
-        rows: int,
+        max_concurrent: int,
         max_length: int,
         raw: bool = False,
-        halt: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
-        self.rows, self.max_length, self.raw, self.halt = rows, max_length, raw, halt
+        self.max_concurrent, self.max_length, self.raw, self.should_stop = max_concurrent, max_length, raw, should_stop
         self._prefix: tuple[list[int], KVSegment] | None = None  # the last one that was read
 
-    def ids(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
+    def encode(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
         """The ids that the model is given for a request's prompt."""
         if not isinstance(prompt, str):
             return self.chat.message_ids(prompt)
         return self.chat.encode_prefix(prompt) if self.raw else self.chat.prompt_ids(prompt)
 
-    def fits(self, prompt: str | Sequence[tuple[str, str]], max_new: int) -> bool:
+    def fits(self, prompt: str | Sequence[tuple[str, str]], max_new_tokens: int) -> bool:
         """Whether `prompt` leaves room for `max_new` tokens."""
-        return len(self.ids(prompt)) + max_new <= self.max_length
+        return len(self.encode(prompt)) + max_new_tokens <= self.max_length
 
-    def generate(self, requests: Sequence[Request], how: Sampling, key: jax.Array) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling_params: SamplingParams, key: jax.Array
+    ) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
         order = {r.id: i for i, r in enumerate(requests)}
-        done = [c for batch in self.stream(requests, how, key, to_the_end=True) for c in batch]
+        done = [c for batch in self.stream(requests, sampling_params, key, ignore_stop=True) for c in batch]
         return sorted(done, key=lambda c: (order[c.id], c.sample))
 
     def stream(
         self,
         requests: Sequence[Request],
-        how: Sampling,
+        sampling_params: SamplingParams,
         key: jax.Array,
         done: Collection[str] = (),
-        to_the_end: bool = False,
+        ignore_stop: bool = False,
     ) -> Iterator[list[Completion]]:
         """Completions as they come, all samples of a request together, leaving out those in `done`.
 
@@ -127,24 +129,24 @@ class Engine:
         """
         if len({r.id for r in requests}) != len(requests):
             raise ValueError("request ids repeat; every id must name one row")
-        ids = [self.ids(r.prompt) for r in requests]
+        ids = [self.encode(r.prompt) for r in requests]
         for request, tokens in zip(requests, ids, strict=True):
-            if len(tokens) + how.max_new > self.max_length:
+            if len(tokens) + sampling_params.max_new_tokens > self.max_length:
                 raise ValueError(
-                    f"prompt {request.id} has {len(tokens)} tokens; with {how.max_new} new ones it passes "
+                    f"prompt {request.id} has {len(tokens)} tokens; with {sampling_params.max_new_tokens} new ones it passes "
                     f"the model's length {self.max_length}"
                 )
         if not requests:
             return
         prefix, shared = self._read_prefix(ids)
         rest, done = [x[shared:] for x in ids], set(done)
-        places = batching.places_of(len(requests), self.rows, how.samples, self.mesh)
-        halt = (lambda: False) if to_the_end else self.halt
-        for window, length in batching.cut([len(x) for x in rest], batching.DEPTH * places):
+        places = batching.num_prompt_slots(len(requests), self.max_concurrent, sampling_params.num_samples, self.mesh)
+        halt = (lambda: False) if ignore_stop else self.should_stop
+        for window, length in batching.bucket_by_length([len(x) for x in rest], batching.WINDOW_DEPTH * places):
             prompts = [Prompt(requests[i].id, rest[i]) for i in window if requests[i].id not in done]
             if prompts and not halt():
-                together = batching.together(len(requests), places, length, self.mesh)
-                yield from self._window(prompts, places, together, length, prefix, how, key, halt)
+                together = batching.prefill_batch_size(len(requests), places, length, self.mesh)
+                yield from self._window(prompts, places, together, length, prefix, sampling_params, key, halt)
 
     def _window(
         self,
@@ -153,23 +155,25 @@ class Engine:
         together: int,
         length: int,
         prefix: KVSegment | None,
-        how: Sampling,
+        sampling_params: SamplingParams,
         key: jax.Array,
-        halt: Callable[[], bool],
+        should_stop: Callable[[], bool],
     ) -> Iterator[list[Completion]]:
         """Completions of prompts of at most `length` tokens behind the prefix. At any time `places` of them are at
         work; where `together` places have fallen free, as many prompts come in, until `halt` says so."""
-        draw = sampler.Draw(np.float32(how.temperature), np.float32(how.top_p))
+        draw = sampler.DrawParams(np.float32(sampling_params.temperature), np.float32(sampling_params.top_p))
         stop_ids = tuple(self.chat.stop_ids)
         waiting = deque(prompts[i : i + together] for i in range(0, len(prompts), together))
-        ahead = partial(self._ahead, waiting, together, length, prefix, how, key)
+        ahead = partial(self._prefill_next, waiting, together, length, prefix, sampling_params, key)
         with jax.set_mesh(self.mesh):
-            slots = sampler.empty(self.cfg, places, how.samples, length, how.max_new)
+            slots = sampler.init_slots(
+                self.cfg, places, sampling_params.num_samples, length, sampling_params.max_new_tokens
+            )
         ready, free, at_work = ahead(), list(range(places)), {}
         finished: list[Completion] = []
         while ready or at_work:
             while ready and len(free) >= together:
-                if halt():
+                if should_stop():
                     ready = None
                     break
                 chosen, read = ready
@@ -177,7 +181,7 @@ class Engine:
                 at_work |= zip(taken, chosen, strict=True)
                 where = np.array(taken + [places] * (together - len(taken)), np.int32)
                 with jax.set_mesh(self.mesh):
-                    slots = sampler.admit(slots, self._put(where), *read, draw, stop_ids=stop_ids)
+                    slots = sampler.insert(slots, self._put(where), *read, draw, stop_ids=stop_ids)
                 ready = ahead()
             if not at_work:
                 break
@@ -187,15 +191,23 @@ class Engine:
             if finished:
                 yield finished  # what is done with them is done while the device draws
             samples, ended = fetch((slots.samples, slots.done_B))
-            ended = ended.reshape(places, how.samples).all(1)
+            ended = ended.reshape(places, sampling_params.num_samples).all(1)
             left = [place for place in at_work if ended[place]]
-            finished = [c for place in left for c in self._completions(at_work.pop(place), samples, place, how)]
+            finished = [
+                c for place in left for c in self._completions(at_work.pop(place), samples, place, sampling_params)
+            ]
             free += left
         if finished:
             yield finished
 
-    def _ahead(
-        self, waiting: deque, together: int, length: int, prefix: KVSegment | None, how: Sampling, key: jax.Array
+    def _prefill_next(
+        self,
+        waiting: deque,
+        together: int,
+        length: int,
+        prefix: KVSegment | None,
+        sampling_params: SamplingParams,
+        key: jax.Array,
     ) -> Any:
         """The next prompts, and what `admit` is given of them: read by the device before there is a place for them.
         None if no more are waiting."""
@@ -204,15 +216,17 @@ class Engine:
         chosen = waiting.popleft()
         tokens, lengths = self._padded([p.ids for p in chosen], together, length)
         names = [p.id for p in chosen] + [""] * (together - len(chosen))
-        keys = jax.random.key_data(sample_keys(key, names, how.samples))
-        keys = np.asarray(keys).reshape(together, how.samples, -1)
+        keys = jax.random.key_data(sample_keys(key, names, sampling_params.num_samples))
+        keys = np.asarray(keys).reshape(together, sampling_params.num_samples, -1)
         with jax.set_mesh(self.mesh):
             logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths, prefix)
         return chosen, (logits, segment, lengths, self._put(keys))
 
-    def _completions(self, prompt: Prompt, samples: sampler.Samples, place: int, how: Sampling) -> Iterator[Completion]:
-        for sample in range(how.samples):
-            row = place * how.samples + sample
+    def _completions(
+        self, prompt: Prompt, samples: sampler.Samples, place: int, sampling_params: SamplingParams
+    ) -> Iterator[Completion]:
+        for sample in range(sampling_params.num_samples):
+            row = place * sampling_params.num_samples + sample
             drawn = samples.tokens[row, : samples.lengths[row]].tolist()
             yield Completion(
                 id=prompt.id,
@@ -225,7 +239,7 @@ class Engine:
 
     def _read_prefix(self, ids: Sequence[list[int]]) -> tuple[KVSegment | None, int]:
         """The keys and values of what all prompts begin with, and how many tokens that is; None if too few."""
-        shared = batching.shared_length(ids)
+        shared = batching.common_prefix_len(ids)
         if not shared:
             return None, 0
         tokens = ids[0][:shared]
@@ -247,8 +261,8 @@ class Engine:
           at_once: contexts read together; `rows` of them if 0.
         """
         found: list[list[float]] = [[] for _ in contexts]
-        rows = round_up(at_once or self.rows, batch_divisor(self.mesh))
-        lengths = [batching.bucket(len(c)) for c in contexts]
+        rows = round_up(at_once or self.max_concurrent, batch_divisor(self.mesh))
+        lengths = [batching.padded_length(len(c)) for c in contexts]
         # Each padded as its own length asks for, and not its company: what is found does not depend on that.
         for length in sorted(set(lengths)):
             alike = [i for i, n in enumerate(lengths) if n == length]
@@ -276,7 +290,7 @@ class Engine:
         return self._put(tokens), self._put(lengths)
 
 
-def row_number(name: str) -> int:
+def stable_hash32(name: str) -> int:
     """A row id as a 32-bit number, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
@@ -301,5 +315,5 @@ def _fold(key: jax.Array, rows: jax.Array, samples: jax.Array) -> jax.Array:
 
 def sample_keys(key: jax.Array, names: Sequence[str], samples: int) -> jax.Array:
     """Keys [P * G]: `key` folded with the row's id and the sample's index."""
-    rows = np.repeat(np.array([row_number(n) for n in names], np.uint32), samples)
+    rows = np.repeat(np.array([stable_hash32(n) for n in names], np.uint32), samples)
     return _fold(key, rows, np.tile(np.arange(samples, dtype=np.uint32), len(names)))

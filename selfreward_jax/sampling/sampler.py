@@ -54,7 +54,7 @@ class Slots(NamedTuple):
     done_B: jax.Array
 
 
-class Draw(NamedTuple):
+class DrawParams(NamedTuple):
     """How to draw: temperature (0 decodes greedily; otherwise applied before top-p, as Hugging Face and vLLM do) and
     top_p in (0, 1] (1 keeps every token). Numbers, which programs need not be compiled for."""
 
@@ -63,7 +63,7 @@ class Draw(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("cfg", "places", "samples", "length", "width"))
-def empty(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) -> Slots:
+def init_slots(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) -> Slots:
     """`places` for prompts of at most `length` tokens, with `samples` slots each of at most `width` new ones."""
     B = places * samples
     ids = jnp.zeros((B, width), jnp.int32)
@@ -71,7 +71,7 @@ def empty(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) 
     found = Samples(ids, ids.astype(jnp.float32), jnp.ones(B, jnp.int32))
     key_data = jax.random.key_data(jax.random.split(jax.random.key(0), B))
     done = jnp.ones(B, bool)
-    return held(Slots(_zeros(cfg, B, width), prompt, jnp.ones(places, jnp.int32), key_data, found, done))
+    return constrain_all(Slots(_zeros(cfg, B, width), prompt, jnp.ones(places, jnp.int32), key_data, found, done))
 
 
 def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
@@ -86,7 +86,7 @@ def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
     return layers(rows, K, H, width), layers(rows, K, width, H)
 
 
-def held(tree: Any) -> Any:
+def constrain_all(tree: Any) -> Any:
     """Arrays with their rows, and keys and values with their heads too, on the devices that compute them."""
     return jax.tree.map(lambda x: constrain(x, *layout(x.ndim)), tree)
 
@@ -135,18 +135,18 @@ def prefill(
         method="hidden",
     )
     mask = jnp.arange(S)[None, None, :] < lengths_R[:, None, None]
-    return model.apply({"params": params}, hidden[:, 0], method="unembed"), KVSegment(*held(kv), mask)
+    return model.apply({"params": params}, hidden[:, 0], method="unembed"), KVSegment(*constrain_all(kv), mask)
 
 
 @partial(jax.jit, static_argnames="stop_ids", donate_argnames="slots")
-def admit(
+def insert(
     slots: Slots,
     places_R: jax.Array,
     logits_RV: jax.Array,
     prompt: KVSegment,
     lengths_R: jax.Array,
     keys_R: jax.Array,
-    how: Draw,
+    draw: DrawParams,
     *,
     stop_ids: tuple[int, ...],
 ) -> Slots:
@@ -164,7 +164,7 @@ def admit(
     G, W = keys_R.shape[1], slots.samples.tokens.shape[1]
     rows = (places_R[:, None] * G + jnp.arange(G)).reshape(-1)
     keys = keys_R.reshape(rows.shape[0], -1)
-    first, logprob = _draw(jnp.repeat(logits_RV, G, axis=0), keys, jnp.zeros_like(rows), how)
+    first, logprob = _draw(jnp.repeat(logits_RV, G, axis=0), keys, jnp.zeros_like(rows), draw)
     start = lambda x: jnp.pad(x[:, None], ((0, 0), (0, W - 1)))  # noqa: E731
     found = Samples(start(first), start(logprob), jnp.ones_like(rows))
 
@@ -173,7 +173,7 @@ def admit(
         return at.set(new, mode="drop", unique_indices=True)
 
     by_row, by_place = (partial(jax.tree.map, partial(put, where=where)) for where in (rows, places_R))
-    return held(
+    return constrain_all(
         Slots(
             cache=slots.cache,
             prompt=by_place(slots.prompt, prompt),
@@ -191,8 +191,8 @@ def decode(
     params: Params,
     slots: Slots,
     prefix: KVSegment | None,
-    how: Draw,
-    enough: jax.Array,
+    draw: DrawParams,
+    min_free: jax.Array,
     *,
     stop_ids: tuple[int, ...],
 ) -> Slots:
@@ -232,9 +232,9 @@ def decode(
         )
         # This is `at`. That it waits for what was read from the cache, lets XLA write in place and not to a copy.
         slot_B = jnp.minimum(at_B, jnp.where(jnp.isinf(hidden[:, 0, 0]), W, W - 1))
-        cache = held((write(cache[0], k, slot_B, axis=-1), write(cache[1], v, slot_B, axis=-2)))
+        cache = constrain_all((update_cache(cache[0], k, slot_B, axis=-1), update_cache(cache[1], v, slot_B, axis=-2)))
         logits_BV = model.apply({"params": params}, hidden[:, 0], method="unembed")
-        token_B, logprob_B = _draw(logits_BV, slots.keys_B2, samples.lengths, how)
+        token_B, logprob_B = _draw(logits_BV, slots.keys_B2, samples.lengths, draw)
         return (
             cache,
             _added(samples, token_B, logprob_B, ~done_B),
@@ -242,16 +242,18 @@ def decode(
         )
 
     def going(now: tuple[Cache, Samples, jax.Array]) -> jax.Array:
-        return now[2].reshape(P, -1).all(1).sum() < enough
+        return now[2].reshape(P, -1).all(1).sum() < min_free
 
     cache, samples, done_B = jax.lax.while_loop(going, step, (slots.cache, slots.samples, slots.done_B))
     return slots._replace(cache=cache, samples=samples, done_B=done_B)
 
 
-def _draw(logits_BV: jax.Array, keys_B2: jax.Array, position_B: jax.Array, how: Draw) -> tuple[jax.Array, jax.Array]:
+def _draw(
+    logits_BV: jax.Array, keys_B2: jax.Array, position_B: jax.Array, draw: DrawParams
+) -> tuple[jax.Array, jax.Array]:
     """Tokens [B], and their log-probs under the model itself."""
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2), position_B)
-    token_B = sample_token(logits_BV, keys_B, how.temperature, how.top_p)
+    token_B = sample_token(logits_BV, keys_B, draw.temperature, draw.top_p)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
     return token_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
@@ -272,7 +274,7 @@ def _added(samples: Samples, token_B: jax.Array, logprob_B: jax.Array, going_B: 
     )
 
 
-def write(cache: Any, new: Any, at_B: jax.Array, axis: int) -> Any:
+def update_cache(cache: Any, new: Any, at_B: jax.Array, axis: int) -> Any:
     """Keys or values with `new`, of one token a row, at `at_B` of dimension `axis` (counted from the end)."""
 
     def one(old: jax.Array, x: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 128  # tokens whose probabilities are summed first, to find the one that a random number points at
-MOST_TRIES = 64  # each throws away half of what is left, so that only logits that are no numbers come so far
+MAX_ROUNDS = 64  # each throws away half of what is left, so that only logits that are no numbers come so far
 
 
 def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array
         )
 
     start = (jnp.int32(0), jnp.full(B, temperature > 0), jnp.zeros(B), sums_Bn, start_B)
-    going = lambda state: state[1].any() & (state[0] < MOST_TRIES)  # noqa: E731
+    going = lambda state: state[1].any() & (state[0] < MAX_ROUNDS)  # noqa: E731
     return jax.lax.while_loop(going, attempt, start)[-1]
 
 

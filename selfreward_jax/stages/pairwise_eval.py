@@ -9,7 +9,7 @@ from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.pairwise import Game, both_orders, by_prompt, games, settle
 from selfreward_jax.runs.run import Run
-from selfreward_jax.sampling.engine import Completion, Engine, Request, Sampling
+from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
 from selfreward_jax.stages.self_reward import generated, judge
 from selfreward_jax.telemetry.progress import say
@@ -99,7 +99,7 @@ def _verdicts(
     asked = [Request(f"{g.id}/{i}", text) for g in played for i, text in enumerate(both_orders(template, g))]
     answered = {f"{i}/{order}" for i in done for order in (0, 1)}
     said: dict[str, Completion] = {}
-    for batch in engine.stream(asked, Sampling(1, 0.0, 1.0, max_new), key, answered):
+    for batch in engine.stream(asked, SamplingParams(1, 0.0, 1.0, max_new), key, answered):
         said |= {c.id: c for c in batch}
         whole = dict.fromkeys(c.id.rpartition("/")[0] for c in batch)
         rows = [(i, said[f"{i}/0"], said[f"{i}/1"]) for i in whole if {f"{i}/0", f"{i}/1"} <= said.keys()]

@@ -16,16 +16,16 @@ from selfreward_jax.method.responses import candidates
 from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.loading import open_model
 from selfreward_jax.runs.run import Run
-from selfreward_jax.sampling.engine import Engine, Sampling
+from selfreward_jax.sampling.engine import Engine, SamplingParams
 from selfreward_jax.stages.common import StageError, judge_template, judged_set, prompt_template, shown_prompts
 from selfreward_jax.telemetry.progress import Progress, say
 
 Row = dict[str, Any]
 
 
-def sampling(settings: Any) -> Sampling:
+def sampling(settings: Any) -> SamplingParams:
     """How a stage draws."""
-    return Sampling(settings.get("samples", 1), settings.temperature, settings.top_p, settings.max_new)
+    return SamplingParams(settings.get("samples", 1), settings.temperature, settings.top_p, settings.max_new)
 
 
 def prompts(run: Run, t: int) -> None:
