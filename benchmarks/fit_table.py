@@ -19,7 +19,7 @@ from selfreward_jax import config
 from selfreward_jax.config import validate
 from selfreward_jax.llm.llama import is_param_spec, parameter_count, param_specs
 from selfreward_jax.memory.models import KNOWN
-from selfreward_jax.train.logprobs import LOGITS_AT_ONCE
+from selfreward_jax.train.logprobs import MAX_LOGITS
 
 _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")
 _MISSING = flags.DEFINE_bool("missing", False, "With --write: only the rows that are not kept yet.")
@@ -136,7 +136,7 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: i
     activations = 2 * rows * 2048 * model.dim * model.num_layers
     # One layer recomputed: about 16 arrays as wide as the stream and 3 as wide as the feed-forward, in bfloat16.
     recomputed = 2 * rows * 2048 * (16 * model.dim + 3 * model.mlp_dim)
-    dpo = state + activations + recomputed + 2 * 2 * (layer + widest) + 3 * 4 * LOGITS_AT_ONCE
+    dpo = state + activations + recomputed + 2 * 2 * (layer + widest) + 3 * 4 * MAX_LOGITS
     kv = 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim / sample_tensor
     samples = max(1, c.generate.rows * sample_tensor // count)
     prompt = (c.model.max_length - c.candidates.max_new) / c.candidates.samples  # shared by a prompt's samples

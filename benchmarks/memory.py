@@ -31,7 +31,7 @@ def measured(length: int, vocabulary: int, at_once: int) -> dict:
     c = config.default_config()
     c.update_from_flattened_dict({"dpo.batch": _PAIRS.value, "dpo.replay": 0.0, "model.max_length": length})
     c.update_from_flattened_dict({"tokenizer.vocab_size": vocabulary, "model.remat": "full", "model.scan_layers": True})
-    logprobs.LOGITS_AT_ONCE = at_once
+    logprobs.MAX_LOGITS = at_once
     (program,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), length, ["dpo"])
     memory = program.lowered.compile().memory_analysis()
     return {
@@ -45,7 +45,7 @@ def measured(length: int, vocabulary: int, at_once: int) -> dict:
 
 def main(_: list[str]) -> None:
     """Measures, fits, prints."""
-    for name, at_once in (("in chunks", logprobs.LOGITS_AT_ONCE), ("whole", 1 << 60)):
+    for name, at_once in (("in chunks", logprobs.MAX_LOGITS), ("whole", 1 << 60)):
         rows = [measured(t, v, at_once) for t, v in itertools.product(LENGTHS, VOCABULARIES)]
         for row in rows:
             print(json.dumps({"logits": name, **row}), flush=True)

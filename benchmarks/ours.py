@@ -89,8 +89,8 @@ def dpo_step(case: dict[str, Any]) -> Run:
     shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
     update = trainer.make_update(dpo.loss_fn(net, c.dpo), optimizer, shardings, mesh)
     reference = dpo.reference_logprobs(net, params, made, len(made), mesh)
-    _, batch_at = dpo.batches_of(made, reference, [], c.dpo, 0, mesh, cfg)
-    state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+    _, batch_at = dpo.make_batch_fn(made, reference, [], c.dpo, 0, mesh, cfg)
+    state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
     held = {"state": jax.device_put(state, shardings)}  # where updates leave it: else the second is compiled anew
     forward = jax.jit(lambda params, batch: dpo.pair_logprobs(net, params, batch))
     arrays = {name: x[0] for name, x in batch_at(0)["arrays"].items()}

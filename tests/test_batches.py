@@ -15,22 +15,22 @@ SEED = st.integers(0, 2**32 - 1)
 
 @given(rows=st.integers(1, 40), seed=SEED)
 def test_every_epoch_is_a_permutation(rows, seed):
-    got = batches.order(rows, seed, 3).reshape(3, rows)
+    got = batches.epoch_permutation(rows, seed, 3).reshape(3, rows)
     np.testing.assert_array_equal(np.sort(got, axis=1), np.tile(np.arange(rows), (3, 1)))
 
 
 @given(rows=st.integers(1, 40), seed=SEED, quarters=st.integers(1, 12))
 def test_a_fraction_of_an_epoch_is_the_start_of_it(rows, seed, quarters):
-    got = batches.order(rows, seed, quarters / 4)
+    got = batches.epoch_permutation(rows, seed, quarters / 4)
     assert len(got) == round(rows * quarters / 4)
-    np.testing.assert_array_equal(got, batches.order(rows, seed, 3)[: len(got)])
+    np.testing.assert_array_equal(got, batches.epoch_permutation(rows, seed, 3)[: len(got)])
 
 
 def test_order_depends_on_seed_and_epoch_and_nothing_else():
-    first, second = batches.order(50, 7, 2).reshape(2, 50)
-    np.testing.assert_array_equal(batches.order(50, 7, 1), first)
+    first, second = batches.epoch_permutation(50, 7, 2).reshape(2, 50)
+    np.testing.assert_array_equal(batches.epoch_permutation(50, 7, 1), first)
     assert (first != second).any()
-    assert (batches.order(50, 8, 1) != first).any()
+    assert (batches.epoch_permutation(50, 8, 1) != first).any()
 
 
 WIDTH = 16

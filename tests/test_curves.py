@@ -75,14 +75,14 @@ def test_a_run_has_the_curves_of_its_log(finished_run):
 def test_steps_that_are_redone_count_once(tmp_path):
     r = Folder(tmp_path)
     for start, loss in ((0, 1.0), (3, 2.0)):
-        with metric_writers.recording(r.cfg, r.dir, "m1-sft", start) as add:
+        with metric_writers.metric_writer(r.cfg, r.dir, "m1-sft", start) as add:
             for step in range(start, start + 5):
                 add(step, {"loss": loss})
     assert values(tmp_path / "tensorboard" / "m1-sft")["train/loss"] == {s: 1.0 + (s >= 3) for s in range(8)}
 
 
 def test_curves_that_nobody_wants_are_not_written(tmp_path):
-    with metric_writers.recording(*folder(tmp_path, tensorboard=False), "m1-sft", 0) as add:
+    with metric_writers.metric_writer(*folder(tmp_path, tensorboard=False), "m1-sft", 0) as add:
         add(0, {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
@@ -98,7 +98,7 @@ def test_they_are_sent_to_a_project_that_is_named(tmp_path, monkeypatch):
             sent.append("finished")
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **how: sent.append(how) or Sent()))
-    with metric_writers.recording(*folder(tmp_path, tensorboard=False, wandb="mine"), "m2-dpo", 0) as add:
+    with metric_writers.metric_writer(*folder(tmp_path, tensorboard=False, wandb="mine"), "m2-dpo", 0) as add:
         add(4, {"margin": 0.5})
     assert sent[0]["project"] == "mine"
     assert sent[1:] == [(4, {"train/rewards/margins": 0.5}), "finished"]
@@ -106,7 +106,7 @@ def test_they_are_sent_to_a_project_that_is_named(tmp_path, monkeypatch):
 
 def test_where_it_fails_the_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **how: 1 / 0))
-    with metric_writers.recording(*folder(tmp_path, wandb="mine"), "m2-dpo", 0) as add:
+    with metric_writers.metric_writer(*folder(tmp_path, wandb="mine"), "m2-dpo", 0) as add:
         add(0, {"loss": 1.0})
         add(1, {"loss": 1.0})
     (line,) = capsys.readouterr().err.splitlines()

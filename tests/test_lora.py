@@ -110,7 +110,7 @@ def stepped(cfg, frozen, adapters, loss_fn, batch):
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
     lying = param_shardings(lora.trainable_specs(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, adapters, lying, mesh)
-    state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
+    state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
     update = trainer.make_update(loss_fn, optimizer, shardings, mesh)
     return update(jax.device_put(state, shardings), batch, jax.random.key(0), frozen)
 
@@ -118,7 +118,7 @@ def stepped(cfg, frozen, adapters, loss_fn, batch):
 def test_the_gradient_reaches_the_adapters_alone_and_is_that_of_the_matrix(random_params):
     frozen, adapters = parts(CFG, random_params(CFG))
     settings = SimpleNamespace(epochs=1, width=32, batch=4, accumulate=2)
-    batch = sft.batches_of(TEXTS, settings, 3, make_mesh())[1](0)
+    batch = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())[1](0)
     before = jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen)
     state, metrics = stepped(CFG, frozen, adapters, sft.loss_fn(Llama(CFG)), batch)
     assert jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen) == before
@@ -148,7 +148,7 @@ def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
     params = random_params(SUBSET)
     model, settings = Llama(SUBSET), dpo_settings(replay=0.0)
     reference = dpo.reference_logprobs(model, params, PAIRS, 4, make_mesh())
-    batch = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh(), SUBSET)[1](0)
+    batch = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), SUBSET)[1](0)
     _, metrics = stepped(SUBSET, *parts(SUBSET, params), dpo.loss_fn(model, settings), batch)
     assert float(metrics["dpo"]) == pytest.approx(math.log(2), abs=1e-5)
     assert float(metrics["grad_norm"]) > 1e-2

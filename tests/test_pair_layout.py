@@ -68,17 +68,17 @@ def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_p
         return each, grads
 
     expected, gradients = graded(lambda p: by_side(model, p, PAIRS))
-    layouts = [dpo.Layout(20, 32, 32)]
+    layouts = [dpo.PairLayout(20, 32, 32)]
     if not option:
-        layouts += [dpo.Layout(33, 48, 16), dpo.Layout(1, 16, 48), dpo.Layout(0, 0, 48)]
+        layouts += [dpo.PairLayout(33, 48, 16), dpo.PairLayout(1, 16, 48), dpo.PairLayout(0, 0, 48)]
     for layout in layouts:
         arrays = dpo.pair_arrays(PAIRS, layout)
-        assert arrays["chosen_tokens"].shape == (4, layout.rest)
-        assert ("prompt_tokens" in arrays) == bool(layout.most)
+        assert arrays["chosen_tokens"].shape == (4, layout.suffix_len)
+        assert ("prompt_tokens" in arrays) == bool(layout.max_shared)
         # What padding holds must not matter.
         for name in ("chosen", "rejected"):
             for row, two in enumerate(PAIRS):
-                end = len(getattr(two, name).ids) - min(layout.most, [20, 1, 33, 18][row])
+                end = len(getattr(two, name).ids) - min(layout.max_shared, [20, 1, 33, 18][row])
                 arrays[f"{name}_tokens"][row, end:] = 7
         found, others = graded(partial(dpo.pair_logprobs, model, batch=arrays))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -87,14 +87,14 @@ def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_p
 
 def test_the_reference_of_pairs_is_that_of_each_side(random_params):
     params = random_params(CFG)
-    assert dpo.layout_of(PAIRS, CFG).most
+    assert dpo.choose_layout(PAIRS, CFG).max_shared
     found = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 3, make_mesh())
     np.testing.assert_allclose(found, by_side(Llama(CFG), params, PAIRS), rtol=1e-5, atol=1e-5)
 
 
 def test_one_side_learns_nothing_of_the_other(random_params):
     params, model = random_params(CFG), Llama(CFG)
-    layout = dpo.layout_of(PAIRS, CFG)
+    layout = dpo.choose_layout(PAIRS, CFG)
     arrays = dpo.pair_arrays(PAIRS, layout)
     other = arrays | {"rejected_tokens": (arrays["rejected_tokens"] + 5) % 29}
     first, second = (dpo.pair_logprobs(model, params, of) for of in (arrays, other))
@@ -104,9 +104,9 @@ def test_one_side_learns_nothing_of_the_other(random_params):
 
 def test_the_layout_with_the_fewest_slots_is_taken():
     # All read once: 112 + 2 * 16 = 144 slots, where whole sides take 2 * 128.
-    assert dpo.layout_of(drawn((112, 16, 10), (100, 12, 16)), CFG) == dpo.Layout(112, 112, 16)
+    assert dpo.choose_layout(drawn((112, 16, 10), (100, 12, 16)), CFG) == dpo.PairLayout(112, 112, 16)
     # Read whole: long prompts have short answers and the other way round, 112 + 2 * 112 > 2 * 128.
-    assert dpo.layout_of(drawn((112, 16, 16), (16, 112, 112)), CFG) == dpo.Layout(0, 0, 128)
+    assert dpo.choose_layout(drawn((112, 16, 16), (16, 112, 112)), CFG) == dpo.PairLayout(0, 0, 128)
     # Two prompts of 64 and one of 128 with answers of 8: nothing is gained by reading 128 once.
     some = drawn((112, 16, 10), (100, 12, 16))
     # The layout of an earlier round, where it holds these pairs and takes little more.
@@ -116,22 +116,25 @@ def test_the_layout_with_the_fewest_slots_is_taken():
         ((110, 112, 18), True),
         ((96, 96, 24), False),
     ):
-        known = dpo.Layout(*known)
-        assert (dpo.layout_of(some, CFG, known) == known) == taken
-    assert dpo.layout_of(some, CFG, dpo.Layout(0, 0, 64)).most == 112
-    assert dpo.layout_of(drawn((64, 64, 64), (120, 8, 8)), CFG) == dpo.Layout(64, 64, 64)
+        known = dpo.PairLayout(*known)
+        assert (dpo.choose_layout(some, CFG, known) == known) == taken
+    assert dpo.choose_layout(some, CFG, dpo.PairLayout(0, 0, 64)).max_shared == 112
+    assert dpo.choose_layout(drawn((64, 64, 64), (120, 8, 8)), CFG) == dpo.PairLayout(64, 64, 64)
     # Nothing shared.
-    assert dpo.layout_of([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).most == 0
+    assert (
+        dpo.choose_layout([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).max_shared
+        == 0
+    )
     # With splash too; but a kernel that knows no prompt before its texts, or no window then, is not given up for it.
     some = drawn((112, 16, 10))
-    assert dpo.layout_of(some, replace(CFG, attention="splash")).most == 112
-    assert dpo.layout_of(some, replace(CFG, attention="splash", sliding_window=8)).most == 0
-    assert dpo.layout_of(some, replace(CFG, attention="cudnn")).most == 0
+    assert dpo.choose_layout(some, replace(CFG, attention="splash")).max_shared == 112
+    assert dpo.choose_layout(some, replace(CFG, attention="splash", sliding_window=8)).max_shared == 0
+    assert dpo.choose_layout(some, replace(CFG, attention="cudnn")).max_shared == 0
 
 
 def test_what_is_to_be_learnt_is_never_read_once():
     same = pair([5, 6], [7, 8, 9], [7, 8, 4])  # the answers begin alike
-    arrays = dpo.pair_arrays([same], dpo.Layout(9, 16, 16))
+    arrays = dpo.pair_arrays([same], dpo.PairLayout(9, 16, 16))
     assert arrays["prompt_lengths"].tolist() == [2]
     assert arrays["chosen_target"].sum() == arrays["rejected_target"].sum() == 3
 
@@ -139,12 +142,12 @@ def test_what_is_to_be_learnt_is_never_read_once():
 @given(st.lists(st.tuples(*[st.integers(1, 200)] * 3), min_size=1, max_size=6))
 def test_every_token_has_its_slot(lengths):
     pairs = drawn(*lengths)
-    layout = dpo.layout_of(pairs, CFG)
+    layout = dpo.choose_layout(pairs, CFG)
     assert layout.tokens <= 2 * -(-max(p + max(c, r) for p, c, r in lengths) // 16) * 16
     arrays = dpo.pair_arrays(pairs, layout)
     for row, two in enumerate(pairs):
-        n = arrays["prompt_lengths"][row] if layout.most else 0
-        head = arrays["prompt_tokens"][row, :n].tolist() if layout.most else []
+        n = arrays["prompt_lengths"][row] if layout.max_shared else 0
+        head = arrays["prompt_tokens"][row, :n].tolist() if layout.max_shared else []
         for side, e in zip(("chosen", "rejected"), two, strict=True):
             rest = len(e.ids) - n
             assert head + arrays[f"{side}_tokens"][row, :rest].tolist() == e.ids

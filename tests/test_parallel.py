@@ -280,17 +280,17 @@ def trained(loss, mesh, accumulate=1, **options):
         pairs = PAIRS_OF[loss]
         settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch=8)
         reference = np.random.default_rng(0).normal(-30, 3, (len(pairs), 2)).astype(np.float32)
-        batch = dpo.batches_of(pairs, reference, TEXTS, settings, 3, mesh, cfg)[1](0)
+        batch = dpo.make_batch_fn(pairs, reference, TEXTS, settings, 3, mesh, cfg)[1](0)
         loss_fn = dpo.loss_fn(model, settings)
     else:
         settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=accumulate)
-        batch, loss_fn = sft.batches_of(TEXTS, settings, 3, mesh)[1](0), sft.loss_fn(model)
+        batch, loss_fn = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1](0), sft.loss_fn(model)
     if cfg.lora_rank:
         adapters = {name: params["layers"].pop(name) for name in lora.adapter_specs(cfg)["layers"]}
         params, frozen = {"layers": adapters}, params
     optimizer = optax.sgd(1.0)
     shardings = trainer.state_shardings(optimizer, params, param_shardings(lora.trainable_specs(cfg), mesh), mesh)
-    state = trainer.State(put(np.int32(0), replicated(mesh)), params, optimizer.init(params))
+    state = trainer.TrainState(put(np.int32(0), replicated(mesh)), params, optimizer.init(params))
     before = fetch(params)
     state, metrics = trainer.make_update(loss_fn, optimizer, shardings, mesh)(state, batch, jax.random.key(0), frozen)
     gradient = jax.tree.map(np.subtract, before, fetch(state.params))
@@ -328,7 +328,7 @@ def preference_training_is_the_same_on_eight_devices():
 
 @check
 def reference_logprobs_are_the_same_on_eight_devices():
-    assert dpo.layout_of(PAIRS_OF["dpo of shared prompts"], TINY).most
+    assert dpo.choose_layout(PAIRS_OF["dpo of shared prompts"], TINY).max_shared
     for pairs in PAIRS_OF.values():
         found, expected = (
             dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), pairs, 4, mesh)

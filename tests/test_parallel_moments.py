@@ -26,10 +26,10 @@ def two_steps(offload=False, **changed):
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
     lying = param_shardings(llama.param_specs(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, offload)
-    fresh = lambda p: trainer.State(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
+    fresh = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
     state = jax.jit(fresh, out_shardings=shardings)(params)
     settings = SimpleNamespace(epochs=1, width=32, batch=4, accumulate=1)
-    batch_at = sft.batches_of(TEXTS, settings, 3, mesh)[1]
+    batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1]
     update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
     for step in range(2):
         state, _ = update(state, batch_at(step), jax.random.key(0), rate=1e-2)

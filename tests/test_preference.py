@@ -190,7 +190,7 @@ def run(tiny, tmp_path, **changed):
     settings |= {"epochs": 1, "batch": len(pairs), "accumulate": 1} | changed
     settings = SimpleNamespace(**settings)
     logprobs = dpo.reference_logprobs(Llama(cfg), reference, pairs, 2, make_mesh())
-    batch = dpo.batches_of(pairs, logprobs, [], settings, 0, make_mesh(), cfg)[1](0)
+    batch = dpo.make_batch_fn(pairs, logprobs, [], settings, 0, make_mesh(), cfg)[1](0)
     batch = jax.tree.map(lambda x: x[0], batch["arrays"]) | batch["totals"]
     loss_fn = jax.value_and_grad(dpo.loss_fn(Llama(cfg), settings), has_aux=True)
     (loss, metrics), grads = jax.jit(loss_fn)(policy, batch, jax.random.key(0))

@@ -18,7 +18,7 @@ from selfreward_jax.llm.self_attention import to_cache_layout, attention, resolv
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
-from selfreward_jax.train.logprobs import continued_logprobs
+from selfreward_jax.train.logprobs import prefix_shared_logprobs
 
 make_splash_mha = splash.make_splash_mha
 ON_GPU = jax.default_backend() == "gpu"
@@ -224,7 +224,7 @@ def continued(cfg, mesh):
     given = [put(x, batch_sharding(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
 
     def loss(params):
-        logprobs = continued_logprobs(Llama(cfg), params, *given)
+        logprobs = prefix_shared_logprobs(Llama(cfg), params, *given)
         return jnp.mean(logprobs * jnp.cos(jnp.arange(7.0))), logprobs
 
     with jax.set_mesh(mesh):

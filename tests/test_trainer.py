@@ -41,7 +41,7 @@ def start(cfg, params, optimizer):
     """A fresh state (a copy: updates donate theirs) and its shardings."""
     mesh = make_mesh()
     shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
-    state = trainer.State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+    state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
     return jax.device_put(state, shardings), shardings
 
 
@@ -62,7 +62,7 @@ def test_accumulation_changes_only_rounding_for_sft(random_params):
     after = []
     for accumulate in (1, 4):
         settings = SimpleNamespace(epochs=1, width=32, batch=16, accumulate=accumulate)
-        steps, batch_at = sft.batches_of(TEXTS, settings, 3, make_mesh())
+        steps, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
         batch = batch_at(steps - 1)  # the last, which empty rows fill up: microbatches differ in their targets
         assert batch["arrays"]["tokens"].shape == (accumulate, 16 // accumulate, 32)
         after.append(one_step(CFG, params, optax.sgd(1.0), sft.loss_fn(Llama(CFG)), batch))
@@ -87,7 +87,7 @@ def dpo_step(random_params):
 
     def run(reference, accumulate, step):
         settings = dpo_settings(accumulate=accumulate)
-        batch = dpo.batches_of(PAIRS, reference, TEXTS, settings, 3, make_mesh(), CFG)[1](step)
+        batch = dpo.make_batch_fn(PAIRS, reference, TEXTS, settings, 3, make_mesh(), CFG)[1](step)
         return batch, *update(start(CFG, params, optimizer)[0], batch, jax.random.key(0))
 
     return params, run
@@ -122,7 +122,7 @@ def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_ste
 def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
     reference = np.stack([np.arange(9.0), -np.arange(9.0)], axis=1).astype(np.float32)
     settings = dpo_settings(replay=0.0, batch=3, epochs=2)
-    steps, batch_at = dpo.batches_of(PAIRS, reference, [], settings, 3, make_mesh(), CFG)
+    steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), CFG)
     assert steps == 6
     seen = []
     for step in range(steps):
@@ -134,7 +134,7 @@ def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
                 assert arrays[f"{side}_target"][0, row].sum() == sum(e.target)
     assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
     # Nine pairs do not fill batches of four: the last one is completed, never short.
-    steps, batch_at = dpo.batches_of(PAIRS, reference, [], dpo_settings(replay=0.0, batch=4), 3, make_mesh(), CFG)
+    steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], dpo_settings(replay=0.0, batch=4), 3, make_mesh(), CFG)
     assert steps == 3
     assert batch_at(2)["arrays"]["reference"].shape == (1, 4, 2)
 
@@ -148,7 +148,7 @@ def toy(**changed):
     params = {"w": jnp.array([1.0, -2.0])}
     mesh = make_mesh()
     shardings = trainer.state_shardings(optimizer, params, {"w": replicated(mesh)}, mesh)
-    state = trainer.State(jnp.int32(0), params, optimizer.init(params))
+    state = trainer.TrainState(jnp.int32(0), params, optimizer.init(params))
     update = trainer.make_update(lambda p, b, key: (jnp.sum(b["x"] @ p["w"]), {}), optimizer, shardings, mesh)
     return jax.device_put(state, shardings), update
 
@@ -174,11 +174,11 @@ def test_two_adamw_steps_by_hand():
 
 
 def test_schedule_rises_from_nothing_to_the_peak_and_falls_to_the_end():
-    rate = trainer.schedule(100, 2e-3, 2e-4, 20)
+    rate = trainer.make_schedule(100, 2e-3, 2e-4, 20)
     assert [float(rate(s)) for s in (0, 10, 20, 60, 100)] == pytest.approx([0, 1e-3, 2e-3, 1.1e-3, 2e-4], abs=1e-9)
-    assert float(trainer.schedule(100, 2e-3, 2e-4, 0)(0)) == pytest.approx(2e-3)
-    assert float(trainer.schedule(6, 2e-3, 2e-4, 20)(3)) == pytest.approx(2e-3)  # warm-up: at most half
-    assert float(trainer.schedule(1, 2e-3, 2e-4, 20)(0)) == pytest.approx(2e-3)
+    assert float(trainer.make_schedule(100, 2e-3, 2e-4, 0)(0)) == pytest.approx(2e-3)
+    assert float(trainer.make_schedule(6, 2e-3, 2e-4, 20)(3)) == pytest.approx(2e-3)  # warm-up: at most half
+    assert float(trainer.make_schedule(1, 2e-3, 2e-4, 20)(0)) == pytest.approx(2e-3)
 
 
 def test_muon_moves_every_weight_and_turns_each_layers_matrix_to_even_singular_values(random_params):
@@ -186,7 +186,7 @@ def test_muon_moves_every_weight_and_turns_each_layers_matrix_to_even_singular_v
     params = random_params(cfg)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
     settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=1)
-    _, batch_at = sft.batches_of(TEXTS, settings, 3, make_mesh())
+    _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
     state, _ = one_step(cfg, params, optimizer, sft.loss_fn(Llama(cfg)), batch_at(0))
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params)
     for path, delta in jax.tree_util.tree_leaves_with_path(moved):
@@ -214,15 +214,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(random_params, tmp
     params, mesh, key = random_params(cfg), make_mesh(), jax.random.key(4)
     settings = SimpleNamespace(epochs=4, width=32, batch=4, accumulate=2)
     steps = 7
-    _, batch_at = sft.batches_of(TEXTS, settings, 3, mesh)
-    optimizer, rate = trainer.make_optimizer(ADAMW), trainer.schedule(steps, 1e-2, 1e-3, 2)
+    _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)
+    optimizer, rate = trainer.make_optimizer(ADAMW), trainer.make_schedule(steps, 1e-2, 1e-3, 2)
     fresh, shardings = start(cfg, params, optimizer)
     update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
     path = epath.Path(tmp_path) / "steps"
 
     def fit(state, batch_at, log):
         report = lambda step, metrics: log.append((step, metrics))  # noqa: E731
-        return trainer.fit(state, update, batch_at, steps, rate, key, save_every=2, path=path, report=report)
+        return trainer.fit(state, update, batch_at, steps, rate, key, checkpoint_every=2, path=path, on_step=report)
 
     def dies(step):
         if step == 5:
@@ -234,7 +234,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(random_params, tmp
         fit(fresh, dies, [])
     assert sorted(p.name for p in path.iterdir()) == ["2", "2.json", "4", "4.json"]  # the last two
     assert checkpoints.latest_step(path) == 4
-    like = jax.eval_shape(lambda: trainer.State(jnp.int32(0), params, optimizer.init(params)))
+    like = jax.eval_shape(lambda: trainer.TrainState(jnp.int32(0), params, optimizer.init(params)))
     resumed = fit(checkpoints.restore(path / "4", like, shardings), batch_at, resumed_log)
 
     path = epath.Path(tmp_path) / "other"
@@ -264,9 +264,9 @@ def test_every_step_and_every_microbatch_has_its_own_key(tmp_path):
         4,
         lambda _: 0.1,
         jax.random.key(0),
-        save_every=0,
+        checkpoint_every=0,
         path=epath.Path(tmp_path),
-        report=lambda _, metrics: drawn.append(metrics["drawn"]),
+        on_step=lambda _, metrics: drawn.append(metrics["drawn"]),
     )
     assert len(set(drawn)) == 4
     # Metrics of microbatches add up; the first one draws what it draws alone.
@@ -287,7 +287,9 @@ def test_a_watch_ends_training_where_it_says_no(stops, seen, kept, tmp_path):
         watched.append((step, params["w"].tolist()))
         return step != stops
 
-    run = partial(trainer.fit, rate=lambda _: 0.5, key=jax.random.key(0), report=lambda *_: None, save_every=kept)
+    run = partial(
+        trainer.fit, lr_schedule=lambda _: 0.5, key=jax.random.key(0), on_step=lambda *_: None, checkpoint_every=kept
+    )
     run = partial(run, update=update, batch_at=lambda _: gradient(1, 1), steps=5, path=path, watch=watch, watch_every=2)
     found = run(state)
     assert [step for step, _ in watched] == seen
@@ -304,7 +306,7 @@ def test_asked_to_stop_it_saves_the_step_it_has_come_to(asked_in, tmp_path):
     state, update = toy()
     like, path, reported = jax.eval_shape(lambda: state), epath.Path(tmp_path), []
     shardings = jax.tree.map(lambda _: replicated(make_mesh()), like)
-    run = partial(trainer.fit, rate=lambda _: 0.5, key=jax.random.key(0), save_every=0, path=path, steps=5)
+    run = partial(trainer.fit, lr_schedule=lambda _: 0.5, key=jax.random.key(0), checkpoint_every=0, path=path, steps=5)
     run = partial(run, update=update, batch_at=lambda _: gradient(1, 1), report=lambda step, _: reported.append(step))
     whole = run(toy()[0], watch=lambda *_: True, watch_every=3)
     reported.clear()
@@ -331,9 +333,9 @@ def test_a_finished_run_does_nothing(tmp_path):
         3,
         None,
         jax.random.key(0),
-        save_every=1,
+        checkpoint_every=1,
         path=path,
-        report=None,
+        on_step=None,
     )
     np.testing.assert_array_equal(again.params["w"], [1, -2])
 
@@ -343,7 +345,7 @@ def test_a_finished_run_does_nothing(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(bad, at, tmp_path):
     state, update = toy()
     reported = []
-    with pytest.raises(trainer.Diverged) as caught:
+    with pytest.raises(trainer.DivergenceError) as caught:
         trainer.fit(
             state,
             update,
@@ -351,9 +353,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(bad, at, tmp_p
             5,
             lambda _: 0.5,
             jax.random.key(0),
-            save_every=1,
+            checkpoint_every=1,
             path=epath.Path(tmp_path),
-            report=lambda step, _: reported.append(step),
+            on_step=lambda step, _: reported.append(step),
         )
     assert caught.value.step == at
     assert reported == list(range(at))
@@ -369,9 +371,9 @@ def test_no_state_is_saved_when_none_is_asked_for(tmp_path):
         3,
         lambda _: 0.5,
         jax.random.key(0),
-        save_every=0,
+        checkpoint_every=0,
         path=epath.Path(tmp_path) / "steps",
-        report=lambda *_: None,
+        on_step=lambda *_: None,
     )
     assert checkpoints.latest_step(epath.Path(tmp_path) / "steps") is None
 

@@ -94,7 +94,7 @@ class _Trained(NamedTuple):
     model: Llama
     optimizer: Any
     shardings: Any
-    state: trainer.State
+    state: trainer.TrainState
     frozen: Any
 
     def bytes(self, offload: bool) -> dict[str, int]:
@@ -111,7 +111,7 @@ def _trained(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str)
     optimizer = trainer.make_optimizer(cfg.optimizer)
     params, lying = abstract_params(declared, "float32"), param_shardings(declared, mesh)
     shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
-    state = trainer.State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    state = trainer.TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
     frozen = _laid(param_specs(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
     return _Trained(model, optimizer, shardings, _like(state, shardings), frozen)
 

@@ -18,7 +18,7 @@ from selfreward_jax.stages.common import StageError, seed_examples
 from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.telemetry.progress import Progress, say
 from selfreward_jax.train import checkpoints, dpo, metric_writers, sft, trainer
-from selfreward_jax.train.monitor import Watch
+from selfreward_jax.train.monitor import TrainingMonitor
 
 
 def baseline(run: Run) -> None:
@@ -56,22 +56,22 @@ def preferences(run: Run, t: int) -> None:
     model = Llama(run.llama(settings.dropout, adapters=True))
     # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
     known = (storage.read_sealed(run.dir / previous / "manifest.json") or {}).get("layout")
-    layout = dpo.layout_of(pairs, model.cfg, known and dpo.Layout(*known))
+    layout = dpo.choose_layout(pairs, model.cfg, known and dpo.PairLayout(*known))
     reference = _reference(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
     seed = run.seed(name, "dpo")
-    steps, batch_at = dpo.batches_of(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
+    steps, batch_at = dpo.make_batch_fn(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
     tokens = settings.batch * layout.tokens + bool(replay) * settings.replay_batch * settings.replay_width
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
     start = partial(run.trained, previous)
-    curve = Watch(float(reference[:, 0].mean()), run.cfg.guards.most_fall)
+    curve = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.guards.most_fall)
     facts = {"rows": len(pairs), "layout": list(layout)}
     _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, curve, early, **facts)
 
 
-def _told(run: Run, name: str, stage: str, error: trainer.Diverged, batch_at: Any) -> StageError:
+def _told(run: Run, name: str, stage: str, error: trainer.DivergenceError, batch_at: Any) -> StageError:
     """The error for a run that has diverged; what the step read lies in NAME/diverged.json."""
     arrays = {n: x.reshape(-1, *x.shape[2:]) for n, x in fetch(batch_at(error.step)["arrays"]).items()}
     texts = {n: [run.chat.tokenizer.decode(row.tolist()) for row in x] for n, x in arrays.items() if "tokens" in n}
@@ -86,7 +86,7 @@ def _told(run: Run, name: str, stage: str, error: trainer.Diverged, batch_at: An
     )
 
 
-def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.Layout) -> np.ndarray:
+def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.PairLayout) -> np.ndarray:
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
     path = run.dir / name / "reference.json"
@@ -130,9 +130,9 @@ def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], 
     settings = run.cfg[stage]
     examples = fitting(examples, settings.width, f"{name} {stage}")
     model = Llama(run.llama(settings.dropout, adapters=name != "m0"))
-    steps, batch_at = sft.batches_of(examples, settings, run.seed(name, stage), run.mesh)
+    steps, batch_at = sft.make_batch_fn(examples, settings, run.seed(name, stage), run.mesh)
     tokens = settings.batch * settings.width
-    _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, Watch(), rows=len(examples))
+    _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, TrainingMonitor(), rows=len(examples))
 
 
 def _train(
@@ -144,7 +144,7 @@ def _train(
     batch_at: Any,
     start: Callable[[], Params],
     tokens_a_step: int,
-    curve: Watch,
+    curve: TrainingMonitor,
     early: EarlyStopping | None = None,
     **facts: Any,
 ) -> None:
@@ -158,8 +158,8 @@ def _train(
     lying = run.shardings(declared)
     shardings = trainer.state_shardings(optimizer, abstract, lying, run.mesh, run.cfg.optimizer.offload)
 
-    def fresh(params: Any) -> trainer.State:
-        return trainer.State(jnp.int32(0), params, optimizer.init(params))
+    def fresh(params: Any) -> trainer.TrainState:
+        return trainer.TrainState(jnp.int32(0), params, optimizer.init(params))
 
     path = run.dir / name / "steps"
     state = checkpoints.restore_latest(path, jax.eval_shape(fresh, abstract), shardings)
@@ -169,7 +169,7 @@ def _train(
         say(f"{name} {stage}: going on from step {int(state.step)}")
     frozen = run.base() if name != "m0" else None
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
-    rate = trainer.schedule(steps, settings.lr, settings.lr_end, settings.warmup)
+    rate = trainer.make_schedule(steps, settings.lr, settings.lr_end, settings.warmup)
 
     def report(record: metric_writers.Add, step: int, metrics: dict[str, float]) -> None:
         run.log(model=name, stage=stage, step=step, lr=rate(step), **metrics)
@@ -182,7 +182,7 @@ def _train(
             storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
 
     try:
-        with metric_writers.recording(run.cfg, run.dir, f"{name}-{stage}", int(state.step)) as record:
+        with metric_writers.metric_writer(run.cfg, run.dir, f"{name}-{stage}", int(state.step)) as record:
             state = trainer.fit(
                 state,
                 trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
@@ -190,16 +190,16 @@ def _train(
                 steps,
                 rate,
                 run.key(name, stage),
-                save_every=run.cfg.save_every,
+                checkpoint_every=run.cfg.save_every,
                 path=path,
-                report=partial(report, record),
+                on_step=partial(report, record),
                 frozen=frozen,
-                watch=early,
-                watch_every=settings.eval_every if early else 0,
-                halt=preemption.stop_requested,
-                skip=run.cfg.skip_nonfinite,
+                eval_fn=early,
+                eval_every=settings.eval_every if early else 0,
+                should_stop=preemption.stop_requested,
+                max_nonfinite_steps=run.cfg.skip_nonfinite,
             )
-    except trainer.Diverged as error:
+    except trainer.DivergenceError as error:
         raise _told(run, name, stage, error, batch_at) from None
     done = int(state.step)
     facts = {"stage": stage, "steps": done, "tokens": done * tokens_a_step, **facts}

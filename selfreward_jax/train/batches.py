@@ -9,7 +9,7 @@ from selfreward_jax.llm.chat import Example
 Batch = dict[str, np.ndarray]
 
 
-def order(rows: int, seed: int, epochs: float) -> np.ndarray:
+def epoch_permutation(rows: int, seed: int, epochs: float) -> np.ndarray:
     """Row numbers for `epochs` passes, each pass a fresh shuffle; a fraction takes the start of a pass."""
     whole = [
         np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
@@ -18,7 +18,7 @@ def order(rows: int, seed: int, epochs: float) -> np.ndarray:
     return np.concatenate(whole)[: round(rows * epochs)]
 
 
-def pack(lengths: Sequence[int], sequence: Sequence[int], width: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], sequence: Sequence[int], seq_len: int) -> list[list[int]]:
     """Puts texts side by side into rows of `width` tokens, in the order of `sequence`.
 
     First fit over the last 64 open rows: close to full rows, and nearby texts stay nearby.
@@ -40,16 +40,16 @@ def pack(lengths: Sequence[int], sequence: Sequence[int], width: int) -> list[li
         else:
             r = len(rows)
             rows.append([])
-            room.append(width)
+            room.append(seq_len)
         rows[r].append(int(i))
         room[r] -= lengths[i]
     return rows
 
 
-def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], width: int) -> Batch:
+def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int) -> Batch:
     """Arrays [B, T] of packed rows: tokens, target, positions (restarting with each text), segments (from 1;
     0 is padding)."""
-    shape = (len(rows), width)
+    shape = (len(rows), seq_len)
     batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
     batch["target"] = np.zeros(shape, np.float32)
     for r, texts in enumerate(rows):
@@ -64,11 +64,11 @@ def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], wid
     return batch
 
 
-def padded_batch(examples: Sequence[Example], width: int) -> Batch:
+def padded_batch(examples: Sequence[Example], seq_len: int) -> Batch:
     """Arrays [B, T] of one text a row, padded on the right: tokens and target."""
     batch = {
-        "tokens": np.zeros((len(examples), width), np.int32),
-        "target": np.zeros((len(examples), width), np.float32),
+        "tokens": np.zeros((len(examples), seq_len), np.int32),
+        "target": np.zeros((len(examples), seq_len), np.float32),
     }
     for r, e in enumerate(examples):
         batch["tokens"][r, : len(e.ids)] = e.ids

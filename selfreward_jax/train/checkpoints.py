@@ -27,36 +27,36 @@ from selfreward_jax.train.fingerprint import fingerprint
 _REFUSALS = tuple(
     map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE))
 )
-PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
+FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show what another process wrote
 
 
 @timing.spending("saving")
 def save(path: epath.Path, tree: Any) -> str:
     """Writes a tree of arrays to the directory `path`, and returns its fingerprint when it is whole on disk."""
     found = fingerprint(tree)
-    storage.remove(_seal(path))
-    _sweep(path)
+    storage.remove(manifest_path(path))
+    remove_stale_tmp(path)
     said_before = logging.get_verbosity()
     # Threads of Orbax's print the traceback of what they raise, too; one may do so after the first has ended the save,
     # and with it the run: then nothing is to be heard of them any more.
     logging.set_verbosity(logging.FATAL)
     try:
-        with _patient():
+        with _without_timeouts():
             ocp.save(path, tree, overwrite=True)
     except Exception as error:  # of several kinds; what the file system said is in their words
         said = next((words for words in _REFUSALS if words.lower() in str(error).lower()), None)
         if said is None:
             logging.set_verbosity(said_before)
             raise
-        _sweep(path)
+        remove_stale_tmp(path)
         size = sum(x.nbytes for x in jax.tree.leaves(tree))
         raise storage.StorageError(storage.cannot_write(path, size, said)) from None
     logging.set_verbosity(said_before)
-    storage.write_sealed(_seal(path), {"fingerprint": found, "files": _hashes(path)})
+    storage.write_sealed(manifest_path(path), {"fingerprint": found, "files": _hashes(path)})
     return found
 
 
-def _patient() -> ocp.Context:
+def _without_timeouts() -> ocp.Context:
     """Orbax measures its limits by the clock on the wall, which may be set while it saves: limits that no such step
     comes near. What waits in a thread until another has made the directories has one of its own, so they are made
     before."""
@@ -66,7 +66,7 @@ def _patient() -> ocp.Context:
     return context
 
 
-def _sweep(path: epath.Path) -> None:
+def remove_stale_tmp(path: epath.Path) -> None:
     """Removes what a save that never ended left beside `path`; the next save tries again what cannot be removed yet,
     for a thread of Orbax's still writes there."""
     if processes.is_primary() and path.parent.exists():
@@ -83,17 +83,17 @@ def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     Raises:
       storage.Damaged: it is not what was saved.
     """
-    seal = storage.read_sealed(_seal(path))
-    fault = f"{_seal(path)} is not there"
+    seal = storage.read_sealed(manifest_path(path))
+    fault = f"{manifest_path(path)} is not there"
     if seal is not None:
         fault = _difference(seal["files"], _hashes(path))
     if fault:
-        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, _seal(path))
+        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
     tree = ocp.load(path, abstract)
     if (found := fingerprint(tree)) != seal["fingerprint"]:
         fault = f"arrays of fingerprint {found} were read, and {seal['fingerprint']} saved"
-        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, _seal(path))
+        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
     return tree
 
 
@@ -110,7 +110,7 @@ def restore_latest(path: epath.Path, like: Any, shardings: Any) -> Any:
             return restore(path / str(step), like, shardings)
         except storage.Damaged as error:
             # What names a step counts it: the seal goes last.
-            names = [storage.set_aside(p) for p in (path / str(step), _seal(path / str(step)))]
+            names = [storage.set_aside(p) for p in (path / str(step), manifest_path(path / str(step)))]
             storage.warn(f"{error.why}; set aside as {' and '.join(filter(None, names))}, going on from before it")
     return None
 
@@ -119,7 +119,7 @@ def save_step(path: epath.Path, step: int, state: Any, keep: int = 2) -> None:
     """Writes `state` as step `step` under `path`, then removes all but the last `keep`."""
     save(path / str(step), state)
     for old in sorted(_steps(path))[:-keep] if processes.is_primary() else []:
-        storage.remove(_seal(path / str(old)))
+        storage.remove(manifest_path(path / str(old)))
         storage.remove(path / str(old))
 
 
@@ -128,7 +128,7 @@ def _steps(path: epath.Path) -> list[int]:
     return [int(p.stem) for p in found if p.suffix == ".json" and p.stem.isdigit()]
 
 
-def _seal(path: epath.Path) -> epath.Path:
+def manifest_path(path: epath.Path) -> epath.Path:
     return path.with_name(f"{path.name}.json")
 
 
@@ -150,7 +150,7 @@ def _files(path: epath.Path, within: str) -> list[str]:
 
 
 def _hash(path: epath.Path) -> str:
-    given_up = time.monotonic() + PATIENCE
+    given_up = time.monotonic() + FS_SYNC_TIMEOUT
     while not path.exists() and time.monotonic() < given_up:  # another process saw it
         time.sleep(0.2)
     found = hashlib.sha256()

@@ -22,9 +22,9 @@ from selfreward_jax.llm.self_attention import supports_prefix
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up
 from selfreward_jax.train import batches, preference_losses
-from selfreward_jax.train.logprobs import continued_logprobs, token_logprobs
+from selfreward_jax.train.logprobs import prefix_shared_logprobs, token_logprobs
 from selfreward_jax.train.sft import packed_loss
-from selfreward_jax.train.trainer import LossFn, Metrics, place
+from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
 
 class Pair(NamedTuple):
@@ -34,59 +34,59 @@ class Pair(NamedTuple):
     rejected: Example
 
 
-class Layout(NamedTuple):
+class PairLayout(NamedTuple):
     """How pairs lie in arrays. Of what both sides begin with, `most` tokens at most are read once, in `prompt` slots;
     what follows on each side has `rest` slots. With most 0 each side is read whole."""
 
-    most: int
-    prompt: int
-    rest: int
+    max_shared: int
+    prompt_len: int
+    suffix_len: int
 
     @property
     def tokens(self) -> int:
         """Slots of a pair."""
-        return self.prompt + 2 * self.rest
+        return self.prompt_len + 2 * self.suffix_len
 
 
-def layout_of(pairs: Sequence[Pair], cfg: LlamaConfig, known: Layout | None = None) -> Layout:
+def choose_layout(pairs: Sequence[Pair], cfg: LlamaConfig, known: PairLayout | None = None) -> PairLayout:
     """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth, or if the model's
     kind of attention would have to be given up for it. `known`, for which there are programs, if it does for these
     pairs too and takes a tenth more at most."""
-    shared = np.array([_shared(pair) for pair in pairs])
+    shared = np.array([_shared_prefix_len(pair) for pair in pairs])
     length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
 
-    def layout(most: int) -> Layout:
+    def layout(most: int) -> PairLayout:
         read_once = np.minimum(shared, most)
-        return Layout(int(most), round_up(int(read_once.max()), 16), round_up(int((length - read_once).max()), 16))
+        return PairLayout(int(most), round_up(int(read_once.max()), 16), round_up(int((length - read_once).max()), 16))
 
     whole = layout(0)
     best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
     saves = best.tokens < 0.9 * whole.tokens and shared.min() > 0
     best = best if saves and supports_prefix(cfg.attention, cfg.sliding_window) else whole
-    if known and bool(known.most) == bool(best.most) and known.tokens <= 1.1 * best.tokens:
-        fits = (length - np.minimum(shared, known.most)).max() <= known.rest
+    if known and bool(known.max_shared) == bool(best.max_shared) and known.tokens <= 1.1 * best.tokens:
+        fits = (length - np.minimum(shared, known.max_shared)).max() <= known.suffix_len
         return known if fits else best
     return best
 
 
-def _shared(pair: Pair) -> int:
+def _shared_prefix_len(pair: Pair) -> int:
     """Tokens that both sides begin with and that neither is to learn."""
     chosen, rejected = pair
     most = min(*(e.target.index(True) if any(e.target) else len(e.ids) for e in pair), *(len(e.ids) - 1 for e in pair))
     return next((i for i in range(most) if chosen.ids[i] != rejected.ids[i]), most)
 
 
-def pair_arrays(pairs: Sequence[Pair], layout: Layout) -> dict[str, np.ndarray]:
+def pair_arrays(pairs: Sequence[Pair], layout: PairLayout) -> dict[str, np.ndarray]:
     """Arrays of B pairs: SIDE_tokens and SIDE_target [B, rest]; of what they share prompt_tokens [B, prompt] and
     prompt_lengths [B], if it is read once."""
-    taken = [min(_shared(pair), layout.most) for pair in pairs]
+    taken = [min(_shared_prefix_len(pair), layout.max_shared) for pair in pairs]
     arrays = {}
     for number, side in enumerate(("chosen", "rejected")):
         rests = [Example(p[number].ids[n:], p[number].target[n:]) for p, n in zip(pairs, taken, strict=True)]
-        arrays |= {f"{side}_{name}": x for name, x in batches.padded_batch(rests, layout.rest).items()}
-    if layout.most:
+        arrays |= {f"{side}_{name}": x for name, x in batches.padded_batch(rests, layout.suffix_len).items()}
+    if layout.max_shared:
         prompts = [Example(p.chosen.ids[:n], p.chosen.target[:n]) for p, n in zip(pairs, taken, strict=True)]
-        arrays["prompt_tokens"] = batches.padded_batch(prompts, layout.prompt)["tokens"]
+        arrays["prompt_tokens"] = batches.padded_batch(prompts, layout.prompt_len)["tokens"]
         arrays["prompt_lengths"] = np.array(taken, np.int32)
     return arrays
 
@@ -100,17 +100,17 @@ def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.
 
     if "prompt_tokens" in batch:
         prompt = batch["prompt_tokens"], batch["prompt_lengths"]
-        logprobs = continued_logprobs(model, params, *prompt, both("tokens"), key=key)
+        logprobs = prefix_shared_logprobs(model, params, *prompt, both("tokens"), key=key)
     else:
         logprobs = token_logprobs(model, params, both("tokens"), key=key)
     return jnp.sum(logprobs * both("target"), axis=-1).reshape(-1, 2)
 
 
 def reference_logprobs(
-    model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh, layout: Layout | None = None
+    model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh, layout: PairLayout | None = None
 ) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
-    layout = layout or layout_of(pairs, model.cfg)
+    layout = layout or choose_layout(pairs, model.cfg)
     logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
     out = np.zeros((round_up(len(pairs), batch), 2), np.float32)
     for start in range(0, len(pairs), batch):
@@ -163,7 +163,7 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
     return loss
 
 
-def batches_of(
+def make_batch_fn(
     pairs: Sequence[Pair],
     reference: np.ndarray,
     replay: Sequence[Example],
@@ -171,16 +171,16 @@ def batches_of(
     seed: int,
     mesh: Mesh,
     cfg: LlamaConfig,
-    layout: Layout | None = None,
+    layout: PairLayout | None = None,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """How many steps `settings.epochs` over the pairs take, and the batch of each step.
 
     Every batch is full: the last one is completed with the first pairs of the order.
     """
-    order = batches.order(len(pairs), seed, settings.epochs)
+    order = batches.epoch_permutation(len(pairs), seed, settings.epochs)
     steps = max(1, -(-len(order) // settings.batch))
     order = np.resize(order, steps * settings.batch)
-    layout = layout or layout_of(pairs, cfg)
+    layout = layout or choose_layout(pairs, cfg)
     rows: list[list[int]] = []
     if settings.replay and replay:
         lengths = [len(e.ids) for e in replay]
@@ -200,6 +200,6 @@ def batches_of(
             packed = batches.packed_batch(replay, taken, settings.replay_width)
             arrays |= {f"replay_{name}": x for name, x in packed.items()}
             totals["replay_target_total"] = max(1.0, packed["target"].sum())
-        return place({"arrays": arrays, "totals": totals}, mesh, settings.accumulate)
+        return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.accumulate)
 
     return steps, batch_at

@@ -12,7 +12,7 @@ from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel.sharding import BATCH_AXES, devices_in_use
 
 # Most float32 logits that a device holds at once; longer sequences are taken in chunks of T, recomputed going back.
-LOGITS_AT_ONCE = 1 << 25
+MAX_LOGITS = 1 << 25
 
 
 def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
@@ -37,7 +37,7 @@ def token_logprobs_and_greedy(model: Llama, params: Params, tokens_BT: jax.Array
     return jnp.pad(logprobs, first), jnp.pad(greedy, first, constant_values=True)
 
 
-def continued_logprobs(
+def prefix_shared_logprobs(
     model: Llama,
     params: Params,
     prompt_PS: jax.Array,
@@ -108,7 +108,7 @@ def _of_targets(
         logprobs = taken - (top + jnp.log(total))
         return (logprobs, taken >= top) if greedy else logprobs
 
-    length = max(1, LOGITS_AT_ONCE // (B * V))
+    length = max(1, MAX_LOGITS // (B * V))
     if length >= T:
         return chunk((states_BTD, targets_BT))
     count = -(-T // length)

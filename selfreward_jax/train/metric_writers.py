@@ -32,7 +32,7 @@ Add = Callable[[int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def recording(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) -> Iterator[Add]:
+def metric_writer(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) -> Iterator[Add]:
     """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values."""
     with contextlib.ExitStack() as stack:
         sinks = []

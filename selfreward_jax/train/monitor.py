@@ -9,7 +9,7 @@ LEAST = 10  # steps before anything is said
 SPIKE = 8.0  # times the median distance of these steps' losses from their median
 
 
-class Watch:
+class TrainingMonitor:
     """Says once when the loss jumps, for more than the one step that a few odd rows can make, and once when the chosen
     answers become much less likely than at the start: DPO can widen its margin by pushing both answers down, the
     rejected one further.
@@ -19,8 +19,8 @@ class Watch:
       most_fall: how many times as low it may become.
     """
 
-    def __init__(self, chosen: float | None = None, most_fall: float = 1.0) -> None:
-        self.chosen, self.most_fall = chosen, most_fall
+    def __init__(self, chosen: float | None = None, max_fall: float = 1.0) -> None:
+        self.chosen, self.max_fall = chosen, max_fall
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._high = False  # the loss of the step before
         self._recent: deque[float] = deque(maxlen=LEAST)
@@ -52,9 +52,9 @@ class Watch:
             return ""
         self._recent.append(chosen)
         now = statistics.fmean(self._recent)
-        if len(self._recent) == LEAST and now < self.most_fall * self.chosen:
+        if len(self._recent) == LEAST and now < self.max_fall * self.chosen:
             return (
                 f"the chosen answers' log-probability fell to {now:.1f}, from {self.chosen:.1f} at the start "
-                f"(guards.most_fall {self.most_fall:g}): lower dpo.lr or dpo.epochs, or raise dpo.nll"
+                f"(guards.most_fall {self.max_fall:g}): lower dpo.lr or dpo.epochs, or raise dpo.nll"
             )
         return ""

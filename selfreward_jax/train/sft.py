@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.train import batches, logprobs
-from selfreward_jax.train.trainer import LossFn, Metrics, place
+from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
 
 def packed_loss(model: Llama, params: Params, batch: dict[str, Any], key: jax.Array) -> jax.Array:
@@ -35,13 +35,13 @@ def loss_fn(model: Llama) -> LossFn:
     return loss
 
 
-def batches_of(
+def make_batch_fn(
     examples: Sequence[Example], settings: Any, seed: int, mesh: Mesh
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """How many steps `settings.epochs` take, and the batch of each step."""
     rows = batches.pack(
         [len(e.ids) for e in examples],
-        batches.order(len(examples), seed, settings.epochs),
+        batches.epoch_permutation(len(examples), seed, settings.epochs),
         settings.width,
     )
     steps = -(-len(rows) // settings.batch)
@@ -52,6 +52,6 @@ def batches_of(
         chosen = chosen + [[]] * (settings.batch - len(chosen))
         arrays = batches.packed_batch(examples, chosen, settings.width)
         totals = {"target_total": max(1.0, arrays["target"].sum())}
-        return place({"arrays": arrays, "totals": totals}, mesh, settings.accumulate)
+        return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.accumulate)
 
     return steps, batch_at

@@ -26,7 +26,7 @@ LossFn = Callable[[Params, dict[str, Any], jax.Array], tuple[jax.Array, Metrics]
 Schedule = Callable[[int], float]  # the learning rate of a step
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """Everything that decides the future of a training run, apart from its configuration and what it leaves frozen."""
 
     step: jax.Array
@@ -34,7 +34,7 @@ class State(NamedTuple):
     opt_state: Any
 
 
-class Diverged(RuntimeError):
+class DivergenceError(RuntimeError):
     """The loss or its gradient is no longer a finite number.
 
     step: where.
@@ -45,7 +45,7 @@ class Diverged(RuntimeError):
         self.step = step
 
 
-def schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
+def make_schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
     """Linear warm-up from 0 over `warmup` steps (at most half of all), then a cosine from `peak` to `end`."""
     warmup = min(warmup, steps // 2)
 
@@ -57,7 +57,7 @@ def schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
     return rate
 
 
-def make_optimizer(settings: Any, skip: int = 0) -> optax.GradientTransformation:
+def make_optimizer(settings: Any, max_nonfinite_steps: int = 0) -> optax.GradientTransformation:
     """Gradient clipping and the optimiser that `settings` (config.optimizer) names, adamw or muon, at rate 1:
     both multiply by the rate last, and the update does it, to which it is an argument, so one program serves all
     schedules. Up to `skip` gradients in a row that are not finite change nothing."""
@@ -77,7 +77,7 @@ def make_optimizer(settings: Any, skip: int = 0) -> optax.GradientTransformation
             1.0, settings.b1, settings.b2, weight_decay=settings.weight_decay, mu_dtype=settings.moment_dtype
         )
     clipped = optax.chain(optax.clip_by_global_norm(settings.clip), core)
-    return optax.apply_if_finite(clipped, skip) if skip else clipped
+    return optax.apply_if_finite(clipped, max_nonfinite_steps) if max_nonfinite_steps else clipped
 
 
 def muon_dimensions(params: Params) -> Any:
@@ -95,7 +95,7 @@ def muon_dimensions(params: Params) -> Any:
 
 def state_shardings(
     optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh, offload: bool = False
-) -> State:
+) -> TrainState:
     """Shardings of the state: moments lie as their parameters do (`like`), everything else on every device.
 
     A leaf of the optimiser's state belongs to a parameter if its path ends in the parameter's path. With `offload`
@@ -112,14 +112,14 @@ def state_shardings(
         return found.with_memory_kind("pinned_host") if offload else found
 
     opt_state = jax.eval_shape(optimizer.init, params)
-    return State(replicated(mesh), like, jax.tree_util.tree_map_with_path(one, opt_state))
+    return TrainState(replicated(mesh), like, jax.tree_util.tree_map_with_path(one, opt_state))
 
 
 # (state, batch, dropout key, frozen parameters or None, learning rate) -> (next state, metrics)
-Update = Callable[..., tuple[State, Metrics]]
+Update = Callable[..., tuple[TrainState, Metrics]]
 
 
-def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: State, mesh: Mesh) -> Update:
+def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh) -> Update:
     """The jitted update step.
 
     It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for all of
@@ -130,8 +130,8 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     def update(
-        state: State, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None, rate: jax.Array
-    ) -> tuple[State, Metrics]:
+        state: TrainState, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None, rate: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
         whole_loss = lambda trained, *rest: loss_fn(lora.combine(frozen, trained), *rest)  # noqa: E731
         grad_fn = jax.value_and_grad(whole_loss, has_aux=True)
@@ -157,11 +157,11 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped"] = opt_state.notfinite_count
-        return State(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     def update_on_mesh(
-        state: State, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None, rate: float = 1.0
-    ) -> tuple[State, Metrics]:
+        state: TrainState, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None, rate: float = 1.0
+    ) -> tuple[TrainState, Metrics]:
         key_data = np.asarray(jax.random.key_data(key))  # plain numbers may go to the devices of any process
         with jax.set_mesh(mesh):
             return update(state, batch, key_data, frozen, np.float32(rate))
@@ -170,11 +170,11 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
     return update_on_mesh
 
 
-def place(batch: dict[str, Any], mesh: Mesh, accumulate: int) -> dict[str, Any]:
+def shard_batch(batch: dict[str, Any], mesh: Mesh, grad_accum_steps: int) -> dict[str, Any]:
     """Splits each array [B, ...] into [A, B / A, ...] and puts it on the mesh, rows spread over devices."""
 
     def arrays(x: np.ndarray) -> jax.Array:
-        x = x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
+        x = x.reshape(grad_accum_steps, x.shape[0] // grad_accum_steps, *x.shape[1:])
         return put(x, batch_sharding(mesh, x.ndim, axis=1))
 
     return {
@@ -184,22 +184,22 @@ def place(batch: dict[str, Any], mesh: Mesh, accumulate: int) -> dict[str, Any]:
 
 
 def fit(
-    state: State,
+    state: TrainState,
     update: Update,
     batch_at: Callable[[int], dict[str, Any]],
     steps: int,
-    rate: Schedule,
+    lr_schedule: Schedule,
     key: jax.Array,
     *,
-    save_every: int,
+    checkpoint_every: int,
     path: epath.Path,
-    report: Callable[[int, dict[str, float]], None],
+    on_step: Callable[[int, dict[str, float]], None],
     frozen: Params | None = None,
-    watch: Callable[[int, Params], bool] | None = None,
-    watch_every: int = 0,
-    halt: Callable[[], bool] = lambda: False,
-    skip: int = 0,
-) -> State:
+    eval_fn: Callable[[int, Params], bool] | None = None,
+    eval_every: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+    max_nonfinite_steps: int = 0,
+) -> TrainState:
     """Runs steps state.step ... steps - 1, or fewer if `watch` says so.
 
     Args:
@@ -229,18 +229,18 @@ def fit(
             step, metrics = pending
             values = {name: float(value) for name, value in metrics.items()}
             for name in ("loss", "grad_norm"):  # a finite loss can have a gradient that is not
-                if not math.isfinite(values[name]) and not 0 < values.get("skipped", 0) <= skip:
-                    raise Diverged(f"{name} is {values[name]} at step {step}", step)
-            report(step, values)
+                if not math.isfinite(values[name]) and not 0 < values.get("skipped", 0) <= max_nonfinite_steps:
+                    raise DivergenceError(f"{name} is {values[name]} at step {step}", step)
+            on_step(step, values)
 
     step = int(state.step)
     while True:
         # Before anything else: a run that was killed while it looked looks again.
-        if watch and step and (step % watch_every == 0 or step == steps):
+        if eval_fn and step and (step % eval_every == 0 or step == steps):
             flush()
             pending = None
             try:
-                goes_on = watch(step, state.params)
+                goes_on = eval_fn(step, state.params)
             except Stopped:  # it was asked to stop while it looked, and looks again from here
                 checkpoints.save_step(path, step, state)
                 raise
@@ -249,11 +249,11 @@ def fit(
         if step >= steps:
             flush()
             return state
-        state, metrics = update(state, batch_at(step), key, frozen, rate(step))
+        state, metrics = update(state, batch_at(step), key, frozen, lr_schedule(step))
         flush()
         pending, step = (step, metrics), step + 1
-        halted = halt()
-        if halted or (save_every and step % save_every == 0 and step < steps):
+        halted = should_stop()
+        if halted or (checkpoint_every and step % checkpoint_every == 0 and step < steps):
             flush()
             pending = None
             checkpoints.save_step(path, step, state)

@@ -18,7 +18,7 @@ from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import replicated
 from selfreward_jax.train import checkpoints
 from selfreward_jax.train.fingerprint import fingerprint
-from selfreward_jax.train.trainer import State
+from selfreward_jax.train.trainer import TrainState
 
 FLIPS = 320  # spread over all files of a checkpoint
 
@@ -29,7 +29,7 @@ def state(step=4):
     params = {"embed": rng.normal(size=(29, 16)), "layers": {"wq": rng.normal(size=(2, 16, 2, 8))}}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     moments = jax.tree.map(lambda x: (x**2).astype(jnp.bfloat16), params)
-    return State(jnp.int32(step), params, {"count": jnp.int32(step), "mu": moments})
+    return TrainState(jnp.int32(step), params, {"count": jnp.int32(step), "mu": moments})
 
 
 def restored(path, of):

@@ -17,7 +17,7 @@ from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import replicated
 from selfreward_jax.stages import StageError
 from selfreward_jax.train import checkpoints, dpo, trainer
-from selfreward_jax.train.monitor import Watch
+from selfreward_jax.train.monitor import TrainingMonitor
 
 BAD = (2, 5, 6)  # steps whose gradient is not finite
 
@@ -27,7 +27,7 @@ def fit(tmp_path, skip, bad=BAD, start=None):
     optimizer, mesh = trainer.make_optimizer(ADAMW, skip), make_mesh()
     params = {"w": jnp.array([1.0, -2.0])}
     shardings = trainer.state_shardings(optimizer, params, {"w": replicated(mesh)}, mesh)
-    state = trainer.State(jnp.int32(0), params, optimizer.init(params))
+    state = trainer.TrainState(jnp.int32(0), params, optimizer.init(params))
     update = trainer.make_update(lambda p, b, key: (jnp.sum(b["x"] @ p["w"]), {}), optimizer, shardings, mesh)
     said = {}
     state = trainer.fit(
@@ -37,10 +37,10 @@ def fit(tmp_path, skip, bad=BAD, start=None):
         8,
         lambda _: 0.1,
         jax.random.key(0),
-        save_every=2,
+        checkpoint_every=2,
         path=epath.Path(tmp_path),
-        report=said.__setitem__,
-        skip=skip,
+        on_step=said.__setitem__,
+        max_nonfinite_steps=skip,
     )
     return state, said
 
@@ -61,7 +61,7 @@ def test_steps_that_are_left_out_change_nothing_but_their_number(tmp_path):
 
 @pytest.mark.parametrize(("skip", "at"), [(0, 2), (1, 6)])
 def test_too_many_of_them_stop_the_run(tmp_path, skip, at):
-    with pytest.raises(trainer.Diverged) as caught:
+    with pytest.raises(trainer.DivergenceError) as caught:
         fit(tmp_path, skip)
     assert caught.value.step == at
 
@@ -115,7 +115,7 @@ def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
 
 
 def said(losses, chosen=()):
-    watch = Watch(*chosen[:1], 3.0) if chosen else Watch()
+    watch = TrainingMonitor(*chosen[:1], 3.0) if chosen else TrainingMonitor()
     rows = [{"loss": loss, **({"chosen_logprob": chosen[i]} if chosen else {})} for i, loss in enumerate(losses)]
     return [line for step, row in enumerate(rows) for line in watch.warnings(step, row)]
 
