@@ -31,7 +31,7 @@ from scipy import stats
 
 from selfreward_jax import loop, stages
 from selfreward_jax.evaluate import oracle
-from selfreward_jax.method.responses import answers
+from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.report import summary
 from selfreward_jax.runs.run import Run
 
@@ -55,7 +55,7 @@ def oracle_judge(run: Run, t: int) -> None:
     if out.manifest is not None:
         return
     rows = []
-    for answer in answers(run.rows(f"m{t}", "candidates").rows()):
+    for answer in finished_responses(run.rows(f"m{t}", "candidates").rows()):
         earned = votes(answer)
         score = sum(earned) / len(earned) if earned else None
         rows.append({"id": answer["id"], "score": score, "votes": [{"text": "", "score": v} for v in earned]})

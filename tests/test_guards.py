@@ -38,7 +38,7 @@ def test_readings_of_a_judge_by_hand():
         judgement("0/mark", 4, 4),
         judgement("1/mark", None),
     ]
-    found = round_checks.judged(judgements, gathered([4.5, 2], [2, None], [3, 3], [1, 2, 4]), canaries)
+    found = round_checks.judge_metrics(judgements, gathered([4.5, 2], [2, None], [3, 3], [1, 2, 4]), canaries)
     assert found["parse_rate"] == 8 / 12
     assert found["votes_per_answer"] == 2
     assert found["unscored"] == 1 / 4
@@ -51,18 +51,18 @@ def test_readings_of_a_judge_by_hand():
 
 
 def test_nothing_to_read_breaks_nothing():
-    found = round_checks.judged([], [], [])
+    found = round_checks.judge_metrics([], [], [])
     assert found["parse_rate"] is found["ties"] is found["canary_lead"] is None
     others = {
         "length_growth": round_checks.length_growth([], []),
         "repeats": 0.0,
-        "leaks": round_checks.leaks([], ["a"], ["b"]),
+        "leaks": round_checks.leak_rate([], ["a"], ["b"]),
     }
-    assert round_checks.breaches(found | others, LIMITS) == []
+    assert round_checks.violations(found | others, LIMITS) == []
 
 
 def test_canaries_say_nothing_and_ask_for_everything():
-    found = round_checks.canaries([{"id": "m2/7", "prompt": "Name a bird."}], "points")
+    found = round_checks.probes([{"id": "m2/7", "prompt": "Name a bird."}], "points")
     assert [(row["id"], row["response"]) for row in found] == [
         ("m2/7/empty", ""),
         ("m2/7/mark", ":"),
@@ -71,7 +71,7 @@ def test_canaries_say_nothing_and_ask_for_everything():
     ]
     assert {row["prompt"] for row in found} == {"Name a bird."}
     for form, parse in PARSERS.items():
-        assert parse(round_checks.canaries([{"id": "x", "prompt": "p"}], form)[2]["response"]) == 5
+        assert parse(round_checks.probes([{"id": "x", "prompt": "p"}], form)[2]["response"]) == 5
 
 
 def test_lengths_grow_by_their_means():
@@ -97,12 +97,12 @@ HELD = "Write a short poem about rain"
 )
 def test_a_leak_is_a_shown_prompt_again_or_a_held_out_one_within(prompt, leaked):
     rows = [{"prompt": prompt}, {"prompt": "something else entirely"}]
-    assert round_checks.leaks(rows, ["Name three birds"], [HELD, "hello there", ""]) == leaked / 2
+    assert round_checks.leak_rate(rows, ["Name three birds"], [HELD, "hello there", ""]) == leaked / 2
 
 
 @given(st.lists(st.text(max_size=30), max_size=4), st.lists(st.text(max_size=30), max_size=4))
 def test_any_text_can_be_looked_at(prompts, held):
-    found = round_checks.leaks([{"prompt": p} for p in prompts], held, held)
+    found = round_checks.leak_rate([{"prompt": p} for p in prompts], held, held)
     assert found is None if not prompts else 0 <= found <= 1
 
 
@@ -121,18 +121,18 @@ HEALTHY = {
 
 
 def test_every_guard_has_a_limit_and_a_reading():
-    assert {limit.split("_", 1)[1] for limit in round_checks.GUARDS} == HEALTHY.keys()
-    assert set(round_checks.GUARDS) == {name for name in LIMITS if name not in ("canaries", "most_fall")}
-    assert round_checks.breaches(HEALTHY, LIMITS) == []
+    assert {limit.split("_", 1)[1] for limit in round_checks.CHECKS} == HEALTHY.keys()
+    assert set(round_checks.CHECKS) == {name for name in LIMITS if name not in ("canaries", "most_fall")}
+    assert round_checks.violations(HEALTHY, LIMITS) == []
 
 
-@pytest.mark.parametrize("limit", round_checks.GUARDS)
+@pytest.mark.parametrize("limit", round_checks.CHECKS)
 def test_each_guard_stops_beyond_its_limit_and_not_at_it(limit):
     side, name = limit.split("_", 1)
     beyond = math.nextafter(LIMITS[limit], -math.inf if side == "least" else math.inf)
-    assert round_checks.breaches(HEALTHY | {name: LIMITS[limit]}, LIMITS) == []
+    assert round_checks.violations(HEALTHY | {name: LIMITS[limit]}, LIMITS) == []
     for value in (beyond, math.nan):
-        (said,) = round_checks.breaches(HEALTHY | {name: value}, LIMITS)
+        (said,) = round_checks.violations(HEALTHY | {name: value}, LIMITS)
         assert_mentions(said, name, f"guards.{limit}", f"{LIMITS[limit]:.3g}")
 
 

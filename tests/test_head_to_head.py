@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from selfreward_jax.evaluate.head_to_head import record, sign
-from selfreward_jax.method.pairwise import Game, both_orders, by_prompt, games, settle
+from selfreward_jax.method.pairwise import Matchup, both_orders, verdicts_by_prompt, make_matchups, resolve_orders
 
 
 def test_a_record_by_hand():
@@ -60,11 +60,11 @@ def test_the_interval_is_the_bootstraps_over_prompts():
     ],
 )
 def test_both_orders_must_agree(ours_first, theirs_first, verdict):
-    assert settle(ours_first, theirs_first) == verdict
+    assert resolve_orders(ours_first, theirs_first) == verdict
 
 
 def test_the_second_prompt_has_the_answers_the_other_way_round():
-    one, other = both_orders("{prompt}|{first}|{second}", Game("g", "p", "{second}", "theirs"))
+    one, other = both_orders("{prompt}|{first}|{second}", Matchup("g", "p", "{second}", "theirs"))
     assert (one, other) == ("p|{second}|theirs", "p|theirs|{second}")
 
 
@@ -73,9 +73,9 @@ def rows(**responses):
 
 
 def test_games_meet_sample_by_sample_on_the_prompts_of_both():
-    played = games(rows(p=["a", "b"], q=["c", "d"], r=["e"]), rows(q=["C"], p=["A", "B"]))
+    played = make_matchups(rows(p=["a", "b"], q=["c", "d"], r=["e"]), rows(q=["C"], p=["A", "B"]))
     assert [(g.id, g.ours, g.theirs) for g in played] == [("p/0", "a", "A"), ("p/1", "b", "B"), ("q/0", "c", "C")]
-    assert by_prompt(played, [1, -1, 0]) == [[1, -1], [0]]
+    assert verdicts_by_prompt(played, [1, -1, 0]) == [[1, -1], [0]]
 
 
 @given(st.floats(-5, 5))

@@ -52,7 +52,7 @@ def test_mean_of_missing_votes():
     assert mean_score([None, None]) is None
     assert mean_score([None, 0.0]) == 0.0  # a zero is a vote
     assert mean_score([4.0, None, 5.0]) == 4.5
-    assert mean_score([4.0, None, None], least=2) is None
+    assert mean_score([4.0, None, None], min_votes=2) is None
 
 
 def test_a_score_inside_the_answer_gains_nothing():
@@ -88,7 +88,7 @@ def test_what_is_done_reaches_the_engine_as_done():
 
 def test_health_counts_votes_answers_and_scores():
     engine = Scripted({"a": ["Score: 4", "Score: 4", "no"], "b": ["no", "no", "no"]})
-    health = judging.health(judged(engine, [answer("a"), answer("b")]))
+    health = judging.judge_stats(judged(engine, [answer("a"), answer("b")]))
     assert health["answers"] == 2
     assert health["votes"] == 6
     assert health["parse_rate"] == pytest.approx(2 / 6)
@@ -96,7 +96,7 @@ def test_health_counts_votes_answers_and_scores():
     assert health["unscored"] == 1
     assert health["spread"] == 0.0
     assert health["cut_off"] == 0
-    assert judging.health([])["parse_rate"] is None
+    assert judging.judge_stats([])["parse_rate"] is None
 
 
 def test_the_spread_of_the_votes_is_kept():
@@ -132,9 +132,9 @@ def test_the_expected_score_takes_the_place_of_the_drawn_one(monkeypatch):
 
 def test_dice_are_votes_of_their_own_kind():
     asked = [answer(f"a{i}") for i in range(200)]
-    rows = judging.dice(asked, 3, "seed")
-    assert rows == judging.dice(asked, 3, "seed") != judging.dice(asked, 3, "other")
-    assert rows[5:9] == judging.dice(asked[5:9], 3, "seed")  # whatever else is judged
+    rows = judging.random_judge(asked, 3, "seed")
+    assert rows == judging.random_judge(asked, 3, "seed") != judging.random_judge(asked, 3, "other")
+    assert rows[5:9] == judging.random_judge(asked[5:9], 3, "seed")  # whatever else is judged
     votes = [v["score"] for row in rows for v in row["votes"]]
     assert {votes.count(float(n)) > 60 for n in range(6)} == {True}
     assert all(row["score"] == pytest.approx(sum(v["score"] for v in row["votes"]) / 3) for row in rows)

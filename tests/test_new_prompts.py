@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.method import prompt_generation
-from selfreward_jax.method.prompt_generation import Novelty, form_fault, longest_common, normalise, rouge_l
+from selfreward_jax.method.prompt_generation import NoveltyFilter, rejection_reason, lcs_length, normalize, rouge_l
 from selfreward_jax.sampling.engine import Completion, SamplingParams
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)
@@ -24,7 +24,7 @@ def longest_common_plain(a, b):
 
 @given(WORDS, WORDS)
 def test_longest_common_is_the_textbook_one(a, b):
-    assert longest_common(a, b) == longest_common_plain(a, b)
+    assert lcs_length(a, b) == longest_common_plain(a, b)
 
 
 @given(WORDS, WORDS)
@@ -48,23 +48,23 @@ def test_rouge_l_by_hand():
 def test_novelty_is_what_comparing_with_every_known_prompt_says(known, words, most):
     text = " ".join(words)
     brute = all(rouge_l(words, k) <= most for k in known) and words not in known
-    assert Novelty(most, map(" ".join, known)).is_new(text) == brute
+    assert NoveltyFilter(most, map(" ".join, known)).is_new(text) == brute
 
 
 @given(st.lists(st.text(alphabet="aB .,!"), max_size=6), st.text(alphabet="aB .,!"))
 def test_novelty_of_one_refuses_only_the_same_words(known, text):
-    assert Novelty(1.0, known).is_new(text) == (normalise(text) not in set(map(normalise, known)))
+    assert NoveltyFilter(1.0, known).is_new(text) == (normalize(text) not in set(map(normalize, known)))
 
 
 def test_at_the_limit_is_new_and_above_it_is_not():
-    known = Novelty(0.7, ["a b c d e f g 1 2 3"])
+    known = NoveltyFilter(0.7, ["a b c d e f g 1 2 3"])
     assert known.is_new("a b c d e f g 4 5 6")  # 7 of 10 words in common: exactly 0.7
     assert not known.is_new("a b c d e f g 1 5 6")
 
 
 @pytest.mark.parametrize("most", [0.7, 1.0])
 def test_what_was_added_is_no_longer_new(most):
-    novelty = Novelty(most)
+    novelty = NoveltyFilter(most)
     assert novelty.is_new("Name two birds.")
     novelty.add("Name two birds.")
     assert not novelty.is_new("name TWO birds!")
@@ -87,7 +87,7 @@ def test_what_was_added_is_no_longer_new(most):
     ],
 )
 def test_form_of_a_prompt(text, fault):
-    assert form_fault(text, least_words=4, most_words=10) == fault
+    assert rejection_reason(text, min_words=4, max_words=10) == fault
 
 
 # --- waves -----------------------------------------------------------------------------------------------------
@@ -119,19 +119,19 @@ class Writer:
 
 
 def write(engine, *, own=(), begun=(), keep=lambda wave: None):
-    return prompt_generation.write_prompts(
+    return prompt_generation.generate_prompts(
         engine,
         SimpleNamespace(**SETTINGS),
         "Write one more:\n{examples}",
         HOW,
         None,
-        seeds=SEEDS,
-        own=own,
+        seed_prompts=SEEDS,
+        generated_prompts=own,
         forbidden=SEEDS,
         name="m2",
         seed=0,
-        begun=list(begun),
-        keep=keep,
+        partial=list(begun),
+        on_batch=keep,
     )
 
 

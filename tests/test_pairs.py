@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method.pairs import build_pairs, gather, length_controlled
+from selfreward_jax.method.pairs import build_pairs, join_scores, length_controlled
 
 
 def prompt(*scored, name="p"):
@@ -69,7 +69,7 @@ def test_gather_joins_each_answer_with_its_own_score():
         {"id": f"{p}/{i}", "prompt_id": p, "prompt": f"request {p}", "response": f"{p}{i}"} for p in "xy" for i in "01"
     ]
     judgements = [{"id": "y/1", "score": 2.0}, {"id": "x/0", "score": None}, {"id": "x/1", "score": 4.0}]
-    x, y = gather(answers, judgements)
+    x, y = join_scores(answers, judgements)
     assert (x["id"], x["prompt"]) == ("x", "request x")
     assert x["candidates"] == [{"response": "x0", "score": None}, {"response": "x1", "score": 4.0}]
     assert y["candidates"] == [
@@ -80,7 +80,7 @@ def test_gather_joins_each_answer_with_its_own_score():
 
 def test_gather_keeps_every_answer():
     answers = [{"id": str(i), "prompt_id": str(i % 3), "prompt": "", "response": str(i)} for i in range(10)]
-    gathered = Counter(c["response"] for row in gather(answers, []) for c in row["candidates"])
+    gathered = Counter(c["response"] for row in join_scores(answers, []) for c in row["candidates"])
     assert gathered == Counter(map(str, range(10)))
 
 

@@ -14,7 +14,7 @@ from selfreward_jax import config
 from selfreward_jax.data import parsers, seed_sets
 from selfreward_jax.data.seed_sets import SeedError, from_files, from_world
 from selfreward_jax.method.judge_parsing import PARSERS, parse_score
-from selfreward_jax.method.prompt_generation import normalise
+from selfreward_jax.method.prompt_generation import normalize
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 TRAINING = ("ift", "eft")
@@ -22,7 +22,7 @@ HELD_OUT = ("validation", "heldout", "ranked_validation", "ranked_heldout")
 
 
 def prompts(sets, *names):
-    return {normalise(row["prompt"]) for name in names for row in sets[name]}
+    return {normalize(row["prompt"]) for name in names for row in sets[name]}
 
 
 # --- the embedded world ----------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_held_out_prompts_of_files_are_not_trained_on(load):
     assert len(held_out) == 8
     assert not held_out & prompts(sets, *TRAINING)
     assert not prompts(sets, "ranked_validation") & prompts(sets, "ranked_heldout")
-    texts = [normalise(row["text"]) for row in sets["documents"]]
+    texts = [normalize(row["text"]) for row in sets["documents"]]
     assert not any(text.startswith(p + " ") for text in texts for p in held_out)
     assert report["ift"]["held out"] == 8 * 2
     assert report["ift"]["repeated answer"] == 16  # of three answers, two are the same
@@ -144,7 +144,7 @@ def test_held_out_prompts_of_files_are_not_trained_on(load):
     assert report["ift"]["given to eft"] == 4 * 2
     assert report["eft"]["given to ift"] == 4 * 3
     held = [a["response"] for name in ("ranked_validation", "ranked_heldout") for r in sets[name] for a in r["answers"]]
-    given = [r["response"] for r in EFT if normalise(r["prompt"]) in prompts(sets, "ift")]
+    given = [r["response"] for r in EFT if normalize(r["prompt"]) in prompts(sets, "ift")]
     assert len(given) == 4 * 3
     assert sorted(held + given + [r["response"] for r in sets["eft"]]) == sorted(r["response"] for r in EFT)
 

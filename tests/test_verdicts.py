@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method.judge_parsing import PARSERS, find, parse_choice, parse_preference, parse_score
+from selfreward_jax.method.judge_parsing import PARSERS, score_span, parse_choice, parse_preference, parse_score
 from selfreward_jax.method.templates import fill, load
 
 ALL = {**PARSERS, "pairwise": parse_preference}
@@ -24,7 +24,7 @@ def test_the_reading_of_a_careful_person(row):
 
 @pytest.mark.parametrize("row", [row for row in CORPUS if row["form"] in PARSERS], ids=lambda row: row["why"])
 def test_what_is_read_is_found_in_its_place(row):
-    place = find(row["reply"], row["form"])
+    place = score_span(row["reply"], row["form"])
     assert (place is None) == (row["reading"] is None)
     if place is not None:
         score = {"points": "2", "choice": "B"}[row["form"]]

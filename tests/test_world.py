@@ -13,7 +13,7 @@ from selfreward_jax import config
 from selfreward_jax.evaluate import oracle as measure
 from selfreward_jax.method import round_checks
 from selfreward_jax.method.judge_parsing import parse_choice, parse_score
-from selfreward_jax.method.prompt_generation import form_fault
+from selfreward_jax.method.prompt_generation import rejection_reason
 from selfreward_jax.worlds.toy import generator, oracle
 from selfreward_jax.worlds.toy.vocabulary import TOPICS
 
@@ -46,7 +46,7 @@ def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monk
     without = generator.eft_rows(320, Random("judged"))
     assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
     # Some of what a round's judge is tried with is no part of what it was taught.
-    tried = {row["response"] for row in round_checks.canaries([{"id": "x", "prompt": "?"}], "points")}
+    tried = {row["response"] for row in round_checks.probes([{"id": "x", "prompt": "?"}], "points")}
     assert tried - {*generator.NOTHING, "?"} == {":", "Score: 5"}
 
 
@@ -72,7 +72,7 @@ def test_every_request_can_be_read_and_passes_the_prompt_filter():
     settings = config.default_config().prompts
     for text in generator.prompts(1000, Random("requests")):
         assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
-        assert form_fault(text, settings.least_words, settings.most_words) is None, text
+        assert rejection_reason(text, settings.least_words, settings.most_words) is None, text
 
 
 def test_a_text_of_no_answers_form_earns_nothing():

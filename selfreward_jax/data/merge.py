@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from selfreward_jax.data.parsers import ASSISTANT, FILTERS, USER, Answer, Left, below, parse, role_of
 from selfreward_jax.data.readers import Placed, SeedError, read
 from selfreward_jax.method.judge_parsing import PARSERS
-from selfreward_jax.method.prompt_generation import normalise
+from selfreward_jax.method.prompt_generation import normalize
 
 Row = dict[str, Any]
 
@@ -67,7 +67,7 @@ def read_asked(source: str, language: str, most_bad: float) -> tuple[list[Asked]
 
 def _merge(merged: dict[str, tuple[str, str, dict[str, Answer]]], prompt: str, place: str, answer: Answer) -> Any:
     """Puts an answer under its prompt; `Left` where it has no place there."""
-    first, _, answers = merged.setdefault(normalise(prompt), (prompt, place, {}))
+    first, _, answers = merged.setdefault(normalize(prompt), (prompt, place, {}))
     if _signs(first) != _signs(prompt):
         return Left("under a prompt that differs in signs alone")
     known = answers.get(answer.response)
@@ -126,7 +126,7 @@ def best(asked: Iterable[Asked], counts: Counter[str]) -> dict[str, Asked]:
         rated = [a for a in one.answers if a.score is not None]
         answers = [max(rated, key=lambda a: a.score)] if rated else one.answers
         counts["not the best answer"] += len(one.answers) - len(answers)
-        found[normalise(one.prompt)] = one._replace(answers=answers)
+        found[normalize(one.prompt)] = one._replace(answers=answers)
     return found
 
 
@@ -157,7 +157,7 @@ def scored(asked: Sequence[Asked], counts: Counter[str], source: str) -> tuple[d
                 score = 5 * (answer.score - low) / (high - low)
             answers.append(answer._replace(score=score))
         if answers:
-            found[normalise(one.prompt)] = one._replace(answers=answers)
+            found[normalize(one.prompt)] = one._replace(answers=answers)
     return found, {"lowest": low, "highest": high} if given else {}
 
 

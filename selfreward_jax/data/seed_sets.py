@@ -8,7 +8,7 @@ from typing import Any
 from selfreward_jax.data.merge import Asked, best, read_asked, scored, written
 from selfreward_jax.data.parsers import FILTERS
 from selfreward_jax.data.readers import SeedError as SeedError  # part of what this module offers
-from selfreward_jax.method.prompt_generation import few_shot, normalise
+from selfreward_jax.method.prompt_generation import few_shot, normalize
 from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]
@@ -42,13 +42,13 @@ def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, di
         "documents": [{"text": t} for t in generator.documents(settings.documents, stream("documents"))],
     }
     used = _keys(sets["ift"])
-    sets["eft"] = [row for row in sets["eft"] if normalise(str(row["prompt"])) not in used]
+    sets["eft"] = [row for row in sets["eft"] if normalize(str(row["prompt"])) not in used]
     used |= _keys(sets["eft"])
 
     def unseen(rows: list[Row], count: int) -> list[Row]:
         fresh = []
         for row in rows:
-            if (prompt := normalise(str(row["prompt"]))) not in used and len(fresh) < count:
+            if (prompt := normalize(str(row["prompt"]))) not in used and len(fresh) < count:
                 used.add(prompt)
                 fresh.append(row)
         return fresh
@@ -242,4 +242,4 @@ def _check_disjoint(sets: Sets) -> None:
 
 
 def _keys(rows: Iterable[Row]) -> set[str]:
-    return {normalise(str(row["prompt"])) for row in rows}
+    return {normalize(str(row["prompt"])) for row in rows}

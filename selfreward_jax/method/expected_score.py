@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.method.judge_parsing import find
+from selfreward_jax.method.judge_parsing import score_span
 from selfreward_jax.sampling.engine import Engine
 
 # What may stand where the judgement of a form names its score, and what it is worth.
@@ -47,7 +47,7 @@ def _mean(values: Sequence[float], logprobs: Sequence[float]) -> float:
 
 def _candidates(engine: Engine, prompt: str, text: str, form: str) -> tuple[list[int], list[int]] | None:
     """The ids up to the score, and the id by which each possible score goes on."""
-    place: Any = find(text, form)
+    place: Any = score_span(text, form)
     if place is None:
         return None
     texts = [engine.chat.example(prompt, text[:place] + score).ids for score in VALUES[form]]

@@ -19,17 +19,17 @@ def judge_prompt(template: str, prompt: str, response: str) -> str:
     return fill(template, prompt=prompt, response=response)
 
 
-def mean_score(votes: Sequence[float | None], least: int = 1) -> float | None:
+def mean_score(votes: Sequence[float | None], min_votes: int = 1) -> float | None:
     """The mean of the readable votes; None if there are fewer than `least`."""
     readable = [v for v in votes if v is not None]
-    return sum(readable) / len(readable) if len(readable) >= least else None
+    return sum(readable) / len(readable) if len(readable) >= min_votes else None
 
 
 def judge(
     engine: Engine,
     answers: Sequence[Row],
     template: str,
-    how: SamplingParams,
+    sampling_params: SamplingParams,
     settings: Any,
     key: Any,
     done: Iterable[str] = (),
@@ -53,10 +53,10 @@ def judge(
     """
     prompt = {a["id"]: judge_prompt(template, a["prompt"], a["response"]) for a in answers}
     requests = [Request(i, text) for i, text in prompt.items()]
-    for batch in engine.stream(requests, how, key, done):
-        rows = [_judged(row, settings.form) for row in by_id(batch)]
+    for batch in engine.stream(requests, sampling_params, key, done):
+        rows = [_judged(row, settings.form) for row in group_by_id(batch)]
         if settings.readout == "expected":
-            _read_out(engine, rows, prompt, settings.form, max(1, engine.max_concurrent // how.num_samples))
+            _read_out(engine, rows, prompt, settings.form, max(1, engine.max_concurrent // sampling_params.num_samples))
         yield [_scored(row, settings.readout, settings.least_votes) for row in rows]
 
 
@@ -89,17 +89,17 @@ def _scored(row: Row, readout: str, least_votes: int) -> Row:
     }
 
 
-def dice(answers: Sequence[Row], samples: int, seed: str) -> list[Row]:
+def random_judge(answers: Sequence[Row], num_samples: int, seed: str) -> list[Row]:
     """Judgements of a judge that throws dice, 0 to 5: the control that shows whose signal a gain is."""
     rows = []
     for answer in answers:
         rng = random.Random(f"{seed} {answer['id']}")
-        votes = [{"text": "", "finished": True, "score": float(rng.randint(0, 5))} for _ in range(samples)]
+        votes = [{"text": "", "finished": True, "score": float(rng.randint(0, 5))} for _ in range(num_samples)]
         rows.append(_scored({"id": answer["id"], "votes": votes, "tokens": 0}, "votes", 1))
     return rows
 
 
-def by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
+def group_by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
     """Completions of each request together, samples in order."""
     groups: dict[str, list[Completion]] = {}
     for c in completions:
@@ -107,7 +107,7 @@ def by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
     return [sorted(group, key=lambda c: c.sample) for group in groups.values()]
 
 
-def health(judgements: Sequence[Row]) -> dict[str, Any]:
+def judge_stats(judgements: Sequence[Row]) -> dict[str, Any]:
     """How the judge did: votes, share readable, votes cut off at their greatest length, histogram of votes (rounded),
     their standard deviation, answers without a score."""
     votes = [v["score"] for row in judgements for v in row["votes"]]

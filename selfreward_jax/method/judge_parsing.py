@@ -120,7 +120,7 @@ def parse_preference(text: str) -> str | None:
 PARSERS: dict[str, Callable[[str], float | None]] = {"points": parse_score, "choice": parse_choice}
 
 
-def find(text: str, form: str) -> int | None:
+def score_span(text: str, form: str) -> int | None:
     """Where in `text` the number or letter stands that `PARSERS[form]` reads; None if it reads none."""
     found = _verdict(text, form)
     if found is None or PARSERS[form](text) is None:

@@ -67,7 +67,7 @@ def length_controlled(scored: Sequence[Row], rho: float) -> tuple[Row, Row]:
     return min(good, key=lambda c: len(c["response"])), max(poor, key=lambda c: len(c["response"]))
 
 
-def gather(answers: Iterable[Row], judgements: Iterable[Row]) -> list[Row]:
+def join_scores(answers: Iterable[Row], judgements: Iterable[Row]) -> list[Row]:
     """Joins answers {id, prompt_id, prompt, response} with their scores, a row for each prompt."""
     score = {j["id"]: j["score"] for j in judgements}
     prompts: dict[str, Row] = {}

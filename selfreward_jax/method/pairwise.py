@@ -8,7 +8,7 @@ from selfreward_jax.method.templates import fill
 Row = dict[str, Any]
 
 
-class Game(NamedTuple):
+class Matchup(NamedTuple):
     """One prompt with one answer of ours and one of theirs."""
 
     id: str
@@ -17,24 +17,24 @@ class Game(NamedTuple):
     theirs: str
 
 
-def games(ours: Sequence[Row], theirs: Sequence[Row]) -> list[Game]:
+def make_matchups(ours: Sequence[Row], theirs: Sequence[Row]) -> list[Matchup]:
     """Sample against sample of two models' answers to the same prompts, rows {id, prompt, responses: [{text}]}. A
     prompt that one of them did not get (it was too long) is left out; so is a sample that one of them has not."""
     other = {row["prompt"]: row["responses"] for row in theirs}
     return [
-        Game(f"{row['id']}/{i}", row["prompt"], a["text"], b["text"])
+        Matchup(f"{row['id']}/{i}", row["prompt"], a["text"], b["text"])
         for row in ours
         for i, (a, b) in enumerate(zip(row["responses"], other.get(row["prompt"], ()), strict=False))
     ]
 
 
-def both_orders(template: str, game: Game) -> tuple[str, str]:
+def both_orders(template: str, game: Matchup) -> tuple[str, str]:
     """The judge's prompts with our answer first, and with theirs first."""
     one = fill(template, prompt=game.prompt, first=game.ours, second=game.theirs)
     return one, fill(template, prompt=game.prompt, first=game.theirs, second=game.ours)
 
 
-def settle(ours_first: str | None, theirs_first: str | None) -> int:
+def resolve_orders(ours_first: str | None, theirs_first: str | None) -> int:
     """The verdict of "a", "b" or "tie" in both orders: 1 our win, -1 our loss. Orders that disagree, or of which one
     gave no verdict, are a tie (arXiv 2401.10020, section 3.2)."""
     if (ours_first, theirs_first) == ("a", "b"):
@@ -42,9 +42,9 @@ def settle(ours_first: str | None, theirs_first: str | None) -> int:
     return -1 if (ours_first, theirs_first) == ("b", "a") else 0
 
 
-def by_prompt(played: Sequence[Game], verdicts: Sequence[int]) -> list[list[int]]:
+def verdicts_by_prompt(matchups: Sequence[Matchup], verdicts: Sequence[int]) -> list[list[int]]:
     """The verdicts of each prompt together, in order."""
     found: dict[str, list[int]] = {}
-    for game, verdict in zip(played, verdicts, strict=True):
+    for game, verdict in zip(matchups, verdicts, strict=True):
         found.setdefault(game.prompt, []).append(verdict)
     return list(found.values())

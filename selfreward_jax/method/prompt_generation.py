@@ -20,12 +20,12 @@ def few_shot(template: str, examples: Iterable[str]) -> str:
     return fill(template, examples="\n".join(f"- {e}" for e in examples))
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower-case words and numbers of a text, single spaces between: two prompts that agree here are one."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence, by Hyyro's bit-parallel rule (one integer per word of `a`)."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
@@ -40,15 +40,15 @@ def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     """ROUGE-L F1 of two word lists: 1 for equal ones, 0 for nothing in common."""
-    return 2 * longest_common(a, b) / (len(a) + len(b)) if a and b else 0.0
+    return 2 * lcs_length(a, b) / (len(a) + len(b)) if a and b else 0.0
 
 
-class Novelty:
+class NoveltyFilter:
     """Remembers prompts and tells whether another is new: no ROUGE-L above `most` to any of them (Self-Instruct,
     arXiv 2212.10560, uses 0.7), and none the same after `normalise`."""
 
-    def __init__(self, most: float, known: Iterable[str] = ()) -> None:
-        self.most = most
+    def __init__(self, max_rouge: float, known: Iterable[str] = ()) -> None:
+        self.max_rouge = max_rouge
         self._same: set[str] = set()
         self._words: list[list[str]] = []
         self._with: dict[str, set[int]] = {}
@@ -57,21 +57,21 @@ class Novelty:
 
     def add(self, text: str) -> None:
         """Remembers a prompt."""
-        normal = normalise(text)
+        normal = normalize(text)
         if normal in self._same:
             return
         self._same.add(normal)
-        if self.most < 1:
+        if self.max_rouge < 1:
             for word in set(words := normal.split()):
                 self._with.setdefault(word, set()).add(len(self._words))
             self._words.append(words)
 
     def is_new(self, text: str) -> bool:
         """Whether a prompt is unlike all that are remembered."""
-        normal = normalise(text)
+        normal = normalize(text)
         if normal in self._same:
             return False
-        if self.most >= 1:
+        if self.max_rouge >= 1:
             return True
         words = normal.split()
         shared: dict[int, int] = {}
@@ -80,17 +80,18 @@ class Novelty:
                 shared[i] = shared.get(i, 0) + 1
         # Words in common bound the common subsequence: most prompts need no closer look.
         return not any(
-            2 * count > self.most * (len(words) + len(self._words[i])) and rouge_l(words, self._words[i]) > self.most
+            2 * count > self.max_rouge * (len(words) + len(self._words[i]))
+            and rouge_l(words, self._words[i]) > self.max_rouge
             for i, count in shared.items()
         )
 
 
-def form_fault(text: str, least_words: int, most_words: int) -> str | None:
+def rejection_reason(text: str, min_words: int, max_words: int) -> str | None:
     """What is wrong with the form of a prompt, None if nothing is."""
     words = text.split()
-    if len(words) < least_words:
+    if len(words) < min_words:
         return "too short"
-    if len(words) > most_words:
+    if len(words) > max_words:
         return "too long"
     if "\n" in text.strip() or text.lstrip().startswith("-"):
         return "a list, not one request"
@@ -101,36 +102,36 @@ def form_fault(text: str, least_words: int, most_words: int) -> str | None:
     return None
 
 
-class WorldWriter:
+class ToyPromptSource:
     """Writes prompts as the embedded world does, in place of a model: a fixed writer from outside."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def fits(self, prompt: str, max_new: int) -> bool:
+    def fits(self, prompt: str, max_new_tokens: int) -> bool:
         """Any number of examples may be shown: it looks at none."""
         return True
 
-    def generate(self, requests: Sequence[Request], how: SamplingParams, key: Any) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling_params: SamplingParams, key: Any) -> list[Completion]:
         """A prompt for each request, drawn by its id."""
         texts = (generator.prompts(1, Random(f"{self.seed} world {r.id}"))[0] for r in requests)
         return [Completion(r.id, 0, text, [], [], True) for r, text in zip(requests, texts, strict=True)]
 
 
-def write_prompts(
-    engine: Engine | WorldWriter,
+def generate_prompts(
+    engine: Engine | ToyPromptSource,
     settings: Any,
     template: str,
-    how: SamplingParams,
+    sampling_params: SamplingParams,
     key: Any,
     *,
-    seeds: Sequence[str],
-    own: Sequence[str],
+    seed_prompts: Sequence[str],
+    generated_prompts: Sequence[str],
     forbidden: Iterable[str],
     name: str,
     seed: int,
-    begun: Sequence[Row],
-    keep: Callable[[list[Row]], None],
+    partial: Sequence[Row],
+    on_batch: Callable[[list[Row]], None],
 ) -> list[Row]:
     """Writes prompts in waves until `settings.count` are accepted or `settings.most_attempts` were made.
 
@@ -151,43 +152,43 @@ def write_prompts(
     Returns:
       Rows {id, prompt, fault, tokens}, one for each attempt, in order; fault None marks the accepted ones.
     """
-    novelty = Novelty(settings.most_rouge, forbidden)
-    own, rows = list(own), list(begun)
+    novelty = NoveltyFilter(settings.most_rouge, forbidden)
+    generated_prompts, rows = list(generated_prompts), list(partial)
     for row in rows:
         if row["fault"] is None:
             novelty.add(row["prompt"])
-            own.append(row["prompt"])
+            generated_prompts.append(row["prompt"])
     accepted = sum(row["fault"] is None for row in rows)
     while accepted < settings.count and len(rows) < settings.most_attempts:
         requests = []
         for i in range(len(rows), len(rows) + settings.wave):
             rng = Random(f"{seed} {name} {i}")
-            from_own = min(settings.own_shots, len(own))
-            shown = rng.sample(seeds, settings.seed_shots + settings.own_shots - from_own)
-            shown += rng.sample(own, from_own)
+            from_own = min(settings.own_shots, len(generated_prompts))
+            shown = rng.sample(seed_prompts, settings.seed_shots + settings.own_shots - from_own)
+            shown += rng.sample(generated_prompts, from_own)
             rng.shuffle(shown)
-            while len(shown) > 1 and not engine.fits(few_shot(template, shown), how.max_new_tokens):
+            while len(shown) > 1 and not engine.fits(few_shot(template, shown), sampling_params.max_new_tokens):
                 shown.remove(max(shown, key=len))
             requests.append(Request(f"{name}/{i}", few_shot(template, shown)))
-        wave = []
-        for c in engine.generate(requests, how, key):
+        batch = []
+        for c in engine.generate(requests, sampling_params, key):
             fault = _fault(c, settings, novelty)
             if fault is None and accepted == settings.count:
                 fault = "not needed"
             if fault is None:
                 novelty.add(c.text)
-                own.append(c.text)
+                generated_prompts.append(c.text)
                 accepted += 1
-            wave.append({"id": c.id, "prompt": c.text, "fault": fault, "tokens": len(c.ids)})
-        keep(wave)
-        rows += wave
+            batch.append({"id": c.id, "prompt": c.text, "fault": fault, "tokens": len(c.ids)})
+        on_batch(batch)
+        rows += batch
     return rows
 
 
-def _fault(c: Completion, settings: Any, novelty: Novelty) -> str | None:
+def _fault(c: Completion, settings: Any, novelty: NoveltyFilter) -> str | None:
     if not c.finished:
         return "unfinished"
     if not c.text:
         return "too short"
-    fault = form_fault(c.text, settings.least_words, settings.most_words)
+    fault = rejection_reason(c.text, settings.least_words, settings.most_words)
     return fault or (None if novelty.is_new(c.text) else "not new")

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from selfreward_jax.method.judge import by_id
+from selfreward_jax.method.judge import group_by_id
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 
 Row = dict[str, Any]
 
 
-def candidates(
-    engine: Engine, prompts: Sequence[Row], how: SamplingParams, key: Any, done: Iterable[str] = ()
+def generate_responses(
+    engine: Engine, prompts: Sequence[Row], sampling_params: SamplingParams, key: Any, done: Iterable[str] = ()
 ) -> Iterator[list[Row]]:
     """Answers prompts {id, prompt}, batch by batch.
 
@@ -19,7 +19,7 @@ def candidates(
     """
     text = {p["id"]: p["prompt"] for p in prompts}
     requests = [Request(p["id"], p["prompt"]) for p in prompts]
-    for batch in engine.stream(requests, how, key, done):
+    for batch in engine.stream(requests, sampling_params, key, done):
         yield [
             {
                 "id": group[0].id,
@@ -27,11 +27,11 @@ def candidates(
                 "responses": [{"text": c.text, "finished": c.finished} for c in group],
                 "tokens": sum(len(c.ids) for c in group),
             }
-            for group in by_id(batch)
+            for group in group_by_id(batch)
         ]
 
 
-def answers(rows: Iterable[Row]) -> list[Row]:
+def finished_responses(rows: Iterable[Row]) -> list[Row]:
     """Each finished, non-empty response as a row {id, prompt_id, prompt, response}.
 
     An answer that was cut off is not a bad answer, it is half of one: it is left out.

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from selfreward_jax.method.judge import health
-from selfreward_jax.method.prompt_generation import normalise
+from selfreward_jax.method.judge import judge_stats
+from selfreward_jax.method.prompt_generation import normalize
 
 Row = dict[str, Any]
 
 WORDS = 5  # a held-out prompt of fewer words stands in others by chance
 
 # Settings of config.guards and what each limits: "most_ties" is the most that the reading "ties" may be.
-GUARDS = {
+CHECKS = {
     "least_parse_rate": "share of the judge's votes that can be read",
     "least_votes_per_answer": "mean number of votes on an answer that can be read",
     "most_unscored": "share of answers without a score",
@@ -32,7 +32,7 @@ GUARDS = {
 }
 
 
-def canaries(prompts: Sequence[Row], form: str) -> list[Row]:
+def probes(prompts: Sequence[Row], form: str) -> list[Row]:
     """Answers {id, prompt, response} that deserve nothing: none, a mark, a score, the prompt again."""
     texts = {"empty": "", "mark": ":", "verdict": {"points": "Score: 5", "choice": "Choice: E"}[form]}
     return [
@@ -42,7 +42,7 @@ def canaries(prompts: Sequence[Row], form: str) -> list[Row]:
     ]
 
 
-def judged(judgements: Sequence[Row], gathered: Iterable[Row], of_canaries: Sequence[Row]) -> dict[str, Any]:
+def judge_metrics(judgements: Sequence[Row], gathered: Iterable[Row], of_probes: Sequence[Row]) -> dict[str, Any]:
     """Readings of a round's judge.
 
     Args:
@@ -54,12 +54,12 @@ def judged(judgements: Sequence[Row], gathered: Iterable[Row], of_canaries: Sequ
       Readings by the names that `GUARDS` has them under, and what they come from: `votes_per_answer`, `histogram`,
       and the mean score of each kind of canary. None stands where there is nothing to take a mean of.
     """
-    found = health(judgements)
+    found = judge_stats(judgements)
     scores = [row["score"] for row in judgements if row["score"] is not None]
     of_prompts = [[c["score"] for c in row["candidates"] if c["score"] is not None] for row in gathered]
     ranges = [max(of) - min(of) for of in of_prompts if len(of) > 1]
     kinds: dict[str, list[float]] = {}
-    for row in of_canaries:
+    for row in of_probes:
         if row["score"] is not None:
             kinds.setdefault(row["id"].rpartition("/")[2], []).append(row["score"])
     of_kinds = {kind: fmean(of) for kind, of in kinds.items()}
@@ -83,37 +83,37 @@ def length_growth(answers: Sequence[Row], before: Sequence[Row]) -> float | None
     return fmean(len(a["response"]) for a in answers) / max(1.0, fmean(len(a["response"]) for a in before))
 
 
-def leaks(prompts: Sequence[Row], shown: Iterable[str], held_out: Iterable[str]) -> float | None:
+def leak_rate(prompts: Sequence[Row], shown: Iterable[str], held_out: Iterable[str]) -> float | None:
     """Share of the prompts that are one of those shown again, or that hold a held-out one of at least `WORDS` words."""
-    again = {tuple(normalise(text).split()) for text in shown}
-    secret = {words for text in held_out if len(words := tuple(normalise(text).split())) >= WORDS}
+    again = {tuple(normalize(text).split()) for text in shown}
+    secret = {words for text in held_out if len(words := tuple(normalize(text).split())) >= WORDS}
     lengths = sorted({len(words) for words in secret})
 
     def leaked(text: str) -> bool:
-        words = tuple(normalise(text).split())
+        words = tuple(normalize(text).split())
         parts = (words[i : i + n] for n in lengths for i in range(len(words) - n + 1))
         return words in again or any(part in secret for part in parts)
 
     return _share(sum(leaked(row["prompt"]) for row in prompts), len(prompts))
 
 
-def breaches(readings: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+def violations(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
     """What is beyond its limit, a phrase for each; a reading that is None breaks nothing."""
     return [
         f"{name} is {_number(value)}, guards.{limit} {_number(limits[limit])}: {what}"
-        for limit, what in GUARDS.items()
+        for limit, what in CHECKS.items()
         for side, name in [limit.split("_", 1)]
-        if (value := readings[name]) is not None
+        if (value := metrics[name]) is not None
         and not (value >= limits[limit] if side == "least" else value <= limits[limit])
     ]
 
 
-def told(readings: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> str:
     """All readings with their limits on one line."""
     parts = []
-    for limit in GUARDS:
+    for limit in CHECKS:
         side, name = limit.split("_", 1)
-        parts.append(f"{name} {_number(readings[name])} ({side} {_number(limits[limit])})")
+        parts.append(f"{name} {_number(metrics[name])} ({side} {_number(limits[limit])})")
     return ", ".join(parts)
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from markupsafe import Markup
 
 from selfreward_jax import storage
-from selfreward_jax.method.round_checks import GUARDS
+from selfreward_jax.method.round_checks import CHECKS
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, summary, time_report
 from selfreward_jax.report.tables import BESIDE, JUDGE
@@ -97,7 +97,7 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
         training=[(name, [Markup(svg) for svg in of]) for name, of in _training(about["log"]).items()],
         judge=JUDGE | BESIDE,
         paper=PAPER,
-        guards=GUARDS,
+        guards=CHECKS,
         spent=time_report.summed(about["log"]),
         kinds=time_report.KINDS,
         totals=time_report.totals,

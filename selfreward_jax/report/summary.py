@@ -63,7 +63,7 @@ def _round(r: Run, name: str) -> dict[str, Any]:
     return {
         "prompts": {k: prompts[k] for k in ("rows", "attempts", "faults")},
         "left_out": {n: (r.rows(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
-        "judge": judging.health(r.rows(name, "judgements").rows()),
+        "judge": judging.judge_stats(r.rows(name, "judgements").rows()),
         "pairs": (r.rows(name, "pairs").manifest or {}).get("counts"),
         "guards": storage.read_sealed(r.dir / name / "guards.json"),
     }

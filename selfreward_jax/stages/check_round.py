@@ -4,8 +4,8 @@ from typing import Any
 
 from selfreward_jax import storage
 from selfreward_jax.method import round_checks
-from selfreward_jax.method.pairs import gather
-from selfreward_jax.method.responses import answers
+from selfreward_jax.method.pairs import join_scores
+from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, shown_prompts
 from selfreward_jax.stages.self_reward import held_out
@@ -25,8 +25,8 @@ def guard(run: Run, t: int) -> None:
         return
     found = readings(run, t)
     storage.write_sealed(path, found)
-    say(f"{name} guards: {round_checks.told(found, limits)}")
-    if (broken := round_checks.breaches(found, limits)) and not trained:
+    say(f"{name} guards: {round_checks.format_metrics(found, limits)}")
+    if (broken := round_checks.violations(found, limits)) and not trained:
         raise StageError(
             f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "
             "longer in a new --workdir, or, if you want it so, move the limit and start again"
@@ -36,12 +36,12 @@ def guard(run: Run, t: int) -> None:
 def readings(run: Run, t: int) -> dict[str, Any]:
     """What the rows of round t show, by the names of `guards.GUARDS`."""
     of = lambda stage, t=t: run.rows(f"m{t}", stage)  # noqa: E731
-    found, judgements = answers(of("candidates").rows()), of("judgements").rows()
-    before = answers(of("candidates", t - 1).rows()) if t > 2 else run.rows("seed", "ift").rows()
+    found, judgements = finished_responses(of("candidates").rows()), of("judgements").rows()
+    before = finished_responses(of("candidates", t - 1).rows()) if t > 2 else run.rows("seed", "ift").rows()
     canaries = of("canaries").rows() if of("canaries").manifest else []
     manifest = of("prompts").manifest
-    return round_checks.judged(judgements, gather(found, judgements), canaries) | {
+    return round_checks.judge_metrics(judgements, join_scores(found, judgements), canaries) | {
         "length_growth": round_checks.length_growth(found, before),
         "repeats": manifest["faults"].get("not new", 0) / manifest["attempts"],
-        "leaks": round_checks.leaks(of("prompts").rows(), shown_prompts(run), held_out(run)),
+        "leaks": round_checks.leak_rate(of("prompts").rows(), shown_prompts(run), held_out(run)),
     }

@@ -84,7 +84,7 @@ def fit_to_show(run: Run, rows: Iterable[Row]) -> list[str]:
     """Those prompts of instruction rows."""
     settings = run.cfg.prompts
     prompts = (row["prompt"] for row in rows)
-    return [p for p in prompts if not prompt_generation.form_fault(p, settings.least_words, settings.most_words)]
+    return [p for p in prompts if not prompt_generation.rejection_reason(p, settings.least_words, settings.most_words)]
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:

@@ -7,7 +7,7 @@ from typing import Any
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.method.judge_parsing import parse_preference
-from selfreward_jax.method.pairwise import Game, both_orders, by_prompt, games, settle
+from selfreward_jax.method.pairwise import Matchup, both_orders, verdicts_by_prompt, make_matchups, resolve_orders
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
@@ -29,9 +29,9 @@ def compare(
       ours, theirs: rows {id, prompt, responses: [{text}]}.
       owner, stage: the file.
     """
-    played = games(ours, theirs)
+    played = make_matchups(ours, theirs)
     by = _by_scores if run.cfg.compare.form == "scores" else _side_by_side
-    return by_prompt(played, by(run, judging, played, owner, stage))
+    return verdicts_by_prompt(played, by(run, judging, played, owner, stage))
 
 
 def compare_by_endpoint(
@@ -42,12 +42,12 @@ def compare_by_endpoint(
     Raises:
       EndpointError: it cannot be used or asked further.
     """
-    template, played = pairwise_template(run), games(ours, theirs)
+    template, played = pairwise_template(run), make_matchups(ours, theirs)
     asked = [prompt for g in played for prompt in both_orders(template, g)]
     said = endpoint.ask(asked, run.cfg.endpoint.max_tokens)
     read = [parse_preference(text) if text else None for text in said]
     _say_unread(label, read, f"endpoint.max_tokens is {run.cfg.endpoint.max_tokens}")
-    return by_prompt(played, [settle(*orders) for orders in zip(read[::2], read[1::2], strict=True)])
+    return verdicts_by_prompt(played, [resolve_orders(*orders) for orders in zip(read[::2], read[1::2], strict=True)])
 
 
 def _say_unread(label: str, read: Sequence[str | None], limit: str) -> None:
@@ -55,7 +55,7 @@ def _say_unread(label: str, read: Sequence[str | None], limit: str) -> None:
         say(f"{label}: {unread} of {len(read)} verdicts could not be read and count as ties ({limit})")
 
 
-def _by_scores(run: Run, judging: str, played: Sequence[Game], owner: str, stage: str) -> list[int]:
+def _by_scores(run: Run, judging: str, played: Sequence[Matchup], owner: str, stage: str) -> list[int]:
     """Each answer judged alone; the higher score wins. An answer that has no score neither wins nor loses."""
     answers = [
         {"id": f"{g.id}/{side}", "prompt": g.prompt, "response": text}
@@ -68,7 +68,7 @@ def _by_scores(run: Run, judging: str, played: Sequence[Game], owner: str, stage
     return [0 if a is None or b is None else sign(a - b) for a, b in sides]
 
 
-def _side_by_side(run: Run, judging: str, played: Sequence[Game], owner: str, stage: str) -> list[int]:
+def _side_by_side(run: Run, judging: str, played: Sequence[Matchup], owner: str, stage: str) -> list[int]:
     """Both answers shown at once, in both orders."""
     out = run.rows(owner, stage)
     if not run.finished(owner, stage, judging):
@@ -92,7 +92,7 @@ def _side_by_side(run: Run, judging: str, played: Sequence[Game], owner: str, st
 
 
 def _verdicts(
-    engine: Engine, played: Sequence[Game], template: str, max_new: int, key: Any, done: Iterable[str]
+    engine: Engine, played: Sequence[Matchup], template: str, max_new: int, key: Any, done: Iterable[str]
 ) -> Iterator[list[Row]]:
     """Rows {id, verdict, read, texts, tokens} in batches; `texts` and what was `read` of them with our answer first and
     second. The likeliest words are taken: a verdict is no place for chance."""
@@ -109,4 +109,4 @@ def _verdicts(
 def _verdict(name: str, first: Completion, second: Completion) -> Row:
     read = [parse_preference(c.text) if c.finished else None for c in (first, second)]
     said = {"read": read, "texts": [first.text, second.text], "tokens": len(first.ids) + len(second.ids)}
-    return {"id": name, "verdict": settle(*read), **said}
+    return {"id": name, "verdict": resolve_orders(*read), **said}

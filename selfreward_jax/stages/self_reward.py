@@ -10,9 +10,9 @@ from selfreward_jax import storage
 from selfreward_jax.llm import hub
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, round_checks
-from selfreward_jax.method.pairs import build_pairs, gather
-from selfreward_jax.method.responses import answers as finished_answers
-from selfreward_jax.method.responses import candidates
+from selfreward_jax.method.pairs import build_pairs, join_scores
+from selfreward_jax.method.responses import finished_responses as finished_answers
+from selfreward_jax.method.responses import generate_responses
 from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.loading import open_model
 from selfreward_jax.runs.run import Run
@@ -56,19 +56,19 @@ def prompts(run: Run, t: int) -> None:
         run.note_time()
         preemption.raise_if_stopped()
 
-    rows = prompt_generation.write_prompts(
+    rows = prompt_generation.generate_prompts(
         writer,
         settings,
         template,
         sampling(settings),
         run.key(f"m{t}", "prompts"),
-        seeds=shown,
-        own=earlier,
+        seed_prompts=shown,
+        generated_prompts=earlier,
         forbidden=[*known, *earlier, *held_out(run)],
         name=f"m{t}",
         seed=run.cfg.seed,
-        begun=begun,
-        keep=keep,
+        partial=begun,
+        on_batch=keep,
     )
     faults = dict(Counter(row["fault"] for row in rows if row["fault"]))
     good = [{"id": r["id"], "prompt": r["prompt"]} for r in rows if r["fault"] is None]
@@ -90,13 +90,13 @@ def held_out(run: Run) -> list[str]:
     return [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
 
 
-def _writer(run: Run, t: int) -> Engine | prompt_generation.WorldWriter:
+def _writer(run: Run, t: int) -> Engine | prompt_generation.ToyPromptSource:
     """Who writes the prompts of round t: m_(t-1), or who prompts.writer names, the same in every round."""
     path = run.cfg.prompts.writer
     if not path:
         return run.engine(f"m{t - 1}")
     if path == "world":
-        return prompt_generation.WorldWriter(run.cfg.seed)
+        return prompt_generation.ToyPromptSource(run.cfg.seed)
     run.release()
     name = storage.read_json(run.dir / "prompts_writer.json")["model"]
     found = open_model(path, "" if path.startswith(hub.HUB_PREFIX) else name, like=run)
@@ -140,7 +140,7 @@ def answer_with(
     if run.finished(owner, stage, model):
         return
     kept = _short_enough(engine, asked, settings.max_new, f"{owner} {stage}")
-    stream = partial(candidates, engine, kept, sampling(settings))
+    stream = partial(generate_responses, engine, kept, sampling(settings))
     generated(run, owner, stage, [row["id"] for row in kept], stream, model, left_out=len(asked) - len(kept))
 
 
@@ -196,7 +196,7 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
     how = sampling(settings)._replace(samples=samples or settings.samples)
     stream = partial(judging.judge, engine, kept, template, how, settings)
     rows = generated(run, owner, stage, [a["id"] for a in kept], stream, model, left_out=len(judged) - len(kept))
-    health = judging.health(rows)
+    health = judging.judge_stats(rows)
     say(f"{owner} {stage}: {health}")
     return health
 
@@ -209,9 +209,9 @@ def self_judge(run: Run, t: int) -> None:
     if run.cfg.judge.by == "model":
         judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
         if probed := run.rows(f"m{t}", "prompts").rows()[: run.cfg.guards.canaries]:
-            judge(run, f"m{t - 1}", round_checks.canaries(probed, run.cfg.judge.form), f"m{t}", "canaries")
+            judge(run, f"m{t - 1}", round_checks.probes(probed, run.cfg.judge.form), f"m{t}", "canaries")
     elif out.manifest is None:
-        out.finish(judging.dice(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0)
+        out.finish(judging.random_judge(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0)
 
 
 def check_judge(run: Run, model: str) -> None:
@@ -220,7 +220,7 @@ def check_judge(run: Run, model: str) -> None:
 
 
 def _readable(run: Run, label: str, judgements: list[Row]) -> dict[str, Any]:
-    health, least = judging.health(judgements), run.cfg.guards.least_parse_rate
+    health, least = judging.judge_stats(judgements), run.cfg.guards.least_parse_rate
     if (health["parse_rate"] or 0.0) < least:
         remedy = "train M1 longer, or give it more judged rows"
         if health["cut_off"] > health["votes"] / 2:
@@ -240,7 +240,7 @@ def pairs(run: Run, t: int) -> None:
     judgements = run.rows(f"m{t}", "judgements").rows()
     found = finished_answers(run.rows(f"m{t}", "candidates").rows())
     health = _readable(run, f"m{t} judgements", judgements)
-    rows, counts = build_pairs(gather(found, judgements), run.cfg.pairs.rho)
+    rows, counts = build_pairs(join_scores(found, judgements), run.cfg.pairs.rho)
     if not rows:
         raise StageError(
             f"m{t} pairs: no prompt has two answers with different scores ({counts}; judge: "

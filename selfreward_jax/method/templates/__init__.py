@@ -10,7 +10,7 @@ class TemplateError(ValueError):
     """A template that cannot be used; the message says which and why."""
 
 
-def load(name: str, places: set[str]) -> str:
+def load(name: str, slots: set[str]) -> str:
     """The template of that name, or the file at that path.
 
     Raises:
@@ -29,7 +29,7 @@ def load(name: str, places: set[str]) -> str:
             p.name.removesuffix(".txt") for p in resources.files(__package__).iterdir() if p.name.endswith(".txt")
         )
         raise TemplateError(f"no template {name!r}: give a file's path or one of {', '.join(names)}")
-    missing = sorted(places - set(re.findall(r"\{(\w+)\}", text)))
+    missing = sorted(slots - set(re.findall(r"\{(\w+)\}", text)))
     if missing:
         raise TemplateError(f"template {name!r} lacks the place {{{missing[0]}}}")
     return text.rstrip("\n")
