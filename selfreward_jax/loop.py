@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import stages, storage
 from selfreward_jax.config import ConfigError
-from selfreward_jax.data.seed_sets import SeedError
+from selfreward_jax.data.seed_sets import DataError
 from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
@@ -84,7 +84,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
     try:
         stages.check_inputs(r)
         yield stages.seed(r)
-    except (TemplateError, ModelFormatError, SeedError, ConfigError):
+    except (TemplateError, ModelFormatError, DataError, ConfigError):
         r.disclaim()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import config, loop
 from selfreward_jax.cli import args
 from selfreward_jax.config import validate
-from selfreward_jax.data.seed_sets import SeedError
+from selfreward_jax.data.seed_sets import DataError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption, processes
@@ -28,7 +28,7 @@ from selfreward_jax.stages import StageError
 from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache
 
-BAD_INPUT = (config.ConfigError, SeedError, StorageError, TemplateError, ModelFormatError, StageError)
+BAD_INPUT = (config.ConfigError, DataError, StorageError, TemplateError, ModelFormatError, StageError)
 
 
 def main(argv: list[str]) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.data.eft import agrees, build_eft, thin
+from selfreward_jax.data.eft import agrees, build_eft, cap_top_score
 
 
 @pytest.mark.parametrize(
@@ -89,25 +89,25 @@ def rows_of(*scores):
 
 def test_the_commonest_score_is_thinned_and_no_other():
     rows = rows_of(*[4] * 80, *[5] * 12, *[1] * 8)
-    kept = thin(rows, 0.5, Random(0))
+    kept = cap_top_score(rows, 0.5, Random(0))
     assert Counter(r["score"] for r in kept) == {4: 20, 5: 12, 1: 8}
     assert [r["place"] for r in kept] == sorted(r["place"] for r in kept)
-    assert kept == thin(rows, 0.5, Random(0))
-    assert kept != thin(rows, 0.5, Random(1))
+    assert kept == cap_top_score(rows, 0.5, Random(0))
+    assert kept != cap_top_score(rows, 0.5, Random(1))
 
 
 @pytest.mark.parametrize("most_share", [0.0, 0.4, 1.0])
 def test_thinning_leaves_what_it_may_not_thin(most_share):
-    assert thin([], most_share, Random(0)) == []
+    assert cap_top_score([], most_share, Random(0)) == []
     alone = rows_of(3, 3, 3)
-    assert thin(alone, most_share, Random(0)) == alone  # one score for all: no share of others to keep to
+    assert cap_top_score(alone, most_share, Random(0)) == alone  # one score for all: no share of others to keep to
     even = rows_of(1, 2, 3, 4, 5)
-    assert len(thin(even, most_share, Random(0))) == (4 if most_share == 0 else 5)
+    assert len(cap_top_score(even, most_share, Random(0))) == (4 if most_share == 0 else 5)
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.floats(0.05, 0.95))
 def test_after_thinning_the_commonest_has_at_most_its_share(scores, most_share):
-    kept = thin(rows_of(*scores), most_share, Random(0))
+    kept = cap_top_score(rows_of(*scores), most_share, Random(0))
     if len(set(scores)) > 1:
         commonest = Counter(scores).most_common(1)[0][0]
         assert sum(r["score"] == commonest for r in kept) <= most_share * len(kept) + 1e-9

@@ -9,7 +9,7 @@ from etils import epath
 
 from selfreward_jax.cli import export, generate
 from selfreward_jax.config import ConfigError
-from selfreward_jax.data.readers import SeedError
+from selfreward_jax.data.readers import DataError
 from selfreward_jax.integrations import formats
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.runs.loading import open_model
@@ -56,7 +56,7 @@ def exported(finished_run, tmp_path_factory):
 @pytest.mark.parametrize("text", [json.dumps(INSTRUCTIONS, indent=1), lines(*INSTRUCTIONS)])
 def test_alpaca_eval_is_read_as_a_list_or_as_lines_and_written_with_its_own_fields(tmp_path, text):
     (tmp_path / "in").write_text(text)
-    asked = formats.read_asked(str(tmp_path / "in"), "alpaca_eval")
+    asked = formats.read_prompts(str(tmp_path / "in"), "alpaca_eval")
     answers = {a.id: [[f"answer to {a.turns[0]}"]] for a in asked}
     assert json.loads(formats.encode_answers("alpaca_eval", asked, answers, "m2", 0.0)) == [
         {
@@ -72,7 +72,7 @@ def test_alpaca_eval_is_read_as_a_list_or_as_lines_and_written_with_its_own_fiel
 
 def test_mt_bench_answers_have_an_id_that_follows_from_what_they_say(tmp_path):
     (tmp_path / "in").write_text(lines(*QUESTIONS))
-    asked = formats.read_asked(str(tmp_path / "in"), "mt_bench")
+    asked = formats.read_prompts(str(tmp_path / "in"), "mt_bench")
     assert [a.turns for a in asked] == [tuple(q["turns"]) for q in QUESTIONS]
     answers = {"81": [["a", "b"], ["c", "d"]], "82": [["x", "y", "z"]]}
     first, second = formats.mt_bench_answers(asked, answers, "m2", 12.5)
@@ -89,9 +89,9 @@ def test_mt_bench_answers_have_an_id_that_follows_from_what_they_say(tmp_path):
 def test_pairs_become_text_or_messages_with_their_scores():
     scores = {"score_chosen": 4.5, "score_rejected": 1.0}
     plain = {"prompt": "Hi.", "chosen": "Sure!", "rejected": "No.", **scores}
-    assert formats.preferences(PAIRS, "standard")[0] == plain
+    assert formats.to_trl_rows(PAIRS, "standard")[0] == plain
     said = {k: [{"role": "user" if k == "prompt" else "assistant", "content": plain[k]}] for k in list(plain)[:3]}
-    assert formats.preferences(PAIRS, "conversational")[0] == said | scores
+    assert formats.to_trl_rows(PAIRS, "conversational")[0] == said | scores
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_pairs_become_text_or_messages_with_their_scores():
 )
 def test_what_is_no_file_of_prompts_is_told(tmp_path, name, text, facts):
     (tmp_path / "in").write_text(text)
-    with pytest.raises((ConfigError, SeedError)) as caught:
-        formats.read_asked(str(tmp_path / "in"), name)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        formats.read_prompts(str(tmp_path / "in"), name)
     assert_mentions(str(caught.value), tmp_path / "in", *facts)
 
 
@@ -230,7 +230,7 @@ def test_alpaca_eval_reads_the_outputs_and_puts_them_before_its_annotator(output
     assert [a["output_1"] for a in annotated] == [r["output"] for r in INSTRUCTIONS]
 
 
-@pytest.mark.parametrize("form", formats.FORMS)
+@pytest.mark.parametrize("form", formats.PAIR_FORMATS)
 def test_trl_trains_on_the_pairs(finished_run, exported, tmp_path, form):
     trl = pytest.importorskip("trl", exc_type=ImportError)
     datasets, transformers = pytest.importorskip("datasets"), pytest.importorskip("transformers")

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.data import parsers
-from selfreward_jax.data.merge import read_asked
-from selfreward_jax.data.parsers import Answer, Left, parse
-from selfreward_jax.data.readers import SeedError
+from selfreward_jax.data.merge import read_prompts_with_responses
+from selfreward_jax.data.parsers import Answer, Dropped, parse
+from selfreward_jax.data.readers import DataError
 
 
 def said(record, language="en"):
     """A record's prompt and answers, and a count of what was left out."""
     prompt, found = parse(record, language)
-    left = Counter(one.filter for one in found if isinstance(one, Left))
+    left = Counter(one.reason for one in found if isinstance(one, Dropped))
     return prompt, [one for one in found if isinstance(one, Answer)], dict(left)
 
 
@@ -29,10 +29,10 @@ def load(tmp_path):
     def run(*records, language="en", most_bad=0.0):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        asked, counts = read_asked(str(path), language, most_bad)
-        assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in parsers.FILTERS)
-        assert set(counts) == {"records", "read", *parsers.FILTERS}
-        left = {name: counts[name] for name in parsers.FILTERS if counts[name]}
+        asked, counts = read_prompts_with_responses(str(path), language, most_bad)
+        assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in parsers.DROP_REASONS)
+        assert set(counts) == {"records", "read", *parsers.DROP_REASONS}
+        left = {name: counts[name] for name in parsers.DROP_REASONS if counts[name]}
         return {a.prompt: a.answers for a in asked}, left
 
     return run
@@ -334,11 +334,11 @@ def test_too_many_faults_are_refused(load, tmp_path):
     asked, left = load(*good, {"prompt": "", "response": "r"}, most_bad=0.1)
     assert len(asked) == 9
     assert left == {"with an empty text": 1}
-    with pytest.raises(SeedError, match=r"rows\.jsonl line 10\b.*\bprompt\b.*''.*\b1\b.*\b10\b.*data\.most_bad\b"):
+    with pytest.raises(DataError, match=r"rows\.jsonl line 10\b.*\bprompt\b.*''.*\b1\b.*\b10\b.*data\.most_bad\b"):
         load(*good, {"prompt": "", "response": "r"}, most_bad=0.09)
-    with pytest.raises(SeedError, match=r"rows\.jsonl\b.*\b2\b.*\b2\b.*data\.most_bad\b"):
+    with pytest.raises(DataError, match=r"rows\.jsonl\b.*\b2\b.*\b2\b.*data\.most_bad\b"):
         load({"prompt": 1}, 3, most_bad=1.0)
-    with pytest.raises(SeedError, match=r"rows\.jsonl\b"):
+    with pytest.raises(DataError, match=r"rows\.jsonl\b"):
         load(most_bad=1.0)
 
 
@@ -367,9 +367,9 @@ def test_no_record_is_too_odd(record):
     prompt, found = parse(record, "en")
     assert found
     for one in found:
-        if isinstance(one, Left):
-            assert one.filter in parsers.FILTERS
-            assert "\n" not in one.fault
+        if isinstance(one, Dropped):
+            assert one.reason in parsers.DROP_REASONS
+            assert "\n" not in one.detail
         else:
             assert isinstance(prompt, str)
             assert prompt.strip()
@@ -384,5 +384,5 @@ def test_no_record_is_too_odd(record):
 def test_no_message_rows_are_too_odd(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("odd") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "q", "response": "r"}, *rows]))
-    asked, counts = read_asked(str(path), "en", 1.0)
-    assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in parsers.FILTERS)
+    asked, counts = read_prompts_with_responses(str(path), "en", 1.0)
+    assert counts["read"] == sum(len(a.answers) for a in asked) + sum(counts[name] for name in parsers.DROP_REASONS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from selfreward_jax import config
 from selfreward_jax.data import parsers, seed_sets
-from selfreward_jax.data.seed_sets import SeedError, from_files, from_world
+from selfreward_jax.data.seed_sets import DataError, from_files, from_world
 from selfreward_jax.method.judge_parsing import PARSERS, parse_score
 from selfreward_jax.method.prompt_generation import normalize
 
@@ -207,14 +207,14 @@ KINDS = {"' '": "with an empty text", "''": "with an empty text", r"\bprompt\b":
 def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
     eft = [*EFT[:2], row, *EFT[2:]]
     facts = rf"eft\.jsonl line 3\b.*{fault}.*\b1\b.*\b{len(eft)}\b.*data\.most_bad\b"
-    with pytest.raises(SeedError, match=facts) as error:
+    with pytest.raises(DataError, match=facts) as error:
         load(eft=eft, most_bad=0.5 / len(eft))
     assert "\n" not in str(error.value)
     sets, report = load(eft=eft, most_bad=1.5 / len(eft))
     assert sets == load()[0]
     kind = next((of for sign, of in KINDS.items() if fault.endswith(sign)), "malformed")
-    assert {name: report["eft"][name] for name in parsers.FILTERS[:3]} == {
-        name: int(name == kind) for name in parsers.FILTERS[:3]
+    assert {name: report["eft"][name] for name in parsers.DROP_REASONS[:3]} == {
+        name: int(name == kind) for name in parsers.DROP_REASONS[:3]
     }
     assert "eft.jsonl line 3" in capsys.readouterr().out
 
@@ -245,31 +245,31 @@ def test_ten_faults_are_told_and_the_others_counted(load, capsys):
 def test_a_missing_file_is_named(tmp_path):
     settings = config.get("scratch").data
     settings.update(ift=str(tmp_path / "none.jsonl"), eft=str(tmp_path / "none.jsonl"))
-    with pytest.raises(SeedError, match=r"none\.jsonl\b"):
+    with pytest.raises(DataError, match=r"none\.jsonl\b"):
         from_files(settings, 0)
 
 
 def test_a_folder_is_refused(tmp_path):
     settings = config.get("scratch").data
     settings.update(ift=str(tmp_path), eft=str(tmp_path))
-    with pytest.raises(SeedError):
+    with pytest.raises(DataError):
         from_files(settings, 0)
 
 
 def test_an_empty_file_is_named(load):
-    with pytest.raises(SeedError, match=r"ift\.jsonl\b"):
+    with pytest.raises(DataError, match=r"ift\.jsonl\b"):
         load(ift=[])
 
 
 def test_one_score_for_all_is_refused(load):
-    with pytest.raises(SeedError, match=r"data\.eft\b.*eft\.jsonl\b.*\b3\b"):
+    with pytest.raises(DataError, match=r"data\.eft\b.*eft\.jsonl\b.*\b3\b"):
         load(eft=[{**r, "score": 3} for r in EFT])
 
 
 def test_too_few_rows_are_refused_with_their_numbers(load):
-    with pytest.raises(SeedError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b4\b.*\b2\b"):
+    with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b4\b.*\b2\b"):
         load(ift=IFT[:1])
-    with pytest.raises(SeedError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b2\b"):
+    with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b2\b"):
         load(eft=EFT[: 3 * 4])
 
 
@@ -280,7 +280,7 @@ def test_unicode_line_separators_inside_a_text_are_text(load, mark):
 
 
 def test_a_file_that_is_not_utf_8_is_refused(load):
-    with pytest.raises(SeedError):
+    with pytest.raises(DataError):
         load(ift=[*IFT, '{"prompt": "caf\udce9", "response": "done"}'], most_bad=0.0)
 
 
@@ -397,7 +397,7 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
     settings = config.get("scratch").data
     settings.update(ift=str(path), eft=str(path), shared_to_ift=share, most_bad=0.1)
     if share in (0, 1):
-        with pytest.raises(SeedError, match=r"data\.ift\b.*data\.eft\b.*\b2\b") as error:
+        with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b2\b") as error:
             from_files(settings, 0)
         assert "\n" not in str(error.value)
     else:
@@ -412,7 +412,7 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
 def test_a_report_is_told_in_a_line_for_each_set(load):
     rows = [*EFT, {**EFT[0], "language": "de"}, {**EFT[1], "lang": "en-GB"}]
     _, report = load(eft=rows)
-    ift, eft = seed_sets.told(report)
+    ift, eft = seed_sets.format_report(report)
     assert re.findall(r"\w+", ift)[0] == "ift"
     assert re.findall(r"\d+", ift) == ["6", "6", "6"]
     assert re.findall(r"\w+", eft)[0] == "eft"
@@ -435,12 +435,12 @@ def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatc
     assert report["eft"]["given to ift"] == 3
     assert len(sets["eft"]) == report["eft"]["kept"] == settings.eft_rows - 3
     assert sums(report)
-    assert re.findall(r"\d+", seed_sets.told(report)[1])[:2] == [str(settings.eft_rows), "3"]
+    assert re.findall(r"\d+", seed_sets.format_report(report)[1])[:2] == [str(settings.eft_rows), "3"]
 
 
 def test_sets_that_share_a_prompt_are_never_given_out(load, monkeypatch):
     monkeypatch.setattr(seed_sets, "_dealt", lambda ift, eft, *_: (ift, eft))
-    with pytest.raises(SeedError, match=r"^(?!.*data\.)"):  # no setting is to blame
+    with pytest.raises(DataError, match=r"^(?!.*data\.)"):  # no setting is to blame
         load(ift=[{"prompt": r["prompt"], "response": "r"} for r in EFT])
 
 
@@ -464,7 +464,7 @@ def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, for
         Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
     try:
         sets, report = from_files(data, rng.randrange(9), baseline(source))
-    except SeedError as error:
+    except DataError as error:
         sets, fault = {}, str(error)
     if not sets:
         event("refused")

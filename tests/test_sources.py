@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_mentions
 
-from selfreward_jax.data.readers import Malformed, SeedError, read
+from selfreward_jax.data.readers import Malformed, DataError, read
 
 ROWS = [{"n": i, "text": f"é {i}\u2028x\u0085y"} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -25,7 +25,7 @@ def values(source):
 
 def fault(source):
     """The one line that a source is refused with."""
-    with pytest.raises(SeedError) as error:
+    with pytest.raises(DataError) as error:
         list(read(str(source)))
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -147,7 +147,7 @@ def test_a_large_file_is_read_a_record_at_a_time(tmp_path):
     path.write_bytes(b'{"a": 1}\n' * 10 + b"\xff\n")
     records = read(str(path))
     assert [next(records)[1] for _ in range(10)] == [{"a": 1}] * 10
-    with pytest.raises(SeedError):
+    with pytest.raises(DataError):
         next(records)
 
 
@@ -239,7 +239,7 @@ def test_a_fault_in_the_midst_of_a_data_set_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.SimpleNamespace(data_source=rows))
     records = read("tfds:set/config:1.0.0/train")
     assert next(records)[1] == {"text": "whole", "bad": "\udcff"}
-    with pytest.raises(SeedError, match=r"tfds:set/config:1\.0\.0/train\b.*record 1 is cut"):
+    with pytest.raises(DataError, match=r"tfds:set/config:1\.0\.0/train\b.*record 1 is cut"):
         next(records)
 
 

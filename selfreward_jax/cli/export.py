@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", default="", help="which model, such as m3; the last one if not given")
     parser.add_argument("--to", required=True, help="what to write; it must not be there yet")
     parser.add_argument("--pairs", default="", help="not a model: the preference pairs of a round, such as m2")
-    parser.add_argument("--form", default=formats.FORMS[0], choices=formats.FORMS, help="of the pairs")
+    parser.add_argument("--form", default=formats.PAIR_FORMATS[0], choices=formats.PAIR_FORMATS, help="of the pairs")
     parser.add_argument("--dtype", default="", choices=["", *DTYPES], help="of the weights; as they came if not given")
     parser.add_argument("--shard_gb", type=float, default=5.0, help="most gigabytes a file")
     try:
@@ -60,7 +60,7 @@ def write_pairs(options: argparse.Namespace, to: epath.Path) -> str:
     if not path.exists():
         there = sorted(p.parent.name for p in run.glob("m*/pairs.jsonl"))
         raise ConfigError(f"workdir {run} holds pairs of {', '.join(there) or 'no round'}, not of {options.pairs}")
-    rows = formats.preferences(RowFile(path).rows(), options.form)
+    rows = formats.to_trl_rows(RowFile(path).rows(), options.form)
     storage.write_atomic(to, encode_rows(rows))
     return f"{len(rows)} pairs of {options.pairs}"
 

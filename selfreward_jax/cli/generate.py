@@ -20,9 +20,9 @@ from etils import epath
 from selfreward_jax import storage
 from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
-from selfreward_jax.data.readers import SeedError
+from selfreward_jax.data.readers import DataError
 from selfreward_jax.integrations import formats
-from selfreward_jax.integrations.formats import Asked
+from selfreward_jax.integrations.formats import PromptRecord
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.runs.loading import Saved, open_model
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             converse(open_model(options.model, options.name), options)
         else:
             answer_file(options)
-    except (ConfigError, SeedError, ModelFormatError, ChatError, storage.StorageError, OSError) as error:
+    except (ConfigError, DataError, ModelFormatError, ChatError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0
@@ -98,11 +98,11 @@ def answer_file(options: argparse.Namespace) -> None:
     out = RowFile(epath.Path(options.out))
     if out.path.exists():
         raise ConfigError(f"--out {options.out} is there already: give another name, or move it away")
-    asked = formats.read_asked(options.prompts, options.format)
+    asked = formats.read_prompts(options.prompts, options.format)
     model = open_model(options.model, options.name)
     engine, how = _engine(model, options, options.rows), _sampling(options)
     for a in asked:
-        prompt = a.turns[0] if options.format == "rows" else a.talk([""] * (len(a.turns) - 1))
+        prompt = a.turns[0] if options.format == "rows" else a.to_messages([""] * (len(a.turns) - 1))
         _check_room(engine, options, a.id, prompt, len(a.turns))
     out.restart_from([])  # what cannot be written is known before the work
     if options.format == "rows":
@@ -124,7 +124,7 @@ def _check_room(engine: Engine, options: argparse.Namespace, name: str, prompt: 
 
 
 def _answer_rows(
-    out: RowFile, asked: Sequence[Asked], model: Saved, engine: Engine, options: argparse.Namespace
+    out: RowFile, asked: Sequence[PromptRecord], model: Saved, engine: Engine, options: argparse.Namespace
 ) -> None:
     """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     made: dict[str, Row] = {}
@@ -143,7 +143,7 @@ def _answer_rows(
 
 
 def answer_turns(
-    engine: Engine, asked: Sequence[Asked], how: SamplingParams, options: argparse.Namespace
+    engine: Engine, asked: Sequence[PromptRecord], how: SamplingParams, options: argparse.Namespace
 ) -> dict[str, list[list[str]]]:
     """For each id `how.samples` choices, each with the answer to every turn, given the conversation so far."""
     said: dict[str, list[list[str]]] = {a.id: [[] for _ in range(how.num_samples)] for a in asked}
@@ -155,7 +155,7 @@ def answer_turns(
             if len(a.turns) > turn
             for i in range(how.num_samples)
         }
-        requests = [Request(name, a.talk(answers)) for name, (a, answers) in now.items()]
+        requests = [Request(name, a.to_messages(answers)) for name, (a, answers) in now.items()]
         for request in requests:
             _check_room(engine, options, request.id, request.prompt)
         for batch in engine.stream(requests, how._replace(samples=1), jax.random.key(options.seed)):

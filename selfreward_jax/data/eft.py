@@ -31,7 +31,7 @@ def agrees(human: Sequence[float], judged: Sequence[float], agreement: str) -> b
 
 
 def build_eft(
-    asked: Sequence[Row], judgements: Sequence[Row], agreement: str, most_share: float, rng: Random
+    prompts: Sequence[Row], judgements: Sequence[Row], agreement: str, max_share: float, rng: Random
 ) -> tuple[list[Row], dict[str, Any]]:
     """Judged rows from the baseline's judgements of ranked answers.
 
@@ -52,7 +52,7 @@ def build_eft(
     votes = {row["id"]: row["votes"] for row in judgements}
     counts: Counter[str] = Counter(prompts=0, answers=0, judgements=0, readable=0, no_ranking=0, disagree=0, agree=0)
     rows = []
-    for prompt in asked:
+    for prompt in prompts:
         drawn = [(answer, votes.get(answer["id"], [])) for answer in prompt["answers"]]
         counts["prompts"] += 1
         counts["answers"] += len(drawn)
@@ -69,21 +69,21 @@ def build_eft(
         for answer, vote in kept or []:
             judged = {"judgement": vote["text"], "score": vote["score"]}
             rows.append({"prompt": prompt["prompt"], "response": answer["response"], **judged})
-    thinned = thin(rows, most_share, rng)
+    thinned = cap_top_score(rows, max_share, rng)
     before, after = (Counter(str(round(r["score"])) for r in of) for of in (rows, thinned))
     scores = {"scores": dict(sorted(before.items())), "scores_kept": dict(sorted(after.items()))}
     return thinned, {**counts, "rows": len(rows), "thinned": len(rows) - len(thinned), "kept": len(thinned), **scores}
 
 
-def thin(rows: Sequence[Row], most_share: float, rng: Random) -> list[Row]:
+def cap_top_score(rows: Sequence[Row], max_share: float, rng: Random) -> list[Row]:
     """The rows without so many of those with the commonest score that it has at most `most_share` of what is left.
     Another score, which is the commonest then, may have more."""
     by_score = Counter(round(row["score"]) for row in rows)
-    if not by_score or most_share >= 1:
+    if not by_score or max_share >= 1:
         return list(rows)
     commonest, count = by_score.most_common(1)[0]
     others = len(rows) - count
-    allowed = int(others * most_share / (1 - most_share)) if others else count
+    allowed = int(others * max_share / (1 - max_share)) if others else count
     places = [i for i, row in enumerate(rows) if round(row["score"]) == commonest]
     dropped = set(rng.sample(places, max(0, count - allowed)))
     return [row for i, row in enumerate(rows) if i not in dropped]

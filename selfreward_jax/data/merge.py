@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from selfreward_jax.data.parsers import ASSISTANT, FILTERS, USER, Answer, Left, below, parse, role_of
-from selfreward_jax.data.readers import Placed, SeedError, read
+from selfreward_jax.data.parsers import ASSISTANT, DROP_REASONS, USER, Answer, Dropped, descendants, parse, role_of
+from selfreward_jax.data.readers import Located, DataError, read
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
 
 Row = dict[str, Any]
 
-_MOST_TOLD = 10  # faults named one by one
+MAX_REPORTED = 10  # faults named one by one
 
 
-class Asked(NamedTuple):
+class PromptWithResponses(NamedTuple):
     """A prompt, its answers, and the place of the record that it was first read from."""
 
     prompt: str
@@ -23,7 +23,9 @@ class Asked(NamedTuple):
     place: str
 
 
-def read_asked(source: str, language: str, most_bad: float) -> tuple[list[Asked], Counter[str]]:
+def read_prompts_with_responses(
+    source: str, language: str, max_malformed_frac: float
+) -> tuple[list[PromptWithResponses], Counter[str]]:
     """Prompts and answers of a source (data/readers.py), in order of first appearance.
 
     Records with the same prompt after `normalise` are one, and an answer that it has already is dropped.
@@ -39,7 +41,7 @@ def read_asked(source: str, language: str, most_bad: float) -> tuple[list[Asked]
     Raises:
       SeedError: the source cannot be read, is empty or has too many faults.
     """
-    counts: Counter[str] = Counter(records=0, read=0, **dict.fromkeys(FILTERS, 0))
+    counts: Counter[str] = Counter(records=0, read=0, **dict.fromkeys(DROP_REASONS, 0))
     merged: dict[str, tuple[str, str, dict[str, Answer]]] = {}
     faults = []
     for place, record in _records(source, counts):
@@ -48,32 +50,34 @@ def read_asked(source: str, language: str, most_bad: float) -> tuple[list[Asked]
         for one in said:
             if isinstance(one, Answer):
                 one = _merge(merged, prompt, place, one)
-            if isinstance(one, Left):
-                counts[one.filter] += 1
-                faults += [f"{place}: {one.fault}"] if one.fault else []
+            if isinstance(one, Dropped):
+                counts[one.reason] += 1
+                faults += [f"{place}: {one.detail}"] if one.detail else []
     if not counts["records"]:
-        raise SeedError(f"{source} is empty: each row is a JSON object with prompt and response")
-    if len(faults) > most_bad * counts["read"] or (faults and not merged):
-        raise SeedError(
-            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.most_bad allows {most_bad:.0%}); "
+        raise DataError(f"{source} is empty: each row is a JSON object with prompt and response")
+    if len(faults) > max_malformed_frac * counts["read"] or (faults and not merged):
+        raise DataError(
+            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.most_bad allows {max_malformed_frac:.0%}); "
             "each row is a JSON object with prompt and response, or has another form of those in data/parsers.py"
         )
-    for fault in faults[:_MOST_TOLD]:
+    for fault in faults[:MAX_REPORTED]:
         print(f"left out: {fault}", flush=True)
-    if len(faults) > _MOST_TOLD:
-        print(f"left out: ... and {len(faults) - _MOST_TOLD} more", flush=True)
-    return [Asked(prompt, list(answers.values()), place) for prompt, place, answers in merged.values()], counts
+    if len(faults) > MAX_REPORTED:
+        print(f"left out: ... and {len(faults) - MAX_REPORTED} more", flush=True)
+    return [
+        PromptWithResponses(prompt, list(answers.values()), place) for prompt, place, answers in merged.values()
+    ], counts
 
 
 def _merge(merged: dict[str, tuple[str, str, dict[str, Answer]]], prompt: str, place: str, answer: Answer) -> Any:
     """Puts an answer under its prompt; `Left` where it has no place there."""
     first, _, answers = merged.setdefault(normalize(prompt), (prompt, place, {}))
     if _signs(first) != _signs(prompt):
-        return Left("under a prompt that differs in signs alone")
+        return Dropped("under a prompt that differs in signs alone")
     known = answers.get(answer.response)
     if known is None or (known.score is None and known.judgement is None):
         answers[answer.response] = answer
-    return answer if known is None else Left("repeated answer")
+    return answer if known is None else Dropped("repeated answer")
 
 
 def _signs(prompt: str) -> list[str]:
@@ -81,7 +85,7 @@ def _signs(prompt: str) -> list[str]:
     return re.findall(r"[^\w\s.,;:!?()\[\]\"'`\u00b4\u2010-\u201e\u2026\xab\xbb-]|-(?=\s*\d)", prompt)
 
 
-def _records(source: str, counts: Counter[str]) -> Iterator[Placed]:
+def _records(source: str, counts: Counter[str]) -> Iterator[Located]:
     """The records of a source; messages that stand in rows of their own come last, as the trees that they make."""
     messages = []
     for place, record in read(source):
@@ -93,7 +97,7 @@ def _records(source: str, counts: Counter[str]) -> Iterator[Placed]:
     yield from _trees(messages, counts)
 
 
-def _trees(messages: Iterable[Placed], counts: Counter[str]) -> Iterator[Placed]:
+def _trees(messages: Iterable[Located], counts: Counter[str]) -> Iterator[Located]:
     """Message rows with a parent_id -> trees {prompt: {text, ..., replies}}, each at the place of its root."""
     nodes: dict[str, Row] = {}
     places = {}
@@ -112,14 +116,14 @@ def _trees(messages: Iterable[Placed], counts: Counter[str]) -> Iterator[Placed]
             nodes[str(parent)]["replies"].append(node)
     for name, node in nodes.items():
         if not node.get("parent_id") and role_of(node) in USER:
-            answers["assistant"] -= sum(role_of(n) in ASSISTANT for n in below(node))
+            answers["assistant"] -= sum(role_of(n) in ASSISTANT for n in descendants(node))
             yield places[name], {"prompt": node}
     # What hangs on no root: its prompt stands in no row.
     counts["read"] += answers["assistant"]
     counts["without a prompt"] += answers["assistant"]
 
 
-def best(asked: Iterable[Asked], counts: Counter[str]) -> dict[str, Asked]:
+def keep_best(asked: Iterable[PromptWithResponses], counts: Counter[str]) -> dict[str, PromptWithResponses]:
     """Each prompt with its best answer alone; with all of them where none has a score."""
     found = {}
     for one in asked:
@@ -130,7 +134,9 @@ def best(asked: Iterable[Asked], counts: Counter[str]) -> dict[str, Asked]:
     return found
 
 
-def scored(asked: Sequence[Asked], counts: Counter[str], source: str) -> tuple[dict[str, Asked], dict[str, float]]:
+def normalize_scores(
+    asked: Sequence[PromptWithResponses], counts: Counter[str], source: str
+) -> tuple[dict[str, PromptWithResponses], dict[str, float]]:
     """Each prompt with its answers' scores from 0 to 5, without the answers that have none; and the range of scores.
 
     The score that a written judgement ends in counts as it is. Scores given as numbers are mapped linearly from their
@@ -139,7 +145,7 @@ def scored(asked: Sequence[Asked], counts: Counter[str], source: str) -> tuple[d
     given = [a.score for one in asked for a in one.answers if _origin(a) == "given"]
     low, high = (min(given), max(given)) if given else (0.0, 0.0)
     if given and low == high:
-        raise SeedError(f"data.eft {source}: every score is {low:g}; a judge cannot learn from one score")
+        raise DataError(f"data.eft {source}: every score is {low:g}; a judge cannot learn from one score")
     found = {}
     for one in asked:
         places = sorted({a.score for a in one.answers if _origin(a) == "ranked"})
@@ -150,7 +156,7 @@ def scored(asked: Sequence[Asked], counts: Counter[str], source: str) -> tuple[d
                 counts["without a score" if origin == "none" else "ranked alone"] += 1
                 continue
             if origin == "written":
-                score = _written(answer)
+                score = _written_score(answer)
             elif origin == "ranked":
                 score = 5 * places.index(answer.score) / (len(places) - 1)
             else:
@@ -163,17 +169,17 @@ def scored(asked: Sequence[Asked], counts: Counter[str], source: str) -> tuple[d
 
 def _origin(answer: Answer) -> str:
     """Where an answer's score comes from."""
-    if _written(answer) is not None:
+    if _written_score(answer) is not None:
         return "written"
     return "none" if answer.score is None else "ranked" if answer.ranked else "given"
 
 
-def _written(answer: Answer) -> float | None:
+def _written_score(answer: Answer) -> float | None:
     """The score that an answer's written judgement ends in."""
     found = (parse(answer.judgement) for parse in PARSERS.values()) if answer.judgement else ()
     return next((score for score in found if score is not None), None)
 
 
-def written(answer: Answer, form: str) -> str | None:
+def parseable_judgment(answer: Answer, form: str) -> str | None:
     """An answer's written judgement, if a judge of this form can learn from it: if it ends in a verdict of the form."""
     return answer.judgement if answer.judgement and PARSERS[form](answer.judgement) is not None else None

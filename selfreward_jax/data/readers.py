@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from etils import epath
 
-Placed = tuple[str, Any]  # where a record stands, and the record
+Located = tuple[str, Any]  # where a record stands, and the record
 
 
-class SeedError(ValueError):
+class DataError(ValueError):
     """Seed data that cannot be used; the message names the place, the fault and the remedy."""
 
 
@@ -28,7 +28,7 @@ class Malformed(NamedTuple):
     reason: str
 
 
-def read(source: str) -> Iterator[Placed]:
+def read(source: str) -> Iterator[Located]:
     """The records of a source, in order, each with its place ("seeds.jsonl.gz line 3").
 
     Args:
@@ -43,7 +43,7 @@ def read(source: str) -> Iterator[Placed]:
         return _tfds(source)
     if source.startswith("hf:"):
         return _hub(source)
-    return chain.from_iterable(map(_file, files(source)))
+    return chain.from_iterable(map(_read_file, files(source)))
 
 
 def files(source: str) -> list[str]:
@@ -58,11 +58,11 @@ def files(source: str) -> list[str]:
         return [source]
     found = sorted(name for name in glob.glob(source, recursive=True) if not epath.Path(name).is_dir())
     if not found:
-        raise SeedError(f"files {source} cannot be read (no file has such a name): correct the pattern")
+        raise DataError(f"files {source} cannot be read (no file has such a name): correct the pattern")
     return found
 
 
-def _file(name: str) -> Iterator[Placed]:
+def _read_file(name: str) -> Iterator[Located]:
     """The records of one file, and its faults in words."""
     plain = name.removesuffix(".gz")
     try:
@@ -75,16 +75,16 @@ def _file(name: str) -> Iterator[Placed]:
             else:
                 yield from _json_lines(name, file)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise SeedError(f"file {name} is damaged ({_said(error)}): fetch or compress it anew") from None
+        raise DataError(f"file {name} is damaged ({_first_line(error)}): fetch or compress it anew") from None
     except UnicodeDecodeError as error:
-        raise SeedError(f"file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+        raise DataError(f"file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:
-        reason = error.strerror or _said(error)
-        raise SeedError(f"file {name} cannot be read ({reason}): give a file of JSON lines") from None
-    except SeedError:
+        reason = error.strerror or _first_line(error)
+        raise DataError(f"file {name} cannot be read ({reason}): give a file of JSON lines") from None
+    except DataError:
         raise
     except (ValueError, ImportError) as error:  # a name with a NUL byte, a file system that epath does not know
-        raise SeedError(f"file {name} cannot be read ({_said(error)}): give a local file") from None
+        raise DataError(f"file {name} cannot be read ({_first_line(error)}): give a local file") from None
 
 
 def _is_list(file: BinaryIO) -> bool:
@@ -96,22 +96,24 @@ def _is_list(file: BinaryIO) -> bool:
     return first.startswith(b"[")
 
 
-def _json_list(name: str, file: BinaryIO) -> Iterator[Placed]:
+def _json_list(name: str, file: BinaryIO) -> Iterator[Located]:
     text = file.read().decode("utf-8-sig")
     try:
         values = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise SeedError(f"file {name} is not a JSON list ({_said(error)}): mend it, or write JSON lines") from None
+        raise DataError(
+            f"file {name} is not a JSON list ({_first_line(error)}): mend it, or write JSON lines"
+        ) from None
     yield from ((f"{name} item {number}", value) for number, value in enumerate(values, 1))
 
 
-def _json_lines(name: str, file: BinaryIO) -> Iterator[Placed]:
+def _json_lines(name: str, file: BinaryIO) -> Iterator[Located]:
     begins = 0
     for number, line in enumerate(file, 1):  # of bytes: only \n ends a line, whatever else Unicode has
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise SeedError(
+            raise DataError(
                 f"file {name} is not UTF-8 at byte {begins + error.start} (line {number}): save it as UTF-8"
             ) from None
         begins += len(line)
@@ -122,7 +124,7 @@ def _json_lines(name: str, file: BinaryIO) -> Iterator[Placed]:
         except json.JSONDecodeError as error:
             value = Malformed(f"not JSON ({error.msg})")
         except (ValueError, RecursionError) as error:  # a field twice, thousands of digits or brackets
-            value = Malformed(f"not JSON that can be read ({_said(error)})")
+            value = Malformed(f"not JSON that can be read ({_first_line(error)})")
         yield f"{name} line {number}", value
 
 
@@ -135,51 +137,51 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parquet(name: str, file: BinaryIO) -> Iterator[Placed]:
+def _parquet(name: str, file: BinaryIO) -> Iterator[Located]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise SeedError(f"file {name} is Parquet, which pyarrow reads: pip install pyarrow") from None
+        raise DataError(f"file {name} is Parquet, which pyarrow reads: pip install pyarrow") from None
     try:
         batches = ParquetFile(file).iter_batches(batch_size=1024)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from ((f"{name} row {number}", _plain(row)) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError) as error:
-        raise SeedError(f"file {name} is no whole Parquet file ({_said(error)}): fetch it anew") from None
+        raise DataError(f"file {name} is no whole Parquet file ({_first_line(error)}): fetch it anew") from None
 
 
-def _tfds(source: str) -> Iterator[Placed]:
+def _tfds(source: str) -> Iterator[Located]:
     name, _, split = source.removeprefix("tfds:").rpartition("/")
     if not name or not split:
-        raise SeedError(f"source {source} names no split: write tfds:NAME/SPLIT, as in tfds:my_data:1.0.0/train")
+        raise DataError(f"source {source} names no split: write tfds:NAME/SPLIT, as in tfds:my_data:1.0.0/train")
     try:
         import tensorflow_datasets
 
         for number, value in enumerate(tensorflow_datasets.data_source(name, split=split), 1):
             yield f"{source} row {number}", _plain(value)
     except Exception as error:  # of TFDS, of a data set's own code or of the network: there is no common class
-        raise SeedError(
-            f"source {source} cannot be read ({_said(error)}): give a data set and a split that TFDS has, or one "
+        raise DataError(
+            f"source {source} cannot be read ({_first_line(error)}): give a data set and a split that TFDS has, or one "
             "prepared under TFDS_DATA_DIR in the array_record format"
         ) from None
 
 
-def _hub(source: str) -> Iterator[Placed]:
+def _hub(source: str) -> Iterator[Located]:
     owner, *parts = source.removeprefix("hf:").split("/")
     if not owner or len(parts) not in (2, 3) or not all(parts):
-        raise SeedError(f"source {source} is not understood: write hf:OWNER/NAME/SPLIT or .../CONFIG/SPLIT")
+        raise DataError(f"source {source} is not understood: write hf:OWNER/NAME/SPLIT or .../CONFIG/SPLIT")
     name, *config, split = parts
     try:
         import datasets
     except ImportError:
-        raise SeedError(f"source {source} needs the package datasets: pip install datasets") from None
+        raise DataError(f"source {source} needs the package datasets: pip install datasets") from None
     try:
         for number, value in enumerate(datasets.load_dataset(f"{owner}/{name}", *config, split=split), 1):
             yield f"{source} row {number}", _plain(value)
     except Exception as error:  # of the package, of the hub or of the network: there is no common class
-        raise SeedError(
-            f"source {source} cannot be read ({_said(error)}): give a data set, configuration and split of the hub"
+        raise DataError(
+            f"source {source} cannot be read ({_first_line(error)}): give a data set, configuration and split of the hub"
         ) from None
 
 
@@ -197,6 +199,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

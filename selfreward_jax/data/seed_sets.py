@@ -5,15 +5,21 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from selfreward_jax.data.merge import Asked, best, read_asked, scored, written
-from selfreward_jax.data.parsers import FILTERS
-from selfreward_jax.data.readers import SeedError as SeedError  # part of what this module offers
+from selfreward_jax.data.merge import (
+    PromptWithResponses,
+    keep_best,
+    read_prompts_with_responses,
+    normalize_scores,
+    parseable_judgment,
+)
+from selfreward_jax.data.parsers import DROP_REASONS
+from selfreward_jax.data.readers import DataError as DataError  # part of what this module offers
 from selfreward_jax.method.prompt_generation import few_shot, normalize
 from selfreward_jax.worlds.toy import generator
 
 Row = dict[str, Any]
 Sets = dict[str, list[Row]]
-ByPrompt = dict[str, Asked]  # by what `normalise` makes of the prompt
+ByPrompt = dict[str, PromptWithResponses]  # by what `normalise` makes of the prompt
 # Why answers are left out after reading, beside forms.FILTERS.
 LATER = {
     "ift": ("not the best answer", "held out", "given to eft", "over the limit"),
@@ -84,10 +90,10 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
       SeedError: a source cannot be read, has too many malformed rows, or too few are left.
     """
     sources = dict.fromkeys((settings.ift, settings.eft))
-    read = {source: read_asked(source, settings.language, settings.most_bad) for source in sources}
+    read = {source: read_prompts_with_responses(source, settings.language, settings.most_bad) for source in sources}
     counts = {name: Counter(read[settings[name]][1]) for name in ("ift", "eft")}
-    ift = best(read[settings.ift][0], counts["ift"])
-    judged, scores = scored(read[settings.eft][0], counts["eft"], settings.eft)
+    ift = keep_best(read[settings.ift][0], counts["ift"])
+    judged, scores = normalize_scores(read[settings.eft][0], counts["eft"], settings.eft)
     order = list(judged)
     Random(f"{seed} split").shuffle(order)
     several = [p for p in order if len({a.score for a in judged[p].answers}) > 1]
@@ -98,7 +104,7 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
     judged = _without(judged, held_out, counts["eft"], "held out")
     if baseline := eft is not None and eft.source == "baseline":
         judged = _without(judged, judged.keys() - set(several), counts["eft"], "nothing to order")
-    ift, judged = _dealt(ift, judged, settings.shared_to_ift, Random(f"{seed} shared"), counts)
+    ift, judged = _split_shared_prompts(ift, judged, settings.shared_to_ift, Random(f"{seed} shared"), counts)
     sets["ift"] = _limited(_ift_rows(ift.values()), settings.ift_rows, counts["ift"])
     sets["documents"] = [{"text": f"{r['prompt']}\n{r['response']}"} for r in sets["ift"]]
     train = [judged[p] for p in order if p in judged]
@@ -108,17 +114,17 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
         sets["eft"] = _limited(_judged_rows(train, form), settings.eft_rows, counts["eft"])
     _check_disjoint(sets)
     report = _report(sets, counts["ift"], counts["eft"], scores)
-    report["written judgements"] = sum(written(a, form) is not None for one in train for a in one.answers)
+    report["written judgements"] = sum(parseable_judgment(a, form) is not None for one in train for a in one.answers)
     if min(report["ift"]["kept"], report["eft"]["kept"], count) < 2:
-        raise SeedError(
+        raise DataError(
             f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
             f"{report['eft']['kept']} judged rows and {count} held-out prompts with several scores; at least 2 of "
-            f"each are needed ({' '.join(told(report))})"
+            f"each are needed ({' '.join(format_report(report))})"
         )
     return sets, report
 
 
-def told(report: dict[str, Any]) -> list[str]:
+def format_report(report: dict[str, Any]) -> list[str]:
     """A report of `from_files` or `from_world` in lines: what each filter took from IFT and from EFT."""
     lines = []
     for name in ("ift", "eft"):
@@ -165,7 +171,7 @@ def _limited(rows: list[Row], limit: int, counts: Counter[str]) -> list[Row]:
     return kept
 
 
-def _held_out_sets(asked: Sequence[Asked], prompts: int) -> Sets:
+def _held_out_sets(asked: Sequence[PromptWithResponses], prompts: int) -> Sets:
     """The held-out sets of the first half, the validation sets of the second."""
     half, sets = len(asked) // 2, {}
     for name, of in (("heldout", asked[:half]), ("validation", asked[half:])):
@@ -174,7 +180,7 @@ def _held_out_sets(asked: Sequence[Asked], prompts: int) -> Sets:
     return sets
 
 
-def _dealt(
+def _split_shared_prompts(
     ift: ByPrompt, eft: ByPrompt, share: float, rng: Random, counts: dict[str, Counter[str]]
 ) -> tuple[ByPrompt, ByPrompt]:
     """Both, with each prompt that was in both in one of them: a share in IFT, the others in EFT."""
@@ -187,18 +193,18 @@ def _dealt(
     )
 
 
-def _ift_rows(asked: Iterable[Asked]) -> list[Row]:
+def _ift_rows(asked: Iterable[PromptWithResponses]) -> list[Row]:
     return [{"prompt": one.prompt, "response": a.response} for one in asked for a in one.answers]
 
 
-def _judged_rows(asked: Iterable[Asked], form: str) -> list[Row]:
+def _judged_rows(asked: Iterable[PromptWithResponses], form: str) -> list[Row]:
     """Judged rows; where nobody wrote a judgement that a judge of this form can learn from, one line is made of the
     score."""
     return [
         {
             "prompt": one.prompt,
             "response": a.response,
-            "judgement": written(a, form) or one_line_judgement(round(a.score), form),
+            "judgement": parseable_judgment(a, form) or one_line_judgement(round(a.score), form),
             "score": round(a.score),
         }
         for one in asked
@@ -206,15 +212,15 @@ def _judged_rows(asked: Iterable[Asked], form: str) -> list[Row]:
     ]
 
 
-def _ranked_row(asked: Asked) -> Row:
+def _ranked_row(asked: PromptWithResponses) -> Row:
     return {"prompt": asked.prompt, "answers": [{"response": a.response, "score": a.score} for a in asked.answers]}
 
 
-def _row_to_judge(asked: Asked, form: str) -> Row:
+def _row_to_judge(asked: PromptWithResponses, form: str) -> Row:
     """The same with the judgements that were written."""
     row = _ranked_row(asked)
     for answer, a in zip(row["answers"], asked.answers, strict=True):
-        answer |= {"judgement": text} if (text := written(a, form)) else {}
+        answer |= {"judgement": text} if (text := parseable_judgment(a, form)) else {}
     return row
 
 
@@ -223,7 +229,7 @@ def _report(sets: Sets, ift: Counter[str], eft: Counter[str], scores: dict[str, 
     judged = sets.get("eft", sets.get("eft_answers", []))
     kept = {"ift": len(sets["ift"]), "eft": sum(len(row.get("answers", [row])) for row in judged)}
     report: dict[str, Any] = {
-        name: {"read": of["read"], **{why: of[why] for why in (*FILTERS, *LATER[name])}, "kept": kept[name]}
+        name: {"read": of["read"], **{why: of[why] for why in (*DROP_REASONS, *LATER[name])}, "kept": kept[name]}
         for name, of in (("ift", ift), ("eft", eft))
     }
     report["prompts"] = {"ift": len(_keys(sets["ift"])), "eft": len(_keys(judged))}
@@ -237,7 +243,7 @@ def _check_disjoint(sets: Sets) -> None:
     seen: set[str] = set()
     for rows in (sets["ift"], judged, validation, heldout):
         if seen & (prompts := _keys(rows)):
-            raise SeedError("internal: two of the seed sets share a prompt; please report this with the two sources")
+            raise DataError("internal: two of the seed sets share a prompt; please report this with the two sources")
         seen |= prompts
 
 

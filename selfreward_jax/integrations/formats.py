@@ -13,14 +13,14 @@ Row = dict[str, Any]
 Answers = Mapping[str, Sequence[Sequence[str]]]  # id -> choices -> the answer to each turn
 
 
-class Asked(NamedTuple):
+class PromptRecord(NamedTuple):
     """What is to be answered: the turns that a user says one after the other, and fields that the answer repeats."""
 
     id: str
     turns: tuple[str, ...]
-    kept: Row
+    passthrough: Row
 
-    def talk(self, answers: Sequence[str]) -> list[tuple[str, str]]:
+    def to_messages(self, answers: Sequence[str]) -> list[tuple[str, str]]:
         """The conversation so far, after these answers, up to what the user says next."""
         turns = [("user", self.turns[0])]
         for answer, turn in zip(answers, self.turns[1:], strict=False):
@@ -39,7 +39,7 @@ class Format(NamedTuple):
 
     text: str
     id: str
-    kept: tuple[str, ...]
+    passthrough: tuple[str, ...]
     suffix: str
 
 
@@ -48,7 +48,7 @@ FORMATS = {
     "alpaca_eval": Format("instruction", "", ("dataset", "datasplit"), ".json"),
     "mt_bench": Format("turns", "question_id", ("question_id",), ".jsonl"),
 }
-FORMS = ("conversational", "standard")
+PAIR_FORMATS = ("conversational", "standard")
 
 
 def check_use(name: str, out: str, samples: int, logprobs: bool) -> None:
@@ -69,7 +69,7 @@ def check_use(name: str, out: str, samples: int, logprobs: bool) -> None:
 # --- prompts in ---
 
 
-def read_asked(path: str, name: str = "rows") -> list[Asked]:
+def read_prompts(path: str, name: str = "rows") -> list[PromptRecord]:
     """The rows of a file of prompts, in their order.
 
     Args:
@@ -90,12 +90,12 @@ def read_asked(path: str, name: str = "rows") -> list[Asked]:
             what = "a list of texts" if form.text == "turns" else "text"
             raise ConfigError(f'{where} is no object with a "{form.text}" that is {what}')
         row_id = str(row.get(form.id, number))
-        if missing := [k for k in form.kept if k == form.id and k not in row]:
+        if missing := [k for k in form.passthrough if k == form.id and k not in row]:
             raise ConfigError(f'{where} has no "{missing[0]}", by which the answer is found: give it one')
         if row_id in seen:
             raise ConfigError(f"{where}: the id {row_id!r} has been used before")
         seen.add(row_id)
-        asked.append(Asked(row_id, tuple(turns), {k: row[k] for k in form.kept if k in row}))
+        asked.append(PromptRecord(row_id, tuple(turns), {k: row[k] for k in form.passthrough if k in row}))
     if not asked:
         raise ConfigError(f"{path} has no prompts")
     return asked
@@ -104,7 +104,7 @@ def read_asked(path: str, name: str = "rows") -> list[Asked]:
 # --- answers out ---
 
 
-def alpaca_eval_outputs(asked: Sequence[Asked], answers: Answers, generator: str) -> list[Row]:
+def alpaca_eval_outputs(asked: Sequence[PromptRecord], answers: Answers, generator: str) -> list[Row]:
     """The rows of AlpacaEval's model_outputs.json.
 
     Args:
@@ -112,10 +112,13 @@ def alpaca_eval_outputs(asked: Sequence[Asked], answers: Answers, generator: str
       answers: the first choice of each counts.
       generator: the model's name on the leaderboard.
     """
-    return [{**a.kept, "instruction": a.turns[0], "output": answers[a.id][0][0], "generator": generator} for a in asked]
+    return [
+        {**a.passthrough, "instruction": a.turns[0], "output": answers[a.id][0][0], "generator": generator}
+        for a in asked
+    ]
 
 
-def mt_bench_answers(asked: Sequence[Asked], answers: Answers, model_id: str, tstamp: float) -> list[Row]:
+def mt_bench_answers(asked: Sequence[PromptRecord], answers: Answers, model_id: str, tstamp: float) -> list[Row]:
     """The rows of MT-Bench's model_answer/MODEL.jsonl.
 
     Args:
@@ -127,13 +130,15 @@ def mt_bench_answers(asked: Sequence[Asked], answers: Answers, model_id: str, ts
     rows = []
     for a in asked:
         choices = [{"index": i, "turns": list(turns)} for i, turns in enumerate(answers[a.id])]
-        said = json.dumps([model_id, a.kept["question_id"], choices])
+        said = json.dumps([model_id, a.passthrough["question_id"], choices])
         answer_id = hashlib.sha256(said.encode()).hexdigest()[:22]
-        rows.append({**a.kept, "answer_id": answer_id, "model_id": model_id, "choices": choices, "tstamp": tstamp})
+        rows.append(
+            {**a.passthrough, "answer_id": answer_id, "model_id": model_id, "choices": choices, "tstamp": tstamp}
+        )
     return rows
 
 
-def encode_answers(name: str, asked: Sequence[Asked], answers: Answers, label: str, tstamp: float) -> bytes:
+def encode_answers(name: str, asked: Sequence[PromptRecord], answers: Answers, label: str, tstamp: float) -> bytes:
     """The file of answers of a benchmark; `label` is the model's name in it, `tstamp` as in `mt_bench_answers`."""
     if name == "mt_bench":
         return encode_rows(mt_bench_answers(asked, answers, label, tstamp))
@@ -144,7 +149,7 @@ def encode_answers(name: str, asked: Sequence[Asked], answers: Answers, label: s
 # --- preference pairs out ---
 
 
-def preferences(pairs: Sequence[Row], form: str) -> list[Row]:
+def to_trl_rows(pairs: Sequence[Row], form: str) -> list[Row]:
     """Pairs as TRL's DPO reads them, with the judge's mean scores beside them.
 
     Args:

@@ -46,7 +46,7 @@ def _make_seed(run: Run) -> None:
         sets, report = seed_sets.from_world(c.data, c.seed, c.judge.form)
     shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
     if (shown := len(fit_to_show(run, sets["ift"]))) <= shots:
-        raise seed_sets.SeedError(
+        raise seed_sets.DataError(
             f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
             f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
             "prompts.seed_shots"
@@ -55,7 +55,7 @@ def _make_seed(run: Run) -> None:
         if name != "documents":
             _write_seed(run, name, rows)
     storage.write_json(run.dir / "seed" / "report.json", report)
-    for line in seed_sets.told(report):
+    for line in seed_sets.format_report(report):
         say(line)
     _write_seed(run, "documents", sets["documents"], sets=list(sets))
     progress.add(sum(map(len, sets.values())))

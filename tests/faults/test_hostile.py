@@ -10,7 +10,7 @@ from conftest import ended, micro
 from selfreward_jax import config, loop
 from selfreward_jax.cli import explain
 from selfreward_jax.data import seed_sets
-from selfreward_jax.data.readers import SeedError
+from selfreward_jax.data.readers import DataError
 
 # Texts that somebody's terminal, browser, template, shell or tokenizer might obey.
 HOSTILE = [
@@ -109,7 +109,7 @@ def test_what_is_no_row_is_named_on_one_line(files, tmp_path, capfd, name):
     cfg = files(eft=[row])
     cfg.data.most_bad = 0.0
     workdir = tmp_path / "run"
-    with pytest.raises(SeedError) as error:
+    with pytest.raises(DataError) as error:
         loop.run(cfg, str(workdir))
     line = str(error.value)
     assert re.search(rf"eft\.jsonl.*{facts}", line), line
