@@ -44,7 +44,7 @@ def run(
     """
     timing.restart()
     r = Run(cfg, workdir, accept_changes=accept_changes)
-    with lock.alone(r.dir):
+    with lock.workdir_lock(r.dir):
         r.begin()
         say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
         while True:
@@ -53,9 +53,9 @@ def run(
             except preemption.Stopped:
                 r.flush_usage()  # the ledger would count what was saved last as lost
                 raise
-            except storage.Damaged as error:
+            except storage.CorruptionError as error:
                 # A stage whose file is gone makes it anew, and the same again.
-                moved = [name for name in map(storage.set_aside, error.paths) if name]
+                moved = [name for name in map(storage.quarantine, error.paths) if name]
                 if not moved:
                     raise
                 storage.warn(f"{error.why}; set aside as {' and '.join(moved)}, to be made anew")
@@ -114,7 +114,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
 def evaluate(r: Run, name: str) -> None:
     """NAME/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
     split = r.cfg.evaluate.split
-    if storage.read_sealed(r.dir / name / "eval.json") is not None:
+    if storage.read_checksummed(r.dir / name / "eval.json") is not None:
         return
     asked = r.rows("seed", split).rows()
     ranked = r.rows("seed", f"ranked_{split}").rows()
@@ -122,4 +122,4 @@ def evaluate(r: Run, name: str) -> None:
     stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
     figures = measure.answer_figures(r.rows(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
     figures["judge"] = measure.judge_figures(ranked, r.rows(name, "eval_judgements").rows())
-    storage.write_sealed(r.dir / name / "eval.json", figures)
+    storage.write_checksummed(r.dir / name / "eval.json", figures)

@@ -9,7 +9,7 @@ from etils import epath
 
 from selfreward_jax.stages import early_stopping
 from selfreward_jax.stages.early_stopping import EarlyStopping
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage.artifacts import JsonlArtifact
 
 # Each "model" is a number and answers with it; the greater number wins.
 
@@ -24,7 +24,7 @@ class Run:
         self.rows("seed", "validation").finish([{"id": f"v/{i}", "prompt": f"p{i}"} for i in range(5)])
 
     def rows(self, *names):
-        return RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
+        return JsonlArtifact(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
 
     def engine_of(self, params):
         return params["w"]

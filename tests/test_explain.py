@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from selfreward_jax.cli import explain
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import stable_hash32
-from selfreward_jax.storage import read_sealed
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage import read_checksummed
+from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.escape import inert
 
 
@@ -78,7 +78,7 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07 \u202eright to left \x00\x9b2J\r\ud800 <s
 def test_what_a_model_wrote_is_shown_and_not_obeyed(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    kept = RowFile(Run.reopen(str(workdir)).dir / "m2" / "candidates.jsonl")
+    kept = JsonlArtifact(Run.reopen(str(workdir)).dir / "m2" / "candidates.jsonl")
     made = kept.rows()
     made[0]["responses"][0]["text"] = HOSTILE.replace("\ud800", "")
     kept.finish(made)
@@ -115,4 +115,4 @@ def test_a_manifest_that_was_changed_is_told(finished_run, tmp_path):
     code, err = ended(explain, f"--workdir={workdir}", f"--pair={rows(finished_run, 'pairs')[0]['id']}")
     assert code == 2
     assert "m1/manifest.json" in err
-    assert read_sealed(Run.reopen(str(finished_run)).dir / "m1" / "manifest.json")
+    assert read_checksummed(Run.reopen(str(finished_run)).dir / "m1" / "manifest.json")

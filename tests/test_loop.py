@@ -17,7 +17,7 @@ from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 
 from selfreward_jax import main
-from selfreward_jax.storage.artifacts import framed
+from selfreward_jax.storage.artifacts import encode_crc
 
 FILES = ("prompts", "candidates", "judgements", "pairs")
 
@@ -148,7 +148,7 @@ def test_a_torn_line_is_made_again(finished_run, tmp_path):
     for name in ("candidates", "judgements"):
         path = workdir / f"m2/{name}.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
-        begun = framed(map(json.loads, lines[:3]))
+        begun = encode_crc(map(json.loads, lines[:3]))
         (workdir / f"m2/{name}.jsonl.partial").write_bytes(begun[:-17])
         path.unlink()
         (workdir / f"m2/{name}.manifest.json").unlink()

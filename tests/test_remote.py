@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
 from selfreward_jax.runs.run import Run
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.train import checkpoints
 
 
@@ -45,17 +45,17 @@ ROWS = [{"id": str(i), "text": "ü"} for i in range(5)]
 
 def test_rows_are_kept_batch_by_batch_and_become_one_file(bucket):
     path = epath.Path(bucket) / "m2" / "some.jsonl"
-    file = RowFile(path)
+    file = JsonlArtifact(path)
     assert file.manifest is None
-    assert file.begun() == []
+    assert file.load_partial() == []
     file.append(ROWS[:2])
     file.append(ROWS[2:3])
-    again = RowFile(path)  # after a kill
-    assert again.begun() == ROWS[:3]
+    again = JsonlArtifact(path)  # after a kill
+    assert again.load_partial() == ROWS[:3]
     again.append(ROWS[3:])
-    assert RowFile(path).begun() == ROWS
+    assert JsonlArtifact(path).load_partial() == ROWS
     again.finish(ROWS, tokens=7)
-    assert RowFile(path).rows() == ROWS
+    assert JsonlArtifact(path).rows() == ROWS
     assert again.manifest["tokens"] == 7
     assert sorted(p.name for p in path.parent.iterdir()) == ["some.jsonl", "some.manifest.json"]
 

@@ -13,7 +13,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.runs.loading import find_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import _pin_writer
-from selfreward_jax.storage import write_sealed
+from selfreward_jax.storage import write_checksummed
 
 
 def test_a_model_is_what_it_is_wherever_it_lies(finished_run, tmp_path):
@@ -44,7 +44,7 @@ def test_the_writer_of_the_first_round_writes_in_every_round(finished_run, tmp_p
     shutil.copytree(writer / "m1", writer / "m3")  # the run goes on: its last model is another one now
     _pin_writer(run)
     assert json.loads((tmp_path / "prompts_writer.json").read_text()) == pinned
-    write_sealed(epath.Path(writer) / "m2" / "manifest.json", {"weights": "of another"})
+    write_checksummed(epath.Path(writer) / "m2" / "manifest.json", {"weights": "of another"})
     with pytest.raises(StageError, match=r"prompts\.writer\b.*\bm2\b"):
         _pin_writer(run)
 

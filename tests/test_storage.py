@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import storage
-from selfreward_jax.storage import write_atomic, write_json, write_sealed
-from selfreward_jax.storage.artifacts import RowFile, framed, unframed
+from selfreward_jax.storage import write_atomic, write_json, write_checksummed
+from selfreward_jax.storage.artifacts import JsonlArtifact, encode_crc, decode_crc
 
 ROWS = [{"id": "a/0", "text": "eins\nzwei"}, {"id": "a/1", "text": "drei\u2028vier"}, {"id": "a/2", "text": "\u00fc"}]
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def file(folder):
-    return RowFile(folder / "m2" / "pairs.jsonl")
+    return JsonlArtifact(folder / "m2" / "pairs.jsonl")
 
 
 def names(file):
@@ -34,20 +34,20 @@ def names(file):
 
 @given(rows=st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text())))
 def test_rows_survive_writing_and_reading(rows):
-    assert unframed(framed(rows)) == (rows, 0)
+    assert decode_crc(encode_crc(rows)) == (rows, 0)
 
 
 def test_a_file_cut_anywhere_holds_the_rows_before_the_cut():
-    data = framed(ROWS)
+    data = encode_crc(ROWS)
     for cut in range(len(data) + 1):
-        assert unframed(data[:cut]) == (ROWS[: data[:cut].count(b"\n")], 0)
+        assert decode_crc(data[:cut]) == (ROWS[: data[:cut].count(b"\n")], 0)
 
 
 def test_a_row_in_which_a_bit_was_flipped_is_no_row():
-    for bit in range(8 * len(framed(ROWS))):
-        data = bytearray(framed(ROWS))
+    for bit in range(8 * len(encode_crc(ROWS))):
+        data = bytearray(encode_crc(ROWS))
         data[bit // 8] ^= 1 << bit % 8
-        rows, damaged = unframed(bytes(data))
+        rows, damaged = decode_crc(bytes(data))
         assert all(row in ROWS for row in rows)
         # A line break that is gone or has come ties lines together or cuts them; the last one then looks torn.
         assert len(rows) < len(ROWS)
@@ -60,7 +60,7 @@ def test_appending_after_a_torn_line_loses_only_that_line(file):
     assert file.begun() == ROWS[:1]
     file.append(ROWS[1:])
     assert file.begun() == ROWS
-    assert unframed(file.partial.read_bytes()) == (ROWS, 0)
+    assert decode_crc(file.partial.read_bytes()) == (ROWS, 0)
 
 
 def test_damaged_lines_are_left_out_told_and_kept(file, capsys):
@@ -155,22 +155,22 @@ def test_json_files(folder):
 
 def test_a_sealed_file_in_which_anything_was_changed_is_damaged(folder):
     path = folder / "m1" / "manifest.json"
-    assert storage.read_sealed(path) is None
+    assert storage.read_checksummed(path) is None
     value = {"weights": "00ff", "steps": 12, "counts": {"pairs": 3}, "seconds": 0.1}
-    write_sealed(path, value)
-    assert storage.read_sealed(path) == value
+    write_checksummed(path, value)
+    assert storage.read_checksummed(path) == value
     data = path.read_bytes()
     for bit in range(8 * len(data)):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(changed))
-        with pytest.raises(storage.Damaged, match=r"manifest\.json\b") as caught:
-            storage.read_sealed(path)
+        with pytest.raises(storage.CorruptionError, match=r"manifest\.json\b") as caught:
+            storage.read_checksummed(path)
         assert caught.value.paths == (path,)
     for other in (b"", b"{}", b"[]", b"null", data[:-9], b"\0" * len(data)):
         path.write_bytes(other)
-        with pytest.raises(storage.Damaged):
-            storage.read_sealed(path)
+        with pytest.raises(storage.CorruptionError):
+            storage.read_checksummed(path)
 
 
 def test_a_damaged_file_is_named(folder):
@@ -194,22 +194,22 @@ def test_a_whole_file_that_was_damaged_is_set_aside_with_its_manifest(file, how)
     file.finish(ROWS)
     changed = DAMAGE[how](file.path.read_bytes())
     file.path.unlink() if changed is None else file.path.write_bytes(changed)
-    with pytest.raises(storage.Damaged, match=r"pairs\.jsonl\b") as caught:
+    with pytest.raises(storage.CorruptionError, match=r"pairs\.jsonl\b") as caught:
         file.rows()
     assert caught.value.paths == (file.path, file.manifest_path)
-    moved = [storage.set_aside(path) for path in caught.value.paths]
+    moved = [storage.quarantine(path) for path in caught.value.paths]
     assert moved == ["" if changed is None else "pairs.jsonl.damaged", "pairs.manifest.json.damaged"]
     assert file.manifest is None
     file.finish(ROWS)
     assert file.rows() == ROWS
-    assert storage.set_aside(file.manifest_path) == (
+    assert storage.quarantine(file.manifest_path) == (
         "pairs.manifest.json.damaged-2"  # what was set aside before is not lost
     )
 
 
 def test_rows_of_a_file_that_is_not_there_are_not_no_rows(folder):
     with pytest.raises(storage.StorageError, match=r"pairs\.jsonl\b"):
-        RowFile(folder / "pairs.jsonl").rows()
+        JsonlArtifact(folder / "pairs.jsonl").rows()
 
 
 @pytest.mark.parametrize("write", [write_atomic, storage.append])

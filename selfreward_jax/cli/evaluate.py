@@ -126,7 +126,7 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
         for theirs in order[:i]:
             sides = (theirs, ours) if ours not in names else (ours, theirs)  # the guest stands second
             versus.setdefault(sides[0], {})[sides[1]] = record(verdicts(*sides, _common(answers, sides)))
-    figures = {name: storage.read_sealed(run.dir / name / "eval.json") for name in names}
+    figures = {name: storage.read_checksummed(run.dir / name / "eval.json") for name in names}
     found = {**described, "models": figures, "versus": versus}
     storage.write_json(run.dir / FOLDER / f"report_{judge}.json", found)
     return found

@@ -17,7 +17,7 @@ from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report import time_report
 from selfreward_jax.sampling.engine import stable_hash32
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.escape import inert
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def told(workdir: epath.Path, pair: str) -> Iterator[str]:
       ConfigError: there is no such pair.
     """
     t = pair.partition("/")[0]
-    files = {name: RowFile(workdir / t / f"{name}.jsonl") for name in STAGES}
+    files = {name: JsonlArtifact(workdir / t / f"{name}.jsonl") for name in STAGES}
     if not t.startswith("m") or not t[1:].isdigit() or files["pairs"].manifest is None:
         rounds = sorted(p.parent.name for p in workdir.glob("m*/pairs.manifest.json"))
         raise ConfigError(f"pair is {pair!r}, and {workdir} has pairs of {', '.join(rounds) or 'no round'}")
@@ -71,8 +71,8 @@ def told(workdir: epath.Path, pair: str) -> Iterator[str]:
             f"pair is {pair!r}, and {t} has no such pair; the nearest one is {near[0] if near else 'none'}"
         )
     settings, judge = storage.read_json(workdir / "config.json"), f"m{int(t[1:]) - 1}"
-    model = storage.read_sealed(workdir / judge / "manifest.json") or {}
-    learnt = (storage.read_sealed(workdir / t / "manifest.json") or {}).get("weights")
+    model = storage.read_checksummed(workdir / judge / "manifest.json") or {}
+    learnt = (storage.read_checksummed(workdir / t / "manifest.json") or {}).get("weights")
     chosen = rows["pairs"][pair]
     yield f"pair {pair} of {workdir}, seed {settings['seed']}"
     yield f"judged by {judge}, weights {model.get('weights')}"

@@ -21,7 +21,7 @@ from selfreward_jax.llm.hf_config import DTYPES, ModelFormatError, stored_dtype,
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import card
 from selfreward_jax.runs.loading import Saved, open_model
-from selfreward_jax.storage.artifacts import RowFile, encode_rows
+from selfreward_jax.storage.artifacts import JsonlArtifact, encode_rows
 
 
 def main(argv: list[str]) -> int:
@@ -60,7 +60,7 @@ def write_pairs(options: argparse.Namespace, to: epath.Path) -> str:
     if not path.exists():
         there = sorted(p.parent.name for p in run.glob("m*/pairs.jsonl"))
         raise ConfigError(f"workdir {run} holds pairs of {', '.join(there) or 'no round'}, not of {options.pairs}")
-    rows = formats.to_trl_rows(RowFile(path).rows(), options.form)
+    rows = formats.to_trl_rows(JsonlArtifact(path).rows(), options.form)
     storage.write_atomic(to, encode_rows(rows))
     return f"{len(rows)} pairs of {options.pairs}"
 

@@ -27,7 +27,7 @@ from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.runs.loading import Saved, open_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.telemetry.progress import Progress
 
@@ -95,7 +95,7 @@ def answer_file(options: argparse.Namespace) -> None:
     Raises:
       ConfigError: a row is no prompt or too long, or the output is there already.
     """
-    out = RowFile(epath.Path(options.out))
+    out = JsonlArtifact(epath.Path(options.out))
     if out.path.exists():
         raise ConfigError(f"--out {options.out} is there already: give another name, or move it away")
     asked = formats.read_prompts(options.prompts, options.format)
@@ -104,7 +104,7 @@ def answer_file(options: argparse.Namespace) -> None:
     for a in asked:
         prompt = a.turns[0] if options.format == "rows" else a.to_messages([""] * (len(a.turns) - 1))
         _check_room(engine, options, a.id, prompt, len(a.turns))
-    out.restart_from([])  # what cannot be written is known before the work
+    out.rewrite_partial([])  # what cannot be written is known before the work
     if options.format == "rows":
         _answer_rows(out, asked, model, engine, options)
     else:
@@ -124,7 +124,7 @@ def _check_room(engine: Engine, options: argparse.Namespace, name: str, prompt: 
 
 
 def _answer_rows(
-    out: RowFile, asked: Sequence[PromptRecord], model: Saved, engine: Engine, options: argparse.Namespace
+    out: JsonlArtifact, asked: Sequence[PromptRecord], model: Saved, engine: Engine, options: argparse.Namespace
 ) -> None:
     """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     made: dict[str, Row] = {}

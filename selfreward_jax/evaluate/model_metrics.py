@@ -4,7 +4,7 @@ from typing import Any
 
 from selfreward_jax.evaluate import head_to_head, oracle
 from selfreward_jax.evaluate.agreement import agreement, intervals
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage.artifacts import JsonlArtifact
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def answer_figures(rows: list[Row], has_oracle: bool) -> dict[str, Any]:
 
 def versus(directory: Any, models: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Head to head of each model with every other, from their answers in the working directory."""
-    rows = {m: RowFile(directory / m / "eval_answers.jsonl").rows() for m in models}
+    rows = {m: JsonlArtifact(directory / m / "eval_answers.jsonl").rows() for m in models}
     return {a: {b: head_to_head.record(by_oracle(rows[a], rows[b])) for b in models if b != a} for a in models}
 
 

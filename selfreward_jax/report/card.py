@@ -56,7 +56,7 @@ def _history(run: Run, name: str) -> str:
 
 
 def _figures(run: Run, name: str) -> str:
-    found = storage.read_sealed(run.dir / name / "eval.json")
+    found = storage.read_checksummed(run.dir / name / "eval.json")
     if found is None:
         return "None: it was not measured."
     lines = ["| figure | value |", "|---|---|"]

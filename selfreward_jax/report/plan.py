@@ -100,7 +100,7 @@ def _most(count: int) -> str:
 
 def _manifest(r: Run, stage: Stage) -> dict[str, Any] | None:
     if stage.name in ("base", "sft", "dpo"):
-        return storage.read_sealed(r.dir / stage.model / "manifest.json")
+        return storage.read_checksummed(r.dir / stage.model / "manifest.json")
     return r.rows(stage.model, stage.name).manifest
 
 

@@ -30,7 +30,7 @@ def write(r: Run) -> dict[str, Any]:
 def gather(r: Run) -> dict[str, Any]:
     """The figures of what is made so far: models, rounds, stages, seeds."""
     names = [name for name in r.models() if storage.exists(r.dir / name / "eval.json")]
-    models = {name: storage.read_sealed(r.dir / name / "eval.json") for name in names}
+    models = {name: storage.read_checksummed(r.dir / name / "eval.json") for name in names}
     if not r.cfg.data.ift:
         for name, others in measure.versus(r.dir, names).items():
             models[name]["versus"] = others
@@ -65,7 +65,7 @@ def _round(r: Run, name: str) -> dict[str, Any]:
         "left_out": {n: (r.rows(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
         "judge": judging.judge_stats(r.rows(name, "judgements").rows()),
         "pairs": (r.rows(name, "pairs").manifest or {}).get("counts"),
-        "guards": storage.read_sealed(r.dir / name / "guards.json"),
+        "guards": storage.read_checksummed(r.dir / name / "guards.json"),
     }
 
 
@@ -77,7 +77,7 @@ def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
         for stage in files:
             if (manifest := r.rows(name, stage).manifest) is not None:
                 found.append(_figures(name, stage, manifest, took))
-        if (manifest := storage.read_sealed(r.dir / name / "manifest.json")) is not None:
+        if (manifest := storage.read_checksummed(r.dir / name / "manifest.json")) is not None:
             found.append(_figures(name, manifest["stage"], manifest, took))
         for stage in ("eval_answers", "eval_judgements"):
             if (manifest := r.rows(name, stage).manifest) is not None:

@@ -31,7 +31,7 @@ from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings, batch_divisor
 from selfreward_jax.sampling.engine import Engine, stable_hash32
-from selfreward_jax.storage.artifacts import RowFile
+from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry import timing
 from selfreward_jax.train import checkpoints
 
@@ -185,7 +185,7 @@ class Run:
 
     def weights(self, model: str) -> str:
         """The fingerprint of a finished model's weights."""
-        return storage.read_sealed(self.dir / model / "manifest.json")["weights"]
+        return storage.read_checksummed(self.dir / model / "manifest.json")["weights"]
 
     def finished(self, owner: str, stage: str, by: str = "") -> bool:
         """Whether OWNER/STAGE.jsonl is whole.
@@ -201,9 +201,9 @@ class Run:
             )
         return manifest is not None
 
-    def rows(self, *names: str) -> RowFile:
+    def rows(self, *names: str) -> JsonlArtifact:
         """The row file of that name, such as rows("m2", "pairs")."""
-        return RowFile(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.digest)
+        return JsonlArtifact(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.digest)
 
     def key(self, model: str, stage: str) -> jax.Array:
         """The random key of a stage: a function of the seed and the two names alone."""
@@ -341,7 +341,7 @@ class Run:
         if storage.is_remote(path):  # which has no appending
             path.write_text((path.read_text() if path.exists() else "") + lines)
         else:
-            with storage.writing(path, len(lines)), path.open("a") as f:
+            with storage.translate_os_errors(path, len(lines)), path.open("a") as f:
                 f.write(lines)
         self._lines, self._logged = [], time.monotonic()
 
@@ -350,7 +350,7 @@ def _settings_of(directory: epath.Path) -> Any:
     """What config.json says; None if there is none. It is the one file that a run cannot make anew."""
     try:
         return storage.read_json(directory / "config.json")
-    except storage.Damaged as error:
+    except storage.CorruptionError as error:
         raise config.ConfigError(f"{error.why}: put it back, or use another --workdir") from None
 
 

@@ -21,10 +21,10 @@ def guard(run: Run, t: int) -> None:
     """
     name, limits = f"m{t}", run.cfg.guards
     path, trained = run.dir / name / "guards.json", is_trained(run, name)
-    if trained and storage.read_sealed(path) is not None:
+    if trained and storage.read_checksummed(path) is not None:
         return
     found = readings(run, t)
-    storage.write_sealed(path, found)
+    storage.write_checksummed(path, found)
     say(f"{name} guards: {round_checks.format_metrics(found, limits)}")
     if (broken := round_checks.violations(found, limits)) and not trained:
         raise StageError(

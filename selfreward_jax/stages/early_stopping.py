@@ -27,7 +27,7 @@ class EarlyStopping:
         self.run, self.name, self.previous = run, name, previous
         self.asked = run.rows("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
         self.rows = run.rows(name, "early_stopping")
-        looks = self.rows.rows() if self.rows.manifest else self.rows.begun()
+        looks = self.rows.rows() if self.rows.manifest else self.rows.load_partial()
         self.known = {row["id"]: row for row in looks}
         self.best = max((int(row["id"]) for row in self.known.values() if row["kept"]), default=0)
 
@@ -79,9 +79,9 @@ class EarlyStopping:
             return run.trained(self.previous)
         try:
             return run.trained(self.name, run.dir / self.name / "best" / str(self.best))
-        except storage.Damaged as error:
+        except storage.CorruptionError as error:
             looks = self.rows.path, self.rows.partial, self.rows.manifest_path
-            raise storage.Damaged(error.why, *error.paths, run.dir / self.name / "steps", *looks) from None
+            raise storage.CorruptionError(error.why, *error.paths, run.dir / self.name / "steps", *looks) from None
 
     def finish(self) -> None:
         """Makes the record whole. The best parameters stay until the model itself is: a kill in between costs a few

@@ -34,10 +34,10 @@ def prompts(run: Run, t: int) -> None:
     if run.finished(f"m{t}", "prompts", by):
         return
     settings, numbers = run.cfg.prompts, count()
-    begun = list(takewhile(lambda row: row["id"] == f"m{t}/{next(numbers)}", out.begun()))
+    begun = list(takewhile(lambda row: row["id"] == f"m{t}/{next(numbers)}", out.load_partial()))
     # Only whole waves count: which prompts are new depends on all before them.
     begun = begun[: len(begun) // settings.wave * settings.wave]
-    out.restart_from(begun)
+    out.rewrite_partial(begun)
     known = [row["prompt"] for name in ("ift", judged_set(run)) for row in run.rows("seed", name).rows()]
     earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
     accepted = sum(row["fault"] is None for row in begun)
@@ -107,7 +107,7 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
     """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
     `ids`, and with the weights of model `by`, if it has a name, in its manifest. Returns them."""
     out, label = run.rows(owner, stage), f"{owner} {stage}"
-    begun = {row["id"]: row for row in out.begun()}
+    begun = {row["id"]: row for row in out.load_partial()}
     progress = Progress(label, len(ids), len(begun))
     for batch in stream(run.key(owner, stage), begun.keys()):
         new = [row for row in batch if row["id"] not in begun]

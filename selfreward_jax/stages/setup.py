@@ -70,9 +70,9 @@ def tokenizer(run: Run) -> None:
     """tokenizer/: the tokenizer and chat template of model.init; or a tokenizer trained on all training texts of the
     seeds, and our template."""
     folder = run.dir / "tokenizer"
-    if (made := storage.read_sealed(folder / "manifest.json")) is not None:
+    if (made := storage.read_checksummed(folder / "manifest.json")) is not None:
         if processes.broadcast_from_primary(lambda: _hashes(folder)) != made["files"]:
-            raise storage.Damaged(f"{folder} is not the tokenizer that was made", folder)
+            raise storage.CorruptionError(f"{folder} is not the tokenizer that was made", folder)
         return
     if run.cfg.model.init:
         _adopt_tokenizer(hub.resolve_model_dir(run.cfg.model.init), folder)
@@ -80,7 +80,7 @@ def tokenizer(run: Run) -> None:
         _train_tokenizer(run, folder)
     processes.barrier("the tokenizer is written")
     facts = {"init": run.cfg.model.init, "pieces": run.chat.tokenizer.vocab_size}
-    storage.write_sealed(
+    storage.write_checksummed(
         folder / "manifest.json", {**facts, "files": processes.broadcast_from_primary(lambda: _hashes(folder))}
     )
     say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
@@ -165,7 +165,7 @@ def _adopt_weights(run: Run, source: epath.Path) -> None:
     params = hf.load(source, run.llama(), run.shardings(param_specs(run.llama())))
     facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0}
     facts["weights"] = checkpoints.save(run.dir / "m0" / "checkpoint", params)
-    storage.write_sealed(run.dir / "m0" / "manifest.json", facts)
+    storage.write_checksummed(run.dir / "m0" / "manifest.json", facts)
     progress.add(1)
     progress.close(f"{parameter_count(param_specs(run.llama())):,} parameters of {source}")
     run.flush_usage()

@@ -55,7 +55,7 @@ def preferences(run: Run, t: int) -> None:
     ]
     model = Llama(run.llama(settings.dropout, adapters=True))
     # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
-    known = (storage.read_sealed(run.dir / previous / "manifest.json") or {}).get("layout")
+    known = (storage.read_checksummed(run.dir / previous / "manifest.json") or {}).get("layout")
     layout = dpo.choose_layout(pairs, model.cfg, known and dpo.PairLayout(*known))
     reference = _reference(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
@@ -90,13 +90,13 @@ def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
     path = run.dir / name / "reference.json"
-    kept, of = storage.read_sealed(path), run.rows(name, "pairs").manifest["sha256"]
+    kept, of = storage.read_checksummed(path), run.rows(name, "pairs").manifest["sha256"]
     if kept is None or kept["pairs"] != of:
         run.release()  # the engine of an earlier stage
         model, params = Llama(run.llama(adapters=True)), lora.combine(run.base(), run.trained(previous))
         found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh, layout)
         kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
-        storage.write_sealed(path, kept)
+        storage.write_checksummed(path, kept)
     return np.array([kept["chosen"], kept["rejected"]], np.float32).T
 
 
@@ -112,7 +112,7 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
 
 def is_trained(run: Run, model: str) -> bool:
     """Whether the model is whole on disk."""
-    trained = storage.read_sealed(run.dir / model / "manifest.json") is not None
+    trained = storage.read_checksummed(run.dir / model / "manifest.json") is not None
     trained = trained and storage.exists(run.dir / model / "checkpoint.json")  # not set aside
     if trained:
         _clear(run, model)  # a kill may have come between the manifest and this
@@ -211,7 +211,7 @@ def _train(
     facts["weights"] = checkpoints.save(run.dir / name / "checkpoint", params)
     if early:
         early.finish()
-    storage.write_sealed(run.dir / name / "manifest.json", facts)
+    storage.write_checksummed(run.dir / name / "manifest.json", facts)
     _clear(run, name)
     progress.close()
     run.flush_usage()

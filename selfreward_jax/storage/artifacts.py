@@ -32,13 +32,13 @@ def encode_rows(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def framed(rows: Iterable[Row]) -> bytes:
+def encode_crc(rows: Iterable[Row]) -> bytes:
     """Rows as JSON lines, each behind its checksum."""
     lines = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
     return b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines)
 
 
-def unframed(data: bytes) -> tuple[list[Row], int]:
+def decode_crc(data: bytes) -> tuple[list[Row], int]:
     """Rows that `framed` wrote, and how many lines are not what it wrote. A last line without its line break was torn
     by a kill and is left out."""
     rows: list[Row] = []
@@ -51,7 +51,7 @@ def unframed(data: bytes) -> tuple[list[Row], int]:
     return rows, len(lines) - len(rows)
 
 
-class RowFile:
+class JsonlArtifact:
     """A file of rows, each with a unique `id`.
 
     Args:
@@ -59,10 +59,10 @@ class RowFile:
       facts: what its manifest holds beside all else.
     """
 
-    PATIENCE = 60.0  # seconds within which a shared file system must show what another process wrote
+    FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show what another process wrote
 
-    def __init__(self, path: epath.Path, **facts: Any) -> None:
-        self.path, self.facts = path, facts
+    def __init__(self, path: epath.Path, **metadata: Any) -> None:
+        self.path, self.metadata = path, metadata
         self.partial = path.with_name(path.name + ".partial")
         self.manifest_path = path.with_name(path.name.removesuffix(".jsonl") + ".manifest.json")
         self._appended = 0  # rows, of all processes together
@@ -71,7 +71,7 @@ class RowFile:
     @property
     def manifest(self) -> dict[str, Any] | None:
         """What `finish` wrote; None while the file is not whole."""
-        return storage.read_sealed(self.manifest_path)
+        return storage.read_checksummed(self.manifest_path)
 
     def rows(self) -> list[Row]:
         """The rows of the whole file.
@@ -93,24 +93,24 @@ class RowFile:
 
     def _damaged(self) -> NoReturn:
         why = f"{self.path} is not the file that its manifest describes"
-        raise storage.Damaged(why, self.path, self.manifest_path)
+        raise storage.CorruptionError(why, self.path, self.manifest_path)
 
-    def begun(self) -> list[Row]:
+    def load_partial(self) -> list[Row]:
         """Rows kept by an earlier, interrupted run, whatever its number of processes. Cuts off torn last lines, so that
         appending is safe; leaves out lines that are not what was written, and keeps a copy of the file with them."""
-        digest = processes.broadcast_from_primary(self._gather)
+        digest = processes.broadcast_from_primary(self._merge_shards)
         if digest is None:
             return []
         data = self._read(self.partial, digest)
         processes.barrier(f"all have read {self.partial.name}")  # before anybody changes it
-        return unframed(data or b"")[0]
+        return decode_crc(data or b"")[0]
 
     def _read(self, path: epath.Path, digest: str | None) -> bytes | None:
         """The bytes of a file with this SHA-256 (any, if None), on every process; None if it is another."""
         data = _bytes(path, digest)
         if not processes.broadcast_from_primary(lambda: data is not None):
             return None
-        given_up = time.monotonic() + self.PATIENCE
+        given_up = time.monotonic() + self.FS_SYNC_TIMEOUT
         while data is None:  # what the first process sees, a shared file system will show
             if time.monotonic() >= given_up:
                 raise storage.StorageError(f"{path} is not what the first process sees: is the folder shared by all?")
@@ -118,25 +118,25 @@ class RowFile:
             data = _bytes(path, digest)
         return data
 
-    def _gather(self) -> str | None:
+    def _merge_shards(self) -> str | None:
         """Makes one file of those of all processes; its hash, None if there are none."""
         shards = self._shards()
         if not self.partial.exists() and not shards:
             return None
-        kept = self._sound(self.partial) if self.partial.exists() else []
-        lines = [[row for path in shards[number] for row in self._sound(path)] for number in sorted(shards)]
+        kept = self._valid_rows(self.partial) if self.partial.exists() else []
+        lines = [[row for path in shards[number] for row in self._valid_rows(path)] for number in sorted(shards)]
         # Each batch was dealt out row by row: one from each file in turn is the order in which they were appended.
         turns = itertools.zip_longest(*lines)
         kept += [row for turn in turns for row in turn if row is not None]
-        data = framed({row["id"]: row for row in kept}.values())
+        data = encode_crc({row["id"]: row for row in kept}.values())
         storage.write_atomic(self.partial, data)
         for path in itertools.chain(*shards.values()):
             path.unlink()
         return hashlib.sha256(data).hexdigest()
 
-    def _sound(self, path: epath.Path) -> list[Row]:
+    def _valid_rows(self, path: epath.Path) -> list[Row]:
         data = path.read_bytes()
-        rows, damaged = unframed(data)
+        rows, damaged = decode_crc(data)
         if damaged:
             copy = path.with_name(f"{path.name}.damaged")
             storage.write_atomic(copy, data)
@@ -154,9 +154,9 @@ class RowFile:
                     found.setdefault(int(named[1]), []).append(path)
         return found
 
-    def restart_from(self, rows: Sequence[Row]) -> None:
+    def rewrite_partial(self, rows: Sequence[Row]) -> None:
         """Makes `rows` the content of the file in the making."""
-        storage.write_atomic(self.partial, framed(rows))
+        storage.write_atomic(self.partial, encode_crc(rows))
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, and returns when they are on disk. Every process has all of them and writes its share."""
@@ -167,20 +167,20 @@ class RowFile:
         if count > 1 or storage.is_remote(path):
             path = path.with_name(f"{path.name}-{mine}-of-{count}")
         if storage.is_remote(path):
-            path.with_name(f"{path.name}.{next(self._objects):08}").write_bytes(framed(share))
+            path.with_name(f"{path.name}.{next(self._objects):08}").write_bytes(encode_crc(share))
         else:
-            storage.append(path, framed(share))
+            storage.append(path, encode_crc(share))
         timing.keep()
 
-    def finish(self, rows: Sequence[Row], **facts: Any) -> None:
+    def finish(self, rows: Sequence[Row], **metadata: Any) -> None:
         """Makes `rows` the whole file; `facts` go into the manifest beside row count and hash."""
         if self._appended:
             processes.barrier(f"the last rows of {self.path.name}")
         data = encode_rows(rows)
         storage.write_atomic(self.path, data)
-        storage.write_sealed(
+        storage.write_checksummed(
             self.manifest_path,
-            {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), **self.facts, **facts},
+            {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), **self.metadata, **metadata},
         )
         if processes.is_primary():
             for path in (self.partial, *itertools.chain(*self._shards().values())):

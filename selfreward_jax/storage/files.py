@@ -19,14 +19,14 @@ from etils import epath
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import timing
 
-_SEAL = ',\n  "seal": "'
+_CHECKSUM_FIELD = ',\n  "seal": "'
 
 
 class StorageError(RuntimeError):
     """A file of the working directory is not what it should be; the message names it and the remedy."""
 
 
-class Damaged(StorageError):
+class CorruptionError(StorageError):
     """A file is not what was written.
 
     paths: what must be set aside together, so that the same command makes it anew.
@@ -52,7 +52,7 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
     """Writes a file so that a reader sees the old bytes or the new ones, never a part."""
     if not processes.is_primary():
         return
-    with writing(path, len(data)):
+    with translate_os_errors(path, len(data)):
         if is_remote(path):
             path.write_bytes(data)
             return
@@ -72,7 +72,7 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
 
 def append(path: epath.Path, data: bytes) -> None:
     """Adds to a file of a file system, and returns when that is on disk."""
-    with writing(path, len(data)):
+    with translate_os_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as f:
             f.write(data)
@@ -81,7 +81,7 @@ def append(path: epath.Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: epath.Path, size: int) -> Iterator[None]:
+def translate_os_errors(path: epath.Path, size: int) -> Iterator[None]:
     """Where a file of `size` bytes is written: what the file system refuses becomes a StorageError with one line."""
     try:
         yield
@@ -113,17 +113,17 @@ def read_json(path: epath.Path) -> Any:
     Raises:
       StorageError: it is damaged.
     """
-    return _told(path, lambda: json.loads(path.read_text()))
+    return _read_on_primary(path, lambda: json.loads(path.read_text()))
 
 
-def write_sealed(path: epath.Path, value: dict[str, Any]) -> None:
+def write_checksummed(path: epath.Path, value: dict[str, Any]) -> None:
     """Writes an object on which later stages rely, with a hash of the bytes before it as its last field."""
     text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
-    write_atomic(path, f"{text}{_SEAL}{_end(text)}".encode())
+    write_atomic(path, f"{text}{_CHECKSUM_FIELD}{_checksum_line(text)}".encode())
     timing.keep()
 
 
-def read_sealed(path: epath.Path) -> dict[str, Any] | None:
+def read_checksummed(path: epath.Path) -> dict[str, Any] | None:
     """What `write_sealed` wrote, None if there is no such file.
 
     Raises:
@@ -131,19 +131,19 @@ def read_sealed(path: epath.Path) -> dict[str, Any] | None:
     """
 
     def read() -> dict[str, Any]:
-        text, _, end = path.read_bytes().decode().rpartition(_SEAL)
-        if end != _end(text):
+        text, _, end = path.read_bytes().decode().rpartition(_CHECKSUM_FIELD)
+        if end != _checksum_line(text):
             raise ValueError("it is not what was written")
         return json.loads(text + "\n}")
 
-    return _told(path, read)
+    return _read_on_primary(path, read)
 
 
-def _end(text: str) -> str:
+def _checksum_line(text: str) -> str:
     return f'{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
-def _told(path: epath.Path, read: Callable[[], Any]) -> Any:
+def _read_on_primary(path: epath.Path, read: Callable[[], Any]) -> Any:
     """What `read` finds on the first process, on all of them; None if there is no such file."""
 
     def tried() -> tuple[Any, str]:
@@ -154,7 +154,7 @@ def _told(path: epath.Path, read: Callable[[], Any]) -> Any:
 
     found, fault = processes.broadcast_from_primary(tried)
     if fault:
-        raise Damaged(fault, path)
+        raise CorruptionError(fault, path)
     return found
 
 
@@ -173,7 +173,7 @@ def remove(path: epath.Path) -> None:
         path.unlink()
 
 
-def set_aside(path: epath.Path) -> str:
+def quarantine(path: epath.Path) -> str:
     """Gives what was damaged another name, which it returns: nothing is thrown away. "" if there is no such file."""
 
     def move() -> str:

@@ -52,7 +52,7 @@ def save(path: epath.Path, tree: Any) -> str:
         size = sum(x.nbytes for x in jax.tree.leaves(tree))
         raise storage.StorageError(storage.cannot_write(path, size, said)) from None
     logging.set_verbosity(said_before)
-    storage.write_sealed(manifest_path(path), {"fingerprint": found, "files": _hashes(path)})
+    storage.write_checksummed(manifest_path(path), {"fingerprint": found, "files": _hashes(path)})
     return found
 
 
@@ -83,17 +83,17 @@ def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     Raises:
       storage.Damaged: it is not what was saved.
     """
-    seal = storage.read_sealed(manifest_path(path))
+    seal = storage.read_checksummed(manifest_path(path))
     fault = f"{manifest_path(path)} is not there"
     if seal is not None:
         fault = _difference(seal["files"], _hashes(path))
     if fault:
-        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
+        raise storage.CorruptionError(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
     tree = ocp.load(path, abstract)
     if (found := fingerprint(tree)) != seal["fingerprint"]:
         fault = f"arrays of fingerprint {found} were read, and {seal['fingerprint']} saved"
-        raise storage.Damaged(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
+        raise storage.CorruptionError(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
     return tree
 
 
@@ -108,9 +108,9 @@ def restore_latest(path: epath.Path, like: Any, shardings: Any) -> Any:
     while (step := latest_step(path)) is not None:
         try:
             return restore(path / str(step), like, shardings)
-        except storage.Damaged as error:
+        except storage.CorruptionError as error:
             # What names a step counts it: the seal goes last.
-            names = [storage.set_aside(p) for p in (path / str(step), manifest_path(path / str(step)))]
+            names = [storage.quarantine(p) for p in (path / str(step), manifest_path(path / str(step)))]
             storage.warn(f"{error.why}; set aside as {' and '.join(filter(None, names))}, going on from before it")
     return None
 

@@ -54,7 +54,7 @@ def metric_writer(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) ->
 def _events(folder: epath.Path, step: int) -> Iterator[Add]:
     """An event file, which every start of a run begins anew; of steps that are redone the later ones count."""
     flushed = time.monotonic()
-    with storage.writing(folder, 0):
+    with storage.translate_os_errors(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
         file = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")  # two may begin in one second
         file.write_event(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
@@ -62,7 +62,7 @@ def _events(folder: epath.Path, step: int) -> Iterator[Add]:
     def add(step: int, values: Mapping[str, float]) -> None:
         nonlocal flushed
         found = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        with storage.writing(folder, found.ByteSize()):
+        with storage.translate_os_errors(folder, found.ByteSize()):
             file.write_event(Event(wall_time=time.time(), step=step, summary=found))
             if time.monotonic() - flushed > FLUSH_EVERY:
                 file.flush()
@@ -71,7 +71,7 @@ def _events(folder: epath.Path, step: int) -> Iterator[Add]:
     try:
         yield add
     finally:
-        with storage.writing(folder, 0):
+        with storage.translate_os_errors(folder, 0):
             file.close()
 
 

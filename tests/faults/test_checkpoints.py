@@ -85,7 +85,7 @@ def test_what_was_saved_comes_back(saved):
     path, mark = saved
     found = restored(path, state())
     assert_same(found, state())
-    assert mark == fingerprint(found) == storage.read_sealed(path.with_name("checkpoint.json"))["fingerprint"]
+    assert mark == fingerprint(found) == storage.read_checksummed(path.with_name("checkpoint.json"))["fingerprint"]
 
 
 def test_every_flipped_bit_is_seen(saved):
@@ -103,7 +103,7 @@ def test_every_flipped_bit_is_seen(saved):
         changed[at // 8] ^= 1 << at % 8
         file.write_bytes(bytes(changed))
         try:
-            with pytest.raises(storage.Damaged):
+            with pytest.raises(storage.CorruptionError):
                 restored(path, like)
         finally:
             file.write_bytes(data)
@@ -128,7 +128,7 @@ def test_every_damaged_file_is_seen(saved, how):
         data = file.read_bytes()
         DAMAGE[how](file, data)
         try:
-            with pytest.raises(storage.Damaged, match="checkpoint"):
+            with pytest.raises(storage.CorruptionError, match="checkpoint"):
                 restored(path, state())
         finally:
             file.write_bytes(data)
@@ -139,7 +139,7 @@ def test_a_file_too_many_is_seen(saved):
     path, _ = saved
     (path / "stray").write_bytes(b"x")
     try:
-        with pytest.raises(storage.Damaged, match="stray"):
+        with pytest.raises(storage.CorruptionError, match="stray"):
             restored(path, state())
     finally:
         (path / "stray").unlink()
@@ -151,7 +151,7 @@ def test_arrays_that_are_not_those_that_were_saved_are_seen(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "fingerprint", lambda tree: fingerprint(state(5)))
         checkpoints.save(path, state(4))
-    with pytest.raises(storage.Damaged, match=fingerprint(state(4))) as caught:
+    with pytest.raises(storage.CorruptionError, match=fingerprint(state(4))) as caught:
         restored(path, state())
     assert caught.value.paths == (path, path.with_name("checkpoint.json"))
 

@@ -35,7 +35,7 @@ def test_every_write_may_be_refused_once(finished_run, tmp_path, monkeypatch, ca
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def half_written(write, path, data):
-        with storage.writing(path, len(data)):
+        with storage.translate_os_errors(path, len(data)):
             try:
                 refuse(path)
             except OSError:

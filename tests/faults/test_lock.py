@@ -45,9 +45,9 @@ def test_a_kill_leaves_nothing_locked(holder, tmp_path):
     assert (tmp_path / "lock").exists()
     start = time.monotonic()
     refused = pytest.raises(storage.StorageError, match=rf"\b{os.getpid()}\b")
-    with lock.alone(epath.Path(tmp_path)), refused, lock.alone(epath.Path(tmp_path)):
+    with lock.workdir_lock(epath.Path(tmp_path)), refused, lock.workdir_lock(epath.Path(tmp_path)):
         pass
     assert time.monotonic() - start < 5
     assert list(tmp_path.iterdir()) == []  # who ends in order cleans up
-    with lock.alone(epath.Path(tmp_path)):
+    with lock.workdir_lock(epath.Path(tmp_path)):
         pass
