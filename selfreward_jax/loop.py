@@ -21,7 +21,7 @@ from selfreward_jax.report.page import Page
 from selfreward_jax.runs.run import Run
 from selfreward_jax.storage import lock
 from selfreward_jax.telemetry import compile_cache, timing
-from selfreward_jax.telemetry.progress import say
+from selfreward_jax.telemetry.progress import log_line
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     r = Run(cfg, workdir, accept_changes=accept_changes)
     with lock.workdir_lock(r.dir):
         r.begin()
-        say(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
+        log_line(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
         while True:
             try:
                 return _made(r, judge)
@@ -108,7 +108,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         yield stages.preferences(r, t)
         yield evaluate(r, f"m{t}")
         new = compile_cache.count().since(before)
-        say(f"m{t}: {new.compiled} programs compiled, {new.kept} read from the cache, {new.seconds:.1f} s")
+        log_line(f"m{t}: {new.compiled} programs compiled, {new.cache_hits} read from the cache, {new.seconds:.1f} s")
 
 
 def evaluate(r: Run, name: str) -> None:

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     try:
         cfg, workdir = args.parse(argv)
         others = args.processes()
-        compile_cache.keep(args.compile_cache_dir())
+        compile_cache.enable(args.compile_cache_dir())
     except config.ConfigError as error:
         return _refuse(str(error))
     if args.dry_run():

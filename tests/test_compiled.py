@@ -60,7 +60,7 @@ def test_the_folder_is_in_the_users_cache_if_nobody_says_otherwise(monkeypatch):
 
 
 def test_counts_are_differences():
-    assert compile_cache.Count(5, 3, 2.5).since(compile_cache.Count(2, 1, 0.5)) == (3, 2, 2.0)
+    assert compile_cache.CompileCount(5, 3, 2.5).since(compile_cache.CompileCount(2, 1, 0.5)) == (3, 2, 2.0)
 
 
 def test_the_option_is_known():

@@ -16,7 +16,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage import read_checksummed
 from selfreward_jax.storage.artifacts import JsonlArtifact
-from selfreward_jax.telemetry.escape import inert
+from selfreward_jax.telemetry.escape import escape
 
 
 def rows(workdir, name):
@@ -37,11 +37,11 @@ def test_everything_behind_a_pair_is_told(finished_run, capsys):
         ((place, head),) = ((i, x) for i, x in enumerate(lines) if re.match(rf"[a-z]+ {number}:", x))
         assert ("CHOSEN" in head) == (answer["text"] == pair["chosen"])
         assert ("REJECTED" in head) == (answer["text"] == pair["rejected"])
-        assert lines[place + 1] == f"    | {inert(answer['text']).split(chr(10))[0]}"
+        assert lines[place + 1] == f"    | {escape(answer['text']).split(chr(10))[0]}"
     judged = [r for r in rows(finished_run, "judgements") if r["id"].startswith(pair["id"] + "/")]
     assert sum(bool(re.match(r" {4}[a-z]+ \d+:", line)) for line in lines) == sum(len(r["votes"]) for r in judged)
     for vote in (v for r in judged for v in r["votes"]):
-        assert all(f"        | {inert(line)}" in lines for line in vote["text"].split("\n"))
+        assert all(f"        | {escape(line)}" in lines for line in vote["text"].split("\n"))
 
 
 def test_the_key_that_it_names_is_the_one_that_was_used(finished_run, capsys):
@@ -92,19 +92,19 @@ def test_what_a_model_wrote_is_shown_and_not_obeyed(finished_run, tmp_path, caps
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_inert_text_has_no_character_that_acts(text):
-    shown = inert(text)
+    shown = escape(text)
     assert all(c in "\n\t" or not inert_changes(c) for c in shown)
-    assert inert(shown) == shown
+    assert escape(shown) == shown
     shown.encode()  # also where half a character was given
 
 
 def inert_changes(c):
-    return inert(c) != c
+    return escape(c) != c
 
 
 def test_plain_text_in_any_script_stays():
     for text in ("Ünïcödé, 日本語, العربية, 🙂", "a\tb\nc", "\\x1b"):
-        assert inert(text) == text
+        assert escape(text) == text
 
 
 def test_a_manifest_that_was_changed_is_told(finished_run, tmp_path):

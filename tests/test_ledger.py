@@ -20,7 +20,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now, self.compiling, self.waiting = 100.0, 3.0, 1.0
         monkeypatch.setattr(timing.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(compile_cache, "count", lambda: compile_cache.Count(0, 0, self.compiling))
+        monkeypatch.setattr(compile_cache, "count", lambda: compile_cache.CompileCount(0, 0, self.compiling))
         monkeypatch.setattr(processes, "waited", lambda: self.waiting)
         timing.restart()
 
@@ -39,50 +39,50 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize("compiling", [-7200.0, 7200.0])
 def test_a_clock_that_is_set_while_something_compiles_changes_no_total(clock, compiling):
-    timing.begin("m2 dpo")
+    timing.begin_stage("m2 dpo")
     clock.pass_by(5, compiling=compiling)
-    timing.end("m2 dpo")
-    timing.keep()
-    assert sum(s for line in timing.taken() for kinds in line["spent"].values() for s in kinds.values()) == 5
+    timing.end_stage("m2 dpo")
+    timing.commit()
+    assert sum(s for line in timing.drain() for kinds in line["spent"].values() for s in kinds.values()) == 5
 
 
 def test_time_goes_to_the_stage_and_to_what_is_done_in_it(clock):
     clock.pass_by(1)
-    timing.begin("m2 dpo")
+    timing.begin_stage("m2 dpo")
     clock.pass_by(10, compiling=4, waiting=1)
-    with timing.spending("loading"):
+    with timing.timed("loading"):
         clock.pass_by(2)
-        with timing.spending("saving"):
+        with timing.timed("saving"):
             clock.pass_by(3)
-    timing.begin("m2 early_5_answers")
+    timing.begin_stage("m2 early_5_answers")
     clock.pass_by(7)
-    timing.end("m2 early_5_answers")
+    timing.end_stage("m2 early_5_answers")
     clock.pass_by(0.5)
-    timing.end("m2 dpo")
+    timing.end_stage("m2 dpo")
     clock.pass_by(0.25)
-    timing.keep()
-    first, second = timing.taken()
+    timing.commit()
+    first, second = timing.drain()
     assert first == {"kept": True, "spent": {"": {"": 1.25}}}
     assert second["spent"] == {
         "m2 dpo": {"": 5.5, "compiling": 4, "waiting": 1, "loading": 2, "saving": 3},
         "m2 early_5_answers": {"": 7},
     }
-    assert timing.taken() == []
+    assert timing.drain() == []
 
 
 def test_a_stage_that_broke_off_is_over_when_the_one_around_it_is(clock):
-    timing.begin("outer")
-    timing.begin("inner")
-    timing.end("outer")
-    timing.end("inner")  # which is not there any more
+    timing.begin_stage("outer")
+    timing.begin_stage("inner")
+    timing.end_stage("outer")
+    timing.end_stage("inner")  # which is not there any more
     clock.pass_by(1)
-    (line,) = timing.taken()
+    (line,) = timing.drain()
     assert line["spent"] == {"": {"": 1}}
 
 
 def test_compiling_in_another_thread_takes_no_more_time_than_there_was(clock):
     clock.pass_by(2, compiling=5, waiting=1)
-    (line,) = timing.taken()
+    (line,) = timing.drain()
     assert line["spent"] == {"": {"compiling": 2}}
 
 
@@ -170,13 +170,13 @@ def test_no_run_is_said_on_one_line(tmp_path):
 
 
 def test_lines_of_a_long_stage_add_up(clock):
-    timing.begin("m1 sft")
+    timing.begin_stage("m1 sft")
     lines = []
     for step in itertools.islice(itertools.count(1), 10):
         clock.pass_by(1)
         if step % 4 == 0:
-            timing.keep()
-        lines += timing.taken()
+            timing.commit()
+        lines += timing.drain()
     found = time_report.summed([{"begins": True}, *lines])
     assert found["stages"] == {"m1 sft": {"training": 8.0}}
     assert found["lost"] == {"m1 sft": {"training": 2.0}}

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     """Evaluates. Returns the exit code: 0, or 2 after one line that says what to mend."""
     try:
         options = _options(argv)
-        compile_cache.keep(options.compile_cache)
+        compile_cache.enable(options.compile_cache)
         run = Run.reopen(options.workdir)
         for field in ADJUSTABLE:
             if (given := getattr(options, field)) is not None:

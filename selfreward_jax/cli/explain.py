@@ -18,7 +18,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.report import time_report
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage.artifacts import JsonlArtifact
-from selfreward_jax.telemetry.escape import inert
+from selfreward_jax.telemetry.escape import escape
 
 Row = dict[str, Any]
 STAGES = ("prompts", "candidates", "judgements", "pairs")
@@ -98,7 +98,7 @@ def told(workdir: epath.Path, pair: str) -> Iterator[str]:
 
 def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
     yield head
-    yield from (" " * indent + "| " + line for line in inert(text).split("\n"))
+    yield from (" " * indent + "| " + line for line in escape(text).split("\n"))
 
 
 def _key(seed: int, model: str, stage: str, row: str) -> str:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """Generates. Returns the exit code: 0, or 2 after one line that says what to mend."""
     try:
         options = _options(argv)
-        compile_cache.keep(options.compile_cache)
+        compile_cache.enable(options.compile_cache)
         if options.interactive:
             converse(open_model(options.model, options.name), options)
         else:

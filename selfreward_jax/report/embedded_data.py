@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from selfreward_jax.telemetry.escape import inert
+from selfreward_jax.telemetry.escape import escape
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ def shown(text: str) -> str:
     """A text as the page has it: inert, and cut where it is too long to read."""
     if len(text) > MOST_CHARACTERS:
         text = f"{text[:MOST_CHARACTERS]} […{len(text) - MOST_CHARACTERS:,} more characters]"
-    return inert(text)
+    return escape(text)
 
 
 def pairs(rounds: Mapping[str, Mapping[str, Sequence[Row]]]) -> dict[str, Any]:

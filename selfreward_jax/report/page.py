@@ -18,7 +18,7 @@ from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, summary, time_report
 from selfreward_jax.report.tables import BESIDE, JUDGE
 from selfreward_jax.runs.run import Run
-from selfreward_jax.telemetry.escape import inert
+from selfreward_jax.telemetry.escape import escape
 
 Row = dict[str, Any]
 
@@ -83,7 +83,7 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"inert": lambda value: inert(str(value)), "number": _number}
+    environment.filters |= {"inert": lambda value: escape(str(value)), "number": _number}
     return environment.from_string(_file("page.html.jinja")).render(
         about,
         found=found,

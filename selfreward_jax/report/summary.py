@@ -18,7 +18,7 @@ def write(r: Run) -> dict[str, Any]:
 
     `seconds`, `peak_memory_bytes` and `time` are of all runs in the directory together, and so are a stage's seconds.
     """
-    timing.keep()  # all is on disk
+    timing.commit()  # all is on disk
     r.flush_usage()
     found = {**gather(r), **_time(r), "config": storage.read_json(r.dir / "config.json")}
     storage.write_json(r.dir / "summary.json", found)

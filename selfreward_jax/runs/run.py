@@ -320,7 +320,7 @@ class Run:
     def _note_time(self) -> None:
         self._noted = time.monotonic()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        for line in timing.taken():
+        for line in timing.drain():
             self.log(**line, peak_memory_bytes=peak)
 
     LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it

@@ -10,7 +10,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, shown_prompts
 from selfreward_jax.stages.self_reward import held_out
 from selfreward_jax.stages.training import is_trained
-from selfreward_jax.telemetry.progress import say
+from selfreward_jax.telemetry.progress import log_line
 
 
 def guard(run: Run, t: int) -> None:
@@ -25,7 +25,7 @@ def guard(run: Run, t: int) -> None:
         return
     found = readings(run, t)
     storage.write_checksummed(path, found)
-    say(f"{name} guards: {round_checks.format_metrics(found, limits)}")
+    log_line(f"{name} guards: {round_checks.format_metrics(found, limits)}")
     if (broken := round_checks.violations(found, limits)) and not trained:
         raise StageError(
             f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "

@@ -9,7 +9,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.pairwise_eval import compare
 from selfreward_jax.stages.self_reward import answer, answer_with
 from selfreward_jax.telemetry import timing
-from selfreward_jax.telemetry.progress import say
+from selfreward_jax.telemetry.progress import log_line
 from selfreward_jax.train import checkpoints
 
 
@@ -39,9 +39,9 @@ class EarlyStopping:
         if row := self.known.get(str(step)):
             return row["kept"]
         label = f"{self.name} early_{step}"
-        timing.begin(label)  # what is kept here is not the steps between
+        timing.begin_stage(label)  # what is kept here is not the steps between
         row = self._compare(step, params)
-        timing.end(label)
+        timing.end_stage(label)
         return row["kept"]
 
     def _compare(self, step: int, params: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class EarlyStopping:
         shares = {k: found[k] for k in ("win", "tie", "lose")}
         row = {"id": str(step), "against": self.best, **shares, "kept": kept}
         self.rows.append([row])
-        say(f"{self.name} step {step} : step {self.best}  win {found['win']:.3f}, lose {found['lose']:.3f}")
+        log_line(f"{self.name} step {step} : step {self.best}  win {found['win']:.3f}, lose {found['lose']:.3f}")
         self.known[row["id"]] = row
         self.best = step if kept else self.best
         return row
@@ -75,7 +75,7 @@ class EarlyStopping:
         """
         run = self.run
         if not self.best:
-            say(f"{self.name}: no step won against {self.previous}; it is {self.previous} again")
+            log_line(f"{self.name}: no step won against {self.previous}; it is {self.previous} again")
             return run.trained(self.previous)
         try:
             return run.trained(self.name, run.dir / self.name / "best" / str(self.best))

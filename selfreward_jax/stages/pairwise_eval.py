@@ -12,7 +12,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
 from selfreward_jax.stages.self_reward import generated, judge
-from selfreward_jax.telemetry.progress import say
+from selfreward_jax.telemetry.progress import log_line
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ def compare_by_endpoint(
 
 def _say_unread(label: str, read: Sequence[str | None], limit: str) -> None:
     if unread := sum(r is None for r in read):
-        say(f"{label}: {unread} of {len(read)} verdicts could not be read and count as ties ({limit})")
+        log_line(f"{label}: {unread} of {len(read)} verdicts could not be read and count as ties ({limit})")
 
 
 def _by_scores(run: Run, judging: str, played: Sequence[Matchup], owner: str, stage: str) -> list[int]:
@@ -81,7 +81,7 @@ def _side_by_side(run: Run, judging: str, played: Sequence[Matchup], owner: str,
                 "take compare.form=scores, or lower compare.max_new"
             )
         if len(fit) < len(played):
-            say(f"{owner} {stage}: {len(played) - len(fit)} of {len(played)} games are too long and count as ties")
+            log_line(f"{owner} {stage}: {len(played) - len(fit)} of {len(played)} games are too long and count as ties")
         stream = partial(_verdicts, engine, fit, template, settings.max_new)
         generated(run, owner, stage, [g.id for g in fit], stream, judging, left_out=len(played) - len(fit))
     rows = out.rows()

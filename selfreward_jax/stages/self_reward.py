@@ -18,7 +18,7 @@ from selfreward_jax.runs.loading import open_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, SamplingParams
 from selfreward_jax.stages.common import StageError, judge_template, judged_set, prompt_template, shown_prompts
-from selfreward_jax.telemetry.progress import Progress, say
+from selfreward_jax.telemetry.progress import Progress, log_line
 
 Row = dict[str, Any]
 
@@ -173,7 +173,7 @@ def _short_enough(engine: Engine, asked: list[Row], max_new: int, label: str) ->
     room = engine.max_length - max_new
     kept = [row for row in asked if engine.fits(row["prompt"], max_new)]
     if len(kept) < len(asked):
-        say(f"{label}: {len(asked) - len(kept)} of {len(asked)} prompts are longer than {room} tokens, left out")
+        log_line(f"{label}: {len(asked) - len(kept)} of {len(asked)} prompts are longer than {room} tokens, left out")
     if asked and not kept:
         raise StageError(f"{label}: no prompt fits into {room} tokens: in a new --workdir raise model.max_length")
     return kept
@@ -197,7 +197,7 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
     stream = partial(judging.judge, engine, kept, template, how, settings)
     rows = generated(run, owner, stage, [a["id"] for a in kept], stream, model, left_out=len(judged) - len(kept))
     health = judging.judge_stats(rows)
-    say(f"{owner} {stage}: {health}")
+    log_line(f"{owner} {stage}: {health}")
     return health
 
 
@@ -248,4 +248,4 @@ def pairs(run: Run, t: int) -> None:
             "judged rows, or draw more votes (judge.samples)"
         )
     out.finish(rows, counts=counts, tokens=0)
-    say(f"m{t} pairs: {counts}")
+    log_line(f"m{t} pairs: {counts}")

@@ -20,7 +20,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, fit_to_show, judge_template, judged_set, prompt_template
 from selfreward_jax.stages.self_reward import judge
 from selfreward_jax.stages.training import is_trained, train_packed
-from selfreward_jax.telemetry.progress import Progress, say
+from selfreward_jax.telemetry.progress import Progress, log_line
 from selfreward_jax.train import checkpoints
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def _make_seed(run: Run) -> None:
             _write_seed(run, name, rows)
     storage.write_json(run.dir / "seed" / "report.json", report)
     for line in seed_sets.format_report(report):
-        say(line)
+        log_line(line)
     _write_seed(run, "documents", sets["documents"], sets=list(sets))
     progress.add(sum(map(len, sets.values())))
     progress.close(", ".join(f"{len(rows)} {name}" for name, rows in sets.items()))
@@ -83,7 +83,7 @@ def tokenizer(run: Run) -> None:
     storage.write_checksummed(
         folder / "manifest.json", {**facts, "files": processes.broadcast_from_primary(lambda: _hashes(folder))}
     )
-    say(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
+    log_line(f"tokenizer: {run.chat.tokenizer.vocab_size} pieces")
 
 
 def _hashes(folder: epath.Path) -> dict[str, str]:
@@ -135,7 +135,7 @@ def eft(run: Run) -> None:
     counts["written"] = len(rows)
     rows = (rows + built)[: run.cfg.data.eft_rows or None]
     counts |= {"over_the_limit": counts["written"] + len(built) - len(rows), "kept": len(rows)}
-    say(f"eft: {counts}")
+    log_line(f"eft: {counts}")
     if not rows:
         raise StageError(
             f"seed eft: the SFT baseline's judgements agree with no human order ({counts}): in a new --workdir give "
@@ -155,7 +155,7 @@ def base(run: Run) -> None:
         width = run.cfg.base.width
         examples = [piece for text in texts for piece in chat.chunk_document(run.chat.document(text), width)]
         declared = param_specs(run.llama())
-        say(f"model: {parameter_count(declared):,} parameters, {run.mesh.size} device(s)")
+        log_line(f"model: {parameter_count(declared):,} parameters, {run.mesh.size} device(s)")
         make = lambda key: Llama(run.llama()).init(key, jnp.zeros((1, 1), int))["params"]  # noqa: E731
         train_packed(run, "m0", "base", examples, partial(run.made, make, declared, "m0"))
 

@@ -16,7 +16,7 @@ from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, seed_examples
 from selfreward_jax.stages.early_stopping import EarlyStopping
-from selfreward_jax.telemetry.progress import Progress, say
+from selfreward_jax.telemetry.progress import Progress, log_line
 from selfreward_jax.train import checkpoints, dpo, metric_writers, sft, trainer
 from selfreward_jax.train.monitor import TrainingMonitor
 
@@ -39,7 +39,7 @@ def _from_base(run: Run, name: str) -> Params:
     if not run.cfg.lora.rank:
         return run.trained("m0")
     declared = lora.trainable_specs(run.llama(adapters=True))
-    say(f"{name} adapters: {llama.parameter_count(declared):,} parameters are trained")
+    log_line(f"{name} adapters: {llama.parameter_count(declared):,} parameters are trained")
     return run.made(lambda key: llama.init_params(key, declared, "float32"), declared, name)
 
 
@@ -104,7 +104,9 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
     """The texts of at most `width` tokens; says how many are left out."""
     kept = [e for e in examples if len(e.ids) <= width]
     if len(kept) < len(examples):
-        say(f"{what}: {len(examples) - len(kept)} of {len(examples)} texts are longer than {width} tokens, left out")
+        log_line(
+            f"{what}: {len(examples) - len(kept)} of {len(examples)} texts are longer than {width} tokens, left out"
+        )
     if not kept:
         raise StageError(f"{what}: no text fits into {width} tokens; raise the width")
     return kept
@@ -166,7 +168,7 @@ def _train(
     if state is None:
         state = jax.jit(fresh, out_shardings=shardings, donate_argnums=0)(start())
     else:
-        say(f"{name} {stage}: going on from step {int(state.step)}")
+        log_line(f"{name} {stage}: going on from step {int(state.step)}")
     frozen = run.base() if name != "m0" else None
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
     rate = trainer.make_schedule(steps, settings.lr, settings.lr_end, settings.warmup)

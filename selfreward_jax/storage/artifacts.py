@@ -170,7 +170,7 @@ class JsonlArtifact:
             path.with_name(f"{path.name}.{next(self._objects):08}").write_bytes(encode_crc(share))
         else:
             storage.append(path, encode_crc(share))
-        timing.keep()
+        timing.commit()
 
     def finish(self, rows: Sequence[Row], **metadata: Any) -> None:
         """Makes `rows` the whole file; `facts` go into the manifest beside row count and hash."""

@@ -120,7 +120,7 @@ def write_checksummed(path: epath.Path, value: dict[str, Any]) -> None:
     """Writes an object on which later stages rely, with a hash of the bytes before it as its last field."""
     text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
     write_atomic(path, f"{text}{_CHECKSUM_FIELD}{_checksum_line(text)}".encode())
-    timing.keep()
+    timing.commit()
 
 
 def read_checksummed(path: epath.Path) -> dict[str, Any] | None:

@@ -13,19 +13,19 @@ _SECONDS = "/jax/core/compile/backend_compile_duration"
 _counted = {_HIT: 0, "programs": 0, "seconds": 0.0}
 
 
-class Count(NamedTuple):
+class CompileCount(NamedTuple):
     """Programs that were compiled, and those that were read back instead; seconds that both took."""
 
     compiled: int
-    kept: int
+    cache_hits: int
     seconds: float
 
-    def since(self, before: "Count") -> "Count":
+    def since(self, before: "CompileCount") -> "CompileCount":
         """What has come to it since then."""
-        return Count(*(now - then for now, then in zip(self, before, strict=True)))
+        return CompileCount(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def keep(directory: str) -> None:
+def enable(directory: str) -> None:
     """Keeps what is compiled from now on below `directory` and reads it back from there; "" keeps nothing.
 
     A folder for each kind of processor: machine code for one need not run on another. JAX_COMPILATION_CACHE_DIR comes
@@ -55,9 +55,9 @@ def _processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
-def count() -> Count:
+def count() -> CompileCount:
     """Since this module was imported."""
-    return Count(_counted["programs"] - _counted[_HIT], _counted[_HIT], _counted["seconds"])
+    return CompileCount(_counted["programs"] - _counted[_HIT], _counted[_HIT], _counted["seconds"])
 
 
 def _event(name: str, **_: object) -> None:

@@ -5,7 +5,7 @@ import unicodedata
 _SHOWN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, invisible marks, halves of characters, unassigned
 
 
-def inert(text: str) -> str:
+def escape(text: str) -> str:
     """The text with everything that a terminal or a reader would act on, and not show, spelled out: an escape sequence
     reads `\\x1b[31m`, a right-to-left override `\\u202e`. Line breaks and tabs stay."""
     if text.replace("\n", "").replace("\t", "").isprintable():

@@ -25,7 +25,7 @@ class Progress:
         self.name, self.total, self.count, self.unit = name, total, done, unit
         self.begun = self.count
         self.tokens = 0
-        timing.begin(name)
+        timing.begin_stage(name)
         self.start = self.last = time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and processes.is_primary():
@@ -42,7 +42,7 @@ class Progress:
             self.last = time.monotonic()
             elapsed = self.last - self.start
             left = (self.total - self.count) * elapsed / max(1, self.count - self.begun)
-            say(
+            log_line(
                 f"{self.name}: {self.count}/{self.total} {self.unit}, {self._speed()}, "
                 f"{max(0, left):.0f} s left {note}".rstrip()
             )
@@ -54,12 +54,12 @@ class Progress:
         """Ends the bar and says in one line what was done."""
         if self.bar is not None:
             self.bar.close()
-        timing.end(self.name)
+        timing.end_stage(self.name)
         seconds = time.monotonic() - self.start
-        say(f"{self.name}: {self.count} {self.unit}, {self._speed()}, {seconds:.1f} s {note}".rstrip())
+        log_line(f"{self.name}: {self.count} {self.unit}, {self._speed()}, {seconds:.1f} s {note}".rstrip())
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """A line for the person who watches; of several processes the first one's alone."""
     if processes.is_primary():
         print(line, file=sys.stderr, flush=True)

@@ -15,13 +15,13 @@ from selfreward_jax.telemetry import compile_cache
 Seconds = dict[str, dict[str, float]]  # of stages, by what was done; "" is the stage's own work
 
 
-class _Ledger:
+class _Clock:
     """What was counted since the last line, and what is being done now."""
 
     def __init__(self) -> None:
         self.stages, self.doing = [""], [""]
-        self.open: Seconds = {}  # spent on what is not on disk yet
-        self.kept: Seconds = {}
+        self.pending: Seconds = {}  # spent on what is not on disk yet
+        self.committed: Seconds = {}
         self.since = time.monotonic()
         self.elsewhere = self._elsewhere()
 
@@ -29,7 +29,7 @@ class _Ledger:
         """Seconds that others count."""
         return {"compiling": compile_cache.count().seconds, "waiting": processes.wait_seconds()}
 
-    def settle(self) -> None:
+    def accrue(self) -> None:
         """Books the time since the last look."""
         now, elsewhere = time.monotonic(), self._elsewhere()
         left = now - self.since
@@ -43,59 +43,61 @@ class _Ledger:
 
     def book(self, kind: str, seconds: float) -> None:
         if seconds > 0:
-            of = self.open.setdefault(self.stages[-1], defaultdict(float))
+            of = self.pending.setdefault(self.stages[-1], defaultdict(float))
             of[kind] += seconds
 
 
-_now = _Ledger()
+_clock = _Clock()
 
 
 def restart() -> None:
     """Begins to count anew."""
-    global _now
-    _now = _Ledger()
+    global _clock
+    _clock = _Clock()
 
 
-def begin(stage: str) -> None:
+def begin_stage(stage: str) -> None:
     """From now on time is the stage's, until `end`; stages may lie within each other."""
-    _now.settle()
-    _now.stages.append(stage)
+    _clock.accrue()
+    _clock.stages.append(stage)
 
 
-def end(stage: str) -> None:
+def end_stage(stage: str) -> None:
     """The stage that began last under this name is over."""
-    _now.settle()
-    if stage in _now.stages[1:]:
-        while _now.stages.pop() != stage:
+    _clock.accrue()
+    if stage in _clock.stages[1:]:
+        while _clock.stages.pop() != stage:
             pass
 
 
 @contextlib.contextmanager
-def spending(kind: str) -> Iterator[None]:
+def timed(kind: str) -> Iterator[None]:
     """What is done within is of this kind, such as "saving", and not the stage's own work."""
-    _now.settle()
-    _now.doing.append(kind)
+    _clock.accrue()
+    _clock.doing.append(kind)
     try:
         yield
     finally:
-        _now.settle()
-        _now.doing.pop()
+        _clock.accrue()
+        _clock.doing.pop()
 
 
-def keep() -> None:
+def commit() -> None:
     """What this stage has done so far is on disk now, and what led to it."""
-    _now.settle()
-    for stage in {"", _now.stages[-1]} & _now.open.keys():
-        of = _now.kept.setdefault(stage, defaultdict(float))
-        for kind, seconds in _now.open.pop(stage).items():
+    _clock.accrue()
+    for stage in {"", _clock.stages[-1]} & _clock.pending.keys():
+        of = _clock.committed.setdefault(stage, defaultdict(float))
+        for kind, seconds in _clock.pending.pop(stage).items():
             of[kind] += seconds
 
 
-def taken() -> list[dict[str, object]]:
+def drain() -> list[dict[str, object]]:
     """Lines {kept, spent: seconds by stage and kind} of what was counted since the last call."""
-    _now.settle()
-    found = [{"kept": kept, "spent": _rounded(of)} for kept, of in ((True, _now.kept), (False, _now.open)) if of]
-    _now.kept, _now.open = {}, {}
+    _clock.accrue()
+    found = [
+        {"kept": kept, "spent": _rounded(of)} for kept, of in ((True, _clock.committed), (False, _clock.pending)) if of
+    ]
+    _clock.committed, _clock.pending = {}, {}
     return found
 
 

@@ -30,7 +30,7 @@ _REFUSALS = tuple(
 FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show what another process wrote
 
 
-@timing.spending("saving")
+@timing.timed("saving")
 def save(path: epath.Path, tree: Any) -> str:
     """Writes a tree of arrays to the directory `path`, and returns its fingerprint when it is whole on disk."""
     found = fingerprint(tree)
@@ -76,7 +76,7 @@ def remove_stale_tmp(path: epath.Path) -> None:
                     found.rmtree()
 
 
-@timing.spending("loading")
+@timing.timed("loading")
 def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
     """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`.
 
