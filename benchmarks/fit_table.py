@@ -18,7 +18,7 @@ from absl import app, flags
 from selfreward_jax import config
 from selfreward_jax.config import validate
 from selfreward_jax.llm.llama import is_param_spec, parameter_count, param_specs
-from selfreward_jax.memory.models import KNOWN
+from selfreward_jax.memory.models import KNOWN_MODELS
 from selfreward_jax.train.logprobs import MAX_LOGITS
 
 _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name holds one of these, separated by commas.")
@@ -123,7 +123,7 @@ def compiled(name: str, scale: str, topology: str, options: str, only: list[str]
 def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: int, sample_tensor: int) -> dict:
     """What DPO and sampling take on each of `count` GPUs, by arithmetic: all of them share each weight."""
     c = config.get(scale)
-    model = KNOWN[c.model.init]
+    model = KNOWN_MODELS[c.model.init]
     c.data.ift = c.data.eft = "any"
     validate.check(c, count // tensor)
     total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch * tensor // count

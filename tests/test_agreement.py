@@ -6,7 +6,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from selfreward_jax.evaluate.agreement import agreement, intervals, kendall, parts, ranks, ratios, spearman
+from selfreward_jax.evaluate.agreement import (
+    agreement,
+    intervals,
+    kendall,
+    per_prompt_stats,
+    ranks,
+    metrics_from_sums,
+    spearman,
+)
 from selfreward_jax.evaluate.model_metrics import judge_figures, ranked_answers
 
 SCORES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 2.5, 4, 4.5, 5])), min_size=2, max_size=9)
@@ -146,13 +154,13 @@ def drawn(count, answers, seed):
 
 def test_intervals_are_scipys_bootstrap_over_instructions():
     instructions = drawn(120, 3, 1)
-    table = parts(instructions)
+    table = per_prompt_stats(instructions)
     found = intervals(instructions)
     for name in ("pairwise_accuracy", "exact_match", "five_best", "spearman", "kendall"):
 
         def figure(chosen, axis, name=name):
             rows = table[chosen.astype(int)]  # [..., rows, columns]
-            return ratios(rows.sum(-2))[name]
+            return metrics_from_sums(rows.sum(-2))[name]
 
         theirs = stats.bootstrap(
             (np.arange(len(table)),), figure, n_resamples=3000, method="percentile", vectorized=True, rng=0

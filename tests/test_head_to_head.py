@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from selfreward_jax.evaluate.head_to_head import record, sign
+from selfreward_jax.evaluate.head_to_head import win_rates, sign
 from selfreward_jax.method.pairwise import Matchup, both_orders, verdicts_by_prompt, make_matchups, resolve_orders
 
 
 def test_a_record_by_hand():
-    found = record([[1, 0], [1, -1], [1, 1]])
+    found = win_rates([[1, 0], [1, -1], [1, 1]])
     assert (found["win"], found["tie"], found["lose"]) == pytest.approx((4 / 6, 1 / 6, 1 / 6))
     assert found["margin"] == pytest.approx(0.5)
     # Margins of the prompts: 1/2, 0, 1; their variance is 1/4.
@@ -23,7 +23,7 @@ def test_a_record_by_hand():
 def test_a_record_turns_round_with_its_sides():
     rng = Random(0)
     verdicts = [[rng.choice([-1, 0, 0, 1]) for _ in range(3)] for _ in range(40)]
-    one, other = record(verdicts), record([[-v for v in row] for row in verdicts])
+    one, other = win_rates(verdicts), win_rates([[-v for v in row] for row in verdicts])
     assert (one["win"], one["tie"], one["lose"]) == (other["lose"], other["tie"], other["win"])
     assert one["error"] == pytest.approx(other["error"])
     assert one["interval"]["win"] == other["interval"]["lose"]
@@ -31,10 +31,10 @@ def test_a_record_turns_round_with_its_sides():
 
 
 def test_a_model_ties_with_itself():
-    found = record([[0, 0]] * 5)
+    found = win_rates([[0, 0]] * 5)
     assert (found["win"], found["tie"], found["lose"], found["error"]) == (0, 1, 0, 0)
     assert found["interval"]["tie"] == [1, 1]
-    assert record([[1]])["error"] == 0  # one prompt tells nothing of its spread
+    assert win_rates([[1]])["error"] == 0  # one prompt tells nothing of its spread
 
 
 def test_the_interval_is_the_bootstraps_over_prompts():
@@ -42,7 +42,7 @@ def test_the_interval_is_the_bootstraps_over_prompts():
     verdicts = [rng.choice([-1, 0, 1], size=2, p=[0.2, 0.3, 0.5]).tolist() for _ in range(150)]
     margins = np.array(verdicts).mean(1)
     theirs = stats.bootstrap((margins,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
-    assert record(verdicts)["interval"]["margin"] == pytest.approx([theirs.low, theirs.high], abs=0.01)
+    assert win_rates(verdicts)["interval"]["margin"] == pytest.approx([theirs.low, theirs.high], abs=0.01)
 
 
 @pytest.mark.parametrize(

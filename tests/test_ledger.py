@@ -92,7 +92,7 @@ def log(*events):
 
 def test_what_was_not_kept_when_a_process_ended_is_lost():
     begins = {"begins": True}
-    found = time_report.summed(
+    found = time_report.summarize(
         log(
             begins,
             {"kept": True, "spent": {"": {"": 1.0}, "m1 sft": {"": 5.0, "saving": 1.0}}},
@@ -138,7 +138,7 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
     ],
 )
 def test_what_a_stage_does_is_told_by_its_name(stage, kind):
-    assert time_report.own(stage) == kind
+    assert time_report.stage_kind(stage) == kind
 
 
 def test_the_log_of_a_run_tells_of_all_its_time(finished_run, capsys):
@@ -177,6 +177,6 @@ def test_lines_of_a_long_stage_add_up(clock):
         if step % 4 == 0:
             timing.commit()
         lines += timing.drain()
-    found = time_report.summed([{"begins": True}, *lines])
+    found = time_report.summarize([{"begins": True}, *lines])
     assert found["stages"] == {"m1 sft": {"training": 8.0}}
     assert found["lost"] == {"m1 sft": {"training": 2.0}}

@@ -5,12 +5,12 @@ import re
 from conftest import arguments, assert_mentions, micro, refused, run
 
 from selfreward_jax import config
-from selfreward_jax.report.plan import plan, planned
+from selfreward_jax.report.plan import plan, planned_stages
 from selfreward_jax.runs.run import Run
 
 
 def test_the_stages_of_a_run_are_those_that_it_goes_through(finished_run):
-    done = {(s.model, s.name) for s in planned(micro(2))}
+    done = {(s.model, s.name) for s in planned_stages(micro(2))}
     trained = {
         (p.parent.name, {"m0": "base", "m1": "sft", "m2": "dpo"}[p.parent.name])
         for p in finished_run.glob("m*/manifest.json")
@@ -23,7 +23,7 @@ def test_the_stages_of_a_run_are_those_that_it_goes_through(finished_run):
 def test_rows_and_tokens_by_hand():
     cfg = config.get()
     cfg.iterations = 2
-    found = {(s.model, s.name): (s.rows, s.tokens) for s in planned(cfg)}
+    found = {(s.model, s.name): (s.rows, s.tokens) for s in planned_stages(cfg)}
     assert found["m2", "judgements"] == (600 * 4, 600 * 4 * 3 * 112)
     assert found["m1", "eval_answers"] == (384, 384 * 2 * 48)
     assert found["m1", "sft"][0] == 6000 + 5000 + 1500
@@ -33,7 +33,7 @@ def test_what_the_data_decide_is_not_guessed():
     cfg = config.get("llama3_8b")
     cfg.data.ift = cfg.data.eft = "rows.jsonl"
     cfg.evaluate.best_of = 2
-    found = {(s.model, s.name): (s.rows, s.tokens) for s in planned(cfg)}
+    found = {(s.model, s.name): (s.rows, s.tokens) for s in planned_stages(cfg)}
     for stage in (("m0", "base"), ("sft", "sft"), ("m1", "sft"), ("seed", "eft_judgements"), ("m1", "eval_judgements")):
         assert found[stage] == (0, 0)
     assert found["m1", "eval_answers_drawn"] == (256, 256 * 1 * 2 * 1024)
@@ -49,7 +49,7 @@ def test_settings_that_the_run_would_refuse_are_refused(finished_run, capsys):
 
 def stages(lines, iterations):
     """What each stage's line says of the time that it still needs: seconds, "?", or "" where it is done."""
-    names = [f"{s.model} {s.name}" for s in planned(micro(iterations))]
+    names = [f"{s.model} {s.name}" for s in planned_stages(micro(iterations))]
     found = {name: line for line in lines for name in names if line.startswith(f"{name} ")}
     assert list(found) == names
     return {name: (re.findall(r" (\?|[\d.]+)$", line) or [""])[0] for name, line in found.items()}

@@ -14,7 +14,7 @@ from selfreward_jax.cli import fits
 from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import parameter_count, param_specs
 from selfreward_jax.memory import collectives, models
-from selfreward_jax.memory.programs import NAMES, Drawn, drawn, programs
+from selfreward_jax.memory.programs import NAMES, DecodeShape, decode_shape, programs
 from selfreward_jax.parallel.mesh import make_mesh
 
 ITER3 = f"--config={ROOT}/configs/iter3.py"
@@ -60,18 +60,21 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 
 
 def test_collectives_are_counted_with_the_turns_of_their_loops():
-    found = {(c.kind, c.bytes, c.elements, c.times) for c in collectives.found(HLO)}
+    found = {(c.kind, c.bytes, c.elements, c.times) for c in collectives.parse_collectives(HLO)}
     assert found == {
         ("reduce-scatter", 32, 8, 1),
         ("all-to-all", 128, 32, 1),  # once a token: nobody knows how many there will be
         ("all-gather", 256, 128, 30),  # the one of channel 1, which stands in two places
         ("all-reduce", 28, 6, 30),
     } | {("all-gather", 256, 128, 30)}
-    assert collectives.summed(collectives.found(HLO))["all-gather"] == {"count": 60, "bytes": 60 * 256}
+    assert collectives.totals_by_kind(collectives.parse_collectives(HLO))["all-gather"] == {
+        "count": 60,
+        "bytes": 60 * 256,
+    }
 
 
 def test_known_models_have_the_parameters_that_their_names_promise():
-    billions = {name: parameter_count(param_specs(cfg)) / 1e9 for name, cfg in models.KNOWN.items()}
+    billions = {name: parameter_count(param_specs(cfg)) / 1e9 for name, cfg in models.KNOWN_MODELS.items()}
     promised = {
         "SmolLM2-135M": 0.1345,
         "TinyLlama-1.1B": 1.1,
@@ -84,17 +87,17 @@ def test_known_models_have_the_parameters_that_their_names_promise():
 
 def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
     c = config.get("smollm2_135m")
-    assert models.described(c) == models.KNOWN["SmolLM2-135M"]
+    assert models.known_config(c) == models.KNOWN_MODELS["SmolLM2-135M"]
     folder = tmp_path / "SmolLM2-135M"
     folder.mkdir()
-    described = write_config(models.KNOWN["TinyLlama-1.1B"], None, "float32", max_position_embeddings=2048)
+    described = write_config(models.KNOWN_MODELS["TinyLlama-1.1B"], None, "float32", max_position_embeddings=2048)
     (folder / "config.json").write_text(json.dumps(described))
     c.model.init = str(folder)
-    assert models.described(c).num_layers == 22
+    assert models.known_config(c).num_layers == 22
     c.model.init = "Some-3B"
     with pytest.raises(config.ConfigError, match=r"'Some-3B'.*SmolLM2-135M"):
-        models.described(c)
-    assert models.described(config.default_config()) is None
+        models.known_config(c)
+    assert models.known_config(config.default_config()) is None
 
 
 @pytest.mark.parametrize("lora", [0, 4])
@@ -107,25 +110,25 @@ def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
         memory = program.lowered.compile().memory_analysis()
         if program.name != "reshard":
             assert memory.argument_size_in_bytes >= program.bytes["params"]
-        beside = {"reshard": program.beside, "prefill": program.bytes.get("cache")}
-        assert program.beside == beside.get(program.name, 0)
+        beside = {"reshard": program.resident_bytes, "prefill": program.bytes.get("cache")}
+        assert program.resident_bytes == beside.get(program.name, 0)
     trained = made["dpo"].bytes["optimiser"] / made["dpo"].bytes["params"]
     assert trained > 1.9 if not lora else trained < 0.7  # two moments of all weights, or of the adapters
 
 
 def test_sampling_is_sized_for_every_stage_that_draws():
     c, mesh = config.get("llama3_8b"), make_mesh(devices=jax.devices()[:1])
-    found = drawn(c, mesh)
-    assert Drawn(128, 3840, 1, 256) in found  # new prompts, one sample each
-    assert Drawn(32, 3072, 4, 1024) in found  # answers
-    assert Drawn(42, 3840, 3, 256) in found  # votes
-    assert Drawn(128, 3072, 1, 1024) in found  # one answer a prompt, for evaluation
+    found = decode_shape(c, mesh)
+    assert DecodeShape(128, 3840, 1, 256) in found  # new prompts, one sample each
+    assert DecodeShape(32, 3072, 4, 1024) in found  # answers
+    assert DecodeShape(42, 3840, 3, 256) in found  # votes
+    assert DecodeShape(128, 3072, 1, 1024) in found  # one answer a prompt, for evaluation
     assert max(d.cached for d in found) == 128 * 4096
-    assert Drawn(32, 3840, 4, 256) in found  # the baseline's judgements
+    assert DecodeShape(32, 3840, 4, 256) in found  # the baseline's judgements
     c.eft.source, c.compare.form, c.compare.max_new = "scores", "pairwise", 64
-    found = drawn(c, mesh)
-    assert Drawn(32, 3840, 4, 256) not in found
-    assert Drawn(128, 4096, 1, 64) in found  # 4,032 tokens, padded
+    found = decode_shape(c, mesh)
+    assert DecodeShape(32, 3840, 4, 256) not in found
+    assert DecodeShape(128, 4096, 1, 64) in found  # 4,032 tokens, padded
 
 
 def test_early_stopping_samples_beside_the_state_of_training():
@@ -133,15 +136,15 @@ def test_early_stopping_samples_beside_the_state_of_training():
     c.dpo.eval_every = 10
     made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
     state = made["dpo"].bytes
-    assert made["decode"].beside == made["decode"].bytes["training"] == state["params"] + state["optimiser"]
-    assert made["dpo"].beside == 0
+    assert made["decode"].resident_bytes == made["decode"].bytes["training"] == state["params"] + state["optimiser"]
+    assert made["dpo"].resident_bytes == 0
 
 
 def test_weights_are_moved_one_by_one():
     c = config.get("micro")
     (moved,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), 64, ["reshard"])
     weight = 4 * 640 * 32  # the embedding is the largest, in float32 in both layouts
-    assert moved.bytes["params"] - moved.beside == 2 * weight
+    assert moved.bytes["params"] - moved.resident_bytes == 2 * weight
     assert moved.lowered.compile().memory_analysis().argument_size_in_bytes == weight
 
 

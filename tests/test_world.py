@@ -28,7 +28,7 @@ def test_oracle_and_generator_agree_on_every_judged_row():
         assert total(row["prompt"], row["response"]) == row["score"], row
     # Agreement says something only where every score, and every point won and lost, is seen, also without the answers
     # that say nothing and so lose all points at once.
-    rows = [row for row in rows if row["response"] not in (*generator.NOTHING, row["prompt"])]
+    rows = [row for row in rows if row["response"] not in (*generator.DEGENERATE_RESPONSES, row["prompt"])]
     assert {row["score"] for row in rows} == set(range(len(oracle.CRITERIA) + 1))
     points = [oracle.points(row["prompt"], row["response"]) for row in rows]
     for name in oracle.CRITERIA:
@@ -37,9 +37,9 @@ def test_oracle_and_generator_agree_on_every_judged_row():
 
 def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monkeypatch):
     rows = generator.eft_rows(320, Random("judged"))
-    empty = [row for row in rows if row["response"] in (*generator.NOTHING, row["prompt"])]
-    assert len(empty) == len(rows) / generator.NOTHING_EVERY
-    assert {row["response"] for row in empty} >= set(generator.NOTHING)
+    empty = [row for row in rows if row["response"] in (*generator.DEGENERATE_RESPONSES, row["prompt"])]
+    assert len(empty) == len(rows) / generator.DEGENERATE_EVERY
+    assert {row["response"] for row in empty} >= set(generator.DEGENERATE_RESPONSES)
     assert any(row["response"] == row["prompt"] for row in empty)
     assert {row["score"] for row in empty} == {0}
     monkeypatch.setattr(generator, "NOTHING_EVERY", 1000)
@@ -47,7 +47,7 @@ def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monk
     assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
     # Some of what a round's judge is tried with is no part of what it was taught.
     tried = {row["response"] for row in round_checks.probes([{"id": "x", "prompt": "?"}], "points")}
-    assert tried - {*generator.NOTHING, "?"} == {":", "Score: 5"}
+    assert tried - {*generator.DEGENERATE_RESPONSES, "?"} == {":", "Score: 5"}
 
 
 def test_oracle_and_generator_agree_on_every_ranked_answer():

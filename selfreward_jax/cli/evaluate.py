@@ -21,7 +21,7 @@ from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
-from selfreward_jax.evaluate.head_to_head import record
+from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
@@ -125,7 +125,7 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
     for i, ours in reversed(list(enumerate(order))):
         for theirs in order[:i]:
             sides = (theirs, ours) if ours not in names else (ours, theirs)  # the guest stands second
-            versus.setdefault(sides[0], {})[sides[1]] = record(verdicts(*sides, _common(answers, sides)))
+            versus.setdefault(sides[0], {})[sides[1]] = win_rates(verdicts(*sides, _common(answers, sides)))
     figures = {name: storage.read_checksummed(run.dir / name / "eval.json") for name in names}
     found = {**described, "models": figures, "versus": versus}
     storage.write_json(run.dir / FOLDER / f"report_{judge}.json", found)

@@ -25,8 +25,8 @@ from selfreward_jax import config
 from selfreward_jax.cli import args
 from selfreward_jax.config import validate
 from selfreward_jax.llm.hf_config import ModelFormatError
-from selfreward_jax.memory.collectives import found, summed
-from selfreward_jax.memory.models import described
+from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
+from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.programs import NAMES, Program, programs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
@@ -69,7 +69,7 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
         if not (cfg.data.ift or cfg.data.ift_rows):
             cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
         validate.check(cfg, batch_divisor(mesh), "tpu")
-        lowered = programs(cfg, described(cfg), mesh, tokens or cfg.model.max_length, only)
+        lowered = programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only)
         rows = []
         for program in lowered:
             rows.append(measured(program, topology, mesh))
@@ -120,16 +120,16 @@ def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
             raise
         return row | {
             "fits": False,
-            "peak": _refused(str(error), sum(program.bytes.values()), program.beside),
+            "peak": _refused(str(error), sum(program.bytes.values()), program.resident_bytes),
             "collectives": {},
         }
     memory = compiled.memory_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    peak += program.beside
+    peak += program.resident_bytes
     row["bytes"]["temporaries"] = max(0, peak - sum(program.bytes.values()))
     fits = peak <= USABLE * row["hbm"]
-    return row | {"fits": fits, "peak": peak, "collectives": summed(found(compiled.as_text()))}
+    return row | {"fits": fits, "peak": peak, "collectives": totals_by_kind(parse_collectives(compiled.as_text()))}
 
 
 def _refused(said: str, known: int, beside: int) -> int:

@@ -20,16 +20,16 @@ Scores = Sequence[float]
 COLUMNS = tuple("right wrong tied exact orderable fives best_fives spearman kendall correlated missing".split())
 
 
-def parts(instructions: Sequence[tuple[Scores, Sequence[float | None]]]) -> np.ndarray:
+def per_prompt_stats(instructions: Sequence[tuple[Scores, Sequence[float | None]]]) -> np.ndarray:
     """What each instruction adds to the figures, [instructions, COLUMNS], float64.
 
     Args:
       instructions: for each, the true scores and the judge's scores of its answers.
     """
-    return np.array([_parts(truth, judged) for truth, judged in instructions], float).reshape(-1, len(COLUMNS))
+    return np.array([_prompt_stats(truth, judged) for truth, judged in instructions], float).reshape(-1, len(COLUMNS))
 
 
-def _parts(truth: Scores, judged: Sequence[float | None]) -> list[float]:
+def _prompt_stats(truth: Scores, judged: Sequence[float | None]) -> list[float]:
     kept = [(t, j) for t, j in zip(truth, judged, strict=True) if j is not None]
     signs = [(a[0] - b[0]) * (a[1] - b[1]) for a, b in combinations(kept, 2) if a[0] != b[0]]
     right, wrong, tied = (sum(map(test, signs)) for test in (lambda s: s > 0, lambda s: s < 0, lambda s: s == 0))
@@ -51,7 +51,7 @@ def _parts(truth: Scores, judged: Sequence[float | None]) -> list[float]:
     ]
 
 
-def ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
+def metrics_from_sums(sums: np.ndarray) -> dict[str, np.ndarray]:
     """The figures of sums of COLUMNS [..., COLUMNS]; nan where there is nothing to divide by.
 
     pairwise_accuracy: share of pairs, among those the truth orders, that the judge orders the same way; a
@@ -82,10 +82,10 @@ def agreement(instructions: Sequence[tuple[Scores, Sequence[float | None]]]) -> 
     """The judge's agreement with the truth: the figures of `ratios` (None where there is nothing to divide by) and
     three counts: `fives`, answers the judge gives a 5; `constant`, instructions without a rank correlation;
     `missing`, answers without a score."""
-    table = parts(instructions)
+    table = per_prompt_stats(instructions)
     sums = table.sum(0)
     fives, correlated, missing = (int(sums[COLUMNS.index(name)]) for name in ("fives", "correlated", "missing"))
-    found = {name: None if math.isnan(value) else float(value) for name, value in ratios(sums).items()}
+    found = {name: None if math.isnan(value) else float(value) for name, value in metrics_from_sums(sums).items()}
     return found | {"fives": fives, "constant": len(table) - correlated, "missing": missing}
 
 
@@ -93,7 +93,7 @@ def intervals(
     instructions: Sequence[tuple[Scores, Sequence[float | None]]],
 ) -> dict[str, list[float] | None]:
     """95 % intervals of the figures of `ratios`, by the bootstrap over instructions."""
-    return bootstrap.intervals(parts(instructions), ratios)
+    return bootstrap.intervals(per_prompt_stats(instructions), metrics_from_sums)
 
 
 def ranks(x: Scores) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 from selfreward_jax.evaluate import bootstrap
 
 
-def record(verdicts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def win_rates(verdicts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Wins, ties and losses.
 
     Args:

@@ -61,7 +61,7 @@ def answer_figures(rows: list[Row], has_oracle: bool) -> dict[str, Any]:
 def versus(directory: Any, models: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Head to head of each model with every other, from their answers in the working directory."""
     rows = {m: JsonlArtifact(directory / m / "eval_answers.jsonl").rows() for m in models}
-    return {a: {b: head_to_head.record(by_oracle(rows[a], rows[b])) for b in models if b != a} for a in models}
+    return {a: {b: head_to_head.win_rates(by_oracle(rows[a], rows[b])) for b in models if b != a} for a in models}
 
 
 def by_oracle(ours: list[Row], theirs: list[Row]) -> list[list[int]]:

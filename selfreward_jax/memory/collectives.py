@@ -28,7 +28,7 @@ class Collective(NamedTuple):
     times: int
 
 
-def found(text: str) -> list[Collective]:
+def parse_collectives(text: str) -> list[Collective]:
     """The collectives of a program, from `compiled.as_text()`.
 
     What stands in a loop that counts up to a constant runs that often; in any other loop it is counted as once, such as
@@ -91,7 +91,7 @@ def _collective(line: str) -> tuple[str, Collective] | None:
     return known_by, Collective(op[2], sum(map(math.prod, shapes)), max(n for _, n in shapes), 0)
 
 
-def summed(collectives: list[Collective]) -> dict[str, dict[str, int]]:
+def totals_by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:
     """For each kind: how many run, and the bytes of their results on each device, a step."""
     total: dict[str, dict[str, int]] = {}
     for kind, size, _, times in collectives:

@@ -10,7 +10,7 @@ from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.rotary import RopeScaling
 
-KNOWN = {
+KNOWN_MODELS = {
     "SmolLM2-135M": LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, 1e5, tie_embeddings=True),
     "TinyLlama-1.1B": LlamaConfig(32000, 2048, 22, 32, 4, 64, 5632, tie_embeddings=False),
     "Llama-3.1-8B": LlamaConfig(
@@ -23,7 +23,7 @@ KNOWN = {
 }
 
 
-def described(cfg: ConfigDict) -> LlamaConfig | None:
+def known_config(cfg: ConfigDict) -> LlamaConfig | None:
     """The model of model.init: of its folder if it is there, else by its name. None where there is no model.init.
 
     Raises:
@@ -36,9 +36,9 @@ def described(cfg: ConfigDict) -> LlamaConfig | None:
     if "://" not in init and ":" not in init and (folder := epath.Path(init)).exists():
         return read_config(folder)[0]
     name = PurePosixPath(init.split("@")[0]).name
-    if name not in KNOWN:
+    if name not in KNOWN_MODELS:
         raise ConfigError(
             f"model.init is {init!r}, which is no folder here, and its shapes are not known by name: give the folder "
-            f"(its config.json is enough), or one of {', '.join(KNOWN)}"
+            f"(its config.json is enough), or one of {', '.join(KNOWN_MODELS)}"
         )
-    return KNOWN[name]
+    return KNOWN_MODELS[name]

@@ -36,7 +36,7 @@ class Program(NamedTuple):
     shapes: str
     lowered: jax.stages.Lowered
     bytes: dict[str, int]
-    beside: int = 0
+    resident_bytes: int = 0
 
 
 MANY = 1 << 30  # requests: more than there are places
@@ -170,7 +170,7 @@ def _dpo_batch(settings: Any, mesh: Mesh, width: int) -> dict[str, Any]:
     return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 
 
-class Drawn(NamedTuple):
+class DecodeShape(NamedTuple):
     """What a stage draws at its longest: prompts at work together, their length, samples of each, new tokens."""
 
     places: int
@@ -184,7 +184,7 @@ class Drawn(NamedTuple):
         return self.places * (self.length + self.samples * self.max_new)
 
 
-def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
+def decode_shape(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
     """Every stage that draws samples, from more prompts than there are places. Beginnings that prompts share are
     counted as if they did not."""
     c = cfg
@@ -201,7 +201,7 @@ def drawn(cfg: ConfigDict, mesh: Mesh) -> list[Drawn]:
     if c.compare.form == "pairwise":
         draws.append((1, c.compare.max_new))
     return [
-        Drawn(
+        DecodeShape(
             num_prompt_slots(MANY, c.generate.rows, samples, mesh),
             padded_length(c.model.max_length - new),
             samples,
@@ -241,7 +241,7 @@ def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted
     def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, len(shape)))
 
-    held, stages = held | {"params": on_device(params)}, drawn(cfg, mesh)
+    held, stages = held | {"params": on_device(params)}, decode_shape(cfg, mesh)
     P, S, G, W = max(stages, key=lambda d: d.cached)
     if "prefill" in wanted:
         R, T = max(((prefill_batch_size(MANY, d.places, d.length, mesh), d.length) for d in stages), key=math.prod)

@@ -36,7 +36,7 @@ _STYLE: dict[str, Any] = {
     "axes.titlecolor": COLOURS["ink"],
 }
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-MOST_POINTS = 200  # of a curve
+MAX_POINTS = 200  # of a curve
 
 Curve = Sequence[tuple[int, float]]
 
@@ -118,7 +118,7 @@ def curves(found: Mapping[str, Curve], label: str) -> str:
 
 
 def _thinned(points: Curve) -> np.ndarray:
-    parts = np.array_split(np.asarray(points, float), min(MOST_POINTS, len(points)))
+    parts = np.array_split(np.asarray(points, float), min(MAX_POINTS, len(points)))
     return np.array([part.mean(0) for part in parts]).T
 
 

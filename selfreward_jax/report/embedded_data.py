@@ -13,11 +13,11 @@ from selfreward_jax.telemetry.escape import escape
 
 Row = dict[str, Any]
 
-MOST_CHARACTERS = 4000  # of a text that is shown
-MOST_BYTES = 4_000_000  # of all blocks together
+MAX_CHARACTERS = 4000  # of a text that is shown
+MAX_BYTES = 4_000_000  # of all blocks together
 PAIRS_SHARE = 0.6  # of them for the pairs without their votes
 ANSWERS_SHARE = 0.15
-PAIRS_A_BLOCK = 100  # whose votes are unpacked together
+PAIRS_PER_BLOCK = 100  # whose votes are unpacked together
 
 
 def packed(value: Any) -> str:
@@ -28,8 +28,8 @@ def packed(value: Any) -> str:
 
 def shown(text: str) -> str:
     """A text as the page has it: inert, and cut where it is too long to read."""
-    if len(text) > MOST_CHARACTERS:
-        text = f"{text[:MOST_CHARACTERS]} […{len(text) - MOST_CHARACTERS:,} more characters]"
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]} […{len(text) - MAX_CHARACTERS:,} more characters]"
     return escape(text)
 
 
@@ -45,17 +45,17 @@ def pairs(rounds: Mapping[str, Mapping[str, Sequence[Row]]]) -> dict[str, Any]:
       pairs in the block; voted: pairs with their votes}. What does not fit is left out evenly.
     """
     rows = [row for of in rounds.values() for row in of["pairs"]]
-    kept, block = _fitting(rows, _columns, MOST_BYTES * PAIRS_SHARE)
+    kept, block = _fitting(rows, _columns, MAX_BYTES * PAIRS_SHARE)
     votes = {name: _votes(of) for name, of in rounds.items()}
-    room = MOST_BYTES * (1 - ANSWERS_SHARE) - len(block)
-    count = -(-len(kept) // PAIRS_A_BLOCK)
+    room = MAX_BYTES * (1 - ANSWERS_SHARE) - len(block)
+    count = -(-len(kept) // PAIRS_PER_BLOCK)
     voted: dict[int, str] = {}
     for index in sorted(range(count), key=lambda i: (i % 8, i)):  # from everywhere, while there is room
-        part = kept[index * PAIRS_A_BLOCK : (index + 1) * PAIRS_A_BLOCK]
+        part = kept[index * PAIRS_PER_BLOCK : (index + 1) * PAIRS_PER_BLOCK]
         made = packed([votes[row["id"].partition("/")[0]](row) for row in part])
         if len(made) <= room:
             voted[index], room = made, room - len(made)
-    number = sum(len(kept[i * PAIRS_A_BLOCK : (i + 1) * PAIRS_A_BLOCK]) for i in voted)
+    number = sum(len(kept[i * PAIRS_PER_BLOCK : (i + 1) * PAIRS_PER_BLOCK]) for i in voted)
     return {"pairs": block, "votes": voted, "count": len(rows), "kept": len(kept), "voted": number}
 
 
@@ -94,7 +94,7 @@ def answers(models: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         ]
         return {"models": list(models), "prompts": [shown(row["prompt"]) for row in rows], "said": said}
 
-    kept, block = _fitting(common, table, MOST_BYTES * ANSWERS_SHARE)
+    kept, block = _fitting(common, table, MAX_BYTES * ANSWERS_SHARE)
     return {"block": block, "count": len(common), "kept": len(kept)}
 
 

@@ -16,7 +16,7 @@ from selfreward_jax import storage
 from selfreward_jax.method.round_checks import CHECKS
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, summary, time_report
-from selfreward_jax.report.tables import BESIDE, JUDGE
+from selfreward_jax.report.tables import EXTRA_COLUMNS, JUDGE
 from selfreward_jax.runs.run import Run
 from selfreward_jax.telemetry.escape import escape
 
@@ -95,15 +95,15 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
         steps=_steps(models),
         charts=[Markup(svg) for svg in _charts(found, rows["answers"])],
         training=[(name, [Markup(svg) for svg in of]) for name, of in _training(about["log"]).items()],
-        judge=JUDGE | BESIDE,
+        judge=JUDGE | EXTRA_COLUMNS,
         paper=PAPER,
         guards=CHECKS,
-        spent=time_report.summed(about["log"]),
+        spent=time_report.summarize(about["log"]),
         kinds=time_report.KINDS,
         totals=time_report.totals,
         pairs=pairs,
         answers=answers,
-        a_block=embedded_data.PAIRS_A_BLOCK,
+        a_block=embedded_data.PAIRS_PER_BLOCK,
     )
 
 

@@ -10,7 +10,7 @@ from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import ModelFormatError
-from selfreward_jax.memory.models import described
+from selfreward_jax.memory.models import known_config
 from selfreward_jax.report import time_report
 from selfreward_jax.runs.run import Run, model_of
 from selfreward_jax.train import trainer
@@ -25,7 +25,7 @@ class Stage(NamedTuple):
     tokens: int = 0
 
 
-def planned(cfg: Any) -> list[Stage]:
+def planned_stages(cfg: Any) -> list[Stage]:
     """The stages of a run in their order; rows and tokens are at most so many, 0 where the data decide."""
     d, e, j, own = cfg.data, cfg.evaluate, cfg.judge, bool(cfg.data.ift)
 
@@ -66,7 +66,7 @@ def planned(cfg: Any) -> list[Stage]:
 
 def plan(r: Run) -> list[str]:
     """The plan as lines."""
-    made = {(s.model, s.name): manifest for s in planned(r.cfg) if (manifest := _manifest(r, s)) is not None}
+    made = {(s.model, s.name): manifest for s in planned_stages(r.cfg) if (manifest := _manifest(r, s)) is not None}
     took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.dir)["stages"].items()}  # over all starts
     seconds_of = {(model, name): took.get(f"{model} {name}", 0.0) for model, name in made}
     pace = {
@@ -76,7 +76,7 @@ def plan(r: Run) -> list[str]:
     }
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
     left, unknown = 0.0, []
-    for s in planned(r.cfg):
+    for s in planned_stages(r.cfg):
         found = made.get((s.model, s.name))
         if found is not None:
             cells = f"{found.get('rows', 0):9,} {found.get('tokens', 0):12,} {seconds_of[s.model, s.name]:9.1f}  done"
@@ -114,7 +114,7 @@ def _memory(r: Run) -> list[str]:
 
 def _held(r: Run) -> list[str]:
     c = r.cfg
-    shape = [described(c), c.tokenizer.vocab_size, r.mesh.devices.flat[0].platform]
+    shape = [known_config(c), c.tokenizer.vocab_size, r.mesh.devices.flat[0].platform]
     cfg, adapted = model_of(c, *shape), model_of(c, *shape, adapters=True)
     whole, trained = llama.param_specs(cfg), llama.abstract_params(lora.trainable_specs(adapted), "float32")
     moments = jax.eval_shape(trainer.make_optimizer(c.optimizer).init, trained)

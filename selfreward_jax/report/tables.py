@@ -10,7 +10,7 @@ JUDGE = {
     "spearman": "spearman",
     "kendall": "kendall",
 }
-BESIDE = {"(length)": "length_accuracy", "parsed": "parse_rate", "ties": "tie_rate"}
+EXTRA_COLUMNS = {"(length)": "length_accuracy", "parsed": "parse_rate", "ties": "tie_rate"}
 
 
 def short(models: dict[str, Any]) -> list[str]:
@@ -62,7 +62,7 @@ def head_to_head(versus: dict[str, dict[str, Any]], by: str = "") -> list[str]:
 
 def judges(models: dict[str, Any]) -> list[str]:
     """The paper's reward-model table; beside it calling the longer answer better, readable votes, and ties."""
-    columns = JUDGE | BESIDE
+    columns = JUDGE | EXTRA_COLUMNS
     lines = ["", "judge        " + "  ".join(f"{c:>8s}" for c in columns)]
     for name, of in models.items():
         cells = [of["judge"][field] for field in columns.values()]

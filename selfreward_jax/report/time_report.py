@@ -7,12 +7,12 @@ from typing import Any
 
 from etils import epath
 
-OWN = {
+STAGE_KINDS = {
     "training": ("base", "sft", "dpo"),
     "sampling": ("prompts", "candidates", "answers", "drawn"),
     "judging": ("judgements", "canaries", "judged"),
 }
-KINDS = (*OWN, "compiling", "saving", "loading", "waiting", "other")
+KINDS = (*STAGE_KINDS, "compiling", "saving", "loading", "waiting", "other")
 
 
 def read(workdir: epath.Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
       {starts, peak_memory_bytes, stages: {stage: {kind: seconds}}, lost: {stage: {kind: seconds}}}, kinds as in
       `KINDS`; the peak is of all processes that wrote the log.
     """
-    return summed(events(workdir / "log.jsonl"))
+    return summarize(events(workdir / "log.jsonl"))
 
 
 def events(log: epath.Path) -> Iterator[dict[str, Any]]:
@@ -37,7 +37,7 @@ def events(log: epath.Path) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def summed(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def summarize(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The same of the log's events."""
     starts = peak = 0
     kept: dict[str, Counter] = {}
@@ -51,7 +51,7 @@ def summed(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for stage, kinds in event.get("spent", {}).items():
             of = pending.setdefault(stage, Counter())
             for kind, seconds in kinds.items():
-                of[kind or own(stage)] += seconds
+                of[kind or stage_kind(stage)] += seconds
         if event.get("kept"):
             _move(pending, kept, [stage for stage in event["spent"] if stage in pending])
     _move(pending, lost, list(pending))
@@ -69,10 +69,10 @@ def _plain(of: dict[str, Counter]) -> dict[str, dict[str, float]]:
     }
 
 
-def own(stage: str) -> str:
+def stage_kind(stage: str) -> str:
     """What a stage's own work is."""
     last = stage.replace("_", " ").rpartition(" ")[2]
-    return next((kind for kind, names in OWN.items() if last in names), "other")
+    return next((kind for kind, names in STAGE_KINDS.items() if last in names), "other")
 
 
 def totals(stages: dict[str, dict[str, float]]) -> dict[str, float]:

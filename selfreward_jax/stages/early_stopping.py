@@ -4,7 +4,7 @@
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.evaluate.head_to_head import record
+from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.pairwise_eval import compare
 from selfreward_jax.stages.self_reward import answer, answer_with
@@ -55,7 +55,7 @@ class EarlyStopping:
         sides = [run.rows(self.name, stage).rows() for stage in (ours, theirs)]
         verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))
         run.release()
-        found = record(verdicts)
+        found = win_rates(verdicts)
         kept = found["win"] > found["lose"]
         if kept:
             checkpoints.save_step(self.run.dir / self.name / "best", step, params)

@@ -36,8 +36,8 @@ IFT_FAULT = 0.5
 EFT_FAULTS = (0.1, 0.3, 0.6)
 # One judged answer in so many says nothing: it is one of these, or the request again. A judge that has never seen such
 # an answer makes up what to praise in it.
-NOTHING_EVERY = 32
-NOTHING = ("", "Hello.", "I do not know.")
+DEGENERATE_EVERY = 32
+DEGENERATE_RESPONSES = ("", "Hello.", "I do not know.")
 
 
 class Request(NamedTuple):
@@ -156,9 +156,9 @@ def eft_rows(count: int, rng: random.Random, form: str = "points") -> list[Row]:
         request = write_request(rng)
         answer = write_answer(request, rng.choice(EFT_FAULTS), rng)
         text, (judgement, score) = answer.text, write_judgement(request, answer, form)
-        if number % NOTHING_EVERY == 0:
-            kinds = (*NOTHING, request.text)
-            text, (judgement, score) = kinds[number // NOTHING_EVERY % len(kinds)], write_dismissal(form)
+        if number % DEGENERATE_EVERY == 0:
+            kinds = (*DEGENERATE_RESPONSES, request.text)
+            text, (judgement, score) = kinds[number // DEGENERATE_EVERY % len(kinds)], write_dismissal(form)
         rows.append({"prompt": request.text, "response": text, "judgement": judgement, "score": score})
     return rows
 
