@@ -51,11 +51,11 @@ def oracle_judge(run: Run, t: int) -> None:
         except ValueError:
             return []
 
-    out = run.rows(f"m{t}", "judgements")
+    out = run.jsonl(f"m{t}", "judgements")
     if out.manifest is not None:
         return
     rows = []
-    for answer in finished_responses(run.rows(f"m{t}", "candidates").rows()):
+    for answer in finished_responses(run.jsonl(f"m{t}", "candidates").rows()):
         earned = votes(answer)
         score = sum(earned) / len(earned) if earned else None
         rows.append({"id": answer["id"], "score": score, "votes": [{"text": "", "score": v} for v in earned]})

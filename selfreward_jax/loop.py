@@ -44,9 +44,9 @@ def run(
     """
     timing.restart()
     r = Run(cfg, workdir, accept_changes=accept_changes)
-    with lock.workdir_lock(r.dir):
-        r.begin()
-        log_line(f"workdir {r.dir}, seed {cfg.seed}, up to m{cfg.iterations}")
+    with lock.workdir_lock(r.workdir):
+        r.start()
+        log_line(f"workdir {r.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
         while True:
             try:
                 return _made(r, judge)
@@ -59,7 +59,7 @@ def run(
                 if not moved:
                     raise
                 storage.warn(f"{error.why}; set aside as {' and '.join(moved)}, to be made anew")
-                r.release()
+                r.drop_engine()
                 timing.restart()
 
 
@@ -85,7 +85,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         stages.check_inputs(r)
         yield stages.seed(r)
     except (TemplateError, ModelFormatError, DataError, ConfigError):
-        r.disclaim()  # a mended file may come back to the same directory
+        r.rollback()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)
     yield stages.base(r)
@@ -100,7 +100,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         before = compile_cache.count()
         stages.check_judge(r, f"m{t - 1}")
         yield stages.prompts(r, t)
-        asked = r.rows(f"m{t}", "prompts").rows()
+        asked = r.jsonl(f"m{t}", "prompts").rows()
         yield stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
         yield judge(r, t)
         stages.pairs(r, t)
@@ -114,12 +114,12 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
 def evaluate(r: Run, name: str) -> None:
     """NAME/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
     split = r.cfg.evaluate.split
-    if storage.read_checksummed(r.dir / name / "eval.json") is not None:
+    if storage.read_checksummed(r.workdir / name / "eval.json") is not None:
         return
-    asked = r.rows("seed", split).rows()
-    ranked = r.rows("seed", f"ranked_{split}").rows()
+    asked = r.jsonl("seed", split).rows()
+    ranked = r.jsonl("seed", f"ranked_{split}").rows()
     stages.answer_best(r, name, asked, r.cfg.evaluate, name, "eval_answers")
     stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
-    figures = measure.answer_figures(r.rows(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
-    figures["judge"] = measure.judge_figures(ranked, r.rows(name, "eval_judgements").rows())
-    storage.write_checksummed(r.dir / name / "eval.json", figures)
+    figures = measure.answer_figures(r.jsonl(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
+    figures["judge"] = measure.judge_figures(ranked, r.jsonl(name, "eval_judgements").rows())
+    storage.write_checksummed(r.workdir / name / "eval.json", figures)

@@ -53,7 +53,7 @@ def test_the_key_that_it_names_is_the_one_that_was_used(finished_run, capsys):
         key = jax.random.fold_in(key, stable_hash32(name))
         assert f"{stable_hash32(name)} ({name})" in said
     run = Run.reopen(str(finished_run))
-    expected = jax.random.fold_in(run.key("m2", "candidates"), stable_hash32(pair))
+    expected = jax.random.fold_in(run.stage_key("m2", "candidates"), stable_hash32(pair))
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected))
 
 
@@ -78,7 +78,7 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07 \u202eright to left \x00\x9b2J\r\ud800 <s
 def test_what_a_model_wrote_is_shown_and_not_obeyed(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    kept = JsonlArtifact(Run.reopen(str(workdir)).dir / "m2" / "candidates.jsonl")
+    kept = JsonlArtifact(Run.reopen(str(workdir)).workdir / "m2" / "candidates.jsonl")
     made = kept.rows()
     made[0]["responses"][0]["text"] = HOSTILE.replace("\ud800", "")
     kept.finish(made)
@@ -115,4 +115,4 @@ def test_a_manifest_that_was_changed_is_told(finished_run, tmp_path):
     code, err = ended(explain, f"--workdir={workdir}", f"--pair={rows(finished_run, 'pairs')[0]['id']}")
     assert code == 2
     assert "m1/manifest.json" in err
-    assert read_checksummed(Run.reopen(str(finished_run)).dir / "m1" / "manifest.json")
+    assert read_checksummed(Run.reopen(str(finished_run)).workdir / "m1" / "manifest.json")

@@ -19,7 +19,7 @@ from selfreward_jax.cli import export, generate
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
-from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.loading import load_model
 
 PROMPT = "This is Hanna. Which five instruments would suit my story?"
 
@@ -33,7 +33,7 @@ def exported(finished_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(finished_run, exported):
-    return open_model(str(finished_run), "m2"), open_model(str(exported))
+    return load_model(str(finished_run), "m2"), load_model(str(exported))
 
 
 def test_the_exported_model_is_the_model(both):
@@ -53,7 +53,7 @@ def test_the_folder_holds_what_other_programs_look_for(exported):
     assert {"chat_template.jinja", "Modelfile", "README.md", "model.safetensors.index.json"} <= names
     index = json.loads((exported / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {n for n in names if n.endswith(".safetensors")}
-    assert index["metadata"]["total_size"] == 4 * sum(x.size for x in jax.tree.leaves(open_model(str(exported)).params))
+    assert index["metadata"]["total_size"] == 4 * sum(x.size for x in jax.tree.leaves(load_model(str(exported)).params))
     modelfile = (exported / "Modelfile").read_text()
     assert 'TEMPLATE """<|user|>{{ .Prompt }}<|end|><|assistant|>{{ .Response }}<|end|>"""' in modelfile
     assert 'PARAMETER stop "<|end|>"' in modelfile
@@ -214,7 +214,7 @@ def test_a_workdir_answers_too_and_raw_text_is_continued(finished_run, tmp_path)
     ]
     assert ended(generate, *argv, "--logprobs")[0] == 0
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
-    model = open_model(str(finished_run), "m0")
+    model = load_model(str(finished_run), "m0")
     ids = model.chat.encode_prefix("Among the birds are")
     for drawn in row["responses"][0]["ids"]:
         assert drawn == int(Llama(model.cfg).apply({"params": model.params}, np.array([ids]))[0, -1].argmax())

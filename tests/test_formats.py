@@ -12,7 +12,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.data.readers import DataError
 from selfreward_jax.integrations import formats
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.loading import load_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 
 INSTRUCTIONS = [
@@ -149,7 +149,7 @@ def test_each_turn_is_answered_with_the_conversation_so_far(exported, tmp_path):
     assert code == 0, err
     made = read_lines(tmp_path / "ours.jsonl")
     assert [(r["question_id"], r["model_id"]) for r in made] == [(81, "m2"), (82, "m2")]
-    model = open_model(str(exported))
+    model = load_model(str(exported))
     engine = Engine(model.cfg, model.params, model.chat, model.mesh, max_concurrent=1, max_length=model.max_length)
     for question, row in zip(QUESTIONS, made, strict=True):
         assert [c["index"] for c in row["choices"]] == [0, 1]

@@ -13,7 +13,7 @@ from etils import epath
 
 from selfreward_jax.cli.export import main as export
 from selfreward_jax.llm.llama import Llama
-from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.loading import load_model
 from selfreward_jax.train import logprobs as token_scores
 
 TEXTS = ["This is Hanna.", " two  spaces ", "a<|end|>b<bos>c", "<bos><|user|>Hi.<|end|><|assistant|>", "é\n\nü"]
@@ -233,7 +233,7 @@ def test_a_text_has_the_ids_that_transformers_gives_it(harness, exported, tmp_pa
 
 
 def test_a_model_is_opened_by_its_run_or_by_its_folder(harness, finished_run, exported):
-    saved = open_model(str(finished_run), "m2")
+    saved = load_model(str(finished_run), "m2")
     for lm in (harness.HarnessLM(str(finished_run), "m2"), harness.HarnessLM(str(exported))):
         assert (lm.max_length, lm.eot_token_id) == (saved.max_length, saved.chat.tokenizer.controls["<eos>"])
         assert "/" not in lm.tokenizer_name

@@ -265,9 +265,9 @@ def test_a_models_parameters_are_the_merged_ones(made):
 def test_merging_leaves_what_it_is_given(workdir):
     run = Run.reopen(str(workdir))
     run.cfg.lora.rank = run.cfg.model.dim  # a factor as large as a matrix, into whose memory a result fits
-    declared = lora.adapter_specs(run.llama(adapters=True))
-    trained = run.made(lambda key: llama.init_params(key, declared, "float32"), declared, "m1")
-    run.whole(trained)
+    declared = lora.adapter_specs(run.model_config(adapters=True))
+    trained = run.init_params(lambda key: llama.init_params(key, declared, "float32"), declared, "m1")
+    run.merge_lora(trained)
     assert not any(x.is_deleted() for x in jax.tree.leaves(trained))
 
 

@@ -17,7 +17,7 @@ from environment import simulated
 from test_loop import MARKS
 
 from selfreward_jax.cli import export
-from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.loading import load_model
 
 # From a model that can judge, as the paper starts from Llama 2, and at rates that move its weights by a tenth and keep
 # the last bit of a sum the last bit of a weight. From random weights, at the rates that they need, it grows a hundred
@@ -86,7 +86,7 @@ def alone(gentle, tmp_path_factory):
 
 
 def weights_of(workdir, model):
-    return [np.asarray(w) for w in jax.tree.leaves(open_model(str(workdir), model).params)]
+    return [np.asarray(w) for w in jax.tree.leaves(load_model(str(workdir), model).params)]
 
 
 def assert_equal_runs(workdir, alone):

@@ -10,7 +10,7 @@ from etils import epath
 
 from selfreward_jax.cli import export
 from selfreward_jax.config import ConfigError
-from selfreward_jax.runs.loading import find_model
+from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import _pin_writer
 from selfreward_jax.storage import write_checksummed
@@ -18,21 +18,21 @@ from selfreward_jax.storage import write_checksummed
 
 def test_a_model_is_what_it_is_wherever_it_lies(finished_run, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy", ignore=shutil.ignore_patterns("*.jsonl"))
-    assert find_model(str(finished_run)) == find_model(str(copy)) == find_model(str(copy), "m2")
-    (_, last), (name, first) = find_model(str(finished_run)), find_model(str(finished_run), "m1")
+    assert resolve_model(str(finished_run)) == resolve_model(str(copy)) == resolve_model(str(copy), "m2")
+    (_, last), (name, first) = resolve_model(str(finished_run)), resolve_model(str(finished_run), "m1")
     assert (name, last != first) == ("m1", True)
     with pytest.raises(ConfigError, match=r"\bm0, m1, m2\b.*\bm7\b"):
-        find_model(str(finished_run), "m7")
+        resolve_model(str(finished_run), "m7")
     with pytest.raises(ConfigError, match=str(tmp_path)):
-        find_model(str(tmp_path))
+        resolve_model(str(tmp_path))
 
 
 def test_an_exported_folder_is_known_by_what_it_holds(finished_run, tmp_path):
     for name in ("m1", "m2"):
         assert export.main(["export", f"--workdir={finished_run}", f"--model={name}", f"--to={tmp_path}/{name}"]) == 0
     shutil.copytree(tmp_path / "m1", tmp_path / "other" / "m1")
-    assert find_model(f"{tmp_path}/m1") == find_model(f"{tmp_path}/other/m1")
-    assert find_model(f"{tmp_path}/m1")[0] == "m1"
+    assert resolve_model(f"{tmp_path}/m1") == resolve_model(f"{tmp_path}/other/m1")
+    assert resolve_model(f"{tmp_path}/m1")[0] == "m1"
 
 
 def test_the_writer_of_the_first_round_writes_in_every_round(finished_run, tmp_path):

@@ -26,7 +26,7 @@ from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
-from selfreward_jax.runs.loading import find_model, open_model
+from selfreward_jax.runs.loading import resolve_model, load_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache
@@ -102,9 +102,9 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
     judge = judge or ("oracle" if _has_oracle(run) else (there or [""])[-1])
     for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
         if name not in there:
-            raise ConfigError(f"workdir {run.dir} holds {', '.join(there) or 'no trained model'}, not {name!r}")
+            raise ConfigError(f"workdir {run.workdir} holds {', '.join(there) or 'no trained model'}, not {name!r}")
     if not names:
-        raise ConfigError(f"workdir {run.dir} holds no trained model yet: run selfreward_jax.main to m1 first")
+        raise ConfigError(f"workdir {run.workdir} holds no trained model yet: run selfreward_jax.main to m1 first")
     if judge == "oracle" and not _has_oracle(run):
         raise ConfigError("--judge is 'oracle', but only the embedded world has one: give a model, or endpoint")
     if against and run.cfg.evaluate.best_of > 1:
@@ -115,7 +115,7 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
     verdicts, described = _judge(run, judge)
     for name in names:
         loop.evaluate(run, name)
-    answers = {name: run.rows(name, "eval_answers").rows() for name in names}
+    answers = {name: run.jsonl(name, "eval_answers").rows() for name in names}
     if against:
         guest, answers_of_guest = _answers_of(run, against, against_name)
         answers[guest] = answers_of_guest
@@ -126,9 +126,9 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
         for theirs in order[:i]:
             sides = (theirs, ours) if ours not in names else (ours, theirs)  # the guest stands second
             versus.setdefault(sides[0], {})[sides[1]] = win_rates(verdicts(*sides, _common(answers, sides)))
-    figures = {name: storage.read_checksummed(run.dir / name / "eval.json") for name in names}
+    figures = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
     found = {**described, "models": figures, "versus": versus}
-    storage.write_json(run.dir / FOLDER / f"report_{judge}.json", found)
+    storage.write_json(run.workdir / FOLDER / f"report_{judge}.json", found)
     return found
 
 
@@ -154,7 +154,7 @@ def _judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
         return lambda ours, theirs, answers: measure.by_oracle(answers[ours], answers[theirs]), {"judge": judge}
     if judge == "endpoint":
         # One for the whole evaluation: it counts what is paid for.
-        settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.dir / FOLDER / "endpoint.jsonl")
+        settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / FOLDER / "endpoint.jsonl")
         by = partial(stages.compare_by_endpoint, run, endpoint)
         described = {"judge": judge, "url": settings.url, "model": settings.model, "template": run.cfg.compare.template}
         return lambda ours, theirs, answers: by(answers[ours], answers[theirs], f"{ours} : {theirs}"), described
@@ -169,13 +169,13 @@ def _judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
 
 def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
     """Another model's answers to the held-out prompts of this run, under its name and what it is, wherever it lies."""
-    label = "-".join(find_model(path, name)).replace("/", "_")
-    if run.rows(FOLDER, f"{label}_answers").manifest is None:
-        run.release()
-        engine = open_model(path, name, like=run).engine(run.cfg.generate.rows, run.cfg.model.max_length)
-        asked = run.rows("seed", run.cfg.evaluate.split).rows()
+    label = "-".join(resolve_model(path, name)).replace("/", "_")
+    if run.jsonl(FOLDER, f"{label}_answers").manifest is None:
+        run.drop_engine()
+        engine = load_model(path, name, mesh_from=run).engine(run.cfg.generate.rows, run.cfg.model.max_length)
+        asked = run.jsonl("seed", run.cfg.evaluate.split).rows()
         stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
-    return label, run.rows(FOLDER, f"{label}_answers").rows()
+    return label, run.jsonl(FOLDER, f"{label}_answers").rows()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import DTYPES, ModelFormatError, stored_dtype, write_config
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import card
-from selfreward_jax.runs.loading import Saved, open_model
+from selfreward_jax.runs.loading import LoadedModel, load_model
 from selfreward_jax.storage.artifacts import JsonlArtifact, encode_rows
 
 
@@ -67,28 +67,28 @@ def write_pairs(options: argparse.Namespace, to: epath.Path) -> str:
 
 def write_model(options: argparse.Namespace, to: epath.Path) -> str:
     """Writes a model of the run, and says which."""
-    model = open_model(options.workdir, options.model)
-    write(model, to, options.dtype or stored_dtype(model.origin or {}), options.shard_gb * 1e9)
+    model = load_model(options.workdir, options.model)
+    write(model, to, options.dtype or stored_dtype(model.hf_config or {}), options.shard_gb * 1e9)
     return model.name
 
 
-def write(model: Saved, to: epath.Path, dtype: str, shard_bytes: float) -> None:
+def write(model: LoadedModel, to: epath.Path, dtype: str, shard_bytes: float) -> None:
     """Writes the whole folder beside `to`, and gives it its name when it is whole."""
     making = to.with_name(to.name + ".partial")
     if making.exists():
         making.rmtree()
     making.mkdir(parents=True)
     assert model.run is not None, "what is exported is a run's model"
-    write_tokenizer(making, model.chat, model.run.dir / "tokenizer", own=model.origin is None)
-    storage.write_json(making / "config.json", write_config(model.cfg, model.origin, dtype, **_token_facts(model)))
+    write_tokenizer(making, model.chat, model.run.workdir / "tokenizer", own=model.hf_config is None)
+    storage.write_json(making / "config.json", write_config(model.cfg, model.hf_config, dtype, **_token_facts(model)))
     hf.save(making, model.cfg, model.params, dtype, shard_bytes)
     (making / "Modelfile").write_text(modelfile(model.chat))
     (making / "README.md").write_text(card(model.run, model.name, dtype))
     making.rename(to)
 
 
-def _token_facts(model: Saved) -> dict[str, Any]:
-    if model.origin:
+def _token_facts(model: LoadedModel) -> dict[str, Any]:
+    if model.hf_config:
         return {}
     ids = model.chat.tokenizer.controls
     facts = {"max_position_embeddings": model.max_length, "eos_token_id": list(model.chat.stop_ids)}

@@ -25,7 +25,7 @@ from selfreward_jax.integrations import formats
 from selfreward_jax.integrations.formats import PromptRecord
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
-from selfreward_jax.runs.loading import Saved, open_model
+from selfreward_jax.runs.loading import LoadedModel, load_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry import compile_cache
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         options = _options(argv)
         compile_cache.enable(options.compile_cache)
         if options.interactive:
-            converse(open_model(options.model, options.name), options)
+            converse(load_model(options.model, options.name), options)
         else:
             answer_file(options)
     except (ConfigError, DataError, ModelFormatError, ChatError, storage.StorageError, OSError) as error:
@@ -81,7 +81,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _engine(model: Saved, options: argparse.Namespace, rows: int) -> Engine:
+def _engine(model: LoadedModel, options: argparse.Namespace, rows: int) -> Engine:
     return model.engine(rows, options.max_length or model.max_length, raw=not (options.chat or options.interactive))
 
 
@@ -99,7 +99,7 @@ def answer_file(options: argparse.Namespace) -> None:
     if out.path.exists():
         raise ConfigError(f"--out {options.out} is there already: give another name, or move it away")
     asked = formats.read_prompts(options.prompts, options.format)
-    model = open_model(options.model, options.name)
+    model = load_model(options.model, options.name)
     engine, how = _engine(model, options, options.rows), _sampling(options)
     for a in asked:
         prompt = a.turns[0] if options.format == "rows" else a.to_messages([""] * (len(a.turns) - 1))
@@ -124,7 +124,7 @@ def _check_room(engine: Engine, options: argparse.Namespace, name: str, prompt: 
 
 
 def _answer_rows(
-    out: JsonlArtifact, asked: Sequence[PromptRecord], model: Saved, engine: Engine, options: argparse.Namespace
+    out: JsonlArtifact, asked: Sequence[PromptRecord], model: LoadedModel, engine: Engine, options: argparse.Namespace
 ) -> None:
     """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     made: dict[str, Row] = {}
@@ -166,7 +166,7 @@ def answer_turns(
     return said
 
 
-def converse(model: Saved, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
+def converse(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
     """A conversation in the terminal: an empty line begins a new one, the end of input ends it all."""
     engine, how = _engine(model, options, rows=1), _sampling(options)._replace(samples=1)
     turns: list[tuple[str, str]] = []

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     except (ConfigError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
-    print(run.dir / "report.html")
+    print(run.workdir / "report.html")
     return 0
 
 

@@ -22,7 +22,7 @@ from selfreward_jax.llm.chat import Chat, render
 from selfreward_jax.llm.hf_config import read_json_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.sharding import batch_sharding, round_up, batch_divisor
-from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.loading import load_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.train.logprobs import token_logprobs_and_greedy
 
@@ -82,14 +82,14 @@ class HarnessLM(TemplateLM):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = open_model(path, name)
+        self.model = load_model(path, name)
         self.chat, self.seed = self.model.chat, seed
         self.max_length = min(max_length or self.model.max_length, self.model.max_length)
         self.max_gen_toks = min(256, self.max_length // 2)  # of tasks that do not say
         self.batch_size = round_up(int(batch_size), batch_divisor(self.model.mesh))
         self._source = f"{path}/{self.model.name}"
         folder = hub.resolve_model_dir(path) if path.startswith(hub.HUB_PREFIX) else epath.Path(path)
-        folder = self.model.run.dir / "tokenizer" if self.model.run else folder
+        folder = self.model.run.workdir / "tokenizer" if self.model.run else folder
         self.add_bos_token = begins_texts(folder, self.chat) if add_bos_token is None else add_bos_token
         pieces = sorted(self.chat.tokenizer.controls, key=len, reverse=True)
         self._controls = re.compile(f"({'|'.join(map(re.escape, pieces)) or '(?!)'})")

@@ -22,7 +22,7 @@ from selfreward_jax.parallel.sharding import (
     round_up,
     batch_divisor,
 )
-from selfreward_jax.runs.run import model_of
+from selfreward_jax.runs.run import build_model_config
 from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.batching import padded_length, num_prompt_slots, prefill_batch_size
 from selfreward_jax.train import dpo, sft, trainer
@@ -85,7 +85,7 @@ def on_device(tree: Any) -> int:
 
 
 def _model(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False) -> Any:
-    return model_of(cfg, found, cfg.tokenizer.vocab_size, mesh.devices.flat[0].platform, dropout, adapters)
+    return build_model_config(cfg, found, cfg.tokenizer.vocab_size, mesh.devices.flat[0].platform, dropout, adapters)
 
 
 class _Trained(NamedTuple):

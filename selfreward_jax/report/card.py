@@ -37,7 +37,7 @@ They are of this run alone, on its own held-out prompts.
 ## Settings
 
 ```json
-{json.dumps(storage.read_json(run.dir / "config.json"), indent=2, ensure_ascii=False)}
+{json.dumps(storage.read_json(run.workdir / "config.json"), indent=2, ensure_ascii=False)}
 ```
 """
 
@@ -56,14 +56,14 @@ def _history(run: Run, name: str) -> str:
 
 
 def _figures(run: Run, name: str) -> str:
-    found = storage.read_checksummed(run.dir / name / "eval.json")
+    found = storage.read_checksummed(run.workdir / name / "eval.json")
     if found is None:
         return "None: it was not measured."
     lines = ["| figure | value |", "|---|---|"]
     for part in ("oracle", "judge"):
         lines += [f"| {part} {k} | {v:.4g} |" for k, v in found.get(part, {}).items() if isinstance(v, int | float)]
     lines += [f"| {k} | {v:.4g} |" for k, v in found.items() if isinstance(v, int | float)]
-    versus: dict[str, Any] = (storage.read_json(run.dir / "summary.json") or {}).get("models", {}).get(name, {})
+    versus: dict[str, Any] = (storage.read_json(run.workdir / "summary.json") or {}).get("models", {}).get(name, {})
     for other, v in versus.get("versus", {}).items():
         lines.append(f"| against {other}: win, tie, lose | {v['win']:.3f}, {v['tie']:.3f}, {v['lose']:.3f} |")
     return "\n".join(lines)
@@ -75,6 +75,6 @@ def _hashes(run: Run, name: str) -> str:
     rounds = 0 if name == "sft" else int(name[1:])
     files += [(f"m{t}", s) for t in range(2, rounds + 1) for s in ("prompts", "judgements", "pairs")]
     for owner, stage in files:
-        if manifest := run.rows(owner, stage).manifest:
+        if manifest := run.jsonl(owner, stage).manifest:
             lines.append(f"| {owner}/{stage}.jsonl | {manifest['rows']} | `{manifest['sha256']}` |")
     return "\n".join(lines)

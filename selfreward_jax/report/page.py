@@ -60,7 +60,7 @@ class Page:
         try:
             with processes.local_only():
                 text = render(summary.gather(r), _rows(r), _about(r, said))
-                storage.write_atomic(r.dir / "report.html", text.encode())
+                storage.write_atomic(r.workdir / "report.html", text.encode())
         except Exception as error:  # files that are damaged are found, and made anew, where they are needed
             storage.warn(f"report.html is not written ({type(error).__name__}: {error})")
             return False
@@ -108,7 +108,7 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
 
 
 def _rows(r: Run) -> dict[str, Any]:
-    whole = lambda owner, stage: r.rows(owner, stage).rows() if r.rows(owner, stage).manifest else []  # noqa: E731
+    whole = lambda owner, stage: r.jsonl(owner, stage).rows() if r.jsonl(owner, stage).manifest else []  # noqa: E731
     names = r.models()
     rounds = [f"m{t}" for t in range(2, len(names) + 2) if whole(f"m{t}", "pairs")]
     answers = {name: rows for name in names if (rows := whole(name, "eval_answers"))}
@@ -118,19 +118,19 @@ def _rows(r: Run) -> dict[str, Any]:
 
 def _about(r: Run, said: str = "") -> dict[str, Any]:
     names = processes.broadcast_from_primary(
-        lambda: sorted([p.parent.name, p.name] for p in r.dir.glob("*/*.manifest.json"))
+        lambda: sorted([p.parent.name, p.name] for p in r.workdir.glob("*/*.manifest.json"))
     )
     files = [(owner, name.removesuffix(".manifest.json")) for owner, name in names]
     return {
-        "name": r.dir.name,
+        "name": r.workdir.name,
         "said": said,
-        "workdir": str(r.dir),
-        "settings": _flat(storage.read_json(r.dir / "config.json")),
+        "workdir": str(r.workdir),
+        "settings": _flat(storage.read_json(r.workdir / "config.json")),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "goal": f"m{r.cfg.iterations}",
-        "weights": {name: r.weights(name) for name in r.models()},
-        "files": [(f"{owner}/{name}.jsonl", r.rows(owner, name).manifest) for owner, name in files],
-        "log": list(time_report.events(r.dir / "log.jsonl")),
+        "weights": {name: r.weights_fingerprint(name) for name in r.models()},
+        "files": [(f"{owner}/{name}.jsonl", r.jsonl(owner, name).manifest) for owner, name in files],
+        "log": list(time_report.events(r.workdir / "log.jsonl")),
     }
 
 

@@ -12,7 +12,7 @@ from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.report import time_report
-from selfreward_jax.runs.run import Run, model_of
+from selfreward_jax.runs.run import Run, build_model_config
 from selfreward_jax.train import trainer
 
 
@@ -67,7 +67,9 @@ def planned_stages(cfg: Any) -> list[Stage]:
 def plan(r: Run) -> list[str]:
     """The plan as lines."""
     made = {(s.model, s.name): manifest for s in planned_stages(r.cfg) if (manifest := _manifest(r, s)) is not None}
-    took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.dir)["stages"].items()}  # over all starts
+    took = {
+        name: sum(kinds.values()) for name, kinds in time_report.read(r.workdir)["stages"].items()
+    }  # over all starts
     seconds_of = {(model, name): took.get(f"{model} {name}", 0.0) for model, name in made}
     pace = {
         name: s / made[model, name]["rows"]
@@ -100,8 +102,8 @@ def _most(count: int) -> str:
 
 def _manifest(r: Run, stage: Stage) -> dict[str, Any] | None:
     if stage.name in ("base", "sft", "dpo"):
-        return storage.read_checksummed(r.dir / stage.model / "manifest.json")
-    return r.rows(stage.model, stage.name).manifest
+        return storage.read_checksummed(r.workdir / stage.model / "manifest.json")
+    return r.jsonl(stage.model, stage.name).manifest
 
 
 def _memory(r: Run) -> list[str]:
@@ -115,7 +117,7 @@ def _memory(r: Run) -> list[str]:
 def _held(r: Run) -> list[str]:
     c = r.cfg
     shape = [known_config(c), c.tokenizer.vocab_size, r.mesh.devices.flat[0].platform]
-    cfg, adapted = model_of(c, *shape), model_of(c, *shape, adapters=True)
+    cfg, adapted = build_model_config(c, *shape), build_model_config(c, *shape, adapters=True)
     whole, trained = llama.param_specs(cfg), llama.abstract_params(lora.trainable_specs(adapted), "float32")
     moments = jax.eval_shape(trainer.make_optimizer(c.optimizer).init, trained)
     wide = jnp.dtype(cfg.dtype).itemsize

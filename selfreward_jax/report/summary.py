@@ -20,8 +20,8 @@ def write(r: Run) -> dict[str, Any]:
     """
     timing.commit()  # all is on disk
     r.flush_usage()
-    found = {**gather(r), **_time(r), "config": storage.read_json(r.dir / "config.json")}
-    storage.write_json(r.dir / "summary.json", found)
+    found = {**gather(r), **_time(r), "config": storage.read_json(r.workdir / "config.json")}
+    storage.write_json(r.workdir / "summary.json", found)
     if processes.is_primary():
         print("\n".join([*tables.short(found["models"]), "", time_report.line(found["time"])]), flush=True)
     return found
@@ -29,27 +29,27 @@ def write(r: Run) -> dict[str, Any]:
 
 def gather(r: Run) -> dict[str, Any]:
     """The figures of what is made so far: models, rounds, stages, seeds."""
-    names = [name for name in r.models() if storage.exists(r.dir / name / "eval.json")]
-    models = {name: storage.read_checksummed(r.dir / name / "eval.json") for name in names}
+    names = [name for name in r.models() if storage.exists(r.workdir / name / "eval.json")]
+    models = {name: storage.read_checksummed(r.workdir / name / "eval.json") for name in names}
     if not r.cfg.data.ift:
-        for name, others in measure.versus(r.dir, names).items():
+        for name, others in measure.versus(r.workdir, names).items():
             models[name]["versus"] = others
     rounds = takewhile(partial(_is_judged, r), (f"m{t}" for t in count(2)))
     return {
         "models": models,
         "rounds": {name: _round(r, name) for name in rounds},
         "stages": _stages(r, r.models()),
-        "seeds": storage.read_json(r.dir / "seed" / "report.json"),
-        "eft": (r.rows("seed", "eft").manifest or {}).get("counts"),
+        "seeds": storage.read_json(r.workdir / "seed" / "report.json"),
+        "eft": (r.jsonl("seed", "eft").manifest or {}).get("counts"),
     }
 
 
 def _is_judged(r: Run, name: str) -> bool:
-    return all(r.rows(name, stage).manifest for stage in ("prompts", "candidates", "judgements"))
+    return all(r.jsonl(name, stage).manifest for stage in ("prompts", "candidates", "judgements"))
 
 
 def _time(r: Run) -> dict[str, Any]:
-    found = time_report.read(r.dir)
+    found = time_report.read(r.workdir)
     kinds, lost = (time_report.totals(found[name]) for name in ("stages", "lost"))
     return {
         "seconds": sum(kinds.values()) + sum(lost.values()),
@@ -59,28 +59,28 @@ def _time(r: Run) -> dict[str, Any]:
 
 
 def _round(r: Run, name: str) -> dict[str, Any]:
-    prompts = r.rows(name, "prompts").manifest
+    prompts = r.jsonl(name, "prompts").manifest
     return {
         "prompts": {k: prompts[k] for k in ("rows", "attempts", "faults")},
-        "left_out": {n: (r.rows(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
-        "judge": judging.judge_stats(r.rows(name, "judgements").rows()),
-        "pairs": (r.rows(name, "pairs").manifest or {}).get("counts"),
-        "guards": storage.read_checksummed(r.dir / name / "guards.json"),
+        "left_out": {n: (r.jsonl(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
+        "judge": judging.judge_stats(r.jsonl(name, "judgements").rows()),
+        "pairs": (r.jsonl(name, "pairs").manifest or {}).get("counts"),
+        "guards": storage.read_checksummed(r.workdir / name / "guards.json"),
     }
 
 
 def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
     files = ("prompts", "candidates", "judgements", "pairs")
-    took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.dir)["stages"].items()}
+    took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.workdir)["stages"].items()}
     found = []
     for name in names:
         for stage in files:
-            if (manifest := r.rows(name, stage).manifest) is not None:
+            if (manifest := r.jsonl(name, stage).manifest) is not None:
                 found.append(_figures(name, stage, manifest, took))
-        if (manifest := storage.read_checksummed(r.dir / name / "manifest.json")) is not None:
+        if (manifest := storage.read_checksummed(r.workdir / name / "manifest.json")) is not None:
             found.append(_figures(name, manifest["stage"], manifest, took))
         for stage in ("eval_answers", "eval_judgements"):
-            if (manifest := r.rows(name, stage).manifest) is not None:
+            if (manifest := r.jsonl(name, stage).manifest) is not None:
                 found.append(_figures(name, stage, manifest, took))
     return found
 

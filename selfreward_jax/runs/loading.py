@@ -22,7 +22,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine
 
 
-class Saved(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model with all that is needed to use it."""
 
     name: str  # "m3", or the folder's
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
     mesh: Mesh
     sampling_mesh: Mesh
     max_length: int  # tokens
-    origin: dict[str, Any] | None  # config.json of the Hugging Face folder that it is, or was trained from
+    hf_config: dict[str, Any] | None  # config.json of the Hugging Face folder that it is, or was trained from
     run: Run | None
 
     def engine(self, rows: int, max_length: int, raw: bool = False) -> Engine:
@@ -43,7 +43,7 @@ class Saved(NamedTuple):
         return Engine(self.cfg, laid, self.chat, self.sampling_mesh, max_concurrent=rows, max_length=longest, raw=raw)
 
 
-def open_model(path: str, name: str = "", like: Run | None = None) -> Saved:
+def load_model(path: str, name: str = "", mesh_from: Run | None = None) -> LoadedModel:
     """Opens a model.
 
     Args:
@@ -57,16 +57,18 @@ def open_model(path: str, name: str = "", like: Run | None = None) -> Saved:
       HubError: the folder cannot be used.
     """
     if path.startswith(hub.HUB_PREFIX):
-        return _of_folder(hub.resolve_model_dir(path), like)
+        return _of_folder(hub.resolve_model_dir(path), mesh_from)
     if _is_folder(path):
-        return _of_folder(epath.Path(path), like)
-    run, name = _in_run(path, name, like.cfg.parallel if like else None)
-    origin = read_config(run.dir / "tokenizer")[1] if run.cfg.model.init else None
+        return _of_folder(epath.Path(path), mesh_from)
+    run, name = _in_run(path, name, mesh_from.cfg.parallel if mesh_from else None)
+    origin = read_config(run.workdir / "tokenizer")[1] if run.cfg.model.init else None
     meshes = run.mesh, run.sampling_mesh
-    return Saved(name, run.llama(), run.params(name), run.chat, *meshes, run.cfg.model.max_length, origin, run)
+    return LoadedModel(
+        name, run.model_config(), run.load_params(name), run.chat, *meshes, run.cfg.model.max_length, origin, run
+    )
 
 
-def find_model(path: str, name: str = "") -> tuple[str, str]:
+def resolve_model(path: str, name: str = "") -> tuple[str, str]:
     """The name of the model that `open_model` would open, and a digest of what it is, without loading it. The digest
     does not depend on where the model lies.
 
@@ -80,7 +82,7 @@ def find_model(path: str, name: str = "") -> tuple[str, str]:
         sizes = sorted((f.name, f.stat().length) for f in folder.glob("*.safetensors"))
         return folder.name, _digest((folder / "config.json").read_bytes(), repr(sizes).encode())
     run, name = _in_run(path, name)
-    return name, _digest(name.encode(), run.weights(name).encode())
+    return name, _digest(name.encode(), run.weights_fingerprint(name).encode())
 
 
 def _digest(*parts: bytes) -> str:
@@ -100,14 +102,16 @@ def _in_run(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[R
     return run, name or models[-1]
 
 
-def _of_folder(folder: epath.Path, like: Run | None) -> Saved:
+def _of_folder(folder: epath.Path, like: Run | None) -> LoadedModel:
     cfg, raw = read_config(folder)
     chat = read_chat(folder)
     cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype)
     mesh = like.mesh if like else make_mesh(replicas=num_slices(jax.devices()))
     params = hf.load(folder, cfg, _shardings(cfg, mesh, TRAINING))
     sampling = like.sampling_mesh if like else sampling_mesh(mesh)
-    return Saved(folder.name, cfg, params, chat, mesh, sampling, raw.get("max_position_embeddings", 2048), raw, None)
+    return LoadedModel(
+        folder.name, cfg, params, chat, mesh, sampling, raw.get("max_position_embeddings", 2048), raw, None
+    )
 
 
 def _shardings(cfg: LlamaConfig, mesh: Mesh, table: dict[str, str]) -> Any:

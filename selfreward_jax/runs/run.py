@@ -52,14 +52,14 @@ class Run:
     """
 
     def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True, accept_changes: bool = False) -> None:
-        self.cfg, self.digest = cfg, diff.digest(json.loads(cfg.to_json()))
+        self.cfg, self.config_hash = cfg, diff.digest(json.loads(cfg.to_json()))
         if claim:
             validate.check(cfg, row_devices=1)
-        self.dir = epath.Path(directory)
+        self.workdir = epath.Path(directory)
         if "://" not in directory:
-            self.dir = self.dir.expanduser().resolve()  # Orbax wants absolute paths
+            self.workdir = self.workdir.expanduser().resolve()  # Orbax wants absolute paths
         try:
-            self.dir.exists()
+            self.workdir.exists()
         except (ImportError, ValueError) as error:  # of the file system that such an address needs
             raise config.ConfigError(
                 f'workdir {directory} cannot be reached ({error}): gs:// needs pip install "selfreward-jax[gs]"'
@@ -112,9 +112,9 @@ class Run:
         now = json.loads(self.cfg.to_json())
         if inputs := processes.broadcast_from_primary(self._inputs):
             now["inputs"] = inputs
-        old = _settings_of(self.dir)
+        old = _settings_of(self.workdir)
         self._changes = diff.changes(old, now) if old is not None else []
-        diff.refuse(self.dir, self._changes, accept_changes)
+        diff.refuse(self.workdir, self._changes, accept_changes)
         # A shorter run in the directory of a longer one takes nothing away.
         self._settings = now | {"iterations": max(now["iterations"], old["iterations"] if old else 0)}
 
@@ -122,30 +122,30 @@ class Run:
         """Writes config.json, or makes sure that the one there is ours; accepted changes wait for `begin`."""
         try:
             self.check(accept_changes)
-            if processes.is_primary() and not storage.is_remote(self.dir):
-                self.dir.mkdir(parents=True, exist_ok=True)
+            if processes.is_primary() and not storage.is_remote(self.workdir):
+                self.workdir.mkdir(parents=True, exist_ok=True)
             if not self._changes:
-                storage.write_json(self.dir / "config.json", self._settings)
+                storage.write_json(self.workdir / "config.json", self._settings)
         except OSError as error:
             raise config.ConfigError(
-                f"workdir {self.dir} cannot be written ({error.strerror}): use another --workdir"
+                f"workdir {self.workdir} cannot be written ({error.strerror}): use another --workdir"
             ) from None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Puts the accepted changes into config.json, and the start into the log: when no other run is at work in the
         directory."""
-        diff.refuse(self.dir, self._changes, accepted=True)
+        diff.refuse(self.workdir, self._changes, accepted=True)
         if self._changes:
-            storage.write_json(self.dir / "config.json", self._settings)
+            storage.write_json(self.workdir / "config.json", self._settings)
         self.log(begins=True)
         for change in self._changes:
             self.log(accepted=change.field, old=change.old, new=change.new)
 
-    def disclaim(self) -> None:
+    def rollback(self) -> None:
         """Takes config.json and the log back where nothing was made, so that other settings may use the directory."""
-        if self.rows("seed", "documents").manifest is None:
+        if self.jsonl("seed", "documents").manifest is None:
             for name in ("config.json", "log.jsonl"):
-                storage.remove(self.dir / name)
+                storage.remove(self.workdir / name)
 
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
@@ -167,7 +167,7 @@ class Run:
 
     def models(self) -> list[str]:
         """The finished models, in the order in which they are made: m0, sft, m1, m2, ..."""
-        found = processes.broadcast_from_primary(lambda: [p.parent.name for p in self.dir.glob("*/manifest.json")])
+        found = processes.broadcast_from_primary(lambda: [p.parent.name for p in self.workdir.glob("*/manifest.json")])
         made = [name for name in found if re.fullmatch(r"m\d+|sft", name)]
         return sorted(made, key=lambda name: 0.5 if name == "sft" else int(name[1:]))
 
@@ -178,39 +178,39 @@ class Run:
           storage.Damaged: one is not what was written.
         """
         found = processes.broadcast_from_primary(
-            lambda: sorted([p.parent.name, p.name] for p in self.dir.glob("*/*.manifest.json"))
+            lambda: sorted([p.parent.name, p.name] for p in self.workdir.glob("*/*.manifest.json"))
         )
         for owner, name in found:
-            self.rows(owner, name.removesuffix(".manifest.json")).verify()
+            self.jsonl(owner, name.removesuffix(".manifest.json")).verify()
 
-    def weights(self, model: str) -> str:
+    def weights_fingerprint(self, model: str) -> str:
         """The fingerprint of a finished model's weights."""
-        return storage.read_checksummed(self.dir / model / "manifest.json")["weights"]
+        return storage.read_checksummed(self.workdir / model / "manifest.json")["weights"]
 
-    def finished(self, owner: str, stage: str, by: str = "") -> bool:
+    def is_complete(self, model_name: str, stage: str, by: str = "") -> bool:
         """Whether OWNER/STAGE.jsonl is whole.
 
         Raises:
           storage.StorageError: it is, and model `by` made it with other weights than it has now.
         """
-        manifest = self.rows(owner, stage).manifest
-        if manifest and by and (made := manifest.get("weights")) != (now := self.weights(by)):
+        manifest = self.jsonl(model_name, stage).manifest
+        if manifest and by and (made := manifest.get("weights")) != (now := self.weights_fingerprint(by)):
             raise storage.StorageError(
-                f"{self.dir / owner / stage}.jsonl was made by {by} with weights {made}, which now has {now}: put that "
+                f"{self.workdir / model_name / stage}.jsonl was made by {by} with weights {made}, which now has {now}: put that "
                 f"{by} back, or move {stage}.manifest.json and all that was made after it away"
             )
         return manifest is not None
 
-    def rows(self, *names: str) -> JsonlArtifact:
+    def jsonl(self, *names: str) -> JsonlArtifact:
         """The row file of that name, such as rows("m2", "pairs")."""
-        return JsonlArtifact(self.dir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.digest)
+        return JsonlArtifact(self.workdir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.config_hash)
 
-    def key(self, model: str, stage: str) -> jax.Array:
+    def stage_key(self, model: str, stage: str) -> jax.Array:
         """The random key of a stage: a function of the seed and the two names alone."""
         key = jax.random.key(self.cfg.seed)
         return jax.random.fold_in(jax.random.fold_in(key, stable_hash32(model)), stable_hash32(stage))
 
-    def seed(self, model: str, stage: str) -> int:
+    def stage_seed(self, model: str, stage: str) -> int:
         """The same as a number, for shuffles on the host."""
         return stable_hash32(f"{self.cfg.seed} {model} {stage}")
 
@@ -218,15 +218,15 @@ class Run:
     def chat(self) -> Chat:
         """The run's tokenizer and chat format."""
         if self._chat is None:
-            self._chat = read_chat(self.dir / "tokenizer")
+            self._chat = read_chat(self.workdir / "tokenizer")
         return self._chat
 
-    def llama(self, dropout: float = 0.0, adapters: bool = False) -> LlamaConfig:
+    def model_config(self, dropout: float = 0.0, adapters: bool = False) -> LlamaConfig:
         """The model's shapes, with this rate of dropout; with `adapters` those of the model in training, which has
         them if lora.rank says so."""
-        found = read_config(self.dir / "tokenizer")[0] if self.cfg.model.init else None
+        found = read_config(self.workdir / "tokenizer")[0] if self.cfg.model.init else None
         pieces = 0 if found else self.chat.tokenizer.vocab_size
-        return model_of(self.cfg, found, pieces, self.mesh.devices.flat[0].platform, dropout, adapters)
+        return build_model_config(self.cfg, found, pieces, self.mesh.devices.flat[0].platform, dropout, adapters)
 
     def shardings(self, declared: Any, sampling: bool = False) -> Any:
         """How weights lie on the mesh in training, or in sampling.
@@ -243,7 +243,7 @@ class Run:
     def check_layouts(self, found: LlamaConfig | None) -> None:
         """Raises ConfigError where the mesh of training or of sampling does not divide the model, before either is
         made; `found` as in `model_of`. A vocabulary that is not trained yet counts as one that they divide."""
-        declared = param_specs(model_of(self.cfg, found, self.mesh.size, self.mesh.devices.flat[0].platform))
+        declared = param_specs(build_model_config(self.cfg, found, self.mesh.size, self.mesh.devices.flat[0].platform))
         self.shardings(declared)
         self.shardings(declared, sampling=True)
 
@@ -251,57 +251,57 @@ class Run:
         """Float32 parameters from a checkpoint, as they lie in training."""
         return checkpoints.restore(path, abstract_params(declared, "float32"), self.shardings(declared))
 
-    def made(self, make: Callable[[jax.Array], Params], declared: Any, name: str) -> Params:
+    def init_params(self, make: Callable[[jax.Array], Params], declared: Any, name: str) -> Params:
         """Fresh parameters `make(key)` with a key of the seed and `name`; each device makes its own part."""
-        key_data = np.asarray(jax.random.key_data(self.key(name, "init")))
+        key_data = np.asarray(jax.random.key_data(self.stage_key(name, "init")))
         fresh = lambda: make(jax.random.wrap_key_data(key_data))  # noqa: E731
         return jax.jit(fresh, out_shardings=self.shardings(declared))()
 
-    def base(self) -> Params | None:
+    def frozen_base(self) -> Params | None:
         """The frozen parameters under the adapters, M0's, as wide as they are computed with; None without adapters."""
         if not self.cfg.lora.rank:
             return None
-        declared = param_specs(self.llama())
-        found = self.restore(self.dir / "m0" / "checkpoint", declared)
+        declared = param_specs(self.model_config())
+        found = self.restore(self.workdir / "m0" / "checkpoint", declared)
         return reshard(found, self.shardings(declared), self.cfg.model.dtype)
 
-    def trained(self, model: str, path: epath.Path | None = None) -> Params:
+    def load_trainable(self, model: str, path: epath.Path | None = None) -> Params:
         """What training has changed of a model, its adapters or all its parameters; from `path`, if not as it ended."""
-        declared = lora.trainable_specs(self.llama(adapters=model != "m0"))
-        return self.restore(path or self.dir / model / "checkpoint", declared)
+        declared = lora.trainable_specs(self.model_config(adapters=model != "m0"))
+        return self.restore(path or self.workdir / model / "checkpoint", declared)
 
-    def whole(self, trained: Params) -> Params:
+    def merge_lora(self, trained: Params) -> Params:
         """The parameters of a model of which this is the trained part, without adapters: float32, laid as in
         training."""
         if not self.cfg.lora.rank:
             return trained
-        cfg, lying = self.llama(adapters=True), self.shardings(param_specs(self.llama()))
+        cfg, lying = self.model_config(adapters=True), self.shardings(param_specs(self.model_config()))
         merged = lambda base, adapters: lora.merge(cfg, lora.combine(base, adapters))  # noqa: E731
         # M0 is read for this alone, the adapters may be in use.
-        return jax.jit(merged, out_shardings=lying, donate_argnums=0)(self.trained("m0"), trained)
+        return jax.jit(merged, out_shardings=lying, donate_argnums=0)(self.load_trainable("m0"), trained)
 
-    def params(self, model: str) -> Params:
+    def load_params(self, model: str) -> Params:
         """The parameters of a finished model, such as "m1", without adapters: float32, laid as in training."""
-        found = self.trained(model)
-        return found if model == "m0" else self.whole(found)
+        found = self.load_trainable(model)
+        return found if model == "m0" else self.merge_lora(found)
 
     def engine(self, model: str) -> Engine:
         """A generator of text with a finished model. The last one asked for is held."""
         if self._held is None or self._held[0] != model:
-            self.release()  # first: two models need not fit
-            self._held = (model, self.engine_of(self.params(model)))
+            self.drop_engine()  # first: two models need not fit
+            self._held = (model, self.make_engine(self.load_params(model)))
         return self._held[1]
 
-    def release(self) -> None:
+    def drop_engine(self) -> None:
         """Lets go of the engine that is held."""
         self._held = None
 
-    def engine_of(self, params: Params) -> Engine:
+    def make_engine(self, params: Params) -> Engine:
         """A generator of text with any whole parameters of the run's shapes, laid as in sampling and as wide as they
         are computed with."""
-        laid = reshard(params, self.shardings(param_specs(self.llama()), sampling=True), self.cfg.model.dtype)
+        laid = reshard(params, self.shardings(param_specs(self.model_config()), sampling=True), self.cfg.model.dtype)
         return Engine(
-            self.llama(),
+            self.model_config(),
             laid,
             self.chat,
             self.sampling_mesh,
@@ -331,13 +331,13 @@ class Run:
             return
         event = {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
         self._lines.append(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
-        if not storage.is_remote(self.dir) or time.monotonic() - self._logged > self.LOG_EVERY:
+        if not storage.is_remote(self.workdir) or time.monotonic() - self._logged > self.LOG_EVERY:
             self._write_log()
 
     def _write_log(self) -> None:
         if not self._lines or not processes.is_primary():
             return
-        path, lines = self.dir / "log.jsonl", "".join(self._lines)
+        path, lines = self.workdir / "log.jsonl", "".join(self._lines)
         if storage.is_remote(path):  # which has no appending
             path.write_text((path.read_text() if path.exists() else "") + lines)
         else:
@@ -354,7 +354,7 @@ def _settings_of(directory: epath.Path) -> Any:
         raise config.ConfigError(f"{error.why}: put it back, or use another --workdir") from None
 
 
-def model_of(
+def build_model_config(
     cfg: ConfigDict, found: LlamaConfig | None, pieces: int, platform: str, dropout: float = 0.0, adapters: bool = False
 ) -> LlamaConfig:
     """The model of some settings.

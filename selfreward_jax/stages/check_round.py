@@ -20,7 +20,7 @@ def guard(run: Run, t: int) -> None:
       StageError: something is beyond its limit in config.guards, and m_t is not trained yet.
     """
     name, limits = f"m{t}", run.cfg.guards
-    path, trained = run.dir / name / "guards.json", is_trained(run, name)
+    path, trained = run.workdir / name / "guards.json", is_trained(run, name)
     if trained and storage.read_checksummed(path) is not None:
         return
     found = readings(run, t)
@@ -28,16 +28,16 @@ def guard(run: Run, t: int) -> None:
     log_line(f"{name} guards: {round_checks.format_metrics(found, limits)}")
     if (broken := round_checks.violations(found, limits)) and not trained:
         raise StageError(
-            f"{name} is not trained: {'; '.join(broken)}. Read {run.dir / name}/judgements.jsonl; then train the judge "
+            f"{name} is not trained: {'; '.join(broken)}. Read {run.workdir / name}/judgements.jsonl; then train the judge "
             "longer in a new --workdir, or, if you want it so, move the limit and start again"
         )
 
 
 def readings(run: Run, t: int) -> dict[str, Any]:
     """What the rows of round t show, by the names of `guards.GUARDS`."""
-    of = lambda stage, t=t: run.rows(f"m{t}", stage)  # noqa: E731
+    of = lambda stage, t=t: run.jsonl(f"m{t}", stage)  # noqa: E731
     found, judgements = finished_responses(of("candidates").rows()), of("judgements").rows()
-    before = finished_responses(of("candidates", t - 1).rows()) if t > 2 else run.rows("seed", "ift").rows()
+    before = finished_responses(of("candidates", t - 1).rows()) if t > 2 else run.jsonl("seed", "ift").rows()
     canaries = of("canaries").rows() if of("canaries").manifest else []
     manifest = of("prompts").manifest
     return round_checks.judge_metrics(judgements, join_scores(found, judgements), canaries) | {

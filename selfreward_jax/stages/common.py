@@ -12,7 +12,7 @@ from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
-from selfreward_jax.runs.loading import find_model
+from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.runs.run import Run
 
 Row = dict[str, Any]
@@ -30,7 +30,7 @@ def check_inputs(run: Run) -> None:
     pairwise_template(run)
     if run.cfg.prompts.writer not in ("", "world"):
         _pin_writer(run)
-    if run.cfg.model.init and not storage.exists(run.dir / "m0" / "manifest.json"):
+    if run.cfg.model.init and not storage.exists(run.workdir / "m0" / "manifest.json"):
         folder = hub.resolve_model_dir(run.cfg.model.init)
         found, raw = read_config(folder)
         run.check_layouts(found)
@@ -44,9 +44,9 @@ def check_inputs(run: Run) -> None:
 
 def _pin_writer(run: Run) -> None:
     """Notes which model writes the prompts, the first time, and holds every later round to it."""
-    path, pinned = run.cfg.prompts.writer, run.dir / "prompts_writer.json"
+    path, pinned = run.cfg.prompts.writer, run.workdir / "prompts_writer.json"
     known = storage.read_json(pinned) or {}
-    name, digest = find_model(path, known.get("model", ""))
+    name, digest = resolve_model(path, known.get("model", ""))
     if known and known["digest"] != digest:
         raise StageError(
             f"prompts.writer {path} is not the model that it was ({known['model']}, {known['digest']}; now {digest}): "
@@ -77,7 +77,7 @@ def judged_set(run: Run) -> str:
 
 def shown_prompts(run: Run) -> list[str]:
     """Seed prompts fit to be shown as examples: those in the form that a new prompt must have."""
-    return fit_to_show(run, run.rows("seed", "ift").rows())
+    return fit_to_show(run, run.jsonl("seed", "ift").rows())
 
 
 def fit_to_show(run: Run, rows: Iterable[Row]) -> list[str]:
@@ -89,14 +89,14 @@ def fit_to_show(run: Run, rows: Iterable[Row]) -> list[str]:
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
     """Training texts of the seed sets: ift, eft (the judge's task), prompts (the prompt writer's task)."""
-    ift = run.rows("seed", "ift").rows()
+    ift = run.jsonl("seed", "ift").rows()
     rows: dict[str, list[Row]] = {}
     for name in names:
         if name == "ift":
             rows[name] = ift
         elif name == "eft":
             template = judge_template(run)
-            rows[name] = seed_sets.judge_rows(run.rows("seed", "eft").rows(), partial(judging.judge_prompt, template))
+            rows[name] = seed_sets.judge_rows(run.jsonl("seed", "eft").rows(), partial(judging.judge_prompt, template))
         else:
             settings = run.cfg.prompts
             rows[name] = seed_sets.prompt_rows(

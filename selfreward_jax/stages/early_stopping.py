@@ -25,8 +25,8 @@ class EarlyStopping:
 
     def __init__(self, run: Run, name: str, previous: str) -> None:
         self.run, self.name, self.previous = run, name, previous
-        self.asked = run.rows("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
-        self.rows = run.rows(name, "early_stopping")
+        self.asked = run.jsonl("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
+        self.rows = run.jsonl(name, "early_stopping")
         looks = self.rows.rows() if self.rows.manifest else self.rows.load_partial()
         self.known = {row["id"]: row for row in looks}
         self.best = max((int(row["id"]) for row in self.known.values() if row["kept"]), default=0)
@@ -50,15 +50,15 @@ class EarlyStopping:
         first = self._stage(0, "answers")
         answer(run, self.previous, self.asked, how, self.name, first)
         ours = self._stage(step, "answers")
-        answer_with(run, run.engine_of(run.whole(params)), self.asked, how, self.name, ours)
+        answer_with(run, run.make_engine(run.merge_lora(params)), self.asked, how, self.name, ours)
         theirs = self._stage(self.best, "answers")
-        sides = [run.rows(self.name, stage).rows() for stage in (ours, theirs)]
+        sides = [run.jsonl(self.name, stage).rows() for stage in (ours, theirs)]
         verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))
-        run.release()
+        run.drop_engine()
         found = win_rates(verdicts)
         kept = found["win"] > found["lose"]
         if kept:
-            checkpoints.save_step(self.run.dir / self.name / "best", step, params)
+            checkpoints.save_step(self.run.workdir / self.name / "best", step, params)
         shares = {k: found[k] for k in ("win", "tie", "lose")}
         row = {"id": str(step), "against": self.best, **shares, "kept": kept}
         self.rows.append([row])
@@ -76,12 +76,12 @@ class EarlyStopping:
         run = self.run
         if not self.best:
             log_line(f"{self.name}: no step won against {self.previous}; it is {self.previous} again")
-            return run.trained(self.previous)
+            return run.load_trainable(self.previous)
         try:
-            return run.trained(self.name, run.dir / self.name / "best" / str(self.best))
+            return run.load_trainable(self.name, run.workdir / self.name / "best" / str(self.best))
         except storage.CorruptionError as error:
             looks = self.rows.path, self.rows.partial, self.rows.manifest_path
-            raise storage.CorruptionError(error.why, *error.paths, run.dir / self.name / "steps", *looks) from None
+            raise storage.CorruptionError(error.why, *error.paths, run.workdir / self.name / "steps", *looks) from None
 
     def finish(self) -> None:
         """Makes the record whole. The best parameters stay until the model itself is: a kill in between costs a few

@@ -63,15 +63,15 @@ def _by_scores(run: Run, judging: str, played: Sequence[Matchup], owner: str, st
         for side, text in (("ours", g.ours), ("theirs", g.theirs))
     ]
     judge(run, judging, answers, owner, stage)
-    score = {row["id"]: row["score"] for row in run.rows(owner, stage).rows()}
+    score = {row["id"]: row["score"] for row in run.jsonl(owner, stage).rows()}
     sides = [(score.get(f"{g.id}/ours"), score.get(f"{g.id}/theirs")) for g in played]
     return [0 if a is None or b is None else sign(a - b) for a, b in sides]
 
 
 def _side_by_side(run: Run, judging: str, played: Sequence[Matchup], owner: str, stage: str) -> list[int]:
     """Both answers shown at once, in both orders."""
-    out = run.rows(owner, stage)
-    if not run.finished(owner, stage, judging):
+    out = run.jsonl(owner, stage)
+    if not run.is_complete(owner, stage, judging):
         settings = run.cfg.compare
         engine, template = run.engine(judging), pairwise_template(run)
         fit = [g for g in played if all(engine.fits(p, settings.max_new) for p in both_orders(template, g))]

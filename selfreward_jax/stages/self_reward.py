@@ -14,7 +14,7 @@ from selfreward_jax.method.pairs import build_pairs, join_scores
 from selfreward_jax.method.responses import finished_responses as finished_answers
 from selfreward_jax.method.responses import generate_responses
 from selfreward_jax.parallel import preemption
-from selfreward_jax.runs.loading import open_model
+from selfreward_jax.runs.loading import load_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, SamplingParams
 from selfreward_jax.stages.common import StageError, judge_template, judged_set, prompt_template, shown_prompts
@@ -30,16 +30,16 @@ def sampling(settings: Any) -> SamplingParams:
 
 def prompts(run: Run, t: int) -> None:
     """m_t/prompts.jsonl: new prompts, by m_(t-1) if prompts.writer names nobody else."""
-    out, by = run.rows(f"m{t}", "prompts"), "" if run.cfg.prompts.writer else f"m{t - 1}"
-    if run.finished(f"m{t}", "prompts", by):
+    out, by = run.jsonl(f"m{t}", "prompts"), "" if run.cfg.prompts.writer else f"m{t - 1}"
+    if run.is_complete(f"m{t}", "prompts", by):
         return
     settings, numbers = run.cfg.prompts, count()
     begun = list(takewhile(lambda row: row["id"] == f"m{t}/{next(numbers)}", out.load_partial()))
     # Only whole waves count: which prompts are new depends on all before them.
     begun = begun[: len(begun) // settings.wave * settings.wave]
     out.rewrite_partial(begun)
-    known = [row["prompt"] for name in ("ift", judged_set(run)) for row in run.rows("seed", name).rows()]
-    earlier = [r["prompt"] for i in range(2, t) for r in run.rows(f"m{i}", "prompts").rows()]
+    known = [row["prompt"] for name in ("ift", judged_set(run)) for row in run.jsonl("seed", name).rows()]
+    earlier = [r["prompt"] for i in range(2, t) for r in run.jsonl(f"m{i}", "prompts").rows()]
     accepted = sum(row["fault"] is None for row in begun)
     writer, template = _writer(run, t), prompt_template(run)
     shown = [p for p in shown_prompts(run) if writer.fits(prompt_generation.few_shot(template, [p]), settings.max_new)]
@@ -61,7 +61,7 @@ def prompts(run: Run, t: int) -> None:
         settings,
         template,
         sampling(settings),
-        run.key(f"m{t}", "prompts"),
+        run.stage_key(f"m{t}", "prompts"),
         seed_prompts=shown,
         generated_prompts=earlier,
         forbidden=[*known, *earlier, *held_out(run)],
@@ -78,7 +78,7 @@ def prompts(run: Run, t: int) -> None:
             "prompts yet: in a new --workdir train M1 longer, or loosen prompts.most_rouge and prompts.*_words"
         )
     tokens = sum(row["tokens"] for row in rows)
-    facts = {"weights": run.weights(by)} if by else {}
+    facts = {"weights": run.weights_fingerprint(by)} if by else {}
     out.finish(good, attempts=len(rows), faults=faults, tokens=tokens, **facts)
     progress.close(f"of {len(rows)} attempts, turned down: {faults}")
     run.flush_usage()
@@ -87,7 +87,7 @@ def prompts(run: Run, t: int) -> None:
 def held_out(run: Run) -> list[str]:
     """The prompts that nothing may be trained on."""
     splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
-    return [r["prompt"] for split in splits for r in run.rows("seed", split).rows()]
+    return [r["prompt"] for split in splits for r in run.jsonl("seed", split).rows()]
 
 
 def _writer(run: Run, t: int) -> Engine | prompt_generation.ToyPromptSource:
@@ -97,19 +97,19 @@ def _writer(run: Run, t: int) -> Engine | prompt_generation.ToyPromptSource:
         return run.engine(f"m{t - 1}")
     if path == "world":
         return prompt_generation.ToyPromptSource(run.cfg.seed)
-    run.release()
-    name = storage.read_json(run.dir / "prompts_writer.json")["model"]
-    found = open_model(path, "" if path.startswith(hub.HUB_PREFIX) else name, like=run)
+    run.drop_engine()
+    name = storage.read_json(run.workdir / "prompts_writer.json")["model"]
+    found = load_model(path, "" if path.startswith(hub.HUB_PREFIX) else name, mesh_from=run)
     return found.engine(run.cfg.generate.rows, run.cfg.model.max_length)
 
 
 def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by: str, **facts: Any) -> list[Row]:
     """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
     `ids`, and with the weights of model `by`, if it has a name, in its manifest. Returns them."""
-    out, label = run.rows(owner, stage), f"{owner} {stage}"
+    out, label = run.jsonl(owner, stage), f"{owner} {stage}"
     begun = {row["id"]: row for row in out.load_partial()}
     progress = Progress(label, len(ids), len(begun))
-    for batch in stream(run.key(owner, stage), begun.keys()):
+    for batch in stream(run.stage_key(owner, stage), begun.keys()):
         new = [row for row in batch if row["id"] not in begun]
         out.append(new)
         begun |= {row["id"]: row for row in new}
@@ -120,7 +120,7 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
     if len(begun) < len(ids):
         preemption.raise_if_stopped()
     rows = [begun[i] for i in ids]
-    facts |= {"weights": run.weights(by)} if by else {}
+    facts |= {"weights": run.weights_fingerprint(by)} if by else {}
     out.finish(rows, tokens=sum(row["tokens"] for row in rows), **facts)
     progress.close()
     run.flush_usage()
@@ -129,7 +129,7 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
 
 def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
     """OWNER/STAGE.jsonl: answers of `model` to the prompts `asked`."""
-    if not run.finished(owner, stage, model):
+    if not run.is_complete(owner, stage, model):
         answer_with(run, run.engine(model), asked, settings, owner, stage, model)
 
 
@@ -137,7 +137,7 @@ def answer_with(
     run: Run, engine: Engine, asked: list[Row], settings: Any, owner: str, stage: str, model: str = ""
 ) -> None:
     """The same with an engine of any parameters, those of `model` if it has a name."""
-    if run.finished(owner, stage, model):
+    if run.is_complete(owner, stage, model):
         return
     kept = _short_enough(engine, asked, settings.max_new, f"{owner} {stage}")
     stream = partial(generate_responses, engine, kept, sampling(settings))
@@ -147,22 +147,22 @@ def answer_with(
 def answer_best(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
     """OWNER/STAGE.jsonl: of `settings.best_of` answers drawn for each that is wanted, the one that `model` itself
     scores highest; of equals the first. With best_of 1 the answers as they are drawn."""
-    out, wanted = run.rows(owner, stage), settings.samples
+    out, wanted = run.jsonl(owner, stage), settings.samples
     if settings.best_of == 1 or out.manifest is not None:
         answer(run, model, asked, settings, owner, stage)
         return
     more = settings.copy_and_resolve_references()
     more.samples = wanted * settings.best_of
     answer(run, model, asked, more, owner, f"{stage}_drawn")
-    drawn = run.rows(owner, f"{stage}_drawn").rows()
+    drawn = run.jsonl(owner, f"{stage}_drawn").rows()
     judge(run, model, finished_answers(drawn), owner, f"{stage}_judged")
-    score = {row["id"]: row["score"] for row in run.rows(owner, f"{stage}_judged").rows()}
+    score = {row["id"]: row["score"] for row in run.jsonl(owner, f"{stage}_judged").rows()}
     rows = []
     for row in drawn:
         order = sorted(range(more.samples), key=lambda i: -_or_lowest(score.get(f"{row['id']}/{i}")))
         groups = ([i for i in order if i // settings.best_of == g] for g in range(wanted))
         rows.append({**row, "responses": [row["responses"][of[0]] for of in groups]})
-    out.finish(rows, tokens=0, best_of=settings.best_of, weights=run.weights(model))
+    out.finish(rows, tokens=0, best_of=settings.best_of, weights=run.weights_fingerprint(model))
 
 
 def _or_lowest(score: float | None) -> float:
@@ -182,7 +182,7 @@ def _short_enough(engine: Engine, asked: list[Row], max_new: int, label: str) ->
 def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, samples: int = 0) -> dict[str, Any] | None:
     """OWNER/STAGE.jsonl: judgements by `model` of the answers `judged`, rows {id, prompt, response}, with `samples`
     votes each if not judge.samples. Returns the judge's health, None if the file was whole."""
-    if run.finished(owner, stage, model):
+    if run.is_complete(owner, stage, model):
         return None
     if not judged:
         raise StageError(
@@ -204,11 +204,11 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
 def self_judge(run: Run, t: int) -> None:
     """m_t/judgements.jsonl: m_(t-1) judges its own answers; or dice do, where judge.by says so. And
     m_t/canaries.jsonl: what it makes of answers that say nothing."""
-    found = finished_answers(run.rows(f"m{t}", "candidates").rows())
-    out = run.rows(f"m{t}", "judgements")
+    found = finished_answers(run.jsonl(f"m{t}", "candidates").rows())
+    out = run.jsonl(f"m{t}", "judgements")
     if run.cfg.judge.by == "model":
         judge(run, f"m{t - 1}", found, f"m{t}", "judgements")
-        if probed := run.rows(f"m{t}", "prompts").rows()[: run.cfg.guards.canaries]:
+        if probed := run.jsonl(f"m{t}", "prompts").rows()[: run.cfg.guards.canaries]:
             judge(run, f"m{t - 1}", round_checks.probes(probed, run.cfg.judge.form), f"m{t}", "canaries")
     elif out.manifest is None:
         out.finish(judging.random_judge(found, run.cfg.judge.samples, f"{run.cfg.seed} {t}"), tokens=0)
@@ -216,7 +216,7 @@ def self_judge(run: Run, t: int) -> None:
 
 def check_judge(run: Run, model: str) -> None:
     """Stops a round before its first stage if `model` could not judge the fixed set of answers."""
-    _readable(run, f"{model} eval_judgements", run.rows(model, "eval_judgements").rows())
+    _readable(run, f"{model} eval_judgements", run.jsonl(model, "eval_judgements").rows())
 
 
 def _readable(run: Run, label: str, judgements: list[Row]) -> dict[str, Any]:
@@ -234,11 +234,11 @@ def _readable(run: Run, label: str, judgements: list[Row]) -> dict[str, Any]:
 
 def pairs(run: Run, t: int) -> None:
     """m_t/pairs.jsonl: best against worst answer of each prompt."""
-    out = run.rows(f"m{t}", "pairs")
+    out = run.jsonl(f"m{t}", "pairs")
     if out.manifest is not None:
         return
-    judgements = run.rows(f"m{t}", "judgements").rows()
-    found = finished_answers(run.rows(f"m{t}", "candidates").rows())
+    judgements = run.jsonl(f"m{t}", "judgements").rows()
+    found = finished_answers(run.jsonl(f"m{t}", "candidates").rows())
     health = _readable(run, f"m{t} judgements", judgements)
     rows, counts = build_pairs(join_scores(found, judgements), run.cfg.pairs.rho)
     if not rows:

@@ -29,8 +29,8 @@ Row = dict[str, Any]
 def seed(run: Run) -> None:
     """seed/*.jsonl: instruction rows, judged rows (or the ranked answers they are to be made of), held-out prompts and
     ranked answers, plain documents."""
-    made = run.rows("seed", "documents").manifest
-    if made and all(run.rows("seed", name).manifest for name in made["sets"]):
+    made = run.jsonl("seed", "documents").manifest
+    if made and all(run.jsonl("seed", name).manifest for name in made["sets"]):
         return
     if processes.is_primary():  # the only one that needs the user's files
         _make_seed(run)
@@ -54,7 +54,7 @@ def _make_seed(run: Run) -> None:
     for name, rows in sets.items():
         if name != "documents":
             _write_seed(run, name, rows)
-    storage.write_json(run.dir / "seed" / "report.json", report)
+    storage.write_json(run.workdir / "seed" / "report.json", report)
     for line in seed_sets.format_report(report):
         log_line(line)
     _write_seed(run, "documents", sets["documents"], sets=list(sets))
@@ -63,13 +63,13 @@ def _make_seed(run: Run) -> None:
 
 
 def _write_seed(run: Run, name: str, rows: list[Row], **facts: Any) -> None:
-    run.rows("seed", name).finish([{"id": f"{name}/{i}", **row} for i, row in enumerate(rows)], **facts)
+    run.jsonl("seed", name).finish([{"id": f"{name}/{i}", **row} for i, row in enumerate(rows)], **facts)
 
 
 def tokenizer(run: Run) -> None:
     """tokenizer/: the tokenizer and chat template of model.init; or a tokenizer trained on all training texts of the
     seeds, and our template."""
-    folder = run.dir / "tokenizer"
+    folder = run.workdir / "tokenizer"
     if (made := storage.read_checksummed(folder / "manifest.json")) is not None:
         if processes.broadcast_from_primary(lambda: _hashes(folder)) != made["files"]:
             raise storage.CorruptionError(f"{folder} is not the tokenizer that was made", folder)
@@ -98,7 +98,7 @@ def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
 
 
 def _train_tokenizer(run: Run, folder: epath.Path) -> None:
-    rows = [row for name in ("ift", judged_set(run), "documents") for row in run.rows("seed", name).rows()]
+    rows = [row for name in ("ift", judged_set(run), "documents") for row in run.jsonl("seed", name).rows()]
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
     texts += [judge_template(run), prompt_template(run)]
     settings = run.cfg.tokenizer
@@ -114,11 +114,11 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
 def eft(run: Run) -> None:
     """seed/eft.jsonl: what the SFT baseline wrote of ranked answers, where it agrees with their human order. Nothing to
     do where the seed stage has made it."""
-    out = run.rows("seed", "eft")
+    out = run.jsonl("seed", "eft")
     if judged_set(run) == "eft" or out.manifest is not None:
         return
     asked, rows = [], []
-    for row in run.rows("seed", "eft_answers").rows():
+    for row in run.jsonl("seed", "eft_answers").rows():
         if all("judgement" in a for a in row["answers"]):  # people's own words need no agreement
             rows += [{"prompt": row["prompt"], **a} for a in row["answers"]]
         else:
@@ -129,7 +129,7 @@ def eft(run: Run) -> None:
     judgements = []
     if judged:
         judge(run, "sft", judged, "seed", "eft_judgements", settings.samples)
-        judgements = run.rows("seed", "eft_judgements").rows()
+        judgements = run.jsonl("seed", "eft_judgements").rows()
     rng = Random(f"{run.cfg.seed} eft")
     built, counts = build_eft(asked, judgements, settings.agreement, settings.most_share, rng)
     counts["written"] = len(rows)
@@ -151,21 +151,21 @@ def base(run: Run) -> None:
     if run.cfg.model.init:
         _adopt_weights(run, hub.resolve_model_dir(run.cfg.model.init))
     else:
-        texts = [row["text"] for row in run.rows("seed", "documents").rows()]
+        texts = [row["text"] for row in run.jsonl("seed", "documents").rows()]
         width = run.cfg.base.width
         examples = [piece for text in texts for piece in chat.chunk_document(run.chat.document(text), width)]
-        declared = param_specs(run.llama())
+        declared = param_specs(run.model_config())
         log_line(f"model: {parameter_count(declared):,} parameters, {run.mesh.size} device(s)")
-        make = lambda key: Llama(run.llama()).init(key, jnp.zeros((1, 1), int))["params"]  # noqa: E731
-        train_packed(run, "m0", "base", examples, partial(run.made, make, declared, "m0"))
+        make = lambda key: Llama(run.model_config()).init(key, jnp.zeros((1, 1), int))["params"]  # noqa: E731
+        train_packed(run, "m0", "base", examples, partial(run.init_params, make, declared, "m0"))
 
 
 def _adopt_weights(run: Run, source: epath.Path) -> None:
     progress = Progress("m0 init", 1)
-    params = hf.load(source, run.llama(), run.shardings(param_specs(run.llama())))
+    params = hf.load(source, run.model_config(), run.shardings(param_specs(run.model_config())))
     facts = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0}
-    facts["weights"] = checkpoints.save(run.dir / "m0" / "checkpoint", params)
-    storage.write_checksummed(run.dir / "m0" / "manifest.json", facts)
+    facts["weights"] = checkpoints.save(run.workdir / "m0" / "checkpoint", params)
+    storage.write_checksummed(run.workdir / "m0" / "manifest.json", facts)
     progress.add(1)
-    progress.close(f"{parameter_count(param_specs(run.llama())):,} parameters of {source}")
+    progress.close(f"{parameter_count(param_specs(run.model_config())):,} parameters of {source}")
     run.flush_usage()

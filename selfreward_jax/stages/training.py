@@ -37,10 +37,10 @@ def supervised(run: Run) -> None:
 def _from_base(run: Run, name: str) -> Params:
     """Where supervised training starts: M0, or fresh adapters for it."""
     if not run.cfg.lora.rank:
-        return run.trained("m0")
-    declared = lora.trainable_specs(run.llama(adapters=True))
+        return run.load_trainable("m0")
+    declared = lora.trainable_specs(run.model_config(adapters=True))
     log_line(f"{name} adapters: {llama.parameter_count(declared):,} parameters are trained")
-    return run.made(lambda key: llama.init_params(key, declared, "float32"), declared, name)
+    return run.init_params(lambda key: llama.init_params(key, declared, "float32"), declared, name)
 
 
 def preferences(run: Run, t: int) -> None:
@@ -51,21 +51,21 @@ def preferences(run: Run, t: int) -> None:
     settings = run.cfg.dpo
     pairs = [
         dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
-        for r in run.rows(name, "pairs").rows()
+        for r in run.jsonl(name, "pairs").rows()
     ]
-    model = Llama(run.llama(settings.dropout, adapters=True))
+    model = Llama(run.model_config(settings.dropout, adapters=True))
     # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
-    known = (storage.read_checksummed(run.dir / previous / "manifest.json") or {}).get("layout")
+    known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layout")
     layout = dpo.choose_layout(pairs, model.cfg, known and dpo.PairLayout(*known))
     reference = _reference(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
     replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
-    seed = run.seed(name, "dpo")
+    seed = run.stage_seed(name, "dpo")
     steps, batch_at = dpo.make_batch_fn(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
     tokens = settings.batch * layout.tokens + bool(replay) * settings.replay_batch * settings.replay_width
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
     loss_fn = dpo.loss_fn(model, settings)
-    start = partial(run.trained, previous)
+    start = partial(run.load_trainable, previous)
     curve = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.guards.most_fall)
     facts = {"rows": len(pairs), "layout": list(layout)}
     _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, curve, early, **facts)
@@ -76,11 +76,11 @@ def _told(run: Run, name: str, stage: str, error: trainer.DivergenceError, batch
     arrays = {n: x.reshape(-1, *x.shape[2:]) for n, x in fetch(batch_at(error.step)["arrays"]).items()}
     texts = {n: [run.chat.tokenizer.decode(row.tolist()) for row in x] for n, x in arrays.items() if "tokens" in n}
     storage.write_json(
-        run.dir / name / "diverged.json", {"stage": stage, "step": error.step, "said": str(error), **texts}
+        run.workdir / name / "diverged.json", {"stage": stage, "step": error.step, "said": str(error), **texts}
     )
-    good = checkpoints.latest_step(run.dir / name / "steps")
+    good = checkpoints.latest_step(run.workdir / name / "steps")
     return StageError(
-        f"{name} {stage}: {error}. What it read is in {run.dir / name / 'diverged.json'}; the last good state is "
+        f"{name} {stage}: {error}. What it read is in {run.workdir / name / 'diverged.json'}; the last good state is "
         + ("the start" if good is None else f"step {good} (steps/{good})")
         + f": in a new --workdir lower {stage}.lr, or leave such steps out with skip_nonfinite"
     )
@@ -89,11 +89,14 @@ def _told(run: Run, name: str, stage: str, error: trainer.DivergenceError, batch
 def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.PairLayout) -> np.ndarray:
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
-    path = run.dir / name / "reference.json"
-    kept, of = storage.read_checksummed(path), run.rows(name, "pairs").manifest["sha256"]
+    path = run.workdir / name / "reference.json"
+    kept, of = storage.read_checksummed(path), run.jsonl(name, "pairs").manifest["sha256"]
     if kept is None or kept["pairs"] != of:
-        run.release()  # the engine of an earlier stage
-        model, params = Llama(run.llama(adapters=True)), lora.combine(run.base(), run.trained(previous))
+        run.drop_engine()  # the engine of an earlier stage
+        model, params = (
+            Llama(run.model_config(adapters=True)),
+            lora.combine(run.frozen_base(), run.load_trainable(previous)),
+        )
         found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh, layout)
         kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
         storage.write_checksummed(path, kept)
@@ -114,8 +117,8 @@ def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Ex
 
 def is_trained(run: Run, model: str) -> bool:
     """Whether the model is whole on disk."""
-    trained = storage.read_checksummed(run.dir / model / "manifest.json") is not None
-    trained = trained and storage.exists(run.dir / model / "checkpoint.json")  # not set aside
+    trained = storage.read_checksummed(run.workdir / model / "manifest.json") is not None
+    trained = trained and storage.exists(run.workdir / model / "checkpoint.json")  # not set aside
     if trained:
         _clear(run, model)  # a kill may have come between the manifest and this
     return trained
@@ -124,15 +127,15 @@ def is_trained(run: Run, model: str) -> bool:
 def _clear(run: Run, model: str) -> None:
     """Removes what only serves a model in the making."""
     for name in ("steps", "best"):
-        storage.remove(run.dir / model / name)
+        storage.remove(run.workdir / model / name)
 
 
 def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Callable[[], Params]) -> None:
     """NAME/checkpoint: trained from `start()` on the texts, packed, by the settings of `stage`."""
     settings = run.cfg[stage]
     examples = fitting(examples, settings.width, f"{name} {stage}")
-    model = Llama(run.llama(settings.dropout, adapters=name != "m0"))
-    steps, batch_at = sft.make_batch_fn(examples, settings, run.seed(name, stage), run.mesh)
+    model = Llama(run.model_config(settings.dropout, adapters=name != "m0"))
+    steps, batch_at = sft.make_batch_fn(examples, settings, run.stage_seed(name, stage), run.mesh)
     tokens = settings.batch * settings.width
     _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, TrainingMonitor(), rows=len(examples))
 
@@ -152,10 +155,10 @@ def _train(
 ) -> None:
     """Trains from `start()` (or from the latest saved step) and leaves NAME/checkpoint and, with `facts`,
     NAME/manifest.json."""
-    run.release()  # the engine of an earlier stage
+    run.drop_engine()  # the engine of an earlier stage
     settings = run.cfg[stage]
     optimizer = trainer.make_optimizer(run.cfg.optimizer, run.cfg.skip_nonfinite)
-    declared = lora.trainable_specs(run.llama(adapters=name != "m0"))
+    declared = lora.trainable_specs(run.model_config(adapters=name != "m0"))
     abstract = llama.abstract_params(declared, "float32")
     lying = run.shardings(declared)
     shardings = trainer.state_shardings(optimizer, abstract, lying, run.mesh, run.cfg.optimizer.offload)
@@ -163,13 +166,13 @@ def _train(
     def fresh(params: Any) -> trainer.TrainState:
         return trainer.TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    path = run.dir / name / "steps"
+    path = run.workdir / name / "steps"
     state = checkpoints.restore_latest(path, jax.eval_shape(fresh, abstract), shardings)
     if state is None:
         state = jax.jit(fresh, out_shardings=shardings, donate_argnums=0)(start())
     else:
         log_line(f"{name} {stage}: going on from step {int(state.step)}")
-    frozen = run.base() if name != "m0" else None
+    frozen = run.frozen_base() if name != "m0" else None
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
     rate = trainer.make_schedule(steps, settings.lr, settings.lr_end, settings.warmup)
 
@@ -184,14 +187,14 @@ def _train(
             storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
 
     try:
-        with metric_writers.metric_writer(run.cfg, run.dir, f"{name}-{stage}", int(state.step)) as record:
+        with metric_writers.metric_writer(run.cfg, run.workdir, f"{name}-{stage}", int(state.step)) as record:
             state = trainer.fit(
                 state,
                 trainer.make_update(loss_fn, optimizer, shardings, run.mesh),
                 batch_at,
                 steps,
                 rate,
-                run.key(name, stage),
+                run.stage_key(name, stage),
                 checkpoint_every=run.cfg.save_every,
                 path=path,
                 on_step=partial(report, record),
@@ -210,10 +213,10 @@ def _train(
     if early:
         params = early.best_params()
         facts["best_step"] = early.best
-    facts["weights"] = checkpoints.save(run.dir / name / "checkpoint", params)
+    facts["weights"] = checkpoints.save(run.workdir / name / "checkpoint", params)
     if early:
         early.finish()
-    storage.write_checksummed(run.dir / name / "manifest.json", facts)
+    storage.write_checksummed(run.workdir / name / "manifest.json", facts)
     _clear(run, name)
     progress.close()
     run.flush_usage()
