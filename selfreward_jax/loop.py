@@ -88,24 +88,24 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         r.rollback()  # a mended file may come back to the same directory
         raise
     stages.tokenizer(r)
-    yield stages.base(r)
+    yield stages.pretrain(r)
     if cfg.baseline:
-        yield stages.baseline(r)
+        yield stages.sft_baseline(r)
         yield evaluate(r, "sft")
     if "eft" in {*cfg.sft.sets, *cfg.dpo.replay_sets}:
         yield stages.eft(r)
-    yield stages.supervised(r)
+    yield stages.sft(r)
     yield evaluate(r, "m1")
     for t in range(2, cfg.iterations + 1):
         before = compile_cache.count()
         stages.check_judge(r, f"m{t - 1}")
         yield stages.prompts(r, t)
         asked = r.jsonl(f"m{t}", "prompts").rows()
-        yield stages.answer(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
+        yield stages.sample_responses(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
         yield judge(r, t)
         stages.pairs(r, t)
-        yield stages.guard(r, t)
-        yield stages.preferences(r, t)
+        yield stages.check_round(r, t)
+        yield stages.dpo(r, t)
         yield evaluate(r, f"m{t}")
         new = compile_cache.count().since(before)
         log_line(f"m{t}: {new.compiled} programs compiled, {new.cache_hits} read from the cache, {new.seconds:.1f} s")
@@ -118,7 +118,7 @@ def evaluate(r: Run, name: str) -> None:
         return
     asked = r.jsonl("seed", split).rows()
     ranked = r.jsonl("seed", f"ranked_{split}").rows()
-    stages.answer_best(r, name, asked, r.cfg.evaluate, name, "eval_answers")
+    stages.sample_best_of_n(r, name, asked, r.cfg.evaluate, name, "eval_answers")
     stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
     figures = measure.answer_figures(r.jsonl(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
     figures["judge"] = measure.judge_figures(ranked, r.jsonl(name, "eval_judgements").rows())

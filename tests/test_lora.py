@@ -238,7 +238,7 @@ def test_m2_starts_from_m1s_adapters_and_is_measured_against_m1(made, workdir, t
 
     monkeypatch.setattr(training.trainer, "fit", fit)
     with pytest.raises(Stopped):
-        training.preferences(Run.reopen(str(tmp_path / "run")), 2)
+        training.dpo(Run.reopen(str(tmp_path / "run")), 2)
     m0, m1 = made.trained("m0"), made.trained("m1")
     jax.tree.map(np.testing.assert_array_equal, given["state"].params, m1)
     # Fresh ones have zeros there.

@@ -174,7 +174,7 @@ def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
         run.drop_engine()
         engine = load_model(path, name, mesh_from=run).engine(run.cfg.generate.rows, run.cfg.model.max_length)
         asked = run.jsonl("seed", run.cfg.evaluate.split).rows()
-        stages.answer_with(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
+        stages.sample_with_engine(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
     return label, run.jsonl(FOLDER, f"{label}_answers").rows()
 
 

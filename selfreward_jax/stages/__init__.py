@@ -1,41 +1,41 @@
 """The stages. Each makes one file or one model of the working directory from earlier ones: it does nothing if
 what it makes is whole, and goes on from what is there if it is not."""
 
-from selfreward_jax.stages.check_round import guard
+from selfreward_jax.stages.check_round import check_round
 from selfreward_jax.stages.common import StageError, check_inputs
 from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.self_reward import (
-    answer,
-    answer_best,
-    answer_with,
+    sample_responses,
+    sample_best_of_n,
+    sample_with_engine,
     check_judge,
     judge,
     pairs,
     prompts,
     self_judge,
 )
-from selfreward_jax.stages.setup import base, eft, seed, tokenizer
-from selfreward_jax.stages.training import baseline, preferences, supervised
+from selfreward_jax.stages.setup import pretrain, eft, seed, tokenizer
+from selfreward_jax.stages.training import sft_baseline, dpo, sft
 
 __all__ = [
     "StageError",
-    "answer",
-    "answer_best",
-    "answer_with",
-    "base",
-    "baseline",
+    "sample_responses",
+    "sample_best_of_n",
+    "sample_with_engine",
+    "pretrain",
+    "sft_baseline",
     "check_inputs",
     "check_judge",
     "compare",
     "compare_by_endpoint",
     "eft",
-    "guard",
+    "check_round",
     "judge",
     "pairs",
-    "preferences",
+    "dpo",
     "prompts",
     "seed",
     "self_judge",
-    "supervised",
+    "sft",
     "tokenizer",
 ]

@@ -7,13 +7,13 @@ from selfreward_jax.method import round_checks
 from selfreward_jax.method.pairs import join_scores
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, shown_prompts
-from selfreward_jax.stages.self_reward import held_out
+from selfreward_jax.stages.common import StageError, few_shot_pool
+from selfreward_jax.stages.self_reward import held_out_prompts
 from selfreward_jax.stages.training import is_trained
 from selfreward_jax.telemetry.progress import log_line
 
 
-def guard(run: Run, t: int) -> None:
+def check_round(run: Run, t: int) -> None:
     """m_t/guards.json: what the round's rows show.
 
     Raises:
@@ -23,7 +23,7 @@ def guard(run: Run, t: int) -> None:
     path, trained = run.workdir / name / "guards.json", is_trained(run, name)
     if trained and storage.read_checksummed(path) is not None:
         return
-    found = readings(run, t)
+    found = round_metrics(run, t)
     storage.write_checksummed(path, found)
     log_line(f"{name} guards: {round_checks.format_metrics(found, limits)}")
     if (broken := round_checks.violations(found, limits)) and not trained:
@@ -33,7 +33,7 @@ def guard(run: Run, t: int) -> None:
         )
 
 
-def readings(run: Run, t: int) -> dict[str, Any]:
+def round_metrics(run: Run, t: int) -> dict[str, Any]:
     """What the rows of round t show, by the names of `guards.GUARDS`."""
     of = lambda stage, t=t: run.jsonl(f"m{t}", stage)  # noqa: E731
     found, judgements = finished_responses(of("candidates").rows()), of("judgements").rows()
@@ -43,5 +43,5 @@ def readings(run: Run, t: int) -> dict[str, Any]:
     return round_checks.judge_metrics(judgements, join_scores(found, judgements), canaries) | {
         "length_growth": round_checks.length_growth(found, before),
         "repeats": manifest["faults"].get("not new", 0) / manifest["attempts"],
-        "leaks": round_checks.leak_rate(of("prompts").rows(), shown_prompts(run), held_out(run)),
+        "leaks": round_checks.leak_rate(of("prompts").rows(), few_shot_pool(run), held_out_prompts(run)),
     }

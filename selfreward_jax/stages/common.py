@@ -70,17 +70,17 @@ def prompt_template(run: Run) -> str:
     return templates.load(run.cfg.prompts.template, {"examples"})
 
 
-def judged_set(run: Run) -> str:
+def eft_source_set(run: Run) -> str:
     """The set that the seed stage makes for EFT: judged rows, or answers that the SFT baseline is to judge."""
     return "eft_answers" if run.cfg.eft.source == "baseline" else "eft"
 
 
-def shown_prompts(run: Run) -> list[str]:
+def few_shot_pool(run: Run) -> list[str]:
     """Seed prompts fit to be shown as examples: those in the form that a new prompt must have."""
-    return fit_to_show(run, run.jsonl("seed", "ift").rows())
+    return filter_few_shot(run, run.jsonl("seed", "ift").rows())
 
 
-def fit_to_show(run: Run, rows: Iterable[Row]) -> list[str]:
+def filter_few_shot(run: Run, rows: Iterable[Row]) -> list[str]:
     """Those prompts of instruction rows."""
     settings = run.cfg.prompts
     prompts = (row["prompt"] for row in rows)
@@ -100,7 +100,7 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
         else:
             settings = run.cfg.prompts
             rows[name] = seed_sets.prompt_rows(
-                shown_prompts(run),
+                few_shot_pool(run),
                 run.cfg.data.prompt_rows,
                 settings.seed_shots + settings.own_shots,
                 prompt_template(run),

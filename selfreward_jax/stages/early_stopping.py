@@ -7,7 +7,7 @@ from selfreward_jax import storage
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.pairwise_eval import compare
-from selfreward_jax.stages.self_reward import answer, answer_with
+from selfreward_jax.stages.self_reward import sample_responses, sample_with_engine
 from selfreward_jax.telemetry import timing
 from selfreward_jax.telemetry.progress import log_line
 from selfreward_jax.train import checkpoints
@@ -25,7 +25,7 @@ class EarlyStopping:
 
     def __init__(self, run: Run, name: str, previous: str) -> None:
         self.run, self.name, self.previous = run, name, previous
-        self.asked = run.jsonl("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
+        self.prompts = run.jsonl("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
         self.rows = run.jsonl(name, "early_stopping")
         looks = self.rows.rows() if self.rows.manifest else self.rows.load_partial()
         self.known = {row["id"]: row for row in looks}
@@ -48,9 +48,9 @@ class EarlyStopping:
         run = self.run
         how = _one_answer(run.cfg.evaluate)
         first = self._stage(0, "answers")
-        answer(run, self.previous, self.asked, how, self.name, first)
+        sample_responses(run, self.previous, self.prompts, how, self.name, first)
         ours = self._stage(step, "answers")
-        answer_with(run, run.make_engine(run.merge_lora(params)), self.asked, how, self.name, ours)
+        sample_with_engine(run, run.make_engine(run.merge_lora(params)), self.prompts, how, self.name, ours)
         theirs = self._stage(self.best, "answers")
         sides = [run.jsonl(self.name, stage).rows() for stage in (ours, theirs)]
         verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))

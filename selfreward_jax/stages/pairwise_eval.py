@@ -11,7 +11,7 @@ from selfreward_jax.method.pairwise import Matchup, both_orders, verdicts_by_pro
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
-from selfreward_jax.stages.self_reward import generated, judge
+from selfreward_jax.stages.self_reward import run_resumable, judge
 from selfreward_jax.telemetry.progress import log_line
 
 Row = dict[str, Any]
@@ -83,7 +83,7 @@ def _side_by_side(run: Run, judging: str, played: Sequence[Matchup], owner: str,
         if len(fit) < len(played):
             log_line(f"{owner} {stage}: {len(played) - len(fit)} of {len(played)} games are too long and count as ties")
         stream = partial(_verdicts, engine, fit, template, settings.max_new)
-        generated(run, owner, stage, [g.id for g in fit], stream, judging, left_out=len(played) - len(fit))
+        run_resumable(run, owner, stage, [g.id for g in fit], stream, judging, left_out=len(played) - len(fit))
     rows = out.rows()
     read = [side for row in rows for side in row["read"]]
     _say_unread(f"{owner} {stage}", read, f"compare.max_new is {run.cfg.compare.max_new}")

@@ -17,13 +17,13 @@ from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, SamplingParams
-from selfreward_jax.stages.common import StageError, judge_template, judged_set, prompt_template, shown_prompts
+from selfreward_jax.stages.common import StageError, judge_template, eft_source_set, prompt_template, few_shot_pool
 from selfreward_jax.telemetry.progress import Progress, log_line
 
 Row = dict[str, Any]
 
 
-def sampling(settings: Any) -> SamplingParams:
+def sampling_params(settings: Any) -> SamplingParams:
     """How a stage draws."""
     return SamplingParams(settings.get("samples", 1), settings.temperature, settings.top_p, settings.max_new)
 
@@ -38,11 +38,11 @@ def prompts(run: Run, t: int) -> None:
     # Only whole waves count: which prompts are new depends on all before them.
     begun = begun[: len(begun) // settings.wave * settings.wave]
     out.rewrite_partial(begun)
-    known = [row["prompt"] for name in ("ift", judged_set(run)) for row in run.jsonl("seed", name).rows()]
+    known = [row["prompt"] for name in ("ift", eft_source_set(run)) for row in run.jsonl("seed", name).rows()]
     earlier = [r["prompt"] for i in range(2, t) for r in run.jsonl(f"m{i}", "prompts").rows()]
     accepted = sum(row["fault"] is None for row in begun)
     writer, template = _writer(run, t), prompt_template(run)
-    shown = [p for p in shown_prompts(run) if writer.fits(prompt_generation.few_shot(template, [p]), settings.max_new)]
+    shown = [p for p in few_shot_pool(run) if writer.fits(prompt_generation.few_shot(template, [p]), settings.max_new)]
     if len(shown) < settings.seed_shots + settings.own_shots:
         raise StageError(
             f"m{t} prompts: only {len(shown)} seed prompts fit beside prompts.max_new {settings.max_new} into the "
@@ -60,11 +60,11 @@ def prompts(run: Run, t: int) -> None:
         writer,
         settings,
         template,
-        sampling(settings),
+        sampling_params(settings),
         run.stage_key(f"m{t}", "prompts"),
         seed_prompts=shown,
         generated_prompts=earlier,
-        forbidden=[*known, *earlier, *held_out(run)],
+        forbidden=[*known, *earlier, *held_out_prompts(run)],
         name=f"m{t}",
         seed=run.cfg.seed,
         partial=begun,
@@ -84,7 +84,7 @@ def prompts(run: Run, t: int) -> None:
     run.flush_usage()
 
 
-def held_out(run: Run) -> list[str]:
+def held_out_prompts(run: Run) -> list[str]:
     """The prompts that nothing may be trained on."""
     splits = ("validation", "heldout", "ranked_validation", "ranked_heldout")
     return [r["prompt"] for split in splits for r in run.jsonl("seed", split).rows()]
@@ -103,7 +103,7 @@ def _writer(run: Run, t: int) -> Engine | prompt_generation.ToyPromptSource:
     return found.engine(run.cfg.generate.rows, run.cfg.model.max_length)
 
 
-def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by: str, **facts: Any) -> list[Row]:
+def run_resumable(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by: str, **facts: Any) -> list[Row]:
     """OWNER/STAGE.jsonl: the rows of `stream(key, done)`, each batch kept as it comes; in the end in the order of
     `ids`, and with the weights of model `by`, if it has a name, in its manifest. Returns them."""
     out, label = run.jsonl(owner, stage), f"{owner} {stage}"
@@ -127,33 +127,33 @@ def generated(run: Run, owner: str, stage: str, ids: list[str], stream: Any, by:
     return rows
 
 
-def answer(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
+def sample_responses(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
     """OWNER/STAGE.jsonl: answers of `model` to the prompts `asked`."""
     if not run.is_complete(owner, stage, model):
-        answer_with(run, run.engine(model), asked, settings, owner, stage, model)
+        sample_with_engine(run, run.engine(model), asked, settings, owner, stage, model)
 
 
-def answer_with(
+def sample_with_engine(
     run: Run, engine: Engine, asked: list[Row], settings: Any, owner: str, stage: str, model: str = ""
 ) -> None:
     """The same with an engine of any parameters, those of `model` if it has a name."""
     if run.is_complete(owner, stage, model):
         return
     kept = _short_enough(engine, asked, settings.max_new, f"{owner} {stage}")
-    stream = partial(generate_responses, engine, kept, sampling(settings))
-    generated(run, owner, stage, [row["id"] for row in kept], stream, model, left_out=len(asked) - len(kept))
+    stream = partial(generate_responses, engine, kept, sampling_params(settings))
+    run_resumable(run, owner, stage, [row["id"] for row in kept], stream, model, left_out=len(asked) - len(kept))
 
 
-def answer_best(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
+def sample_best_of_n(run: Run, model: str, asked: list[Row], settings: Any, owner: str, stage: str) -> None:
     """OWNER/STAGE.jsonl: of `settings.best_of` answers drawn for each that is wanted, the one that `model` itself
     scores highest; of equals the first. With best_of 1 the answers as they are drawn."""
     out, wanted = run.jsonl(owner, stage), settings.samples
     if settings.best_of == 1 or out.manifest is not None:
-        answer(run, model, asked, settings, owner, stage)
+        sample_responses(run, model, asked, settings, owner, stage)
         return
     more = settings.copy_and_resolve_references()
     more.samples = wanted * settings.best_of
-    answer(run, model, asked, more, owner, f"{stage}_drawn")
+    sample_responses(run, model, asked, more, owner, f"{stage}_drawn")
     drawn = run.jsonl(owner, f"{stage}_drawn").rows()
     judge(run, model, finished_answers(drawn), owner, f"{stage}_judged")
     score = {row["id"]: row["score"] for row in run.jsonl(owner, f"{stage}_judged").rows()}
@@ -193,9 +193,9 @@ def judge(run: Run, model: str, judged: list[Row], owner: str, stage: str, sampl
     as_prompts = [{**a, "prompt": judging.judge_prompt(template, a["prompt"], a["response"])} for a in judged]
     fit = {row["id"] for row in _short_enough(engine, as_prompts, settings.max_new, f"{owner} {stage}")}
     kept = [a for a in judged if a["id"] in fit]
-    how = sampling(settings)._replace(samples=samples or settings.samples)
+    how = sampling_params(settings)._replace(samples=samples or settings.samples)
     stream = partial(judging.judge, engine, kept, template, how, settings)
-    rows = generated(run, owner, stage, [a["id"] for a in kept], stream, model, left_out=len(judged) - len(kept))
+    rows = run_resumable(run, owner, stage, [a["id"] for a in kept], stream, model, left_out=len(judged) - len(kept))
     health = judging.judge_stats(rows)
     log_line(f"{owner} {stage}: {health}")
     return health

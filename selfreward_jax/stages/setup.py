@@ -17,7 +17,7 @@ from selfreward_jax.llm.llama import Llama, parameter_count, param_specs
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, fit_to_show, judge_template, judged_set, prompt_template
+from selfreward_jax.stages.common import StageError, filter_few_shot, judge_template, eft_source_set, prompt_template
 from selfreward_jax.stages.self_reward import judge
 from selfreward_jax.stages.training import is_trained, train_packed
 from selfreward_jax.telemetry.progress import Progress, log_line
@@ -45,7 +45,7 @@ def _make_seed(run: Run) -> None:
     else:
         sets, report = seed_sets.from_world(c.data, c.seed, c.judge.form)
     shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
-    if (shown := len(fit_to_show(run, sets["ift"]))) <= shots:
+    if (shown := len(filter_few_shot(run, sets["ift"]))) <= shots:
         raise seed_sets.DataError(
             f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
             f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
@@ -98,7 +98,7 @@ def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
 
 
 def _train_tokenizer(run: Run, folder: epath.Path) -> None:
-    rows = [row for name in ("ift", judged_set(run), "documents") for row in run.jsonl("seed", name).rows()]
+    rows = [row for name in ("ift", eft_source_set(run), "documents") for row in run.jsonl("seed", name).rows()]
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
     texts += [judge_template(run), prompt_template(run)]
     settings = run.cfg.tokenizer
@@ -115,7 +115,7 @@ def eft(run: Run) -> None:
     """seed/eft.jsonl: what the SFT baseline wrote of ranked answers, where it agrees with their human order. Nothing to
     do where the seed stage has made it."""
     out = run.jsonl("seed", "eft")
-    if judged_set(run) == "eft" or out.manifest is not None:
+    if eft_source_set(run) == "eft" or out.manifest is not None:
         return
     asked, rows = [], []
     for row in run.jsonl("seed", "eft_answers").rows():
@@ -144,7 +144,7 @@ def eft(run: Run) -> None:
     out.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows)], counts=counts)
 
 
-def base(run: Run) -> None:
+def pretrain(run: Run) -> None:
     """m0: the weights of model.init; or a base model trained on plain documents, from random weights."""
     if is_trained(run, "m0"):
         return

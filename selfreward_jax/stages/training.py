@@ -21,13 +21,13 @@ from selfreward_jax.train import checkpoints, dpo, metric_writers, sft, trainer
 from selfreward_jax.train.monitor import TrainingMonitor
 
 
-def baseline(run: Run) -> None:
+def sft_baseline(run: Run) -> None:
     """sft: the base model trained on IFT alone, the paper's SFT baseline."""
     if not is_trained(run, "sft"):
         train_packed(run, "sft", "sft", seed_examples(run, ("ift",))["ift"], partial(_from_base, run, "sft"))
 
 
-def supervised(run: Run) -> None:
+def sft(run: Run) -> None:
     """m1: the base model trained on the sets that sft.sets names: IFT, EFT and few-shot prompt rows."""
     if not is_trained(run, "m1"):
         examples = [e for rows in seed_examples(run, run.cfg.sft.sets).values() for e in rows]
@@ -43,7 +43,7 @@ def _from_base(run: Run, name: str) -> Params:
     return run.init_params(lambda key: llama.init_params(key, declared, "float32"), declared, name)
 
 
-def preferences(run: Run, t: int) -> None:
+def dpo(run: Run, t: int) -> None:
     """m_t: DPO on the pairs of round t, started from m_(t-1), which is the reference."""
     name, previous = f"m{t}", f"m{t - 1}"
     if is_trained(run, name):
@@ -57,9 +57,9 @@ def preferences(run: Run, t: int) -> None:
     # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
     known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layout")
     layout = dpo.choose_layout(pairs, model.cfg, known and dpo.PairLayout(*known))
-    reference = _reference(run, name, previous, pairs, layout)
+    reference = _reference_logprobs(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
-    replay = fitting(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
+    replay = drop_overlong(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
     seed = run.stage_seed(name, "dpo")
     steps, batch_at = dpo.make_batch_fn(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
     tokens = settings.batch * layout.tokens + bool(replay) * settings.replay_batch * settings.replay_width
@@ -71,7 +71,7 @@ def preferences(run: Run, t: int) -> None:
     _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, curve, early, **facts)
 
 
-def _told(run: Run, name: str, stage: str, error: trainer.DivergenceError, batch_at: Any) -> StageError:
+def _diverged_error(run: Run, name: str, stage: str, error: trainer.DivergenceError, batch_at: Any) -> StageError:
     """The error for a run that has diverged; what the step read lies in NAME/diverged.json."""
     arrays = {n: x.reshape(-1, *x.shape[2:]) for n, x in fetch(batch_at(error.step)["arrays"]).items()}
     texts = {n: [run.chat.tokenizer.decode(row.tolist()) for row in x] for n, x in arrays.items() if "tokens" in n}
@@ -86,7 +86,9 @@ def _told(run: Run, name: str, stage: str, error: trainer.DivergenceError, batch
     )
 
 
-def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.PairLayout) -> np.ndarray:
+def _reference_logprobs(
+    run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.PairLayout
+) -> np.ndarray:
     """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
     path = run.workdir / name / "reference.json"
@@ -103,15 +105,15 @@ def _reference(run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout
     return np.array([kept["chosen"], kept["rejected"]], np.float32).T
 
 
-def fitting(examples: list[chat.Example], width: int, what: str) -> list[chat.Example]:
+def drop_overlong(examples: list[chat.Example], seq_len: int, what: str) -> list[chat.Example]:
     """The texts of at most `width` tokens; says how many are left out."""
-    kept = [e for e in examples if len(e.ids) <= width]
+    kept = [e for e in examples if len(e.ids) <= seq_len]
     if len(kept) < len(examples):
         log_line(
-            f"{what}: {len(examples) - len(kept)} of {len(examples)} texts are longer than {width} tokens, left out"
+            f"{what}: {len(examples) - len(kept)} of {len(examples)} texts are longer than {seq_len} tokens, left out"
         )
     if not kept:
-        raise StageError(f"{what}: no text fits into {width} tokens; raise the width")
+        raise StageError(f"{what}: no text fits into {seq_len} tokens; raise the width")
     return kept
 
 
@@ -133,7 +135,7 @@ def _clear(run: Run, model: str) -> None:
 def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Callable[[], Params]) -> None:
     """NAME/checkpoint: trained from `start()` on the texts, packed, by the settings of `stage`."""
     settings = run.cfg[stage]
-    examples = fitting(examples, settings.width, f"{name} {stage}")
+    examples = drop_overlong(examples, settings.width, f"{name} {stage}")
     model = Llama(run.model_config(settings.dropout, adapters=name != "m0"))
     steps, batch_at = sft.make_batch_fn(examples, settings, run.stage_seed(name, stage), run.mesh)
     tokens = settings.batch * settings.width
@@ -205,7 +207,7 @@ def _train(
                 max_nonfinite_steps=run.cfg.skip_nonfinite,
             )
     except trainer.DivergenceError as error:
-        raise _told(run, name, stage, error, batch_at) from None
+        raise _diverged_error(run, name, stage, error, batch_at) from None
     done = int(state.step)
     facts = {"stage": stage, "steps": done, "tokens": done * tokens_a_step, **facts}
     params = state.params
