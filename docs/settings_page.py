@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from selfreward_jax import config
-from selfreward_jax.cli.args import fields
+from selfreward_jax.cli.args import flatten_config
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field
@@ -41,7 +41,7 @@ def described() -> dict[str, str]:
 def page() -> str:
     """The page."""
     said, groups = described(), {}
-    for field, value in fields(config.default_config()).items():
+    for field, value in flatten_config(config.default_config()).items():
         groups.setdefault(field.rpartition(".")[0], []).append((field, value))
     lines = [HEAD]
     for group, rows in sorted(groups.items()):

@@ -54,7 +54,7 @@ def show_plan(cfg: ConfigDict, workdir: str) -> int:
     try:
         validate.check(cfg, row_devices=1)
         found = Run(cfg, workdir, claim=False)
-        found.check(args.accept_changes())
+        found.check(args.allow_config_changes())
         print(f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *plan(found), sep="\n")
     except (*BAD_INPUT, OSError) as error:
         return _refuse(str(error))
@@ -67,7 +67,7 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
         if others is not None:
             processes.initialize(others, cfg.parallel.timeout)
         with preemption.handle_signals(cfg.stop_within):
-            loop.run(cfg, workdir, accept_changes=args.accept_changes())
+            loop.run(cfg, workdir, accept_changes=args.allow_config_changes())
         processes.shutdown()
     except preemption.Stopped as stopped:
         processes.shutdown()

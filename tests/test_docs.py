@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import settings_page
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
-FIELDS = args.fields(config.default_config())
+FIELDS = args.flatten_config(config.default_config())
 # Where the options of a program are declared, beside its own file.
 PROGRAMS = {
     "main": ("main", "command"),

@@ -253,7 +253,7 @@ def test_a_conversation_remembers_its_turns_until_an_empty_line(both, capsys):
     options = Namespace(
         chat=False, interactive=True, samples=1, temperature=0.0, top_p=1.0, max_new=6, max_length=0, seed=0
     )
-    generate.converse(model, options, io.StringIO("Hi.\nHi.\n\nHi.\n" + "word " * 300 + "\n"))
+    generate.chat(model, options, io.StringIO("Hi.\nHi.\n\nHi.\n" + "word " * 300 + "\n"))
     out, err = capsys.readouterr()
     first, _, third = out.splitlines()
     assert first == third  # the same beginning, greedily

@@ -166,12 +166,14 @@ def test_advice_names_a_setting_of_the_program_that_does_not_fit():
     c, gib = config.get("llama3_8b"), 1 << 30
     row = {"peak": 20.0 * gib, "hbm": 16 * gib, "mesh": {"fsdp": 8, "tensor": 1}}
     kept = {"params": 4 * gib, "optimiser": 8 * gib}
-    assert_mentions(fits.advice(c, row | {"program": "dpo", "bytes": kept}), "dpo.accumulate", 1)
-    crowded = fits.advice(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimiser": 16 * gib}})
+    assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": kept}), "dpo.accumulate", 1)
+    crowded = fits.suggest_fix(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimiser": 16 * gib}})
     assert_mentions(crowded, 150, 4, "lora.rank")
-    wide = fits.advice(c, row | {"program": "decode", "bytes": {"params": 15 * gib}})
+    wide = fits.suggest_fix(c, row | {"program": "decode", "bytes": {"params": 15 * gib}})
     assert_mentions(wide, "parallel.sample_tensor", 4)
-    assert_mentions(fits.advice(c, row | {"program": "decode", "bytes": {"params": 2 * gib}}), "generate.rows", 128)
+    assert_mentions(
+        fits.suggest_fix(c, row | {"program": "decode", "bytes": {"params": 2 * gib}}), "generate.rows", 128
+    )
 
 
 def test_what_the_compiler_refused_is_read_from_its_words():

@@ -13,13 +13,13 @@ from selfreward_jax.telemetry import compile_cache
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: FILE or FILE:SCALE.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "Where the run lives: a folder, or gs://BUCKET/FOLDER.")
-_KEPT = "Folder of compiled programs, kept from run to run; empty: none."
-_COMPILE_CACHE = flags.DEFINE_string("compile_cache", compile_cache.default_directory(), _KEPT)
-_ACCEPT = "Go on in a working directory with other settings, where they alter nothing that is made."
-_ACCEPT_CHANGES = flags.DEFINE_bool("accept_changes", False, _ACCEPT)
+_COMPILE_CACHE_HELP = "Folder of compiled programs, kept from run to run; empty: none."
+_COMPILE_CACHE = flags.DEFINE_string("compile_cache", compile_cache.default_directory(), _COMPILE_CACHE_HELP)
+_ALLOW_HELP = "Go on in a working directory with other settings, where they alter nothing that is made."
+_ALLOW_CONFIG_CHANGES = flags.DEFINE_bool("accept_changes", False, _ALLOW_HELP)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and do nothing.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which the environment knows.")
-_OF_SEVERAL = {
+_PROCESS_FLAGS = {
     "coordinator_address": flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
     "num_processes": flags.DEFINE_integer("num_processes", None, "How many processes there are."),
     "process_id": flags.DEFINE_integer("process_id", None, "Which of them this is, from 0."),
@@ -50,9 +50,9 @@ def compile_cache_dir() -> str:
     return _COMPILE_CACHE.value
 
 
-def accept_changes() -> bool:
+def allow_config_changes() -> bool:
     """Whether changed settings are accepted, where nothing was made with them. After `parse`."""
-    return _ACCEPT_CHANGES.value
+    return _ALLOW_CONFIG_CHANGES.value
 
 
 def dry_run() -> bool:
@@ -67,10 +67,10 @@ def processes() -> dict[str, Any] | None:
     Raises:
       ConfigError: the options do not say which process of how many this is.
     """
-    given = {name: flag.value for name, flag in _OF_SEVERAL.items() if flag.value is not None}
+    given = {name: flag.value for name, flag in _PROCESS_FLAGS.items() if flag.value is not None}
     if not given:
         return {} if _DISTRIBUTED.value else None
-    lacking = [f"--{name}" for name in _OF_SEVERAL if name not in given]
+    lacking = [f"--{name}" for name in _PROCESS_FLAGS if name not in given]
     if lacking:
         named = ", ".join(f"--{n}={v}" for n, v in given.items())
         raise config.ConfigError(f"{named} without {' and '.join(lacking)}: give all three, or --distributed alone")
@@ -96,7 +96,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     if path and not os.path.isfile(path):
         return f"config is {path!r}, and there is no such file; configs/ has the configurations"
     try:
-        known = fields(config.get(scale))
+        known = flatten_config(config.get(scale))
     except config.ConfigError as unknown_scale:
         return str(unknown_scale)
     for option, value in options.items():
@@ -116,12 +116,12 @@ def _explain(argv: list[str], error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def fields(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten_config(c: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Every field by its dotted name, with its value."""
     found: dict[str, Any] = {}
     for name, value in c.items():
         inner = isinstance(value, ConfigDict)
-        found |= fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        found |= flatten_config(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return found
 
 
@@ -131,14 +131,14 @@ def parser(program: str, description: str, compiles: bool = False) -> argparse.A
     found = argparse.ArgumentParser(
         f"selfreward_jax.{program}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.error = lambda message: refuse(_with_the_nearest(message, found))
+    found.error = lambda message: raise_config_error(_suggest_option(message, found))
     if compiles:
         default = compile_cache.default_directory()
-        found.add_argument("--compile_cache", default=default, help=_KEPT)
+        found.add_argument("--compile_cache", default=default, help=_COMPILE_CACHE_HELP)
     return found
 
 
-def _with_the_nearest(message: str, of: argparse.ArgumentParser) -> str:
+def _suggest_option(message: str, of: argparse.ArgumentParser) -> str:
     """The parser's complaint; where it is an option that does not exist, with the one that is most like it."""
     unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
     if not unknown.startswith("--"):
@@ -148,6 +148,6 @@ def _with_the_nearest(message: str, of: argparse.ArgumentParser) -> str:
     return f"{unknown} is not an option; the nearest one is {near[0]}"
 
 
-def refuse(message: str) -> None:
+def raise_config_error(message: str) -> None:
     """Raises ConfigError."""
     raise config.ConfigError(message)

@@ -35,11 +35,11 @@ Row = dict[str, Any]
 Judge = Callable[[str, str, dict[str, list[Row]]], list[list[int]]]  # names of two models, answers by name -> verdicts
 FOLDER = "evaluation"
 # Settings of the run that an evaluation may put others in the place of.
-ADJUSTABLE = {
+OVERRIDABLE_FIELDS = {
     "endpoint.url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.most_calls": int,
     "compare.form": str, "compare.max_new": int,
 }  # fmt: skip
-FAULTS = (
+INPUT_ERRORS = (
     ConfigError,
     ModelFormatError,
     ChatError,
@@ -57,14 +57,14 @@ def main(argv: list[str]) -> int:
         options = _options(argv)
         compile_cache.enable(options.compile_cache)
         run = Run.reopen(options.workdir)
-        for field in ADJUSTABLE:
+        for field in OVERRIDABLE_FIELDS:
             if (given := getattr(options, field)) is not None:
                 part, name = field.split(".")
                 run.cfg[part][name] = given
         validate.check(run.cfg, row_devices=1)
         found = evaluate(run, options.models, options.judge, options.against, options.against_name)
         print("\n".join(tables.paper(found)), flush=True)
-    except FAULTS as error:
+    except INPUT_ERRORS as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0
@@ -77,12 +77,12 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")
     parser.add_argument("--against", default="", help="another model: a working directory, or a Hugging Face folder")
     parser.add_argument("--against_name", default="", help="which model of that working directory; else the last")
-    for field, kind in ADJUSTABLE.items():
+    for field, kind in OVERRIDABLE_FIELDS.items():
         parser.add_argument(f"--{field}", type=kind, help=f"else the run's {field}")
     return parser.parse_args(argv[1:])
 
 
-def evaluate(run: Run, models: str, judge: str, against: str, against_name: str) -> dict[str, Any]:
+def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_name: str) -> dict[str, Any]:
     """Measures models that were not, plays them against each other, and writes evaluation/report_JUDGE.json.
 
     Args:
@@ -107,7 +107,7 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
         raise ConfigError(f"workdir {run.workdir} holds no trained model yet: run selfreward_jax.main to m1 first")
     if judge == "oracle" and not _has_oracle(run):
         raise ConfigError("--judge is 'oracle', but only the embedded world has one: give a model, or endpoint")
-    if against and run.cfg.evaluate.best_of > 1:
+    if opponent and run.cfg.evaluate.best_of > 1:
         raise ConfigError(
             f"evaluate.best_of of this run is {run.cfg.evaluate.best_of}: a guest (--against) answers once for each "
             "answer wanted, and would play against the best of several"
@@ -116,10 +116,10 @@ def evaluate(run: Run, models: str, judge: str, against: str, against_name: str)
     for name in names:
         loop.evaluate(run, name)
     answers = {name: run.jsonl(name, "eval_answers").rows() for name in names}
-    if against:
-        guest, answers_of_guest = _answers_of(run, against, against_name)
+    if opponent:
+        guest, answers_of_guest = _answers_of(run, opponent, opponent_name)
         answers[guest] = answers_of_guest
-        described |= {"guest": {"name": guest, "path": against}}
+        described |= {"guest": {"name": guest, "path": opponent}}
     versus: dict[str, dict[str, Any]] = {}
     order = list(answers)
     for i, ours in reversed(list(enumerate(order))):

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     try:
         options = parser.parse_args(argv[1:])
         workdir = epath.Path(options.workdir)
-        lines = times(workdir) if options.time else list(told(workdir, options.pair))
+        lines = time_report_lines(workdir) if options.time else list(trace_pair(workdir, options.pair))
     except (ConfigError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def times(workdir: epath.Path) -> list[str]:
+def time_report_lines(workdir: epath.Path) -> list[str]:
     """A table of where the time of a run went.
 
     Raises:
@@ -53,7 +53,7 @@ def times(workdir: epath.Path) -> list[str]:
     return time_report.table(time_report.read(workdir))
 
 
-def told(workdir: epath.Path, pair: str) -> Iterator[str]:
+def trace_pair(workdir: epath.Path, pair: str) -> Iterator[str]:
     """Lines that say where a pair comes from; what models wrote is inert in them.
 
     Raises:

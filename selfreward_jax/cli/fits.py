@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json: bool) -> int:
     """Prints what each program of the run (those of `only`, if any) takes on the slice. Returns the exit code."""
-    devices = slice_of(topology)
+    devices = slice_devices(topology)
     try:
         along = cfg.parallel
         mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
@@ -72,18 +72,18 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
         lowered = programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only)
         rows = []
         for program in lowered:
-            rows.append(measured(program, topology, mesh))
-            print(json.dumps(rows[-1]) if as_json else _told(rows[-1]), flush=True)
+            rows.append(measure_program(program, topology, mesh))
+            print(json.dumps(rows[-1]) if as_json else _format_row(rows[-1]), flush=True)
     except ValueError as error:  # sizes that do not divide; the message has the numbers
         raise config.ConfigError(str(error)) from None
     fits = all(row["fits"] for row in rows)
     if not as_json:
         print("FITS" if fits else "DOES NOT FIT")
-        print("\n".join(advice(cfg, row) for row in rows if not row["fits"]), end="" if fits else "\n")
+        print("\n".join(suggest_fix(cfg, row) for row in rows if not row["fits"]), end="" if fits else "\n")
     return 0 if fits else 1
 
 
-def slice_of(topology: str) -> list[Any]:
+def slice_devices(topology: str) -> list[Any]:
     """The devices of a TPU slice that need not be there.
 
     Raises:
@@ -107,7 +107,7 @@ def slice_of(topology: str) -> list[Any]:
         raise config.ConfigError(f"topology {topology}: {str(error).splitlines()[0]} ({remedy})") from None
 
 
-def measured(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
+def measure_program(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
     """One program's row: bytes on a chip by kind, its peak, its collectives, and whether it fits."""
     generation = topology.partition(":")[0]
     row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": mesh.size}
@@ -143,7 +143,7 @@ def _refused(said: str, known: int, beside: int) -> int:
     return found + (beside if used[1] else known)
 
 
-def _told(row: dict[str, Any]) -> str:
+def _format_row(row: dict[str, Any]) -> str:
     peak, most = row["peak"] / GIB, row["hbm"] / GIB
     kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in row["bytes"].items())
     moved = ", ".join(f"{n['count']} {kind} ({n['bytes'] / GIB:.2f})" for kind, n in row["collectives"].items())
@@ -155,7 +155,7 @@ def _told(row: dict[str, Any]) -> str:
     )
 
 
-def advice(cfg: ConfigDict, row: dict[str, Any]) -> str:
+def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
     """What to change so that a program fits, the nearest first."""
     stage, hbm, size = row["program"], row["hbm"], row["bytes"]
     used = f"{stage}: {row['peak'] / GIB:.1f} GiB a chip where {hbm / GIB:.0f} are;"

@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
         options = _options(argv)
         compile_cache.enable(options.compile_cache)
         if options.interactive:
-            converse(load_model(options.model, options.name), options)
+            chat(load_model(options.model, options.name), options)
         else:
-            answer_file(options)
+            generate_file(options)
     except (ConfigError, DataError, ModelFormatError, ChatError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
@@ -69,12 +69,12 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv[1:])
     if not options.interactive and not (options.prompts and options.out):
-        args.refuse("give --prompts and --out, or --interactive")
+        args.raise_config_error("give --prompts and --out, or --interactive")
     for name, least in (("samples", 1), ("max_new", 1), ("rows", 1), ("max_length", 0), ("temperature", 0)):
         if not getattr(options, name) >= least:
-            args.refuse(f"--{name} is {getattr(options, name)}; it must be at least {least}")
+            args.raise_config_error(f"--{name} is {getattr(options, name)}; it must be at least {least}")
     if not 0 < options.top_p <= 1:
-        args.refuse(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
+        args.raise_config_error(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
     if options.format != "rows":
         options.chat = True
         formats.check_use(options.format, options.out or "", options.samples, options.logprobs)
@@ -89,7 +89,7 @@ def _sampling(options: argparse.Namespace) -> SamplingParams:
     return SamplingParams(options.samples, options.temperature, options.top_p, options.max_new)
 
 
-def answer_file(options: argparse.Namespace) -> None:
+def generate_file(options: argparse.Namespace) -> None:
     """Answers each prompt of the file, in its order.
 
     Raises:
@@ -108,7 +108,7 @@ def answer_file(options: argparse.Namespace) -> None:
     if options.format == "rows":
         _answer_rows(out, asked, model, engine, options)
     else:
-        answers, label = answer_turns(engine, asked, how, options), options.label or model.name
+        answers, label = generate_multi_turn(engine, asked, how, options), options.label or model.name
         storage.write_atomic(out.path, formats.encode_answers(options.format, asked, answers, label, time.time()))
         out.partial.unlink()
 
@@ -142,7 +142,7 @@ def _answer_rows(
     progress.close()
 
 
-def answer_turns(
+def generate_multi_turn(
     engine: Engine, asked: Sequence[PromptRecord], how: SamplingParams, options: argparse.Namespace
 ) -> dict[str, list[list[str]]]:
     """For each id `how.samples` choices, each with the answer to every turn, given the conversation so far."""
@@ -166,7 +166,7 @@ def answer_turns(
     return said
 
 
-def converse(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
+def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
     """A conversation in the terminal: an empty line begins a new one, the end of input ends it all."""
     engine, how = _engine(model, options, rows=1), _sampling(options)._replace(samples=1)
     turns: list[tuple[str, str]] = []
