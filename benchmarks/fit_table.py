@@ -122,10 +122,10 @@ def compiled(name: str, scale: str, topology: str, options: str, only: list[str]
 
 def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: int, sample_tensor: int) -> dict:
     """What DPO and sampling take on each of `count` GPUs, by arithmetic: all of them share each weight."""
-    c = config.get(scale)
+    c = config.get_config(scale)
     model = KNOWN_MODELS[c.model.init]
     c.data.ift = c.data.eft = "any"
-    validate.check(c, count // tensor)
+    validate.validate(c, count // tensor)
     total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch * tensor // count
     layer = parameter_count(param_specs(model)["layers"]) // model.num_layers
     widest = max(

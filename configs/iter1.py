@@ -20,6 +20,6 @@ from selfreward_jax import config
 
 def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M1."""
-    c = config.get(scale)
+    c = config.get_config(scale)
     c.iterations = 1
     return c

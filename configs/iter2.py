@@ -19,6 +19,6 @@ from selfreward_jax import config
 
 def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M2."""
-    c = config.get(scale)
+    c = config.get_config(scale)
     c.iterations = 2
     return c

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 def show_plan(cfg: ConfigDict, workdir: str) -> int:
     """Prints what a run would do. Returns the exit code."""
     try:
-        validate.check(cfg, row_devices=1)
+        validate.validate(cfg, row_devices=1)
         found = Run(cfg, workdir, claim=False)
         found.check(args.allow_config_changes())
         print(f"workdir {workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *plan(found), sep="\n")

@@ -84,7 +84,7 @@ def on_eight_devices(script: str, *argv: str) -> str:
 
 def micro(iterations: int) -> ConfigDict:
     """The settings of the smallest scale."""
-    cfg = config.get("micro")
+    cfg = config.get_config("micro")
     cfg.iterations = iterations
     return cfg
 

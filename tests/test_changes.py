@@ -12,7 +12,7 @@ from selfreward_jax.config import ConfigError, diff
 
 
 def stored(**changed):
-    c = config.get("micro")
+    c = config.get_config("micro")
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changed.items()})
     return json.loads(c.to_json())
 
@@ -57,7 +57,7 @@ def test_a_field_that_came_or_went_is_a_difference():
 
 
 def test_every_field_is_free_or_leaves_a_trace_that_is_known():
-    assert set(stored()) <= set(diff.FREE) | set(diff.TRACES)
+    assert set(stored()) <= set(diff.RUNTIME_FIELDS) | set(diff.DEPENDENT_ARTIFACTS)
 
 
 # What is changed in a finished run to M2, and the first thing that was made with it.
@@ -87,7 +87,7 @@ def test_what_was_made_with_a_field_holds_it_fast(finished_run, field):
     new = stored(iterations=2, **{field.replace(".", "__"): value})
     ((_, old_value, _),) = told(old, new)
     with pytest.raises(ConfigError) as error:
-        diff.refuse(finished_run, diff.changes(old, new), accepted=True)
+        diff.check_changes(finished_run, diff.changes(old, new), accepted=True)
     said = str(error.value)
     assert_mentions(said, field, repr(old_value), repr(value), "--workdir")
     assert trace in said
@@ -97,9 +97,9 @@ def test_what_was_made_with_a_field_holds_it_fast(finished_run, field):
 def test_slots_of_the_engine_may_change_at_any_time(finished_run):
     old = json.loads((finished_run / "config.json").read_text())
     found = diff.changes(old, stored(iterations=2, generate__rows=16))
-    diff.refuse(finished_run, found, accepted=True)
+    diff.check_changes(finished_run, found, accepted=True)
     with pytest.raises(ConfigError, match=r"generate\.rows\b.*\b32\b.*\b16\b.*--accept_changes\b"):
-        diff.refuse(finished_run, found, accepted=False)
+        diff.check_changes(finished_run, found, accepted=False)
 
 
 def test_a_run_goes_on_with_what_nothing_was_made_with(finished_run, tmp_path):
@@ -121,8 +121,8 @@ def test_a_run_goes_on_with_what_nothing_was_made_with(finished_run, tmp_path):
     assert all(before[n] == c for n, c in contents(workdir).items() if n.startswith(same) and n in before)
     # Each manifest says by which settings its rows were made.
     digests = {p.name: json.loads(p.read_text())["config"] for p in workdir.glob("*/*.manifest.json")}
-    assert digests["ift.manifest.json"] == diff.digest(stored(iterations=5)) != digests["pairs.manifest.json"]
-    assert digests["pairs.manifest.json"] == diff.digest(stored(dpo__beta=0.3, guards__canaries=9))
+    assert digests["ift.manifest.json"] == diff.config_hash(stored(iterations=5)) != digests["pairs.manifest.json"]
+    assert digests["pairs.manifest.json"] == diff.config_hash(stored(dpo__beta=0.3, guards__canaries=9))
     # What was made with it now is held fast like the rest.
     with pytest.raises(ConfigError, match=r"dpo\.beta\b.*\bm2/reference\.json"):
         loop.run(micro(2), str(workdir), accept_changes=True)

@@ -8,24 +8,24 @@ from conftest import assert_mentions
 
 from selfreward_jax import config
 from selfreward_jax.config import ConfigError
-from selfreward_jax.config.validate import check
+from selfreward_jax.config.validate import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("scale", ["", "tiny", *config.SCALES])
 def test_every_scale_can_work_on_one_device(scale):
-    c = config.get(scale)
+    c = config.get_config(scale)
     if scale not in ("", "tiny", "micro"):
         with pytest.raises(ConfigError, match=r"data\.ift_rows\b.*data\.eft_rows\b.*data\.ift\b.*data\.eft\b"):
-            check(c, 1)
+            validate(c, 1)
         c.data.update(ift="instructions.jsonl", eft="judged.jsonl")
-    check(c, 1)
+    validate(c, 1)
 
 
 @pytest.mark.parametrize("scale", config.SCALES)
 def test_a_scale_changes_what_it_names_and_nothing_else(scale):
-    got, default = flat(config.get(scale)), flat(config.default_config())
+    got, default = flat(config.get_config(scale)), flat(config.default_config())
     assert got == default | config.SCALES[scale]
 
 
@@ -38,12 +38,12 @@ def flat(c, prefix=""):
 
 def test_an_unknown_scale_is_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'huge'.*tiny, " + ", ".join(config.SCALES)):
-        config.get("huge")
+        config.get_config("huge")
 
 
 def test_an_unknown_field_cannot_be_set():
     with pytest.raises(AttributeError):
-        config.get().dpo.betta = 1
+        config.get_config().dpo.betta = 1
 
 
 def loaded(name, scale):
@@ -56,7 +56,7 @@ def loaded(name, scale):
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 @pytest.mark.parametrize("scale", ["", "micro"])
 def test_iter_n_is_everything_up_to_m_n(iterations, scale):
-    assert loaded(f"iter{iterations}", scale) == flat(config.get(scale)) | {"iterations": iterations}
+    assert loaded(f"iter{iterations}", scale) == flat(config.get_config(scale)) | {"iterations": iterations}
 
 
 ABLATIONS = {
@@ -76,7 +76,7 @@ def test_an_ablation_is_one_switch(name, scale):
     changed = ABLATIONS[name]
     if name == "multiple_choice" and scale == "tinyllama":  # a judge that was not taught the form is shown it
         changed = changed | {"judge.template": "judge_choice"}
-    assert loaded(f"ablations/{name}", scale) == flat(config.get(scale)) | {"iterations": 3} | changed
+    assert loaded(f"ablations/{name}", scale) == flat(config.get_config(scale)) | {"iterations": 3} | changed
 
 
 def test_every_ablation_is_here():
@@ -140,17 +140,17 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changed", "facts"), REFUSED)
 def test_settings_that_cannot_work_are_refused_on_one_line(changed, facts):
-    c = config.get()
+    c = config.get_config()
     c.update_from_flattened_dict({"dpo.replay_batch": 8, **changed})
     with pytest.raises(ConfigError) as error:
-        check(c, 8)
+        validate(c, 8)
     assert "\n" not in str(error.value)
     assert_mentions(str(error.value), *facts)
 
 
 def test_the_same_batch_is_fine_on_fewer_devices():
-    c = config.get()
+    c = config.get_config()
     c.base.batch = 12
     with pytest.raises(ConfigError, match=r"base\.batch\b.*\b12\b"):
-        check(c, 8)
-    assert check(c, 4) is None
+        validate(c, 8)
+    assert validate(c, 4) is None

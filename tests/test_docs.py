@@ -13,7 +13,7 @@ from etils import epath
 from selfreward_jax import config
 from selfreward_jax.cli import args
 from selfreward_jax.config import validate
-from selfreward_jax.config.presets import SCALES
+from selfreward_jax.config.presets import PRESETS
 from selfreward_jax.llm import hf_config
 from selfreward_jax.train import preference_losses
 
@@ -75,7 +75,7 @@ def test_a_command_is_one_that_the_program_takes(module, words):
         if name == "config":
             file, _, scale = value.partition(":")
             assert (ROOT / file).is_file() or "ITER" in file
-            assert scale in ("", "tiny", *SCALES) or scale.isupper()
+            assert scale in ("", "tiny", *PRESETS) or scale.isupper()
 
 
 def test_there_are_commands():
@@ -138,8 +138,8 @@ def test_the_recipes_of_contributing_do_what_they_say(monkeypatch, tmp_path):
     )
     assert hf_config.read_config(epath.Path(tmp_path))[0].rope_theta == 500_000.0
     assert "LOSSES" in (ROOT / "CONTRIBUTING.md").read_text()
-    refused = config.get("micro")
+    refused = config.get_config("micro")
     with refused.unlocked():
         refused.dpo.loss = "exponential"
     with pytest.raises(config.ConfigError, match=r"dpo\.loss\b.*'exponential'"):  # to be named there too
-        validate.check(refused, 1)
+        validate.validate(refused, 1)

@@ -16,7 +16,7 @@ from selfreward_jax.method import round_checks
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.stages import StageError
 
-LIMITS = config.get().guards.to_dict()
+LIMITS = config.get_config().guards.to_dict()
 
 
 def judgement(name, *votes):

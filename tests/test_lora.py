@@ -18,7 +18,7 @@ from test_trainer import PAIRS, TEXTS, dpo_settings
 
 from selfreward_jax import config
 from selfreward_jax.cli import export
-from selfreward_jax.config.validate import check
+from selfreward_jax.config.validate import validate
 from selfreward_jax.llm import hf, llama, lora
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh
@@ -167,12 +167,12 @@ def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
     ],
 )
 def test_adapters_that_cannot_work_are_refused(changed, facts):
-    c = config.get("micro")
+    c = config.get_config("micro")
     c.update_from_flattened_dict({"lora.rank": 4, "optimizer.name": "adamw"})
-    check(c, 1)
+    validate(c, 1)
     c.update_from_flattened_dict(changed)
     with pytest.raises(config.ConfigError, match=facts):
-        check(c, 1)
+        validate(c, 1)
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("main")
     (path / "file").write_text("not a folder")
     (path / "bad.py").write_text("def get_config(:")
-    other = config.get("micro")
+    other = config.get_config("micro")
     other.update(iterations=1, seed=7)
     (path / "other").mkdir()
     (path / "other" / "config.json").write_text(other.to_json())

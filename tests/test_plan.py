@@ -21,7 +21,7 @@ def test_the_stages_of_a_run_are_those_that_it_goes_through(finished_run):
 
 
 def test_rows_and_tokens_by_hand():
-    cfg = config.get()
+    cfg = config.get_config()
     cfg.iterations = 2
     found = {(s.model, s.name): (s.rows, s.tokens) for s in planned_stages(cfg)}
     assert found["m2", "judgements"] == (600 * 4, 600 * 4 * 3 * 112)
@@ -30,7 +30,7 @@ def test_rows_and_tokens_by_hand():
 
 
 def test_what_the_data_decide_is_not_guessed():
-    cfg = config.get("llama3_8b")
+    cfg = config.get_config("llama3_8b")
     cfg.data.ift = cfg.data.eft = "rows.jsonl"
     cfg.evaluate.best_of = 2
     found = {(s.model, s.name): (s.rows, s.tokens) for s in planned_stages(cfg)}

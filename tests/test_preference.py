@@ -244,9 +244,9 @@ def test_trls_sigmoid_ignores_label_smoothing():
 
 
 def checked(**fields):
-    c = config.get()
+    c = config.get_config()
     c.dpo.update(fields)
-    validate.check(c, 1)
+    validate.validate(c, 1)
     return c.dpo
 
 

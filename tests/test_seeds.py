@@ -29,7 +29,7 @@ def prompts(sets, *names):
 
 
 def world(seed=0, **changed):
-    settings = config.get("micro").data
+    settings = config.get_config("micro").data
     settings.update(changed)
     return from_world(settings, seed)[0]
 
@@ -81,7 +81,7 @@ def load(tmp_path):
     """Writes rows (or lines, as they are) to two files and reads them as seeds."""
 
     def run(ift=IFT, eft=EFT, seed=0, more=None, form="points", **changed):
-        settings = config.get("scratch").data
+        settings = config.get_config("scratch").data
         settings.update(ift=str(tmp_path / "ift.jsonl"), eft=str(tmp_path / "eft.jsonl"), **changed)
         for path, rows in (settings.ift, ift), (settings.eft, eft):
             lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
@@ -243,14 +243,14 @@ def test_ten_faults_are_told_and_the_others_counted(load, capsys):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    settings = config.get("scratch").data
+    settings = config.get_config("scratch").data
     settings.update(ift=str(tmp_path / "none.jsonl"), eft=str(tmp_path / "none.jsonl"))
     with pytest.raises(DataError, match=r"none\.jsonl\b"):
         from_files(settings, 0)
 
 
 def test_a_folder_is_refused(tmp_path):
-    settings = config.get("scratch").data
+    settings = config.get_config("scratch").data
     settings.update(ift=str(tmp_path), eft=str(tmp_path))
     with pytest.raises(DataError):
         from_files(settings, 0)
@@ -369,7 +369,7 @@ def test_a_written_judgement_is_kept_with_its_own_score(load):
 
 
 def baseline(source="baseline"):
-    settings = config.get("scratch").eft
+    settings = config.get_config("scratch").eft
     settings.source = source
     return settings
 
@@ -394,7 +394,7 @@ def test_the_baseline_gets_answers_to_judge(load):
 def test_one_file_can_be_both(tmp_path, capsys, share, kept):
     path = tmp_path / "both.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in RANKED) + "{\n")
-    settings = config.get("scratch").data
+    settings = config.get_config("scratch").data
     settings.update(ift=str(path), eft=str(path), shared_to_ift=share, most_bad=0.1)
     if share in (0, 1):
         with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b2\b") as error:
@@ -430,7 +430,7 @@ def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatc
         "eft_rows",
         lambda *given: [{**r, "prompt": taken} if i < 3 else r for i, r in enumerate(fresh(*given))],
     )
-    settings = config.get("micro").data
+    settings = config.get_config("micro").data
     sets, report = from_world(settings, 0)
     assert report["eft"]["given to ift"] == 3
     assert len(sets["eft"]) == report["eft"]["kept"] == settings.eft_rows - 3
@@ -453,7 +453,7 @@ def test_sets_that_share_a_prompt_are_never_given_out(load, monkeypatch):
 )
 def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, form, source):
     folder = tmp_path_factory.mktemp("overlap")
-    data = config.get("scratch").data
+    data = config.get_config("scratch").data
     data.update(ift=str(folder / "i.jsonl"), eft=str(folder / "e.jsonl"), shared_to_ift=share, most_bad=0.0)
     for path, count in (data.ift, rng.randint(1, 60)), (data.eft, rng.randint(20, 200)):
         rows = [(rng.randrange(most), rng.randrange(9)) for _ in range(count)]
@@ -484,7 +484,7 @@ def real(ift, eft, seed=0, **changed):
     for name in (ift, eft):
         if not (DATA / name).exists():
             pytest.skip("no real data beside the repository")
-    data = config.get("scratch").data
+    data = config.get_config("scratch").data
     data.update(ift=str(DATA / ift), eft=str(DATA / eft), **changed)
     sets, report = from_files(data, seed)
     assert sums(report)
@@ -501,7 +501,11 @@ def test_open_assistant_files_can_be_used():
     assert report["eft"]["repeated answer"] == 2
     assert len(sets["ift"]) == 761 - 240 - report["ift"]["given to eft"] == 298
     assert len(sets["eft"]) == 778
-    assert len(sets["ranked_heldout"]) == len(sets["ranked_validation"]) == config.get("scratch").data.ranked_prompts
+    assert (
+        len(sets["ranked_heldout"])
+        == len(sets["ranked_validation"])
+        == config.get_config("scratch").data.ranked_prompts
+    )
     assert {row["score"] for row in sets["eft"]} == set(range(6))
 
 

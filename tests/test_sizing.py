@@ -86,7 +86,7 @@ def test_known_models_have_the_parameters_that_their_names_promise():
 
 
 def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
-    c = config.get("smollm2_135m")
+    c = config.get_config("smollm2_135m")
     assert models.known_config(c) == models.KNOWN_MODELS["SmolLM2-135M"]
     folder = tmp_path / "SmolLM2-135M"
     folder.mkdir()
@@ -102,7 +102,7 @@ def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
-    c = config.get("micro")
+    c = config.get_config("micro")
     c.lora.rank, c.optimizer.name = lora, "adamw"
     made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
     assert tuple(made) == tuple(name for name in NAMES if lora or name != "merge")
@@ -117,7 +117,7 @@ def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
 
 
 def test_sampling_is_sized_for_every_stage_that_draws():
-    c, mesh = config.get("llama3_8b"), make_mesh(devices=jax.devices()[:1])
+    c, mesh = config.get_config("llama3_8b"), make_mesh(devices=jax.devices()[:1])
     found = decode_shape(c, mesh)
     assert DecodeShape(128, 3840, 1, 256) in found  # new prompts, one sample each
     assert DecodeShape(32, 3072, 4, 1024) in found  # answers
@@ -132,7 +132,7 @@ def test_sampling_is_sized_for_every_stage_that_draws():
 
 
 def test_early_stopping_samples_beside_the_state_of_training():
-    c = config.get("micro")
+    c = config.get_config("micro")
     c.dpo.eval_every = 10
     made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
     state = made["dpo"].bytes
@@ -141,7 +141,7 @@ def test_early_stopping_samples_beside_the_state_of_training():
 
 
 def test_weights_are_moved_one_by_one():
-    c = config.get("micro")
+    c = config.get_config("micro")
     (moved,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), 64, ["reshard"])
     weight = 4 * 640 * 32  # the embedding is the largest, in float32 in both layouts
     assert moved.bytes["params"] - moved.resident_bytes == 2 * weight
@@ -163,7 +163,7 @@ def test_a_slice_that_does_not_exist_is_refused(options, facts):
 
 
 def test_advice_names_a_setting_of_the_program_that_does_not_fit():
-    c, gib = config.get("llama3_8b"), 1 << 30
+    c, gib = config.get_config("llama3_8b"), 1 << 30
     row = {"peak": 20.0 * gib, "hbm": 16 * gib, "mesh": {"fsdp": 8, "tensor": 1}}
     kept = {"params": 4 * gib, "optimiser": 8 * gib}
     assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": kept}), "dpo.accumulate", 1)

@@ -13,7 +13,7 @@ from selfreward_jax import config
 
 def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M3, with this one change."""
-    c = config.get(scale)
+    c = config.get_config(scale)
     c.iterations = 3
     c.judge.form = "choice"
     if c.judge.template == "judge_additive":

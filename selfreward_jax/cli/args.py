@@ -96,7 +96,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     if path and not os.path.isfile(path):
         return f"config is {path!r}, and there is no such file; configs/ has the configurations"
     try:
-        known = flatten_config(config.get(scale))
+        known = flatten_config(config.get_config(scale))
     except config.ConfigError as unknown_scale:
         return str(unknown_scale)
     for option, value in options.items():

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
             if (given := getattr(options, field)) is not None:
                 part, name = field.split(".")
                 run.cfg[part][name] = given
-        validate.check(run.cfg, row_devices=1)
+        validate.validate(run.cfg, row_devices=1)
         found = evaluate(run, options.models, options.judge, options.against, options.against_name)
         print("\n".join(tables.paper(found)), flush=True)
     except INPUT_ERRORS as error:

@@ -68,7 +68,7 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
         mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
         if not (cfg.data.ift or cfg.data.ift_rows):
             cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
-        validate.check(cfg, batch_divisor(mesh), "tpu")
+        validate.validate(cfg, batch_divisor(mesh), "tpu")
         lowered = programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only)
         rows = []
         for program in lowered:

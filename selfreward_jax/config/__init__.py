@@ -1,5 +1,5 @@
 """Every setting, its default and its checks."""
 
-from selfreward_jax.config.defaults import ConfigError, default_config, from_stored, get
+from selfreward_jax.config.defaults import ConfigError, default_config, from_stored, get_config
 
-__all__ = ["ConfigError", "default_config", "from_stored", "get"]
+__all__ = ["ConfigError", "default_config", "from_stored", "get_config"]

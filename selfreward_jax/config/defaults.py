@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax.config.presets import SCALES
+from selfreward_jax.config.presets import PRESETS
 
 
 class ConfigError(ValueError):
@@ -201,18 +201,18 @@ def default_config() -> ConfigDict:
     return c.lock()
 
 
-def get(scale: str = "") -> ConfigDict:
+def get_config(preset: str = "") -> ConfigDict:
     """The settings of a scale.
 
     Raises:
       ConfigError: there is no scale of that name.
     """
     c = default_config()
-    if scale in ("", "tiny"):
+    if preset in ("", "tiny"):
         return c
-    if scale not in SCALES:
-        raise ConfigError(f"scale {scale!r} is not known; scales: tiny, {', '.join(SCALES)}")
-    c.update_from_flattened_dict(SCALES[scale])
+    if preset not in PRESETS:
+        raise ConfigError(f"scale {preset!r} is not known; scales: tiny, {', '.join(PRESETS)}")
+    c.update_from_flattened_dict(PRESETS[preset])
     return c
 
 

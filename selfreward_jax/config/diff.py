@@ -15,10 +15,10 @@ from selfreward_jax.parallel import processes
 
 # These add to what is there, serve evaluations, judge what is made and do not make it, or say where the work is done
 # and not what: a restart on other machines goes on with the same rows.
-FREE = ("iterations", "endpoint", "guards", "parallel", "report", "save_every", "stop_within")
+RUNTIME_FIELDS = ("iterations", "endpoint", "guards", "parallel", "report", "save_every", "stop_within")
 
 # What is made with other fields first: patterns in the working directory, the longest name of a field counts.
-TRACES: dict[str, tuple[str, ...]] = {
+DEPENDENT_ARTIFACTS: dict[str, tuple[str, ...]] = {
     "seed": ("seed/*",),
     "inputs": ("seed/*",),
     "data": ("seed/*",),
@@ -65,7 +65,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, now, field = old.get(name), new.get(name), prefix + name
-        if field in FREE or before == now:
+        if field in RUNTIME_FIELDS or before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
             found += changes(before, now, f"{field}.")
@@ -74,22 +74,24 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def digest(settings: dict[str, Any]) -> str:
+def config_hash(settings: dict[str, Any]) -> str:
     """A hash of all settings that may not differ freely: whose rows have the same were made by the same."""
-    held = {name: value for name, value in settings.items() if name not in FREE}
+    held = {name: value for name, value in settings.items() if name not in RUNTIME_FIELDS}
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def made_with(directory: epath.Path, field: str) -> str | None:
+def find_dependent_artifact(directory: epath.Path, field: str) -> str | None:
     """Something in the working directory that was made with a field; None if nothing was."""
     names = field.split(".")
-    longest = next((".".join(names[:n]) for n in range(len(names), 0, -1) if ".".join(names[:n]) in TRACES), None)
-    patterns = ("*/*",) if longest is None else TRACES[longest]
+    longest = next(
+        (".".join(names[:n]) for n in range(len(names), 0, -1) if ".".join(names[:n]) in DEPENDENT_ARTIFACTS), None
+    )
+    patterns = ("*/*",) if longest is None else DEPENDENT_ARTIFACTS[longest]
     found = (path for pattern in patterns for path in sorted(directory.glob(pattern)))
     return next((str(path.relative_to(directory)) for path in found), None)
 
 
-def refuse(directory: epath.Path, found: list[Change], accepted: bool) -> None:
+def check_changes(directory: epath.Path, found: list[Change], accepted: bool) -> None:
     """Raises ConfigError where a run may not go on with these changes.
 
     Args:
@@ -99,7 +101,7 @@ def refuse(directory: epath.Path, found: list[Change], accepted: bool) -> None:
     """
     for change in found:
         choices = "use another --workdir, or the settings in its config.json"
-        if trace := processes.broadcast_from_primary(partial(made_with, directory, change.field)):
+        if trace := processes.broadcast_from_primary(partial(find_dependent_artifact, directory, change.field)):
             raise ConfigError(f"workdir {directory} was made by other settings: {change}, and made {trace}; {choices}")
     if found and not accepted:
         raise ConfigError(

@@ -68,7 +68,7 @@ _SMALL = _PAPER | {
     "evaluate.max_new": 512,
 }
 
-SCALES: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     # Seconds, for tests: every stage runs, nothing is learnt.
     "micro": {
         "data.ift_rows": 64,

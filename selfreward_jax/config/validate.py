@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 
-AT_LEAST = {
+MINIMUMS = {
     "iterations": 1,
     "candidates.samples": 2,
     "judge.samples": 1,
@@ -61,7 +61,7 @@ AT_LEAST = {
     "guards.most_fall": 1,
 }
 
-SHARES = (
+FRACTIONS = (
     "data.shared_to_ift",
     "eft.most_share",
     "guards.least_parse_rate",
@@ -92,7 +92,7 @@ CHOICES = {
 LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 
-def check(c: ConfigDict, row_devices: int, platform: str = "") -> None:
+def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     """Refuses settings that cannot work.
 
     Args:
@@ -104,7 +104,7 @@ def check(c: ConfigDict, row_devices: int, platform: str = "") -> None:
       ConfigError: on the first one.
     """
     _check_data(c)
-    for field, least in AT_LEAST.items():
+    for field, least in MINIMUMS.items():
         if (value := _field(c, field)) < least:
             raise ConfigError(f"{field} is {value}; it must be at least {least}")
     for field, allowed in CHOICES.items():
@@ -119,7 +119,7 @@ def _check_data(c: ConfigDict) -> None:
     if bool(c.data.ift) != bool(c.data.eft):
         given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
-    for field, top in [*((share, 1.0) for share in SHARES), ("pairs.rho", 0.5)]:
+    for field, top in [*((share, 1.0) for share in FRACTIONS), ("pairs.rho", 0.5)]:
         if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.rho" and value == top):
             below = "below" if field == "pairs.rho" else "at most"
             raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")

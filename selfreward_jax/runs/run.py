@@ -52,9 +52,9 @@ class Run:
     """
 
     def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True, accept_changes: bool = False) -> None:
-        self.cfg, self.config_hash = cfg, diff.digest(json.loads(cfg.to_json()))
+        self.cfg, self.config_hash = cfg, diff.config_hash(json.loads(cfg.to_json()))
         if claim:
-            validate.check(cfg, row_devices=1)
+            validate.validate(cfg, row_devices=1)
         self.workdir = epath.Path(directory)
         if "://" not in directory:
             self.workdir = self.workdir.expanduser().resolve()  # Orbax wants absolute paths
@@ -101,7 +101,7 @@ class Run:
 
     def check(self, accept_changes: bool = False) -> None:
         """Raises ConfigError where these settings cannot work on these devices, or the directory has other ones."""
-        validate.check(self.cfg, batch_divisor(self.mesh), self.mesh.devices.flat[0].platform)
+        validate.validate(self.cfg, batch_divisor(self.mesh), self.mesh.devices.flat[0].platform)
         if not self.cfg.model.init:  # else when its folder has been read
             self.check_layouts(None)
         if self.cfg.report.wandb and importlib.util.find_spec("wandb") is None:
@@ -114,7 +114,7 @@ class Run:
             now["inputs"] = inputs
         old = _settings_of(self.workdir)
         self._changes = diff.changes(old, now) if old is not None else []
-        diff.refuse(self.workdir, self._changes, accept_changes)
+        diff.check_changes(self.workdir, self._changes, accept_changes)
         # A shorter run in the directory of a longer one takes nothing away.
         self._settings = now | {"iterations": max(now["iterations"], old["iterations"] if old else 0)}
 
@@ -134,7 +134,7 @@ class Run:
     def start(self) -> None:
         """Puts the accepted changes into config.json, and the start into the log: when no other run is at work in the
         directory."""
-        diff.refuse(self.workdir, self._changes, accepted=True)
+        diff.check_changes(self.workdir, self._changes, accepted=True)
         if self._changes:
             storage.write_json(self.workdir / "config.json", self._settings)
         self.log(begins=True)

@@ -30,7 +30,7 @@ HOSTILE = [
 @pytest.fixture
 def files(tmp_path):
     """A function that writes the embedded world's rows with others among them, and gives settings that read them."""
-    sets, _ = seed_sets.from_world(config.get("micro").data, 0, "points")
+    sets, _ = seed_sets.from_world(config.get_config("micro").data, 0, "points")
 
     def write(ift=(), eft=()):
         cfg = micro(2)

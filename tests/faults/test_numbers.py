@@ -101,7 +101,7 @@ def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(finished_r
 def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
     from selfreward_jax.runs.run import Run
 
-    run = Run(config.get("micro"), str(tmp_path / "run"))
+    run = Run(config.get_config("micro"), str(tmp_path / "run"))
     run.log(step=1, loss=math.nan, grad_norm=math.inf, margin=0.5)
     (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
 
