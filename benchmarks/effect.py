@@ -1,4 +1,4 @@
-"""Does self-rewarding work here, and is it the model's own judgement that does it? The paper's tables and ablations.
+"""Does self-rewarding work here, and is it the model's own judgment that does it? The paper's tables and ablations.
 
     python -m benchmarks.effect --workdir=runs/effect --seeds=0,1,2,3,4
 
@@ -42,7 +42,7 @@ _ARMS = flags.DEFINE_list("arms", [], "Arms to run beside self; all if empty.")
 
 
 def oracle_judge(run: Run, t: int) -> None:
-    """Judgements by the oracle: what a perfect judge would give. A prompt outside the world gets no vote."""
+    """Judgments by the oracle: what a perfect judge would give. A prompt outside the world gets no vote."""
 
     def votes(row: dict[str, Any]) -> list[float]:
         try:
@@ -51,11 +51,11 @@ def oracle_judge(run: Run, t: int) -> None:
         except ValueError:
             return []
 
-    out = run.jsonl(f"m{t}", "judgements")
+    out = run.jsonl(f"m{t}", "judgments")
     if out.manifest is not None:
         return
     rows = []
-    for answer in finished_responses(run.jsonl(f"m{t}", "candidates").rows()):
+    for answer in finished_responses(run.jsonl(f"m{t}", "responses").rows()):
         earned = votes(answer)
         score = sum(earned) / len(earned) if earned else None
         rows.append({"id": answer["id"], "score": score, "votes": [{"text": "", "score": v} for v in earned]})
@@ -74,21 +74,21 @@ class Arm(NamedTuple):
 _BASE = ("seed", "tokenizer", "m0", "sft")
 _M1 = (*_BASE, "m1")
 _ANSWERED = (*_M1, "m2/prompts", "m2/candidates")
-_PAIRED = (*_ANSWERED, "m2/judgements", "m2/pairs")
+_PAIRED = (*_ANSWERED, "m2/judgments", "m2/pairs")
 _ONE_ROUND = {"iterations": 2}
 ARMS = {
     "self": Arm("iter3", ()),
     "no-eft": Arm("ablations/no_eft", _BASE, _ONE_ROUND),
     "positive-sft": Arm("ablations/positive_sft", _PAIRED, _ONE_ROUND),
-    "multiple-choice": Arm("ablations/multiple_choice", (), _ONE_ROUND | {"baseline": False}),
+    "multiple-choice": Arm("ablations/multiple_choice", (), _ONE_ROUND | {"sft_baseline": False}),
     "random": Arm("ablations/random_judge", _ANSWERED, _ONE_ROUND),
     "best-of-n": Arm("ablations/best_of_n", (*_BASE, "m1/checkpoint", "m1/manifest.json")),
     "external-prompts": Arm("ablations/external_prompts", _M1, _ONE_ROUND),
-    "length-control": Arm("ablations/length_control", (*_ANSWERED, "m2/judgements"), _ONE_ROUND),
+    "length-control": Arm("ablations/length_control", (*_ANSWERED, "m2/judgments"), _ONE_ROUND),
     "oracle": Arm("iter3", _ANSWERED, judge=oracle_judge),
     "no-eft-replay": Arm("iter3", _PAIRED, {"dpo.replay_sets": ("prompts",)}),
-    "replay-only": Arm("iter2", _PAIRED, {"dpo.weight": 0.0, "dpo.nll": 0.0}),
-    "random-bare": Arm("ablations/random_judge", _ANSWERED, _ONE_ROUND | {"dpo.replay": 0.0}),
+    "replay-only": Arm("iter2", _PAIRED, {"dpo.dpo_weight": 0.0, "dpo.nll_weight": 0.0}),
+    "random-bare": Arm("ablations/random_judge", _ANSWERED, _ONE_ROUND | {"dpo.replay_weight": 0.0}),
 }
 
 
@@ -100,7 +100,7 @@ def run_arm(name: str, seed: int, home: Path) -> dict[str, Any]:
         for shared in arm.shares:
             share(parent / shared, here / shared)
     cfg = importlib.import_module(f"configs.{arm.config.replace('/', '.')}").get_config()
-    cfg.update_from_flattened_dict({"seed": seed, "baseline": True, "evaluate.split": _SPLIT.value, **arm.settings})
+    cfg.update_from_flattened_dict({"seed": seed, "sft_baseline": True, "evaluate.split": _SPLIT.value, **arm.settings})
     try:
         return loop.run(cfg, str(here), arm.judge)
     except stages.StageError as error:

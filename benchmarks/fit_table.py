@@ -17,7 +17,7 @@ from absl import app, flags
 
 from selfreward_jax import config
 from selfreward_jax.config import validate
-from selfreward_jax.llm.llama import is_param_spec, parameter_count, param_specs
+from selfreward_jax.llm.llama import is_param_spec, param_specs, parameter_count
 from selfreward_jax.memory.models import KNOWN_MODELS
 from selfreward_jax.train.logprobs import MAX_LOGITS
 
@@ -29,7 +29,7 @@ GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
 KEPT, TABLE = ROOT / "benchmarks/fit_table.jsonl", ROOT / "docs/fits.md"
 
-_EIGHT = "--config.generate.rows=64"
+_EIGHT = "--config.sampling.max_concurrent=64"
 # Name, scale, slice, settings. DPO at 2,048 tokens a side, unless said otherwise.
 COMPILED = [
     ("tiny", "tiny", "v5e:1x1", ""),
@@ -40,37 +40,37 @@ COMPILED = [
     ("135m", "smollm2_135m", "v5p:2x2x1", ""),
     ("135m", "smollm2_135m", "v6e:2x2", ""),
     ("1b", "tinyllama", "v5e:2x2", "--config.parallel.fsdp=4"),
-    ("1b", "tinyllama", "v5e:1x1", "--config.sft.accumulate=16 --config.dpo.accumulate=16"),
+    ("1b", "tinyllama", "v5e:1x1", "--config.sft.grad_accum_steps=16 --config.dpo.grad_accum_steps=16"),
     ("1b", "tinyllama", "v4:2x2x1", "--config.parallel.fsdp=4"),
     ("1b", "tinyllama", "v5p:2x2x1", "--config.parallel.fsdp=4"),
     ("1b", "tinyllama", "v6e:2x2", "--config.parallel.fsdp=4"),
-    ("8b", "llama3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=8 {_EIGHT}"),
-    ("8b", "llama3_8b", "v5e:2x4", f"--config.parallel.fsdp=8 --config.parallel.sample_tensor=8 {_EIGHT}"),
-    ("8b", "llama3_8b", "v5p:2x2x2", "--config.parallel.fsdp=8 --config.parallel.sample_tensor=2"),
-    ("8b", "llama3_8b", "v6e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=4 {_EIGHT}"),
-    ("8b", "llama3_8b", "v4:2x2x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=4 {_EIGHT}"),
-    ("8b qwen3", "qwen3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sample_tensor=8 {_EIGHT}"),
+    ("8b", "llama3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8 {_EIGHT}"),
+    ("8b", "llama3_8b", "v5e:2x4", f"--config.parallel.fsdp=8 --config.parallel.sampling_tensor=8 {_EIGHT}"),
+    ("8b", "llama3_8b", "v5p:2x2x2", "--config.parallel.fsdp=8 --config.parallel.sampling_tensor=2"),
+    ("8b", "llama3_8b", "v6e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=4 {_EIGHT}"),
+    ("8b", "llama3_8b", "v4:2x2x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=4 {_EIGHT}"),
+    ("8b qwen3", "qwen3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8 {_EIGHT}"),
     (
         "8b lora",
         "llama3_8b",
         "v5e:2x2",
-        "--config.lora.rank=16 --config.parallel.fsdp=4 --config.parallel.sample_tensor=4 --config.generate.rows=16 "
-        "--config.sft.accumulate=4 --config.dpo.accumulate=4",
+        "--config.lora.rank=16 --config.parallel.fsdp=4 --config.parallel.sampling_tensor=4 --config.sampling.max_concurrent=16 "
+        "--config.sft.grad_accum_steps=4 --config.dpo.grad_accum_steps=4",
     ),
-    ("70b", "llama2_70b", "v5p:4x4x4", "--config.parallel.sample_tensor=8"),
-    ("70b", "llama2_70b", "v5p:2x2x4", "--config.parallel.fsdp=4 --config.parallel.sample_tensor=8"),
+    ("70b", "llama2_70b", "v5p:4x4x4", "--config.parallel.sampling_tensor=8"),
+    ("70b", "llama2_70b", "v5p:2x2x4", "--config.parallel.fsdp=4 --config.parallel.sampling_tensor=8"),
     (
         "70b",
         "llama2_70b",
         "v4:4x4x8",
-        "--config.parallel.fsdp=16 --config.parallel.tensor=8 --config.generate.rows=128",
+        "--config.parallel.fsdp=16 --config.parallel.tensor=8 --config.sampling.max_concurrent=128",
     ),
-    ("70b", "llama2_70b", "v6e:8x8", "--config.parallel.fsdp=16 --config.parallel.sample_tensor=8"),
+    ("70b", "llama2_70b", "v6e:8x8", "--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8"),
     (
         "70b",
         "llama2_70b",
         "v5e:16x16",
-        "--config.parallel.fsdp=32 --config.parallel.tensor=8 --config.sft.batch=32 --config.dpo.batch=32",
+        "--config.parallel.fsdp=32 --config.parallel.tensor=8 --config.sft.batch_size=32 --config.dpo.batch_size=32",
     ),
 ]
 # Name, scale, GPU, how many, GiB of each, devices that share each matrix product in training, and while sampling.
@@ -120,13 +120,13 @@ def compiled(name: str, scale: str, topology: str, options: str, only: list[str]
     return [{"name": name, "scale": scale, "slice": topology, "options": options, **row} for row in rows]
 
 
-def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: int, sample_tensor: int) -> dict:
+def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: int, sampling_tensor: int) -> dict:
     """What DPO and sampling take on each of `count` GPUs, by arithmetic: all of them share each weight."""
     c = config.get_config(scale)
     model = KNOWN_MODELS[c.model.init]
     c.data.ift = c.data.eft = "any"
     validate.validate(c, count // tensor)
-    total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch * tensor // count
+    total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch_size * tensor // count
     layer = parameter_count(param_specs(model)["layers"]) // model.num_layers
     widest = max(
         math.prod(w.shape) for w in _flat(param_specs(model))
@@ -137,10 +137,10 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: i
     # One layer recomputed: about 16 arrays as wide as the stream and 3 as wide as the feed-forward, in bfloat16.
     recomputed = 2 * rows * 2048 * (16 * model.dim + 3 * model.mlp_dim)
     dpo = state + activations + recomputed + 2 * 2 * (layer + widest) + 3 * 4 * MAX_LOGITS
-    kv = 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim / sample_tensor
-    samples = max(1, c.generate.rows * sample_tensor // count)
-    prompt = (c.model.max_length - c.candidates.max_new) / c.candidates.samples  # shared by a prompt's samples
-    sampling = 2 * total / sample_tensor + samples * kv * (prompt + c.candidates.max_new) + 4 * total / count
+    kv = 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim / sampling_tensor
+    samples = max(1, c.sampling.max_concurrent * sampling_tensor // count)
+    prompt = (c.model.max_length - c.responses.max_new_tokens) / c.responses.num_samples  # shared by a prompt's samples
+    sampling = 2 * total / sampling_tensor + samples * kv * (prompt + c.responses.max_new_tokens) + 4 * total / count
     fits = max(dpo, sampling) < 0.9 * memory * GIB
     figures = {"dpo": dpo / GIB, "sampling": sampling / GIB, "memory": memory, "fits": fits}
     return {
@@ -148,7 +148,7 @@ def reckoned(name: str, scale: str, gpu: str, count: int, memory: int, tensor: i
         "scale": scale,
         "slice": f"{count} x {gpu}",
         "tensor": tensor,
-        "sample_tensor": sample_tensor,
+        "sample_tensor": sampling_tensor,
         **figures,
     }
 

@@ -25,10 +25,10 @@ from selfreward_jax.report import time_report
 
 ROOT = Path(__file__).parents[1]
 _ROWS = flags.DEFINE_list("rows", ["10", "100", "1000", "10000"], "Prompts of the round.")
-STAGES = ("prompts", "candidates", "judgements", "pairs")
+STAGES = ("prompts", "responses", "judgments", "pairs")
 # M1 is trained already; what is measured is the round.
-ROUND = {"sft.epochs": 0.1, "sft.lr": 1e-6, "sft.lr_end": 1e-7, "dpo.epochs": 1.0, "save_every": 0}
-ROUND |= {"prompts.writer": "world", "prompts.most_attempts": 1 << 20}
+ROUND = {"sft.epochs": 0.1, "sft.lr": 1e-6, "sft.lr_end": 1e-7, "dpo.epochs": 1.0, "checkpoint_every": 0}
+ROUND |= {"prompts.writer": "world", "prompts.max_attempts": 1 << 20}
 
 
 def run(iterations: int, workdir: Path, options: dict[str, Any]) -> float:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.judging [--shapes=6.5m] [--answers=64] [--peer_python=PYTHON]
 
-A rubric of 256 ids that all judgements share, 256 more of prompt and answer, 3 votes of 64 tokens each. The peer reads
-the whole text of each judgement. Each side in the batch and dtype in which it judges half the answers fastest. Prints a
+A rubric of 256 ids that all judgments share, 256 more of prompt and answer, 3 votes of 64 tokens each. The peer reads
+the whole text of each judgment. Each side in the batch and dtype in which it judges half the answers fastest. Prints a
 JSON line, with the share of our time in which the machine could do it.
 """
 

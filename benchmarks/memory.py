@@ -29,7 +29,7 @@ VOCABULARIES = (4_096, 16_384, 32_768, 65_536)
 def measured(length: int, vocabulary: int, at_once: int) -> dict:
     """Bytes of one compiled step, with at most `at_once` logits held."""
     c = config.default_config()
-    c.update_from_flattened_dict({"dpo.batch": _PAIRS.value, "dpo.replay": 0.0, "model.max_length": length})
+    c.update_from_flattened_dict({"dpo.batch_size": _PAIRS.value, "dpo.replay_weight": 0.0, "model.max_length": length})
     c.update_from_flattened_dict({"tokenizer.vocab_size": vocabulary, "model.remat": "full", "model.scan_layers": True})
     logprobs.MAX_LOGITS = at_once
     (program,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), length, ["dpo"])

@@ -82,7 +82,9 @@ def dpo_step(case: dict[str, Any]) -> Run:
         sides = (Example(row["prompt"] + row[s], _target(row, s)) for s in ("chosen", "rejected"))
         made.append(dpo.Pair(*sides))
     c = config.default_config()
-    c.update_from_flattened_dict({"dpo.batch": len(made), "dpo.replay": 0.0, "dpo.nll": 0.0, "dpo.epochs": 1e6})
+    c.update_from_flattened_dict(
+        {"dpo.batch_size": len(made), "dpo.replay_weight": 0.0, "dpo.nll_weight": 0.0, "dpo.epochs": 1e6}
+    )
     mesh, net = make_mesh(), Llama(cfg)
     c.optimizer.name = "adamw"
     optimizer = trainer.make_optimizer(c.optimizer)

@@ -37,7 +37,7 @@ SEARCH = """(words) => new Promise((done) => {
 def parts(count: int) -> tuple[dict, dict, dict]:
     """What a page is made from: a run that has pairs and nothing else."""
     rng = random.Random(count)
-    pairs, candidates, judgements = [], [], []
+    pairs, candidates, judgments = [], [], []
     for i in range(count):
         asked = generator.write_request(rng)
         sides = [generator.write_answer(asked, fault, rng) for fault in (0.1, 0.6)]
@@ -47,12 +47,12 @@ def parts(count: int) -> tuple[dict, dict, dict]:
         candidates.append({"id": f"m2/{i}", "responses": [{"text": text} for text in texts]})
         for number, side in enumerate(sides):
             seen = [side, *(generator.write_answer(asked, 0.3, rng) for _ in "12")]  # votes are not all alike
-            written = [generator.write_judgement(asked, of) for of in seen]
+            written = [generator.write_judgment(asked, of) for of in seen]
             votes = [{"score": float(score), "text": text} for text, score in written]
             score = scores["rejected_score" if number else "chosen_score"]
-            judgements.append({"id": f"m2/{i}/{number}", "score": score, "votes": votes})
+            judgments.append({"id": f"m2/{i}/{number}", "score": score, "votes": votes})
     found = {"models": {}, "rounds": {}, "stages": [], "seeds": None, "eft": None}
-    rows = {"rounds": {"m2": {"pairs": pairs, "candidates": candidates, "judgements": judgements}}, "answers": {}}
+    rows = {"rounds": {"m2": {"pairs": pairs, "responses": candidates, "judgments": judgments}}, "answers": {}}
     about = {
         "name": "benchmark",
         "workdir": "runs/benchmark",

@@ -1,7 +1,7 @@
 """Self-rewarding, the stages in order (arXiv 2401.10020, section 2.4).
 
 seeds -> base (m0) -> SFT on IFT alone (sft, a baseline); SFT on IFT and EFT (m1)
-m_(t-1): prompts -> candidates -> judgements -> pairs -> DPO -> m_t, for t = 2, 3, ...
+m_(t-1): prompts -> candidates -> judgments -> pairs -> DPO -> m_t, for t = 2, 3, ...
 """
 
 from collections.abc import Callable, Iterator
@@ -28,22 +28,22 @@ def run(
     cfg: ConfigDict,
     workdir: str,
     judge: Callable[[Run, int], None] = stages.self_judge,
-    accept_changes: bool = False,
+    allow_config_changes: bool = False,
 ) -> dict[str, Any]:
     """Trains m1 ... m_iterations, measures each, and writes summary.json.
 
     Args:
       cfg: the settings.
       workdir: what it holds already is reused, what is missing is made.
-      judge: makes m_t/judgements.jsonl. The model judges itself; an experiment may put a control here.
-      accept_changes: whether settings may differ from those that the directory was begun with, where nothing was made
+      judge: makes m_t/judgments.jsonl. The model judges itself; an experiment may put a control here.
+      allow_config_changes: whether settings may differ from those that the directory was begun with, where nothing was made
         with them yet.
 
     Returns:
       The summary.
     """
     timing.restart()
-    r = Run(cfg, workdir, accept_changes=accept_changes)
+    r = Run(cfg, workdir, allow_config_changes=allow_config_changes)
     with lock.workdir_lock(r.workdir):
         r.start()
         log_line(f"workdir {r.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
@@ -89,7 +89,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         raise
     stages.tokenizer(r)
     yield stages.pretrain(r)
-    if cfg.baseline:
+    if cfg.sft_baseline:
         yield stages.sft_baseline(r)
         yield evaluate(r, "sft")
     if "eft" in {*cfg.sft.sets, *cfg.dpo.replay_sets}:
@@ -101,7 +101,7 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
         stages.check_judge(r, f"m{t - 1}")
         yield stages.prompts(r, t)
         asked = r.jsonl(f"m{t}", "prompts").rows()
-        yield stages.sample_responses(r, f"m{t - 1}", asked, cfg.candidates, f"m{t}", "candidates")
+        yield stages.sample_responses(r, f"m{t - 1}", asked, cfg.responses, f"m{t}", "responses")
         yield judge(r, t)
         stages.pairs(r, t)
         yield stages.check_round(r, t)
@@ -112,14 +112,14 @@ def _stages(r: Run, judge: Callable[[Run, int], None]) -> Iterator[None]:
 
 
 def evaluate(r: Run, name: str) -> None:
-    """NAME/eval.json: the model's answers to held-out prompts and its judgements of a fixed set of answers."""
+    """NAME/eval.json: the model's answers to held-out prompts and its judgments of a fixed set of answers."""
     split = r.cfg.evaluate.split
     if storage.read_checksummed(r.workdir / name / "eval.json") is not None:
         return
     asked = r.jsonl("seed", split).rows()
     ranked = r.jsonl("seed", f"ranked_{split}").rows()
     stages.sample_best_of_n(r, name, asked, r.cfg.evaluate, name, "eval_answers")
-    stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgements")
+    stages.judge(r, name, measure.ranked_answers(ranked), name, "eval_judgments")
     figures = measure.answer_figures(r.jsonl(name, "eval_answers").rows(), has_oracle=not r.cfg.data.ift)
-    figures["judge"] = measure.judge_figures(ranked, r.jsonl(name, "eval_judgements").rows())
+    figures["judge"] = measure.judge_figures(ranked, r.jsonl(name, "eval_judgments").rows())
     storage.write_checksummed(r.workdir / name / "eval.json", figures)

@@ -1,7 +1,7 @@
 """python -m selfreward_jax.main --config=configs/iter2.py[:scale] [--workdir=DIR] [--config.FIELD=VALUE ...]
-[--accept_changes] [--dry_run] [--compile_cache=DIR]
+[--allow_config_changes] [--dry_run] [--compile_cache=DIR]
 
---workdir is where the run lives (runs/default); what is there is used, what is missing is made. --accept_changes goes
+--workdir is where the run lives (runs/default); what is there is used, what is missing is made. --allow_config_changes goes
 on there with other settings, where nothing was made with them yet. --dry_run prints the stages, done and to do, with
 rows, memory and time, and does nothing. --compile_cache keeps compiled programs (empty: none). Of several processes,
 each: --distributed where the environment knows them (TPU pods, GKE, Slurm, Open MPI), else --num_processes=N
@@ -65,9 +65,9 @@ def run(cfg: ConfigDict, workdir: str, others: dict[str, Any] | None = None) -> 
     """Runs the loop as one process of several, if `others` says how to find them. Returns the exit code."""
     try:
         if others is not None:
-            processes.initialize(others, cfg.parallel.timeout)
-        with preemption.handle_signals(cfg.stop_within):
-            loop.run(cfg, workdir, accept_changes=args.allow_config_changes())
+            processes.initialize(others, cfg.parallel.timeout_s)
+        with preemption.handle_signals(cfg.shutdown_timeout_s):
+            loop.run(cfg, workdir, allow_config_changes=args.allow_config_changes())
         processes.shutdown()
     except preemption.Stopped as stopped:
         processes.shutdown()

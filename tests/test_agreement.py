@@ -10,9 +10,9 @@ from selfreward_jax.evaluate.agreement import (
     agreement,
     intervals,
     kendall,
+    metrics_from_sums,
     per_prompt_stats,
     ranks,
-    metrics_from_sums,
     spearman,
 )
 from selfreward_jax.evaluate.model_metrics import judge_figures, ranked_answers
@@ -122,7 +122,7 @@ def test_nothing_gives_no_figure():
     assert (figures["fives"], figures["missing"], figures["constant"]) == (0, 0, 0)
 
 
-def test_judgements_find_their_answers_in_any_order():
+def test_judgments_find_their_answers_in_any_order():
     ranked = [
         {"id": "r/0", "prompt": "p", "answers": [{"response": "a", "score": 0}, {"response": "b", "score": 5}]},
         {"id": "r/1", "prompt": "q", "answers": [{"response": "c", "score": 3}, {"response": "d", "score": 1}]},
@@ -131,8 +131,8 @@ def test_judgements_find_their_answers_in_any_order():
     assert [(a["prompt"], a["response"]) for a in asked] == [("p", "a"), ("p", "b"), ("q", "c"), ("q", "d")]
     votes = [{"score": 1.0}, {"score": None}]
     score = dict(zip("abcd", [1.0, 4.0, 5.0, None], strict=True))
-    judgements = [{"id": a["id"], "score": score[a["response"]], "votes": votes} for a in reversed(asked)]
-    figures = judge_figures(ranked, judgements)
+    judgments = [{"id": a["id"], "score": score[a["response"]], "votes": votes} for a in reversed(asked)]
+    figures = judge_figures(ranked, judgments)
     assert figures["pairwise_accuracy"] == 1
     assert figures["missing"] == 1
     assert figures["parse_rate"] == 0.5

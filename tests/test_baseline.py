@@ -27,11 +27,11 @@ def workdir(finished_run, tmp_path_factory):
     for name, made in (("ift", generator.ift_rows(60, rng)), ("eft", generator.ranked_rows(60, 3, rng))):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     options = [f"--config.data.{name}={home}/{name}.jsonl" for name in ("ift", "eft")]
-    options += [f"--config.model.init={home}/model", "--config.eft.source=baseline", "--config.baseline"]
+    options += [f"--config.model.init={home}/model", "--config.eft.source=baseline", "--config.sft_baseline"]
     options += [
         "--config.eft.agreement=weak",
-        "--config.eft.most_share=0.5",
-        "--config.eft.samples=6",
+        "--config.eft.max_share=0.5",
+        "--config.eft.num_samples=6",
         "--config.data.eft_rows=0",
     ]
     run(home / "run", 1, *options, "--config.sft.epochs=1", "--config.sft.lr=1e-4", "--config.sft.lr_end=1e-5")
@@ -39,7 +39,7 @@ def workdir(finished_run, tmp_path_factory):
 
 
 def test_what_is_kept_was_written_by_the_baseline_and_agrees_with_people(workdir):
-    judged = {row["id"]: row["votes"] for row in rows(workdir / "seed/eft_judgements.jsonl")}
+    judged = {row["id"]: row["votes"] for row in rows(workdir / "seed/eft_judgments.jsonl")}
     assert {len(votes) for votes in judged.values()} == {6}
     human, said = {}, {}
     for row in rows(workdir / "seed/eft_answers.jsonl"):
@@ -50,8 +50,8 @@ def test_what_is_kept_was_written_by_the_baseline_and_agrees_with_people(workdir
     counts = json.loads((workdir / "seed/eft.manifest.json").read_text())["counts"]
     assert len(kept) == counts["kept"] > 0
     for row in kept:
-        assert row["judgement"] in said[row["prompt"], row["response"]]
-        assert parse_score(row["judgement"]) == row["score"]
+        assert row["judgment"] in said[row["prompt"], row["response"]]
+        assert parse_score(row["judgment"]) == row["score"]
     assert counts["prompts"] == counts["agree"] + counts["disagree"] + counts["no_ranking"]
     assert counts["rows"] == counts["kept"] + counts["thinned"]
     if not counts["thinned"]:  # whole rankings, then: each of them in the human order

@@ -28,7 +28,9 @@ def test_the_same_settings_have_no_difference():
     assert told(stored(), stored()) == []
 
 
-@pytest.mark.parametrize("name", ["iterations", "save_every", "stop_within", "guards__canaries", "parallel__fsdp"])
+@pytest.mark.parametrize(
+    "name", ["iterations", "checkpoint_every", "shutdown_timeout_s", "guards__canaries", "parallel__fsdp"]
+)
 def test_some_fields_are_free(name):
     assert told(stored(**{name: 2}), stored(**{name: 3})) == []
 
@@ -65,18 +67,18 @@ MADE = {
     "seed": (1, "seed/"),
     "data.ift_rows": (65, "seed/"),
     "tokenizer.vocab_size": (641, "tokenizer/"),
-    "model.layers": (3, "tokenizer/"),
+    "model.num_layers": (3, "tokenizer/"),
     "optimizer.b1": (0.8, "m0/"),
-    "base.lr": (1e-3, "m0/"),
+    "pretrain.lr": (1e-3, "m0/"),
     "sft.lr": (1e-3, "m1/"),
     "prompts.top_p": (0.9, "m2/prompts."),
-    "prompts.least_words": (5, "seed/"),
-    "candidates.temperature": (0.9, "m2/candidates."),
-    "judge.samples": (4, "m1/eval_judgements."),
+    "prompts.min_words": (5, "seed/"),
+    "responses.temperature": (0.9, "m2/candidates."),
+    "judge.num_samples": (4, "m1/eval_judgments."),
     "judge.template": ("judge_additive", "seed/"),
-    "pairs.rho": (0.1, "m2/pairs."),
-    "dpo.beta": (0.2, "m2/reference.json"),
-    "evaluate.samples": (3, "m1/eval"),
+    "pairs.length_control_rho": (0.1, "m2/pairs."),
+    "dpo.beta": (0.2, "m2/ref_logprobs.json"),
+    "evaluate.num_samples": (3, "m1/eval"),
 }
 
 
@@ -91,14 +93,14 @@ def test_what_was_made_with_a_field_holds_it_fast(finished_run, field):
     said = str(error.value)
     assert_mentions(said, field, repr(old_value), repr(value), "--workdir")
     assert trace in said
-    assert "--accept_changes" not in said
+    assert "--allow_config_changes" not in said
 
 
 def test_slots_of_the_engine_may_change_at_any_time(finished_run):
     old = json.loads((finished_run / "config.json").read_text())
     found = diff.changes(old, stored(iterations=2, generate__rows=16))
     diff.check_changes(finished_run, found, accepted=True)
-    with pytest.raises(ConfigError, match=r"generate\.rows\b.*\b32\b.*\b16\b.*--accept_changes\b"):
+    with pytest.raises(ConfigError, match=r"generate\.rows\b.*\b32\b.*\b16\b.*--allow_config_changes\b"):
         diff.check_changes(finished_run, found, accepted=False)
 
 
@@ -110,12 +112,12 @@ def test_a_run_goes_on_with_what_nothing_was_made_with(finished_run, tmp_path):
     before = contents(workdir)
     cfg = micro(2)
     cfg.dpo.beta = 0.3
-    with pytest.raises(ConfigError, match=r"dpo\.beta\b.*\b0\.1\b.*\b0\.3\b.*--accept_changes\b"):
+    with pytest.raises(ConfigError, match=r"dpo\.beta\b.*\b0\.1\b.*\b0\.3\b.*--allow_config_changes\b"):
         loop.run(cfg, str(workdir))
     assert contents(workdir) == before
-    loop.run(cfg, str(workdir), accept_changes=True)
+    loop.run(cfg, str(workdir), allow_config_changes=True)
     assert json.loads((workdir / "config.json").read_text())["dpo"]["beta"] == 0.3
-    log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
     assert {"accepted": "dpo.beta", "old": 0.1, "new": 0.3}.items() <= next(e for e in log if "accepted" in e).items()
     same = ("seed", "m1", "m2/pairs.jsonl")
     assert all(before[n] == c for n, c in contents(workdir).items() if n.startswith(same) and n in before)
@@ -125,12 +127,16 @@ def test_a_run_goes_on_with_what_nothing_was_made_with(finished_run, tmp_path):
     assert digests["pairs.manifest.json"] == diff.config_hash(stored(dpo__beta=0.3, guards__canaries=9))
     # What was made with it now is held fast like the rest.
     with pytest.raises(ConfigError, match=r"dpo\.beta\b.*\bm2/reference\.json"):
-        loop.run(micro(2), str(workdir), accept_changes=True)
+        loop.run(micro(2), str(workdir), allow_config_changes=True)
 
 
 def test_the_option_is_there(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    assert_mentions(refused(*arguments(workdir, 2, "--config.generate.rows=16")), "generate.rows", "--accept_changes")
-    run(workdir, 2, "--config.generate.rows=16", "--accept_changes")
+    assert_mentions(
+        refused(*arguments(workdir, 2, "--config.sampling.max_concurrent=16")),
+        "sampling.max_concurrent",
+        "--allow_config_changes",
+    )
+    run(workdir, 2, "--config.sampling.max_concurrent=16", "--allow_config_changes")
     assert contents(workdir) == contents(finished_run)

@@ -91,7 +91,7 @@ def kind(request):
 @pytest.fixture(scope="module", params=TEMPLATES)
 def model(request, kind):
     whole, tokenizer = kind
-    return whole, Chat(tokenizer, TEMPLATES[request.param], "<s>", "</s>", [tokenizer.controls["</s>"]])
+    return whole, Chat(tokenizer, TEMPLATES[request.param], "<s>", "</s>", [tokenizer.special_tokens["</s>"]])
 
 
 CONVERSATION = [
@@ -117,14 +117,14 @@ def test_an_example_is_the_whole_text_up_to_the_id_that_closes_it(model):
     assert made.ids == ids[: len(made.ids)]
     targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
     assert targets[-1] in chat.stop_ids
-    assert not set(targets[:-1]) & set(chat.tokenizer.controls.values())
+    assert not set(targets[:-1]) & set(chat.tokenizer.special_tokens.values())
     assert chat.response_text(targets) == CONVERSATION[1][1]
     assert made.ids[: len(made.ids) - len(targets)] == chat.prompt_ids(CONVERSATION[0][1])
 
 
 def test_bos_comes_once_or_never(model):
     _, chat = model
-    count = chat.prompt_ids("Name three fruits.").count(chat.tokenizer.controls["<s>"])
+    count = chat.prompt_ids("Name three fruits.").count(chat.tokenizer.special_tokens["<s>"])
     assert count == ("bos_token" in chat.template)
 
 
@@ -140,7 +140,7 @@ TEXT = st.lists(
 @given(prompt=TEXT, response=TEXT)
 def test_no_text_becomes_a_control_id(model, prompt, response):
     _, chat = model
-    control = set(chat.tokenizer.controls.values())
+    control = set(chat.tokenizer.special_tokens.values())
     assert not control & set(chat.tokenizer.encode(prompt))
     honest, made = chat.example("a", "b"), chat.example(prompt, response)
     assert [i for i in made.ids if i in control] == [i for i in honest.ids if i in control]
@@ -153,8 +153,8 @@ def test_no_text_becomes_a_control_id(model, prompt, response):
 def test_any_text_survives_a_round_trip(kind, text):
     _, tokenizer = kind
     text = text.replace("▁", "")  # the pieces' own sign for a space
-    for follows in ("nothing", "control", "text"):
-        back = tokenizer.decode(tokenizer.encode(text, follows))
+    for preceded_by in ("nothing", "control", "text"):
+        back = tokenizer.decode(tokenizer.encode(text, preceded_by))
         # A first space is lost where it is taken for the mark of a text's begin, as the library's own metaspace does.
         assert back in (text, text.removeprefix(" "))
 
@@ -188,13 +188,13 @@ def test_real_tokenizers_keep_any_text_and_make_no_control_ids(path, text):
         pytest.skip("the shared data are not here")
     made = real(path)
     text = text.replace("▁", "").replace("\0", "")
-    for follows in ("nothing", "control"):
-        ids = made.encode(text, follows)
-        assert not set(ids) & set(made.controls.values())
+    for preceded_by in ("nothing", "control"):
+        ids = made.encode(text, preceded_by)
+        assert not set(ids) & set(made.special_tokens.values())
         if path == REAL[0]:  # the other one normalises: it has no two spaces in a row
             assert made.decode(ids) == text
     after = made.encode(text, "text")
-    assert not set(after) & set(made.controls.values())
+    assert not set(after) & set(made.special_tokens.values())
     whole = made.decode(made.encode("a\n" + text))
     assert made.decode([*made.encode("a\n"), *after]) == whole
 
@@ -230,7 +230,7 @@ def write(folder, name, value):
 
 
 def ids(chat, *pieces):
-    return tuple(sorted(chat.tokenizer.controls[p] for p in pieces))
+    return tuple(sorted(chat.tokenizer.special_tokens[p] for p in pieces))
 
 
 def test_a_folder_without_a_template_gets_ours(folder):
@@ -240,7 +240,7 @@ def test_a_folder_without_a_template_gets_ours(folder):
 
 
 def test_every_stop_id_counts(folder):
-    control = TokenizerJson(tokenizer_json("bytes")).controls
+    control = TokenizerJson(tokenizer_json("bytes")).special_tokens
     write(folder, "generation_config.json", {"eos_token_id": [control["<|endoftext|>"], control["<|eot_id|>"]]})
     write(folder, "config.json", {"eos_token_id": control["</s>"], "vocab_size": 1000})
     (folder / "chat_template.jinja").write_text(CHATML)
@@ -278,7 +278,7 @@ def test_a_template_that_never_ends_a_response_needs_an_end_of_text(kind):
     endless = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     with pytest.raises(ChatError, match=r"\btemplate\b"):
         Chat(tokenizer, endless, None, None)
-    assert Chat(tokenizer, endless, None, "</s>").stop_ids == (tokenizer.controls["</s>"],)
+    assert Chat(tokenizer, endless, None, "</s>").stop_ids == (tokenizer.special_tokens["</s>"],)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):

@@ -61,12 +61,12 @@ def test_iter_n_is_everything_up_to_m_n(iterations, scale):
 
 ABLATIONS = {
     "no_eft": {"sft.sets": ("ift", "prompts"), "dpo.replay_sets": ("prompts",)},
-    "positive_sft": {"dpo.weight": 0.0, "dpo.nll": 1.0},
-    "multiple_choice": {"judge.form": "choice"},
-    "random_judge": {"judge.by": "random"},
+    "positive_sft": {"dpo.dpo_weight": 0.0, "dpo.nll_weight": 1.0},
+    "multiple_choice": {"judge.output_format": "choice"},
+    "random_judge": {"judge.kind": "random"},
     "best_of_n": {"iterations": 1, "evaluate.best_of": 4},
     "external_prompts": {"prompts.writer": "world"},
-    "length_control": {"pairs.rho": 0.32},
+    "length_control": {"pairs.length_control_rho": 0.32},
 }
 
 
@@ -89,59 +89,59 @@ REFUSED = [
         {"prompts.writer": "world", "data.ift": "a.jsonl", "data.eft": "b.jsonl"},
         ["prompts.writer", "'world'", "data.ift"],
     ),
-    ({"compare.max_new": 256}, ["compare.max_new", "256", "model.max_length"]),
-    ({"eft.source": "baseline"}, ["eft.source", "baseline", "--config.baseline"]),
+    ({"pairwise.max_new_tokens": 256}, ["pairwise.max_new_tokens", "256", "model.max_length"]),
+    ({"eft.source": "baseline"}, ["eft.source", "baseline", "--config.sft_baseline"]),
     ({"eft.source": "judge"}, ["eft.source", "'judge'", "scores", "baseline"]),
     ({"eft.agreement": "loose"}, ["eft.agreement", "'loose'", "strict", "weak"]),
-    ({"eft.most_share": 1.5}, ["eft.most_share", "1.5", "1"]),
+    ({"eft.max_share": 1.5}, ["eft.max_share", "1.5", "1"]),
     ({"data.shared_to_ift": -0.5}, ["data.shared_to_ift", "-0.5", "0"]),
-    ({"pairs.rho": 0.5}, ["pairs.rho", "0.5"]),
+    ({"pairs.length_control_rho": 0.5}, ["pairs.length_control_rho", "0.5"]),
     ({"sft.sets": ()}, ["sft.sets", "ift, eft, prompts"]),
     ({"sft.sets": ("eft", "judge")}, ["sft.sets", "'judge'", "ift, eft, prompts"]),
-    ({"judge.form": "stars"}, ["judge.form", "'stars'", "points", "choice"]),
-    ({"judge.by": "oracle"}, ["judge.by", "'oracle'", "model", "random"]),
-    ({"judge.readout": "mean"}, ["judge.readout", "'mean'", "votes", "expected"]),
+    ({"judge.output_format": "stars"}, ["judge.output_format", "'stars'", "points", "choice"]),
+    ({"judge.kind": "oracle"}, ["judge.kind", "'oracle'", "model", "random"]),
+    ({"judge.aggregation": "mean"}, ["judge.aggregation", "'mean'", "votes", "expected"]),
     ({"evaluate.best_of": 0}, ["evaluate.best_of", "0", "1"]),
     ({"data.ift": "mine.jsonl"}, ["data.ift", "'mine.jsonl'", "data.eft"]),
     ({"data.eft": "mine.jsonl"}, ["data.eft", "'mine.jsonl'", "data.ift"]),
     ({"iterations": 0}, ["iterations", "0", "1"]),
-    ({"candidates.samples": 1}, ["candidates.samples", "1", "2"]),
-    ({"judge.samples": 0}, ["judge.samples", "0"]),
-    ({"judge.least_votes": 0}, ["judge.least_votes", "0"]),
-    ({"dpo.accumulate": 0}, ["dpo.accumulate", "0"]),
+    ({"responses.num_samples": 1}, ["responses.num_samples", "1", "2"]),
+    ({"judge.num_samples": 0}, ["judge.num_samples", "0"]),
+    ({"judge.min_votes": 0}, ["judge.min_votes", "0"]),
+    ({"dpo.grad_accum_steps": 0}, ["dpo.grad_accum_steps", "0"]),
     ({"parallel.fsdp": 0}, ["parallel.fsdp", "0"]),
     ({"model.remat": "some"}, ["model.remat", "'some'", "dots"]),
     ({"model.attention": "cudnn"}, ["model.attention", "'cudnn'", "'float32'", "auto"]),
     ({"lora.rank": 4}, ["lora.rank", "4", "'muon'", "adamw"]),
     ({"lora.rank": 4, "optimizer.name": "adamw", "lora.targets": ("wq", "wq")}, ["lora.targets", "wq, wq"]),
     ({"lora.rank": 4, "optimizer.name": "adamw", "lora.targets": ("wz",)}, ["'wz'", "w_down"]),
-    ({"model.layers": -1}, ["model.layers", "-1"]),
-    ({"base.batch": 12}, ["base.batch", "12", "8"]),
-    ({"sft.batch": 0}, ["sft.batch", "0"]),
-    ({"dpo.batch": 24, "dpo.accumulate": 2}, ["dpo.batch", "24", "16"]),
-    ({"dpo.replay_batch": 4}, ["dpo.replay_batch", "4", "8"]),
+    ({"model.num_layers": -1}, ["model.num_layers", "-1"]),
+    ({"pretrain.batch_size": 12}, ["pretrain.batch_size", "12", "8"]),
+    ({"sft.batch_size": 0}, ["sft.batch_size", "0"]),
+    ({"dpo.batch_size": 24, "dpo.grad_accum_steps": 2}, ["dpo.batch_size", "24", "16"]),
+    ({"dpo.replay_batch_size": 4}, ["dpo.replay_batch_size", "4", "8"]),
     ({"optimizer.name": "sgd"}, ["optimizer.name", "'sgd'", "adamw", "muon"]),
     ({"model.dtype": "float16"}, ["model.dtype", "'float16'"]),
     ({"evaluate.split": "test"}, ["evaluate.split", "'test'"]),
     ({"dpo.replay_sets": ("eft", "all")}, ["dpo.replay_sets", "'all'"]),
-    ({"model.heads": 4, "model.kv_heads": 3}, ["model.heads", "4", "model.kv_heads", "3"]),
+    ({"model.num_heads": 4, "model.num_kv_heads": 3}, ["model.num_heads", "4", "model.num_kv_heads", "3"]),
     ({"judge.top_p": 0.0}, ["judge.top_p", "0.0"]),
     ({"prompts.top_p": 1.5}, ["prompts.top_p", "1.5"]),
     ({"evaluate.temperature": -0.5}, ["evaluate.temperature", "-0.5"]),
-    ({"candidates.max_new": 256}, ["candidates.max_new", "256", "model.max_length"]),
-    ({"model.kv_heads": 0}, ["model.kv_heads"]),
-    ({"judge.samples": 2, "judge.least_votes": 3}, ["judge.least_votes"]),
+    ({"responses.max_new_tokens": 256}, ["responses.max_new_tokens", "256", "model.max_length"]),
+    ({"model.num_kv_heads": 0}, ["model.num_kv_heads"]),
+    ({"judge.num_samples": 2, "judge.min_votes": 3}, ["judge.min_votes"]),
     ({"data.heldout_prompts": 0}, ["data.heldout_prompts"]),
-    ({"candidates.temperature": float("nan")}, ["candidates.temperature"]),
-    ({"guards.most_ties": 1.5}, ["guards.most_ties", "1.5", "1"]),
-    ({"guards.most_fall": 0.5}, ["guards.most_fall", "0.5", "1"]),
+    ({"responses.temperature": float("nan")}, ["responses.temperature"]),
+    ({"checks.max_ties": 1.5}, ["checks.max_ties", "1.5", "1"]),
+    ({"checks.max_fall": 0.5}, ["checks.max_fall", "0.5", "1"]),
 ]
 
 
 @pytest.mark.parametrize(("changed", "facts"), REFUSED)
 def test_settings_that_cannot_work_are_refused_on_one_line(changed, facts):
     c = config.get_config()
-    c.update_from_flattened_dict({"dpo.replay_batch": 8, **changed})
+    c.update_from_flattened_dict({"dpo.replay_batch_size": 8, **changed})
     with pytest.raises(ConfigError) as error:
         validate(c, 8)
     assert "\n" not in str(error.value)
@@ -150,7 +150,7 @@ def test_settings_that_cannot_work_are_refused_on_one_line(changed, facts):
 
 def test_the_same_batch_is_fine_on_fewer_devices():
     c = config.get_config()
-    c.base.batch = 12
+    c.pretrain.batch_size = 12
     with pytest.raises(ConfigError, match=r"base\.batch\b.*\b12\b"):
         validate(c, 8)
     assert validate(c, 4) is None

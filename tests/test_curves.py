@@ -55,7 +55,7 @@ def values(folder):
 
 
 def test_a_run_has_the_curves_of_its_log(finished_run):
-    log = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (finished_run / "events.jsonl").read_text().splitlines()]
     for name, tag, field in (
         ("m2-dpo", "train/rewards/margins", "margin"),
         ("m2-dpo", "train/rewards/accuracies", "accuracy"),

@@ -1,4 +1,4 @@
-"""EFT from a baseline's judgements: which rankings agree with the human order, and what thinning drops."""
+"""EFT from a baseline's judgments: which rankings agree with the human order, and what thinning drops."""
 
 from collections import Counter
 from random import Random
@@ -52,19 +52,19 @@ def judged(**votes):
     ]
 
 
-def build(prompts, judgements, agreement="strict", most_share=1.0):
-    return build_eft(prompts, judgements, agreement, most_share, Random(0))
+def build(prompts, judgments, agreement="strict", max_share=1.0):
+    return build_eft(prompts, judgments, agreement, max_share, Random(0))
 
 
 def test_the_first_ranking_that_agrees_is_kept_whole():
     # Rankings, one a column: 2 > 4 (wrong), 4 > 1 (right), 5 > 0 (right too, but later).
     rows, counts = build([asked("p", 5, 1)], judged(p=[[2, 4, 5], [4, 1, 0]]))
-    assert [(r["response"], r["judgement"], r["score"]) for r in rows] == [
+    assert [(r["response"], r["judgment"], r["score"]) for r in rows] == [
         ("p answer 0", "said 4", 4),
         ("p answer 1", "said 1", 1),
     ]
     assert all(r["prompt"] == "p" for r in rows)
-    assert (counts["prompts"], counts["answers"], counts["judgements"], counts["readable"]) == (1, 2, 6, 6)
+    assert (counts["prompts"], counts["answers"], counts["judgments"], counts["readable"]) == (1, 2, 6, 6)
     assert (counts["agree"], counts["disagree"], counts["no_ranking"], counts["kept"]) == (1, 0, 0, 2)
 
 
@@ -97,18 +97,18 @@ def test_the_commonest_score_is_thinned_and_no_other():
 
 
 @pytest.mark.parametrize("most_share", [0.0, 0.4, 1.0])
-def test_thinning_leaves_what_it_may_not_thin(most_share):
-    assert cap_top_score([], most_share, Random(0)) == []
+def test_thinning_leaves_what_it_may_not_thin(max_share):
+    assert cap_top_score([], max_share, Random(0)) == []
     alone = rows_of(3, 3, 3)
-    assert cap_top_score(alone, most_share, Random(0)) == alone  # one score for all: no share of others to keep to
+    assert cap_top_score(alone, max_share, Random(0)) == alone  # one score for all: no share of others to keep to
     even = rows_of(1, 2, 3, 4, 5)
-    assert len(cap_top_score(even, most_share, Random(0))) == (4 if most_share == 0 else 5)
+    assert len(cap_top_score(even, max_share, Random(0))) == (4 if max_share == 0 else 5)
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.floats(0.05, 0.95))
-def test_after_thinning_the_commonest_has_at_most_its_share(scores, most_share):
-    kept = cap_top_score(rows_of(*scores), most_share, Random(0))
+def test_after_thinning_the_commonest_has_at_most_its_share(scores, max_share):
+    kept = cap_top_score(rows_of(*scores), max_share, Random(0))
     if len(set(scores)) > 1:
         commonest = Counter(scores).most_common(1)[0][0]
-        assert sum(r["score"] == commonest for r in kept) <= most_share * len(kept) + 1e-9
+        assert sum(r["score"] == commonest for r in kept) <= max_share * len(kept) + 1e-9
         assert [r["score"] for r in kept if r["score"] != commonest] == [s for s in scores if s != commonest]

@@ -160,7 +160,7 @@ def test_equal_prompts_are_paid_once(make, server):
 def test_a_rerun_pays_nothing_and_another_question_does(make, server):
     prompts = [f"prompt {i}" for i in range(9)]
     first = make().ask(prompts, 9)
-    again = make(most_calls=0)
+    again = make(max_requests=0)
     assert again.ask(prompts, 9) == first
     assert (again.sent, len(server.requests)) == (0, 9)
     make().ask(prompts[:1], 10)
@@ -240,7 +240,7 @@ def test_a_wait_that_is_no_number_of_seconds_is_not_heeded(asked, make, server):
 def test_waits_double_and_are_the_same_every_time(make, server):
     server.behave = lambda handler, prompt, count: handler.give(b"", 503)
     line = refusal(make(retries=9))
-    assert_mentions(line, "endpoint.url", 503, 10)
+    assert_mentions(line, "endpoint.base_url", 503, 10)
     assert all(0.75 * 2**i <= nap <= 1.25 * 2**i for i, nap in enumerate(make.naps[:6]))
     assert make.naps[6:] == [60.0, 60.0, 60.0] or min(make.naps[6:]) >= 48
     first = list(make.naps)
@@ -252,7 +252,7 @@ def test_waits_double_and_are_the_same_every_time(make, server):
 
 def test_a_server_that_is_not_there(make, server):
     endpoint = make(url="http://127.0.0.1:1/v1", retries=2)
-    assert_mentions(refusal(endpoint), "endpoint.url", "ConnectionRefusedError", 3)
+    assert_mentions(refusal(endpoint), "endpoint.base_url", "ConnectionRefusedError", 3)
     assert endpoint.sent == 3
 
 
@@ -263,7 +263,7 @@ def test_a_server_that_is_not_there(make, server):
         (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, "JUDGE_KEY"),
         (403, {}, "JUDGE_KEY"),
         (404, {"error": {"message": "no such model", "code": "model_not_found"}}, "'judge-1'"),
-        (404, {"error": "text"}, "endpoint.url"),
+        (404, {"error": "text"}, "endpoint.base_url"),
         (422, ["odd"], "endpoint.model"),
     ],
 )
@@ -277,7 +277,7 @@ def test_what_will_not_pass_is_not_tried_again(status, body, fact, make, server)
 def test_a_key_that_is_wanted_and_not_set(make, server, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     server.behave = lambda handler, prompt, count: handler.give({}, 401)
-    assert_mentions(refusal(make()), "JUDGE_KEY", "endpoint.key_variable")
+    assert_mentions(refusal(make()), "JUDGE_KEY", "endpoint.api_key_env")
 
 
 def test_what_was_answered_before_a_refusal_is_kept(make, server):
@@ -313,17 +313,17 @@ def test_what_was_answered_before_a_refusal_is_kept(make, server):
 def test_a_redirect_is_not_followed(status, make, server):
     target = f"http://localhost:{server.server_port}/elsewhere"
     server.behave = lambda handler, prompt, count: handler.give(b"", status, Location=target)
-    assert_mentions(refusal(make()), "endpoint.url", status)
+    assert_mentions(refusal(make()), "endpoint.base_url", status)
     assert [r["path"] for r in server.requests] == ["/v1/chat/completions"]
 
 
 def test_the_cap_holds_exactly_and_a_rerun_goes_on(make, server):
     prompts = [f"{i}" for i in range(25)]
-    line = refusal(make(most_calls=10), prompts)
-    assert_mentions(line, "endpoint.most_calls", 10, 25, 15)
+    line = refusal(make(max_requests=10), prompts)
+    assert_mentions(line, "endpoint.max_requests", 10, 25, 15)
     assert len(server.requests) == 10
-    refusal(make(most_calls=10), prompts)
-    endpoint = make(most_calls=10)
+    refusal(make(max_requests=10), prompts)
+    endpoint = make(max_requests=10)
     assert endpoint.ask(prompts, 9) == [f"re: {p}" for p in prompts]
     assert (endpoint.sent, len(server.requests)) == (5, 25)
     assert set(server.counts.values()) == {1}
@@ -331,10 +331,10 @@ def test_the_cap_holds_exactly_and_a_rerun_goes_on(make, server):
 
 def test_attempts_count_against_the_cap(make, server):
     server.behave = fails_once(lambda h: h.give(b"", 500))
-    endpoint = make(most_calls=7)
-    assert_mentions(refusal(endpoint, [f"{i}" for i in range(6)]), "endpoint.most_calls", 7)
+    endpoint = make(max_requests=7)
+    assert_mentions(refusal(endpoint, [f"{i}" for i in range(6)]), "endpoint.max_requests", 7)
     assert endpoint.sent == len(server.requests) == 7
-    assert_mentions(refusal(endpoint, ["another"]), "endpoint.most_calls", 7)  # it is one cap for all calls
+    assert_mentions(refusal(endpoint, ["another"]), "endpoint.max_requests", 7)  # it is one cap for all calls
     assert len(server.requests) == 7
 
 

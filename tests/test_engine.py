@@ -20,10 +20,10 @@ from selfreward_jax.sampling.engine import Engine, Request, SamplingParams, samp
 class Letters:
     """A tokenizer of the letters a to h."""
 
-    controls = {piece: i for i, piece in enumerate((BOS, EOS, USER, ASSISTANT, END))}
+    special_tokens = {piece: i for i, piece in enumerate((BOS, EOS, USER, ASSISTANT, END))}
     vocab_size = 13
 
-    def encode(self, text, follows="control"):
+    def encode(self, text, preceded_by="control"):
         return [5 + "abcdefgh".index(letter) for letter in text]
 
     def decode(self, ids):
@@ -186,7 +186,7 @@ def test_a_row_depends_on_its_id_and_key_and_not_on_its_company(make_engine, com
 
 
 def test_more_samples_begin_with_the_fewer(make_engine, completions):
-    more = make_engine().generate(REQUESTS[:1], HOW._replace(samples=4), KEY)
+    more = make_engine().generate(REQUESTS[:1], HOW._replace(num_samples=4), KEY)
     assert [c.ids for c in more[:2]] == [c.ids for c in completions[:2]]
 
 

@@ -145,10 +145,10 @@ def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
     [
         (["--models=m7"], ["m1, m2", "'m7'"]),
         (["--judge=m9"], ["m1, m2", "'m9'"]),
-        (["--judge=endpoint"], ["endpoint.url"]),
+        (["--judge=endpoint"], ["endpoint.base_url"]),
         (["--against=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["--guests=2"], ["--guests"]),
-        (["--compare.form=stars"], ["compare.form", "'stars'"]),
+        (["--compare.form=stars"], ["pairwise.method", "'stars'"]),
         (["--compare.max_new=many"], ["--compare.max_new"]),
     ],
 )
@@ -167,7 +167,7 @@ def test_the_cap_is_of_the_whole_evaluation(workdir, server, tmp_path):
     options = [f"--workdir={three}", "--judge=endpoint", f"--endpoint.url={server}", "--endpoint.model=judge"]
     code, _, err = ended(*options, "--endpoint.most_calls=7")
     assert (code, len(Longer.asked)) == (2, 7)
-    assert "endpoint.most_calls" in err.strip().splitlines()[-1]
+    assert "endpoint.max_requests" in err.strip().splitlines()[-1]
 
 
 def test_a_run_without_a_trained_model_is_refused(workdir, tmp_path):

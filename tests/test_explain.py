@@ -38,7 +38,7 @@ def test_everything_behind_a_pair_is_told(finished_run, capsys):
         assert ("CHOSEN" in head) == (answer["text"] == pair["chosen"])
         assert ("REJECTED" in head) == (answer["text"] == pair["rejected"])
         assert lines[place + 1] == f"    | {escape(answer['text']).split(chr(10))[0]}"
-    judged = [r for r in rows(finished_run, "judgements") if r["id"].startswith(pair["id"] + "/")]
+    judged = [r for r in rows(finished_run, "judgments") if r["id"].startswith(pair["id"] + "/")]
     assert sum(bool(re.match(r" {4}[a-z]+ \d+:", line)) for line in lines) == sum(len(r["votes"]) for r in judged)
     for vote in (v for r in judged for v in r["votes"]):
         assert all(f"        | {escape(line)}" in lines for line in vote["text"].split("\n"))
@@ -78,7 +78,7 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07 \u202eright to left \x00\x9b2J\r\ud800 <s
 def test_what_a_model_wrote_is_shown_and_not_obeyed(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    kept = JsonlArtifact(Run.reopen(str(workdir)).workdir / "m2" / "candidates.jsonl")
+    kept = JsonlArtifact(Run.reopen(str(workdir)).workdir / "m2" / "responses.jsonl")
     made = kept.rows()
     made[0]["responses"][0]["text"] = HOSTILE.replace("\ud800", "")
     kept.finish(made)

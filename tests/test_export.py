@@ -167,12 +167,12 @@ def test_tokenizer_json_gives_the_ids_of_its_sentencepiece_model(by_bytes, text)
     ours = PIECES[by_bytes]
     theirs = TokenizerJson(sentencepiece_json(ours))
     text = text.replace("\0", "")  # SentencePiece has its own mind about the null character
-    for follows in ("nothing", "control", "text"):
-        assert theirs.encode(text, follows) == ours.encode(text, follows)
+    for preceded_by in ("nothing", "control", "text"):
+        assert theirs.encode(text, preceded_by) == ours.encode(text, preceded_by)
     unknown = next(i for i, p in enumerate(ours.pieces()) if p.kind == "unknown")
     if unknown not in (ids := ours.encode(text)):  # each has its own sign for what it does not know
         assert theirs.decode(ids) == ours.decode(ids)
-    assert theirs.controls == ours.controls
+    assert theirs.special_tokens == ours.special_tokens
 
 
 # --- answering a file ------------------------------------------------------------------------------------------

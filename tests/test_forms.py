@@ -50,8 +50,8 @@ def load(tmp_path):
         ({"prompt": None, "instruction": "p", "output": "r"}, "p", plain("r")),
         ({"prompt": "p", "response": "r", "rank": 2}, "p", [Answer("r", -2.0, None, True)]),
         ({"prompt": "p", "response": "r", "rank": 2, "score": 3}, "p", [Answer("r", 3.0)]),
-        ({"prompt": "p", "response": "r", "judgement": "j"}, "p", [Answer("r", None, "j")]),
-        ({"prompt": "p", "response": "r", "judgement": "j", "score": 1}, "p", [Answer("r", 1.0, "j")]),
+        ({"prompt": "p", "response": "r", "judgment": "j"}, "p", [Answer("r", None, "j")]),
+        ({"prompt": "p", "response": "r", "judgment": "j", "score": 1}, "p", [Answer("r", 1.0, "j")]),
         ({"question": "p", "answer": "r"}, "p", plain("r")),
         ({"instruction": "p", "input": "", "output": "r"}, "p", plain("r")),
         ({"instruction": "p", "input": None, "output": "r"}, "p", plain("r")),
@@ -351,7 +351,7 @@ def test_filters_are_no_faults(load):
 
 NAMES = [
     *(name for names in parsers.NAMES.values() for name in names),
-    *"answers rank judgement chosen rejected metadata score_chosen score_rejected messages conversations input".split(),
+    *"answers rank judgment chosen rejected metadata score_chosen score_rejected messages conversations input".split(),
     *"instances role from content value text replies lang deleted review_result message_id parent_id".split(),
 ]
 texts = st.sampled_from(["", "p", "user", "assistant", "prompter", "system", "human", "gpt", "en", "de", "\ud800"])

@@ -19,7 +19,7 @@ from selfreward_jax.stages import StageError
 LIMITS = config.get_config().guards.to_dict()
 
 
-def judgement(name, *votes):
+def judgment(name, *votes):
     readable = [v for v in votes if v is not None]
     score = sum(readable) / len(readable) if readable else None
     return {"id": name, "score": score, "votes": [{"score": v, "finished": True} for v in votes]}
@@ -30,15 +30,15 @@ def gathered(*scores):
 
 
 def test_readings_of_a_judge_by_hand():
-    judgements = [judgement("0/0", 5, 4, None), judgement("0/1", 2, 2, 2), judgement("1/0", 2, 2, 2)]
-    judgements += [judgement("1/1", None, None, None)]
+    judgments = [judgment("0/0", 5, 4, None), judgment("0/1", 2, 2, 2), judgment("1/0", 2, 2, 2)]
+    judgments += [judgment("1/1", None, None, None)]
     canaries = [
-        judgement("0/empty", 1, 1),
-        judgement("1/empty", 2, 2),
-        judgement("0/mark", 4, 4),
-        judgement("1/mark", None),
+        judgment("0/empty", 1, 1),
+        judgment("1/empty", 2, 2),
+        judgment("0/mark", 4, 4),
+        judgment("1/mark", None),
     ]
-    found = round_checks.judge_metrics(judgements, gathered([4.5, 2], [2, None], [3, 3], [1, 2, 4]), canaries)
+    found = round_checks.judge_metrics(judgments, gathered([4.5, 2], [2, None], [3, 3], [1, 2, 4]), canaries)
     assert found["parse_rate"] == 8 / 12
     assert found["votes_per_answer"] == 2
     assert found["unscored"] == 1 / 4
@@ -142,17 +142,17 @@ def test_each_guard_stops_beyond_its_limit_and_not_at_it(limit):
 def test_a_breach_stops_before_training_and_the_limit_can_be_moved(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    for name in ("reference.json", "manifest.json", "checkpoint.json", "guards.json"):
+    for name in ("ref_logprobs.json", "manifest.json", "checkpoint.json", "checks.json"):
         (workdir / "m2" / name).unlink()
     shutil.rmtree(workdir / "m2" / "checkpoint")
     cfg = micro(2)
-    cfg.guards.least_spread = 4.5
+    cfg.checks.min_spread = 4.5
     with pytest.raises(StageError, match=r"\bm2\b.*\bspread\b.*guards\.least_spread\b.*\b4\.5\b"):
         loop.run(cfg, str(workdir))
-    found = json.loads((workdir / "m2" / "guards.json").read_text())
+    found = json.loads((workdir / "m2" / "checks.json").read_text())
     assert found["spread"] < 4.5
     assert found["canaries"].keys() <= {"empty", "mark", "verdict", "prompt"}
-    assert not (workdir / "m2" / "reference.json").exists()
+    assert not (workdir / "m2" / "ref_logprobs.json").exists()
     shown = (workdir / "report.html").read_text()
     assert f'class="warn">{found["spread"]:.3f}</td>' in shown
     assert shown.count('class="warn"') == 2  # there, and on top, where it says why
@@ -160,13 +160,13 @@ def test_a_breach_stops_before_training_and_the_limit_can_be_moved(finished_run,
     loop.run(micro(2), str(workdir))
     assert contents(workdir) == contents(finished_run)
     assert re.search(r"\bm2\b.*\bparse_rate\b", capsys.readouterr().err)
-    cfg.guards.most_ties = 0.0  # of a model that is trained nothing is undone
+    cfg.checks.max_ties = 0.0  # of a model that is trained nothing is undone
     loop.run(cfg, str(workdir))
     assert json.loads((workdir / "summary.json").read_text())["rounds"]["m2"]["guards"]["spread"] == found["spread"]
 
 
 def test_canaries_are_judged_like_answers(finished_run):
     prompts = [json.loads(line) for line in (finished_run / "m2" / "prompts.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (finished_run / "m2" / "canaries.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (finished_run / "m2" / "probes.jsonl").read_text().splitlines()]
     assert [r["id"] for r in rows] == [f"{prompts[0]['id']}/{k}" for k in ("empty", "mark", "verdict", "prompt")]
-    assert all(len(r["votes"]) == micro(2).judge.samples for r in rows)
+    assert all(len(r["votes"]) == micro(2).judge.num_samples for r in rows)

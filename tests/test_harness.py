@@ -235,5 +235,5 @@ def test_a_text_has_the_ids_that_transformers_gives_it(harness, exported, tmp_pa
 def test_a_model_is_opened_by_its_run_or_by_its_folder(harness, finished_run, exported):
     saved = load_model(str(finished_run), "m2")
     for lm in (harness.HarnessLM(str(finished_run), "m2"), harness.HarnessLM(str(exported))):
-        assert (lm.max_length, lm.eot_token_id) == (saved.max_length, saved.chat.tokenizer.controls["<eos>"])
+        assert (lm.max_length, lm.eot_token_id) == (saved.max_length, saved.chat.tokenizer.special_tokens["<eos>"])
         assert "/" not in lm.tokenizer_name

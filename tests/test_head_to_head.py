@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from selfreward_jax.evaluate.head_to_head import win_rates, sign
-from selfreward_jax.method.pairwise import Matchup, both_orders, verdicts_by_prompt, make_matchups, resolve_orders
+from selfreward_jax.evaluate.head_to_head import sign, win_rates
+from selfreward_jax.method.pairwise import Matchup, both_orders, make_matchups, resolve_orders, verdicts_by_prompt
 
 
 def test_a_record_by_hand():

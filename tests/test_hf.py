@@ -61,8 +61,8 @@ def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
     slots = np.arange(width)
     real = (slots >= offset[:, None]) & (slots < (offset + lengths)[:, None])
     positions = jnp.asarray(np.clip(slots - offset[:, None], 0, None))
-    apply = lambda tokens, **inputs: Llama(cfg).apply({"params": params}, tokens, method="hidden", **inputs)  # noqa: E731
-    hidden, (k, v) = apply(tokens, positions_BT=positions, segments_BT=real.astype(np.int32))
+    apply = lambda tokens, **inputs: Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)  # noqa: E731
+    hidden, (k, v) = apply(tokens, positions_BT=positions, segment_ids_BT=real.astype(np.int32))
     found = [list(Llama(cfg).apply({"params": params}, hidden[r][real[r]], method="unembed")) for r in (0, 1)]
 
     past, window = [(k, v, real, positions)], cfg.sliding_window or 10_000

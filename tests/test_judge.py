@@ -69,7 +69,7 @@ def test_a_vote_cut_off_is_no_vote():
     (row,) = judged(engine, [answer("a")])
     assert [v["score"] for v in row["votes"]] == [1.0, None, 3.0]
     assert row["score"] == 2.0
-    assert judged(engine, [answer("a")], least_votes=3)[0]["score"] is None
+    assert judged(engine, [answer("a")], min_votes=3)[0]["score"] is None
 
 
 def test_votes_are_kept_in_the_order_of_samples_with_all_their_tokens():

@@ -227,7 +227,7 @@ def test_a_sky_machine_runs_its_process_and_tells_a_signal_as_75(name, code, tol
     python.parent.mkdir(parents=True)
     world.stub("python", f"exit {code}")
     shutil.move(world.bin / "python", python)
-    env = {"CONFIG": "c.py:x", "WORKDIR": "gs://b/r", "OPTIONS": "--config.seed=1 --config.sft.batch=8"}
+    env = {"CONFIG": "c.py:x", "WORKDIR": "gs://b/r", "OPTIONS": "--config.seed=1 --config.sft.batch_size=8"}
     env |= {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}
     done = subprocess.run(["bash", "-c", sky(name)["run"]], cwd=world.path, env=world.env | env)
     assert done.returncode == told
@@ -236,5 +236,5 @@ def test_a_sky_machine_runs_its_process_and_tells_a_signal_as_75(name, code, tol
         "sky_tpu": ["--distributed"],
         "sky_gpu": ["--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1"],
     }
-    options = ["--config=c.py:x", "--workdir=gs://b/r", "--config.seed=1", "--config.sft.batch=8"]
+    options = ["--config=c.py:x", "--workdir=gs://b/r", "--config.seed=1", "--config.sft.batch_size=8"]
     assert words == ["-m", "selfreward_jax.main", *flags[name], *options]

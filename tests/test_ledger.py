@@ -102,8 +102,8 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
             {"kept": False, "spent": {"m1 sft": {"": 7.0}, "": {"": 0.5}}},
             begins,
             {"kept": True, "spent": {"m1 sft": {"": 8.0}}, "peak_memory_bytes": 7},
-            {"kept": False, "spent": {"m1 eval_judgements": {"": 4.0, "waiting": 2.0}}},
-            {"kept": True, "spent": {"m1 eval_judgements": {"": 1.0}}},
+            {"kept": False, "spent": {"m1 eval_judgments": {"": 4.0, "waiting": 2.0}}},
+            {"kept": True, "spent": {"m1 eval_judgments": {"": 1.0}}},
             {"kept": False, "spent": {"m2 prompts": {"": 0.125}}},
         )
     )
@@ -113,7 +113,7 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
         "stages": {
             "": {"other": 1.0},
             "m1 sft": {"training": 18.0, "compiling": 0.5, "saving": 1.0},
-            "m1 eval_judgements": {"judging": 5.0, "waiting": 2.0},
+            "m1 eval_judgments": {"judging": 5.0, "waiting": 2.0},
         },
         "lost": {"m1 sft": {"training": 7.0}, "": {"other": 0.5}, "m2 prompts": {"sampling": 0.125}},
     }
@@ -131,7 +131,7 @@ def test_what_was_not_kept_when_a_process_ended_is_lost():
         ("m2 prompts", "sampling"),
         ("m1 eval_answers", "sampling"),
         ("m1 eval_answers_judged", "judging"),
-        ("seed eft_judgements", "judging"),
+        ("seed eft_judgments", "judging"),
         ("m2 canaries", "judging"),
         ("m0 init", "other"),
         ("", "other"),
@@ -144,7 +144,7 @@ def test_what_a_stage_does_is_told_by_its_name(stage, kind):
 def test_the_log_of_a_run_tells_of_all_its_time(finished_run, capsys):
     found = time_report.read(epath.Path(finished_run))
     assert found["starts"] == 1
-    assert {"m0 base", "m1 sft", "m2 prompts", "m2 candidates", "m2 judgements", "m2 canaries", "m2 dpo"} <= set(
+    assert {"m0 base", "m1 sft", "m2 prompts", "m2 candidates", "m2 judgments", "m2 canaries", "m2 dpo"} <= set(
         found["stages"]
     )
     summary = json.loads((finished_run / "summary.json").read_text())
@@ -159,7 +159,7 @@ def test_the_log_of_a_run_tells_of_all_its_time(finished_run, capsys):
 
 
 def test_torn_lines_are_passed_over(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"begins": true}\n{"kept": true, "spent": {"": {"": 2}}}\n17\n{"kept": tr')
+    (tmp_path / "events.jsonl").write_text('{"begins": true}\n{"kept": true, "spent": {"": {"": 2}}}\n17\n{"kept": tr')
     assert time_report.read(epath.Path(tmp_path))["stages"] == {"": {"other": 2}}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from selfreward_jax.llm import attention, llama
 from selfreward_jax.llm.attention import KVSegment, attend, packed_mask, window_mask
-from selfreward_jax.llm.llama import Llama, LlamaConfig, ParamSpec, parameter_count, param_specs
+from selfreward_jax.llm.llama import Llama, LlamaConfig, ParamSpec, param_specs, parameter_count
 
 CFG = LlamaConfig(vocab_size=41, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 OPTIONS = {
@@ -25,7 +25,7 @@ TOKENS = np.random.default_rng(1).integers(0, 41, (2, 7)).astype(np.int32)
 
 @partial(jax.jit, static_argnums=0)
 def hidden(cfg, params, tokens, **inputs):
-    return Llama(cfg).apply({"params": params}, tokens, method="hidden", **inputs)
+    return Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -178,7 +178,7 @@ def test_packed_texts_equal_each_text_alone(random_params):
     row = TOKENS[:1]
     # The middle text is last but one so that both its neighbours could leak into it.
     segments, positions = np.array([[1, 1, 1, 2, 2, 3, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]])
-    packed = np.asarray(forward(CFG, params, row, positions_BT=positions, segments_BT=segments))
+    packed = np.asarray(forward(CFG, params, row, positions_BT=positions, segment_ids_BT=segments))
     assert np.isfinite(packed).all()  # the padding too
     for text in (slice(0, 3), slice(3, 5), slice(5, 6)):
         np.testing.assert_allclose(packed[0, text], alone(params, row[0, text]), atol=1e-5)
@@ -196,7 +196,7 @@ def test_left_padding_does_not_change_the_last_logits(random_params):
     real = np.zeros((2, T), bool)
     for r, n in enumerate(lengths):
         tokens[r, T - n :], positions[r, T - n :], real[r, T - n :] = TOKENS[r, :n], np.arange(n), True
-    states, _ = hidden(CFG, params, tokens, positions_BT=positions, segments_BT=real.astype(np.int32))
+    states, _ = hidden(CFG, params, tokens, positions_BT=positions, segment_ids_BT=real.astype(np.int32))
     last = np.asarray(states[:, -1]) @ np.asarray(params["embed"]).T
     for r, n in enumerate(lengths):
         np.testing.assert_allclose(last[r], alone(params, TOKENS[r, :n])[-1], atol=1e-5)
@@ -241,7 +241,7 @@ def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, ran
     @partial(jax.jit, static_argnums=1)
     def values_and_gradients(params, one):
         def loss(params):
-            run = partial(Llama(cfg).apply, {"params": params}, method="hidden")
+            run = partial(Llama(cfg).apply, {"params": params}, method="hidden_states")
             seen = []
             if beginning:
                 mask = jnp.ones((1, 1, beginning), bool)
@@ -262,7 +262,13 @@ def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, ran
 
 def test_one_token_of_a_row_of_several_texts_is_refused(random_params):
     with pytest.raises(ValueError, match=r"ends_B\b.*segments_BT\b"):
-        hidden(CFG, random_params(CFG), TOKENS, ends_B=np.array([6, 6]), segments_BT=np.ones(TOKENS.shape, np.int32))
+        hidden(
+            CFG,
+            random_params(CFG),
+            TOKENS,
+            last_index_B=np.array([6, 6]),
+            segment_ids_BT=np.ones(TOKENS.shape, np.int32),
+        )
 
 
 def test_where_one_token_is_asked_for_the_last_layer_is_done_for_it_alone(random_params):
@@ -275,7 +281,7 @@ def test_where_one_token_is_asked_for_the_last_layer_is_done_for_it_alone(random
         CFG.num_heads * CFG.head_dim * CFG.dim,
         CFG.dim * CFG.mlp_dim,
     )
-    assert flops() - flops(ends_B=np.array([6, 6])) >= 2 * spared * (inward + outward + 3 * feed)
+    assert flops() - flops(last_index_B=np.array([6, 6])) >= 2 * spared * (inward + outward + 3 * feed)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -19,7 +19,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 from selfreward_jax import main
 from selfreward_jax.storage.artifacts import encode_crc
 
-FILES = ("prompts", "candidates", "judgements", "pairs")
+FILES = ("prompts", "candidates", "judgments", "pairs")
 
 
 def contents(workdir: Path) -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_every_row_is_in_its_place(finished_run):
         for i, a in enumerate(r["responses"])
         if a["finished"] and a["text"]
     }
-    assert [r["id"] for r in rows["judgements"]] == list(finished)
+    assert [r["id"] for r in rows["judgments"]] == list(finished)
     for pair in rows["pairs"]:
         assert pair["prompt"] == prompts[pair["id"]]
         assert pair["chosen_score"] > pair["rejected_score"]
@@ -109,10 +109,10 @@ MARKS = (
     ("base", "m0/steps/*", "m0/manifest.json"),
     ("sft", "m1/steps/*", "m1/manifest.json"),
     ("sft done", "m1/manifest.json", "m1/eval.json"),
-    ("answers", "m1/eval_answers.manifest.json", "m1/eval_judgements.manifest.json"),
+    ("answers", "m1/eval_answers.manifest.json", "m1/eval_judgments.manifest.json"),
     ("prompts", "m2/prompts.jsonl.partial", "m2/prompts.manifest.json"),
-    ("candidates", "m2/candidates.jsonl.partial", "m2/candidates.manifest.json"),
-    ("judgements", "m2/judgements.jsonl.partial", "m2/judgements.manifest.json"),
+    ("candidates", "m2/responses.jsonl.partial", "m2/candidates.manifest.json"),
+    ("judgments", "m2/judgments.jsonl.partial", "m2/judgments.manifest.json"),
     ("pairs", "m2/pairs.manifest.json", "m2/manifest.json"),
     ("dpo", "m2/steps/*", "m2/manifest.json"),
     ("evaluation", "m2/manifest.json", "summary.json"),
@@ -145,7 +145,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(finished_run, tmp_path
 def test_a_torn_line_is_made_again(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    for name in ("candidates", "judgements"):
+    for name in ("candidates", "judgments"):
         path = workdir / f"m2/{name}.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         begun = encode_crc(map(json.loads, lines[:3]))

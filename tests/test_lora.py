@@ -181,14 +181,14 @@ def test_adapters_that_cannot_work_are_refused(changed, facts):
 OPTIONS = {
     "lora.rank": 4,
     "optimizer.name": "adamw",
-    "base.lr": 5e-3,
-    "base.epochs": 20.0,
+    "pretrain.lr": 5e-3,
+    "pretrain.epochs": 20.0,
     "sft.lr": 2e-2,
     "sft.epochs": 4.0,
-    "judge.by": "random",
-    "judge.max_new": 8,
+    "judge.kind": "random",
+    "judge.max_new_tokens": 8,
     "prompts.writer": "world",
-    "data.ranked_prompts": 1,
+    "data.judge_eval_prompts": 1,
     "data.heldout_prompts": 2,
 }
 

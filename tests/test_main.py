@@ -62,8 +62,8 @@ CASES = {
         ["'here:99999'", "HOST:PORT"],
     ),
     "wide products": (
-        [MICRO, "--workdir=WORK", "--config.parallel.sample_tensor=2", "--config.model.kv_heads=1"],
-        ["1", "kv_heads", "2", "parallel.sample_tensor"],
+        [MICRO, "--workdir=WORK", "--config.parallel.sampling_tensor=2", "--config.model.num_kv_heads=1"],
+        ["1", "kv_heads", "2", "parallel.sampling_tensor"],
     ),
     "one too many": (
         [MICRO, "--coordinator_address=here:1", "--num_processes=2", "--process_id=2"],
@@ -74,14 +74,14 @@ CASES = {
     "other run": ([MICRO, "--workdir=OTHER"], ["OTHER", "seed", "7", "0"]),
     "unwritable": ([MICRO, "--workdir=FILE/run"], ["workdir", "FILE/run"]),
     "a file": ([MICRO, "--workdir=FILE"], ["workdir", "FILE"]),
-    "uneven batch": ([MICRO, "--workdir=WORK", "--config.sft.batch=3"], ["sft.batch", "3", "2"]),
+    "uneven batch": ([MICRO, "--workdir=WORK", "--config.sft.batch_size=3"], ["sft.batch_size", "3", "2"]),
     "uneven mesh": ([MICRO, "--workdir=WORK", "--config.parallel.fsdp=3"], ["2", "parallel.fsdp", "3"]),
     "bad setting": ([MICRO, "--workdir=WORK", "--config.judge.top_p=2.0"], ["judge.top_p", "2.0"]),
     "half the data": ([MICRO, "--workdir=WORK", "--config.data.ift=x"], ["data.ift", "'x'", "data.eft"]),
     "scale after a space": (["--config", f"{CONFIGS}/iter1.py:huge"], ["'huge'", "tiny, micro"]),
     "file after a space": (["--config", "configs/nowhere.py"], ["config", "'configs/nowhere.py'"]),
     "broken config": (["--config=BAD"], ["BAD"]),
-    "no heads": ([MICRO, "--workdir=WORK", "--config.model.kv_heads=0"], ["model.kv_heads"]),
+    "no heads": ([MICRO, "--workdir=WORK", "--config.model.num_kv_heads=0"], ["model.num_kv_heads"]),
 }
 
 

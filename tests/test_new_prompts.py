@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.method import prompt_generation
-from selfreward_jax.method.prompt_generation import NoveltyFilter, rejection_reason, lcs_length, normalize, rouge_l
+from selfreward_jax.method.prompt_generation import NoveltyFilter, lcs_length, normalize, rejection_reason, rouge_l
 from selfreward_jax.sampling.engine import Completion, SamplingParams
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)

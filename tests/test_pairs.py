@@ -68,8 +68,8 @@ def test_gather_joins_each_answer_with_its_own_score():
     answers = [
         {"id": f"{p}/{i}", "prompt_id": p, "prompt": f"request {p}", "response": f"{p}{i}"} for p in "xy" for i in "01"
     ]
-    judgements = [{"id": "y/1", "score": 2.0}, {"id": "x/0", "score": None}, {"id": "x/1", "score": 4.0}]
-    x, y = join_scores(answers, judgements)
+    judgments = [{"id": "y/1", "score": 2.0}, {"id": "x/0", "score": None}, {"id": "x/1", "score": 4.0}]
+    x, y = join_scores(answers, judgments)
     assert (x["id"], x["prompt"]) == ("x", "request x")
     assert x["candidates"] == [{"response": "x0", "score": None}, {"response": "x1", "score": 4.0}]
     assert y["candidates"] == [

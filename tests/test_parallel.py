@@ -22,7 +22,7 @@ from test_trainer import PAIRS, TEXTS, dpo_settings
 
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.llama import Llama, LlamaConfig
-from selfreward_jax.parallel.arrays import fetch, reshard, put
+from selfreward_jax.parallel.arrays import fetch, put, reshard
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding, param_shardings, replicated
 from selfreward_jax.sampling import sampler
@@ -278,7 +278,7 @@ def trained(loss, mesh, accumulate=1, **options):
     model, params, frozen = Llama(cfg), random_weights(cfg, mesh), None
     if loss in PAIRS_OF:
         pairs = PAIRS_OF[loss]
-        settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch=8)
+        settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch_size=8)
         reference = np.random.default_rng(0).normal(-30, 3, (len(pairs), 2)).astype(np.float32)
         batch = dpo.make_batch_fn(pairs, reference, TEXTS, settings, 3, mesh, cfg)[1](0)
         loss_fn = dpo.loss_fn(model, settings)

@@ -34,7 +34,7 @@ def test_a_sample_tensor_that_does_not_divide_a_replica_is_refused(replicas, dev
 
 def test_a_run_refuses_a_mesh_in_the_words_of_its_settings(tmp_path):
     cfg = config.get_config("micro")
-    cfg.parallel.sample_tensor = 3
+    cfg.parallel.sampling_tensor = 3
     with pytest.raises(config.ConfigError, match=r"parallel\.sample_tensor\b.*\b3\b"):
         Run(cfg, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

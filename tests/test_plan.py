@@ -24,7 +24,7 @@ def test_rows_and_tokens_by_hand():
     cfg = config.get_config()
     cfg.iterations = 2
     found = {(s.model, s.name): (s.rows, s.tokens) for s in planned_stages(cfg)}
-    assert found["m2", "judgements"] == (600 * 4, 600 * 4 * 3 * 112)
+    assert found["m2", "judgments"] == (600 * 4, 600 * 4 * 3 * 112)
     assert found["m1", "eval_answers"] == (384, 384 * 2 * 48)
     assert found["m1", "sft"][0] == 6000 + 5000 + 1500
 
@@ -34,7 +34,7 @@ def test_what_the_data_decide_is_not_guessed():
     cfg.data.ift = cfg.data.eft = "rows.jsonl"
     cfg.evaluate.best_of = 2
     found = {(s.model, s.name): (s.rows, s.tokens) for s in planned_stages(cfg)}
-    for stage in (("m0", "base"), ("sft", "sft"), ("m1", "sft"), ("seed", "eft_judgements"), ("m1", "eval_judgements")):
+    for stage in (("m0", "base"), ("sft", "sft"), ("m1", "sft"), ("seed", "eft_judgments"), ("m1", "eval_judgments")):
         assert found[stage] == (0, 0)
     assert found["m1", "eval_answers_drawn"] == (256, 256 * 1 * 2 * 1024)
     assert found["m1", "eval_answers_judged"] == (512, 512 * 3 * 256)

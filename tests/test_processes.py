@@ -24,7 +24,7 @@ from selfreward_jax.runs.loading import load_model
 # times over, and then one drawn token of some thousands falls on the other side of its random number.
 GENTLE = """
     --config.optimizer.name=adamw --config.sft.lr=1e-3 --config.sft.lr_end=1e-4
-    --config.dpo.lr=1e-4 --config.dpo.lr_end=1e-5 --config.dpo.replay_batch=4
+    --config.dpo.lr=1e-4 --config.dpo.lr_end=1e-5 --config.dpo.replay_batch_size=4
 """.split()
 SAME_WEIGHTS = 2e-6  # float32: 4e-7 to 5e-7 was seen
 MOVED = 1e-2  # root mean square of what training does to them: 2.6e-2 was seen
@@ -64,7 +64,7 @@ def ended(processes, timeout):
 
 def row_files(workdir):
     """The bytes of every row file, and of what the models were measured to be."""
-    found = {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("*.jsonl") if p.name != "log.jsonl"}
+    found = {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("*.jsonl") if p.name != "events.jsonl"}
     return found | {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("eval.json")}
 
 
@@ -181,7 +181,7 @@ def test_processes_agree_share_rows_and_end_together(tmp_path):
 
 
 def test_hosts_that_do_not_come_are_said_to_be_missing(tmp_path):
-    lonely = [*command(tmp_path, 1), "--config.parallel.timeout=3"]
+    lonely = [*command(tmp_path, 1), "--config.parallel.timeout_s=3"]
     several = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2", "--process_id=1"]
     done = subprocess.run([*lonely, *several], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 75
@@ -227,7 +227,7 @@ def test_eight_devices_end_with_the_rows_of_one(gentle, alone, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_lost_process_ends_the_others_and_a_restart_of_all_completes_the_run(killed, gentle, alone, tmp_path):
     limit = 60
-    options = ["--config.parallel.fsdp=2", f"--config.parallel.timeout={limit}", "--config.save_every=2"]
+    options = ["--config.parallel.fsdp=2", f"--config.parallel.timeout_s={limit}", "--config.checkpoint_every=2"]
     argv = [*gentle(tmp_path / "run"), *options]
     processes = start(argv, 2)
     begun = tmp_path / "run" / "m1" / "steps"
@@ -248,14 +248,14 @@ def test_a_lost_process_ends_the_others_and_a_restart_of_all_completes_the_run(k
 
 def begins(workdir):
     """How often a run began in the directory."""
-    log = workdir / "log.jsonl"
+    log = workdir / "events.jsonl"
     return log.read_text().count('"begins"') if log.exists() else 0
 
 
 @pytest.mark.slow
 def test_one_process_that_is_asked_to_stop_stops_both_in_every_stage(gentle, alone, tmp_path):
     workdir, limit, in_the_midst = tmp_path / "run", 45, 0
-    argv = [*gentle(workdir), "--config.parallel.fsdp=2", "--config.save_every=2"]
+    argv = [*gentle(workdir), "--config.parallel.fsdp=2", "--config.checkpoint_every=2"]
     for i, (stage, begun, over) in enumerate(MARKS):
         processes, starts = start(argv, 2), begins(workdir)
         missed = lambda over=over: over is not None and (workdir / over).exists()  # noqa: E731
@@ -277,6 +277,6 @@ def test_one_process_that_is_asked_to_stop_stops_both_in_every_stage(gentle, alo
     for code, said in ended(start(argv, 2), 900):
         assert code == 0, said[-3000:]
     assert_equal_runs(workdir, alone)
-    steps = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
     steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
     assert len(steps) == len(set(steps))

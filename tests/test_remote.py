@@ -63,12 +63,12 @@ def test_rows_are_kept_batch_by_batch_and_become_one_file(bucket):
 def test_a_run_claims_its_place_and_keeps_a_log(bucket, monkeypatch):
     run = Run(config.get_config("micro"), bucket)
     run.log(step=1)
-    assert not storage.exists(run.workdir / "log.jsonl")  # not an object for each line
+    assert not storage.exists(run.workdir / "events.jsonl")  # not an object for each line
     run.log(step=2)
     run.flush_usage()
     monkeypatch.setattr(Run, "LOG_EVERY", 0.0)
     run.log(step=3)
-    lines = map(json.loads, (run.workdir / "log.jsonl").read_text().splitlines())
+    lines = map(json.loads, (run.workdir / "events.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "step" in line] == [1, 2, 3]
     other = config.get_config("micro")
     other.seed = 7

@@ -100,9 +100,9 @@ def test_every_pair_and_its_votes_are_in_it(finished_run, text):
         {name: row[name] for name in columns} for row in pairs
     ]
     votes = unpacked(texts["block-votes-0"])
-    answers = [json.loads(line) for line in (finished_run / "m2" / "candidates.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (finished_run / "m2" / "responses.jsonl").read_text().splitlines()]
     texts_of = {f"{row['id']}/{i}": a["text"] for row in answers for i, a in enumerate(row["responses"])}
-    judged = [json.loads(line) for line in (finished_run / "m2" / "judgements.jsonl").read_text().splitlines()]
+    judged = [json.loads(line) for line in (finished_run / "m2" / "judgments.jsonl").read_text().splitlines()]
     for pair, sides in zip(pairs, votes, strict=True):
         for side, said in zip(("chosen", "rejected"), sides, strict=True):
             possible = [
@@ -116,7 +116,7 @@ def test_every_pair_and_its_votes_are_in_it(finished_run, text):
 
 def test_of_an_unfinished_run_it_shows_what_there_is(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
-    for name in ("manifest.json", "eval.json", "guards.json"):
+    for name in ("manifest.json", "eval.json", "checks.json"):
         (tmp_path / "run" / "m2" / name).unlink()
     code, said = ended(report, f"--workdir={tmp_path}/run")
     assert (code, said) == (0, "")
@@ -174,7 +174,7 @@ def test_why_a_run_has_stopped_stands_on_top(parts):
 
 def test_files_that_are_gone_end_no_run(finished_run, tmp_path, capsys):
     """A file that is damaged is found, and made anew, where it is needed, and not by the report."""
-    for name in ("m2/prompts.manifest.json", "m2/judgements.jsonl", "m2/guards.json", "m1/eval.json", "log.jsonl"):
+    for name in ("m2/prompts.manifest.json", "m2/judgments.jsonl", "m2/checks.json", "m1/eval.json", "events.jsonl"):
         workdir = tmp_path / name.replace("/", "-")
         shutil.copytree(finished_run, workdir)
         run = Run.reopen(str(workdir))
@@ -217,7 +217,7 @@ def round_of(rows, vote="good. Score: 4"):
     return {
         "pairs": rows,
         "candidates": [{"id": r["id"], "responses": [{"text": r["rejected"]}, {"text": r["chosen"]}]} for r in rows],
-        "judgements": [
+        "judgments": [
             {"id": f"{r['id']}/{i}", "score": s, "votes": [{"score": s, "text": f"{i} {vote}"}]}
             for r in rows
             for i, s in enumerate((1.5, 4.0))
@@ -260,7 +260,7 @@ def test_of_two_equal_texts_the_one_whose_score_it_was_has_its_votes():
     of = {
         "pairs": [pair],
         "candidates": [{"id": "m2/0", "responses": [{"text": t} for t in ("same", "same", "bad")]}],
-        "judgements": [
+        "judgments": [
             {"id": f"m2/0/{i}", "score": score, "votes": [{"score": score, "text": "", "expected": score + 0.25}]}
             for i, score in enumerate((2.0, 4.0, 1.0))
         ],

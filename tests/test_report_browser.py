@@ -130,7 +130,7 @@ def test_a_pair_shows_both_sides_and_their_votes(opened, parts):
         assert box.locator("> .said").text_content() == pair[side]
         (answers,) = [c["responses"] for c in rows["candidates"] if c["id"] == pair["id"]]
         of = {f"{pair['id']}/{i}" for i, a in enumerate(answers) if a["text"] == pair[side]}
-        judged = [j["votes"] for j in rows["judgements"] if j["id"] in of and j["score"] == pair[f"{side}_score"]]
+        judged = [j["votes"] for j in rows["judgments"] if j["id"] in of and j["score"] == pair[f"{side}_score"]]
         assert same(box.locator(".vote .said").all_text_contents(), [v["text"] for v in judged[0]])
     assert f"--pair='{pair['id']}'" in entries(page).first.inner_text()
 
@@ -156,7 +156,7 @@ def test_hostile_text_stays_text(opened, parts):
         hostile.append(pair | {"id": f"m2/{9000 + i}", "prompt": text, "chosen": text, "rejected": f"{text}!"})
     of["pairs"] = hostile
     of["candidates"] = [{"id": p["id"], "responses": [{"text": p["chosen"]}, {"text": p["rejected"]}]} for p in hostile]
-    of["judgements"] = [
+    of["judgments"] = [
         {"id": f"{p['id']}/{i}", "score": p[f"{side}_score"], "votes": [{"score": 3.0, "text": p["chosen"]}]}
         for p in hostile
         for i, side in enumerate(("chosen", "rejected"))

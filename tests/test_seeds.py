@@ -42,7 +42,7 @@ def test_a_world_is_a_function_of_its_seed():
 
 
 def test_sizes_are_those_asked_for():
-    sets = world(ift_rows=5, eft_rows=6, documents=7, heldout_prompts=8, ranked_prompts=3, ranked_answers=4)
+    sets = world(ift_rows=5, eft_rows=6, documents=7, heldout_prompts=8, judge_eval_prompts=3, ranked_answers=4)
     sizes = {name: len(rows) for name, rows in sets.items()}
     assert sizes == {"ift": 5, "eft": 6, "documents": 7, **dict.fromkeys(HELD_OUT, 8), **dict.fromkeys(HELD_OUT[2:], 3)}
     assert all(len(row["answers"]) == 4 for row in sets["ranked_heldout"])
@@ -123,7 +123,7 @@ def test_scores_are_mapped_linearly_to_0_to_5(load):
     for row in sets["eft"]:
         assert isinstance(row["score"], int)
         assert abs(row["score"] - mapped[row["response"]]) <= 0.5
-        assert parse_score(row["judgement"]) == row["score"]
+        assert parse_score(row["judgment"]) == row["score"]
     assert {0, 5} <= set(mapped.values())
 
 
@@ -195,7 +195,7 @@ MALFORMED = [
     ({"prompt": "p", "response": "r", "score": float("inf")}, r"\bscore\b.*\binf\b"),
     ({"prompt": "p", "response": "r", "score": 10**400}, r"\bscore\b.*\b1000+"),
     ({"prompt": "p", "response": "r", "rank": "first"}, r"\brank\b.*'first'"),
-    ({"prompt": "p", "response": "r", "score": 1, "judgement": " "}, r"\bjudgement\b.*' '"),
+    ({"prompt": "p", "response": "r", "score": 1, "judgment": " "}, r"\bjudgment\b.*' '"),
     ('{"prompt": "p", "score": 5, "response": "r", "score": 0}', r"JSON.*'score'"),
     ({"prompt": "p" * 1_000_001, "response": "r", "score": 1}, r"\bprompt\b.*\b1,000,001\b.*\b1,000,000\b"),
     ('{"prompt": "p \\ud800", "response": "r", "score": 1}', r"\bprompt\b"),
@@ -225,7 +225,7 @@ def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
         {"prompt": "p", "response": "r"},
         {"prompt": "p", "response": "r", "score": None},
         {"prompt": "p", "answers": [{"response": "r"}]},
-        {"prompt": "p", "response": "r", "judgement": "Good."},
+        {"prompt": "p", "response": "r", "judgment": "Good."},
     ],
 )
 def test_an_answer_without_a_score_is_counted_and_no_fault(load, row):
@@ -297,8 +297,8 @@ def test_prompt_rows_ask_for_a_prompt_that_they_do_not_show():
     assert len({row["response"] for row in rows}) > 1
 
 
-def test_judge_rows_answer_the_judges_prompt_with_the_judgement():
-    eft = [{"prompt": "p", "response": "r", "judgement": "Score: 4", "score": 4}]
+def test_judge_rows_answer_the_judges_prompt_with_the_judgment():
+    eft = [{"prompt": "p", "response": "r", "judgment": "Score: 4", "score": 4}]
     assert seed_sets.judge_rows(eft, lambda p, r: f"<{p}|{r}>") == [{"prompt": "<p|r>", "response": "Score: 4"}]
 
 
@@ -335,7 +335,7 @@ def test_the_best_answer_is_the_instruction_rows(load):
 def test_ranks_lie_equally_spaced_within_their_prompt(load):
     tied = {"prompt": "tied", "answers": [{"response": f"t{i}", "rank": r} for i, r in enumerate((0, 4, 4, 7, 9))]}
     alone = {"prompt": "alone", "answers": [{"response": "a", "rank": 0}]}
-    sets, report = load(eft=[*RANKED, tied, alone], ranked_prompts=2)
+    sets, report = load(eft=[*RANKED, tied, alone], judge_eval_prompts=2)
     score = {r["response"]: r["score"] for r in sets["eft"]}
     for row in sets["ranked_heldout"] + sets["ranked_validation"]:
         score |= {a["response"]: a["score"] for a in row["answers"]}
@@ -352,15 +352,15 @@ def test_chosen_and_rejected_are_5_and_0(load):
     assert {(r["response"].split()[0], r["score"]) for r in sets["eft"]} == {("good", 5), ("bad", 0)}
 
 
-def test_a_written_judgement_is_kept_with_its_own_score(load):
-    written = [{**r, "judgement": f"It does.\nScore: {i % 6}"} for i, r in enumerate(EFT)]
+def test_a_written_judgment_is_kept_with_its_own_score(load):
+    written = [{**r, "judgment": f"It does.\nScore: {i % 6}"} for i, r in enumerate(EFT)]
     sets, report = load(eft=written)
     assert sets["eft"]
-    assert all(r["judgement"].startswith("It does.") and parse_score(r["judgement"]) == r["score"] for r in sets["eft"])
+    assert all(r["judgment"].startswith("It does.") and parse_score(r["judgment"]) == r["score"] for r in sets["eft"])
     assert report["scores"] == {}
     bare = [{k: v for k, v in r.items() if k != "score"} for r in written]
     assert load(eft=bare)[0] == sets
-    chosen = [{**r, "judgement": "Fine.\nChoice: B"} if i == 0 else r for i, r in enumerate(bare)]
+    chosen = [{**r, "judgment": "Fine.\nChoice: B"} if i == 0 else r for i, r in enumerate(bare)]
     assert any(
         a["score"] == 2
         for row in [{"answers": load(eft=chosen)[0]["eft"]}, *load(eft=chosen)[0]["ranked_heldout"]]
@@ -504,7 +504,7 @@ def test_open_assistant_files_can_be_used():
     assert (
         len(sets["ranked_heldout"])
         == len(sets["ranked_validation"])
-        == config.get_config("scratch").data.ranked_prompts
+        == config.get_config("scratch").data.judge_eval_prompts
     )
     assert {row["score"] for row in sets["eft"]} == set(range(6))
 
@@ -542,13 +542,13 @@ def test_the_same_files_give_the_same_bytes():
 
 
 @pytest.mark.parametrize("score", range(6))
-def test_a_judgement_made_of_a_score_says_that_score(score):
-    assert PARSERS["points"](seed_sets.one_line_judgement(score)) == score
-    assert PARSERS["choice"](seed_sets.one_line_judgement(score, "choice")) == max(1, score)
+def test_a_judgment_made_of_a_score_says_that_score(score):
+    assert PARSERS["points"](seed_sets.one_line_judgment(score)) == score
+    assert PARSERS["choice"](seed_sets.one_line_judgment(score, "choice")) == max(1, score)
 
 
 def test_a_choice_is_made_of_a_score_where_the_judge_chooses(load):
     sets, _ = load(form="choice")
     points, _ = load()
     assert [r["score"] for r in sets["eft"]] == [r["score"] for r in points["eft"]]
-    assert all(r["judgement"].endswith(f"Choice: {'AABCDE'[r['score']]}") for r in sets["eft"])
+    assert all(r["judgment"].endswith(f"Choice: {'AABCDE'[r['score']]}") for r in sets["eft"])

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from selfreward_jax.llm import llama
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.llama import Llama, LlamaConfig
-from selfreward_jax.llm.self_attention import to_cache_layout, attention, resolve_impl, self_attention, self_mask
+from selfreward_jax.llm.self_attention import attention, resolve_impl, self_attention, self_mask, to_cache_layout
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
@@ -146,7 +146,7 @@ def test_cudnn_is_refused_without_a_gpu():
 @pytest.mark.parametrize("how", ["reference", "xla", "splash"])
 def test_a_window_of_one_token_gives_each_its_own_value(how):
     (q, k, v), _ = inputs(CASES["grouped"])
-    out = jax.jit(partial(self_attention, how, window=1))(q, k, v, segments_BT=None)
+    out = jax.jit(partial(self_attention, how, window=1))(q, k, v, segment_ids_BT=None)
     np.testing.assert_allclose(out, np.repeat(v, 3, axis=2), atol=1e-6)  # two heads of values for six of queries
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT, assert_mentions, ended
 from selfreward_jax import config
 from selfreward_jax.cli import fits
 from selfreward_jax.llm.hf_config import write_config
-from selfreward_jax.llm.llama import parameter_count, param_specs
+from selfreward_jax.llm.llama import param_specs, parameter_count
 from selfreward_jax.memory import collectives, models
 from selfreward_jax.memory.programs import NAMES, DecodeShape, decode_shape, programs
 from selfreward_jax.parallel.mesh import make_mesh
@@ -124,8 +124,8 @@ def test_sampling_is_sized_for_every_stage_that_draws():
     assert DecodeShape(42, 3840, 3, 256) in found  # votes
     assert DecodeShape(128, 3072, 1, 1024) in found  # one answer a prompt, for evaluation
     assert max(d.cached for d in found) == 128 * 4096
-    assert DecodeShape(32, 3840, 4, 256) in found  # the baseline's judgements
-    c.eft.source, c.compare.form, c.compare.max_new = "scores", "pairwise", 64
+    assert DecodeShape(32, 3840, 4, 256) in found  # the baseline's judgments
+    c.eft.source, c.pairwise.method, c.pairwise.max_new_tokens = "scores", "pairwise", 64
     found = decode_shape(c, mesh)
     assert DecodeShape(32, 3840, 4, 256) not in found
     assert DecodeShape(128, 4096, 1, 64) in found  # 4,032 tokens, padded
@@ -166,13 +166,13 @@ def test_advice_names_a_setting_of_the_program_that_does_not_fit():
     c, gib = config.get_config("llama3_8b"), 1 << 30
     row = {"peak": 20.0 * gib, "hbm": 16 * gib, "mesh": {"fsdp": 8, "tensor": 1}}
     kept = {"params": 4 * gib, "optimiser": 8 * gib}
-    assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": kept}), "dpo.accumulate", 1)
+    assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": kept}), "dpo.grad_accum_steps", 1)
     crowded = fits.suggest_fix(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimiser": 16 * gib}})
     assert_mentions(crowded, 150, 4, "lora.rank")
     wide = fits.suggest_fix(c, row | {"program": "decode", "bytes": {"params": 15 * gib}})
-    assert_mentions(wide, "parallel.sample_tensor", 4)
+    assert_mentions(wide, "parallel.sampling_tensor", 4)
     assert_mentions(
-        fits.suggest_fix(c, row | {"program": "decode", "bytes": {"params": 2 * gib}}), "generate.rows", 128
+        fits.suggest_fix(c, row | {"program": "decode", "bytes": {"params": 2 * gib}}), "sampling.max_concurrent", 128
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_mentions
 
-from selfreward_jax.data.readers import Malformed, DataError, read
+from selfreward_jax.data.readers import DataError, Malformed, read
 
 ROWS = [{"n": i, "text": f"é {i}\u2028x\u0085y"} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import storage
-from selfreward_jax.storage import write_atomic, write_json, write_checksummed
-from selfreward_jax.storage.artifacts import JsonlArtifact, encode_crc, decode_crc
+from selfreward_jax.storage import write_atomic, write_checksummed, write_json
+from selfreward_jax.storage.artifacts import JsonlArtifact, decode_crc, encode_crc
 
 ROWS = [{"id": "a/0", "text": "eins\nzwei"}, {"id": "a/1", "text": "drei\u2028vier"}, {"id": "a/2", "text": "\u00fc"}]
 

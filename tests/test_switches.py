@@ -6,18 +6,18 @@ import pytest
 from conftest import run
 
 SWITCHES = (
-    "--config.baseline",
-    "--config.judge.form=choice",
-    "--config.judge.readout=expected",
-    "--config.pairs.rho=0.3",
+    "--config.sft_baseline",
+    "--config.judge.output_format=choice",
+    "--config.judge.aggregation=expected",
+    "--config.pairs.length_control_rho=0.3",
     "--config.prompts.writer=world",
     "--config.evaluate.best_of=2",
     "--config.dpo.loss=ipo",
     "--config.dpo.epochs=4",
     "--config.dpo.eval_every=2",
     "--config.dpo.eval_prompts=6",
-    "--config.compare.form=pairwise",
-    "--config.compare.max_new=16",
+    "--config.pairwise.method=pairwise",
+    "--config.pairwise.max_new_tokens=16",
     "--config.model.max_length=640",
 )
 
@@ -34,9 +34,9 @@ def test_all_switches_together(tmp_path):
     assert list(summary["models"]) == ["sft", "m1", "m2"]
     # The judge's form: choices, read from what it was taught.
     assert all(
-        "Choice: " in row["judgement"] and "Score" not in row["judgement"] for row in rows(workdir / "seed/eft.jsonl")
+        "Choice: " in row["judgment"] and "Score" not in row["judgment"] for row in rows(workdir / "seed/eft.jsonl")
     )
-    judged = rows(workdir / "m2/judgements.jsonl")
+    judged = rows(workdir / "m2/judgments.jsonl")
     votes = [v for row in judged for v in row["votes"] if v["score"] is not None]
     assert votes
     assert all(1 <= v["score"] <= 5 and 1 < v["expected"] < 5 for v in votes)

@@ -34,7 +34,7 @@ def by_bytes():
 
 @pytest.fixture(scope="module")
 def ours(by_bytes):
-    return chat.Chat(by_bytes, chat.builtin_template("control"), BOS, EOS, [by_bytes.controls[EOS]])
+    return chat.Chat(by_bytes, chat.builtin_template("control"), BOS, EOS, [by_bytes.special_tokens[EOS]])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ TEXT = st.lists(
 def test_text_never_becomes_a_control_id(by_bytes, plain, text):
     for tokenizer in (by_bytes, plain):
         ids = tokenizer.encode(text)
-        assert not {tokenizer.controls[piece] for piece in CONTROL} & set(ids)
+        assert not {tokenizer.special_tokens[piece] for piece in CONTROL} & set(ids)
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
@@ -87,7 +87,7 @@ def test_the_vocabulary_is_at_most_what_is_asked_for_and_a_small_corpus_yields_f
 
 
 def test_control_pieces_have_distinct_ids_and_no_text(by_bytes):
-    ids = [by_bytes.controls[piece] for piece in CONTROL]
+    ids = [by_bytes.special_tokens[piece] for piece in CONTROL]
     assert len(set(ids)) == len(CONTROL)
     assert by_bytes.decode(ids) == ""
     mixed = [ids[0], *by_bytes.encode("a judge"), ids[-1]]
@@ -96,11 +96,11 @@ def test_control_pieces_have_distinct_ids_and_no_text(by_bytes):
 
 @pytest.mark.parametrize("piece", ["e", "<unk>", "<|system|>"])
 def test_only_control_pieces_are_control(by_bytes, piece):
-    assert piece not in by_bytes.controls
+    assert piece not in by_bytes.special_tokens
 
 
 def test_example_spans(by_bytes, ours):
-    c, e = by_bytes.controls, by_bytes.encode
+    c, e = by_bytes.special_tokens, by_bytes.encode
     made = ours.example("Name fruits.", "apple, plum")
     assert made.ids == [c[BOS], c[USER], *e("Name fruits."), c[END], c[ASSISTANT], *e("apple, plum"), c[END]]
     targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
@@ -111,23 +111,23 @@ def test_example_spans(by_bytes, ours):
 
 
 def test_document_spans(by_bytes, ours):
-    c, e = by_bytes.controls, by_bytes.encode
+    c, e = by_bytes.special_tokens, by_bytes.encode
     ids = [c[BOS], *e("The judge."), c[EOS]]
     assert ours.document("The judge.") == chat.Example(ids, [False] + [True] * (len(ids) - 1))
 
 
 @given(prompt=TEXT, response=TEXT)
 def test_no_text_changes_the_structure_of_a_chat(by_bytes, ours, prompt, response):
-    control = {by_bytes.controls[piece] for piece in CONTROL}
+    control = {by_bytes.special_tokens[piece] for piece in CONTROL}
     made = ours.example(prompt, response)
     structure = [i for i in made.ids if i in control]
-    assert structure == [by_bytes.controls[piece] for piece in (BOS, USER, END, ASSISTANT, END)]
+    assert structure == [by_bytes.special_tokens[piece] for piece in (BOS, USER, END, ASSISTANT, END)]
     assert sum(made.target) == len(by_bytes.encode(response)) + 1
 
 
 def test_a_response_ends_at_end_or_eos(by_bytes, ours):
-    assert set(ours.stop_ids) == {by_bytes.controls[END], by_bytes.controls[EOS]}
-    ids = [*by_bytes.encode(" apple \n"), by_bytes.controls[END]]
+    assert set(ours.stop_ids) == {by_bytes.special_tokens[END], by_bytes.special_tokens[EOS]}
+    ids = [*by_bytes.encode(" apple \n"), by_bytes.special_tokens[END]]
     assert ours.response_text(ids) == "apple"
 
 

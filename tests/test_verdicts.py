@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method.judge_parsing import PARSERS, score_span, parse_choice, parse_preference, parse_score
+from selfreward_jax.method.judge_parsing import PARSERS, parse_choice, parse_preference, parse_score, score_span
 from selfreward_jax.method.templates import fill, load
 
 ALL = {**PARSERS, "pairwise": parse_preference}

@@ -57,22 +57,22 @@ def test_oracle_and_generator_agree_on_every_ranked_answer():
             assert total(row["prompt"], a["response"]) == a["score"], (row["prompt"], a)
 
 
-def test_a_judgement_ends_with_its_score():
+def test_a_judgment_ends_with_its_score():
     for row in generator.eft_rows(300, Random("judged")):
-        assert parse_score(row["judgement"]) == row["score"]
+        assert parse_score(row["judgment"]) == row["score"]
 
 
 def test_a_choice_ends_with_its_grade():
     """The lowest of five is for one point and for none."""
     for row in generator.eft_rows(300, Random("judged"), "choice"):
-        assert parse_choice(row["judgement"]) == max(1, row["score"])
+        assert parse_choice(row["judgment"]) == max(1, row["score"])
 
 
 def test_every_request_can_be_read_and_passes_the_prompt_filter():
     settings = config.default_config().prompts
     for text in generator.prompts(1000, Random("requests")):
         assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
-        assert rejection_reason(text, settings.least_words, settings.most_words) is None, text
+        assert rejection_reason(text, settings.min_words, settings.max_words) is None, text
 
 
 def test_a_text_of_no_answers_form_earns_nothing():

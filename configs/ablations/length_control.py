@@ -15,5 +15,5 @@ def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M3, with this one change."""
     c = config.get_config(scale)
     c.iterations = 3
-    c.pairs.rho = 0.32
+    c.pairs.length_control_rho = 0.32
     return c

@@ -15,7 +15,7 @@ def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M3, with this one change."""
     c = config.get_config(scale)
     c.iterations = 3
-    c.judge.form = "choice"
+    c.judge.output_format = "choice"
     if c.judge.template == "judge_additive":
         c.judge.template = "judge_choice"
     return c

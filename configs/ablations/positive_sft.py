@@ -15,6 +15,6 @@ def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M3, with this one change."""
     c = config.get_config(scale)
     c.iterations = 3
-    c.dpo.weight = 0.0
-    c.dpo.nll = 1.0
+    c.dpo.dpo_weight = 0.0
+    c.dpo.nll_weight = 1.0
     return c

@@ -15,5 +15,5 @@ def get_config(scale: str = "") -> ConfigDict:
     """The settings of `scale`, up to M3, with this one change."""
     c = config.get_config(scale)
     c.iterations = 3
-    c.judge.by = "random"
+    c.judge.kind = "random"
     return c

@@ -26,7 +26,7 @@ from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
-from selfreward_jax.runs.loading import resolve_model, load_model
+from selfreward_jax.runs.loading import load_model, resolve_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache
@@ -36,8 +36,8 @@ Judge = Callable[[str, str, dict[str, list[Row]]], list[list[int]]]  # names of 
 FOLDER = "evaluation"
 # Settings of the run that an evaluation may put others in the place of.
 OVERRIDABLE_FIELDS = {
-    "endpoint.url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.most_calls": int,
-    "compare.form": str, "compare.max_new": int,
+    "endpoint.base_url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.max_requests": int,
+    "pairwise.method": str, "pairwise.max_new_tokens": int,
 }  # fmt: skip
 INPUT_ERRORS = (
     ConfigError,
@@ -156,10 +156,15 @@ def _judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
         # One for the whole evaluation: it counts what is paid for.
         settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / FOLDER / "endpoint.jsonl")
         by = partial(stages.compare_by_endpoint, run, endpoint)
-        described = {"judge": judge, "url": settings.url, "model": settings.model, "template": run.cfg.compare.template}
+        described = {
+            "judge": judge,
+            "url": settings.base_url,
+            "model": settings.model,
+            "template": run.cfg.pairwise.template,
+        }
         return lambda ours, theirs, answers: by(answers[ours], answers[theirs], f"{ours} : {theirs}"), described
-    form = run.cfg.compare.form
-    way = form if form == "scores" else f"{form}_{run.cfg.compare.max_new}"
+    form = run.cfg.pairwise.method
+    way = form if form == "scores" else f"{form}_{run.cfg.pairwise.max_new_tokens}"
 
     def by_model(ours: str, theirs: str, answers: dict[str, list[Row]]) -> list[list[int]]:
         return stages.compare(run, judge, answers[ours], answers[theirs], FOLDER, f"{ours}_{theirs}_by_{judge}_{way}")
@@ -172,7 +177,7 @@ def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
     label = "-".join(resolve_model(path, name)).replace("/", "_")
     if run.jsonl(FOLDER, f"{label}_answers").manifest is None:
         run.drop_engine()
-        engine = load_model(path, name, mesh_from=run).engine(run.cfg.generate.rows, run.cfg.model.max_length)
+        engine = load_model(path, name, mesh_from=run).engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length)
         asked = run.jsonl("seed", run.cfg.evaluate.split).rows()
         stages.sample_with_engine(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
     return label, run.jsonl(FOLDER, f"{label}_answers").rows()

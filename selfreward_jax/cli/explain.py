@@ -21,7 +21,7 @@ from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.escape import escape
 
 Row = dict[str, Any]
-STAGES = ("prompts", "candidates", "judgements", "pairs")
+STAGES = ("prompts", "responses", "judgments", "pairs")
 
 
 def main(argv: list[str]) -> int:
@@ -48,8 +48,8 @@ def time_report_lines(workdir: epath.Path) -> list[str]:
     Raises:
       ConfigError: there is no run.
     """
-    if not (workdir / "log.jsonl").exists():
-        raise ConfigError(f"workdir {workdir} holds no run: there is no log.jsonl of one")
+    if not (workdir / "events.jsonl").exists():
+        raise ConfigError(f"workdir {workdir} holds no run: there is no events.jsonl of one")
     return time_report.table(time_report.read(workdir))
 
 
@@ -82,14 +82,14 @@ def trace_pair(workdir: epath.Path, pair: str) -> Iterator[str]:
     writer = settings["prompts"]["writer"] or judge
     yield from _block(f"prompt, by {writer}", chosen["prompt"])
     yield f"answers, by {judge}; their keys: {_key(settings['seed'], t, 'candidates', pair)}, then the answer's number"
-    for number, answer in enumerate(rows["candidates"][pair]["responses"]):
-        judged = rows["judgements"].get(f"{pair}/{number}")
+    for number, answer in enumerate(rows["responses"][pair]["responses"]):
+        judged = rows["judgments"].get(f"{pair}/{number}")
         sides = [s for s in ("chosen", "rejected") if answer["text"] == chosen[s]]
         score = "not judged" if judged is None else f"score {judged['score']}"
         cut = "" if answer["finished"] else ", cut off"
         yield from _block(" ".join([f"answer {number}: {score}{cut}", *map(str.upper, sides)]), answer["text"])
         if judged:
-            key = _key(settings["seed"], t, "judgements", judged["id"])
+            key = _key(settings["seed"], t, "judgments", judged["id"])
             yield f"    votes of {judge}; their keys: {key}, then the vote's number"
             for vote, said in enumerate(judged["votes"]):
                 read = "no vote" if said["score"] is None else said["score"]

@@ -90,14 +90,14 @@ def write(model: LoadedModel, to: epath.Path, dtype: str, shard_bytes: float) ->
 def _token_facts(model: LoadedModel) -> dict[str, Any]:
     if model.hf_config:
         return {}
-    ids = model.chat.tokenizer.controls
+    ids = model.chat.tokenizer.special_tokens
     facts = {"max_position_embeddings": model.max_length, "eos_token_id": list(model.chat.stop_ids)}
     return facts | ({"bos_token_id": ids[model.chat.bos]} if model.chat.bos else {})
 
 
 def modelfile(chat: Chat) -> str:
     """Ollama's Modelfile: where the weights are, the template in Go's dialect, and the pieces that end a response."""
-    piece_of = {i: piece for piece, i in chat.tokenizer.controls.items()}
+    piece_of = {i: piece for piece, i in chat.tokenizer.special_tokens.items()}
     stops = "".join(f"PARAMETER stop {json.dumps(piece_of[i])}\n" for i in chat.stop_ids if i in piece_of)
     template = chat.render_text("{{ .Prompt }}", "{{ .Response }}").removeprefix(
         chat.bos or ""

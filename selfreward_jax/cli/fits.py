@@ -163,7 +163,7 @@ def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
         state = (size["params"] + size["optimiser"]) / hbm
         if state < 0.8:
             remat = "" if cfg.model.remat == "full" else "model.remat=full, "
-            now = f"{stage}.accumulate (now {cfg[stage].accumulate})"
+            now = f"{stage}.grad_accum_steps (now {cfg[stage].grad_accum_steps})"
             return f"{used} {remat}raise {now} or parallel.tensor, or take more chips"
         split = cfg.parallel.fsdp * cfg.parallel.tensor < math.prod(row["mesh"].values())
         more = "raise parallel.fsdp" if split else f"take {2 ** math.ceil(math.log2(state / 0.6))} times the chips"
@@ -171,10 +171,10 @@ def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
         return f"{used} parameters and optimiser alone fill {state:.0%}: {more}, or optimizer.offload=True{adapters}"
     if size.get("training", 0) > 0.4 * hbm:
         return f"{used} the state of training lies beside it: set dpo.eval_every=0, or take more chips"
-    wider = f"raise parallel.sample_tensor (now {cfg.parallel.sample_tensor or cfg.parallel.tensor})"
+    wider = f"raise parallel.sampling_tensor (now {cfg.parallel.sampling_tensor or cfg.parallel.tensor})"
     if stage in ("merge", "reshard") or size["params"] > 0.6 * hbm:
         return f"{used} {wider}, or take more chips"
-    return f"{used} lower generate.rows (now {cfg.generate.rows}) or model.max_length, or {wider}"
+    return f"{used} lower sampling.max_concurrent (now {cfg.sampling.max_concurrent}) or model.max_length, or {wider}"
 
 
 if __name__ == "__main__":

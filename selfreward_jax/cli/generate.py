@@ -158,7 +158,7 @@ def generate_multi_turn(
         requests = [Request(name, a.to_messages(answers)) for name, (a, answers) in now.items()]
         for request in requests:
             _check_room(engine, options, request.id, request.prompt)
-        for batch in engine.stream(requests, how._replace(samples=1), jax.random.key(options.seed)):
+        for batch in engine.stream(requests, how._replace(num_samples=1), jax.random.key(options.seed)):
             for c in batch:
                 now[c.id][1].append(c.text)
             progress.add(len(batch), sum(len(c.ids) for c in batch))
@@ -168,7 +168,7 @@ def generate_multi_turn(
 
 def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
     """A conversation in the terminal: an empty line begins a new one, the end of input ends it all."""
-    engine, how = _engine(model, options, rows=1), _sampling(options)._replace(samples=1)
+    engine, how = _engine(model, options, rows=1), _sampling(options)._replace(num_samples=1)
     turns: list[tuple[str, str]] = []
     print(f"{model.name}: an empty line begins a new conversation, Ctrl-D ends", file=sys.stderr)
     for number, line in enumerate(_lines(source)):

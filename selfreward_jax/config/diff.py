@@ -15,7 +15,7 @@ from selfreward_jax.parallel import processes
 
 # These add to what is there, serve evaluations, judge what is made and do not make it, or say where the work is done
 # and not what: a restart on other machines goes on with the same rows.
-RUNTIME_FIELDS = ("iterations", "endpoint", "guards", "parallel", "report", "save_every", "stop_within")
+RUNTIME_FIELDS = ("iterations", "endpoint", "checks", "parallel", "report", "checkpoint_every", "shutdown_timeout_s")
 
 # What is made with other fields first: patterns in the working directory, the longest name of a field counts.
 DEPENDENT_ARTIFACTS: dict[str, tuple[str, ...]] = {
@@ -27,25 +27,25 @@ DEPENDENT_ARTIFACTS: dict[str, tuple[str, ...]] = {
     "model": ("tokenizer/*", "m0/*"),
     "optimizer": ("m0/*",),
     "lora": ("sft/*", "m1/*"),
-    "baseline": (),
-    "base": ("m0/*",),
+    "sft_baseline": (),
+    "pretrain": ("m0/*",),
     "sft": ("sft/*", "m1/*"),
     "prompts": ("*/prompts.*", "prompts_writer.json"),
     "prompts.template": ("seed/*",),
-    "prompts.seed_shots": ("seed/*",),
-    "prompts.own_shots": ("seed/*",),
-    "prompts.least_words": ("seed/*",),
-    "prompts.most_words": ("seed/*",),
-    "candidates": ("*/candidates.*",),
-    "judge": ("*/*judgements*", "*/*judged*"),
+    "prompts.num_seed_examples": ("seed/*",),
+    "prompts.num_generated_examples": ("seed/*",),
+    "prompts.min_words": ("seed/*",),
+    "prompts.max_words": ("seed/*",),
+    "responses": ("*/responses.*",),
+    "judge": ("*/*judgments*", "*/*judged*"),
     "judge.template": ("seed/*",),
-    "judge.form": ("seed/*",),
+    "judge.output_format": ("seed/*",),
     "pairs": ("*/pairs.*",),
-    "dpo": ("*/reference.json",),
-    "compare": ("*/early_*",),
-    "generate": (),  # how many are drawn together changes no row
+    "dpo": ("*/ref_logprobs.json",),
+    "pairwise": ("*/early_*",),
+    "sampling": (),  # how many are drawn together changes no row
     "evaluate": ("*/eval*", "*/early_*"),
-    "skip_nonfinite": ("*/steps/*",),
+    "max_nonfinite_steps": ("*/steps/*",),
 }
 
 
@@ -106,5 +106,5 @@ def check_changes(directory: epath.Path, found: list[Change], accepted: bool) ->
     if found and not accepted:
         raise ConfigError(
             f"workdir {directory} was begun with other settings: {'; '.join(map(str, found))}; nothing was made with "
-            f"{'it' if len(found) == 1 else 'them'} yet: go on with --accept_changes, {choices}"
+            f"{'it' if len(found) == 1 else 'them'} yet: go on with --allow_config_changes, {choices}"
         )

@@ -9,67 +9,67 @@ from selfreward_jax.config import ConfigError
 
 MINIMUMS = {
     "iterations": 1,
-    "candidates.samples": 2,
-    "judge.samples": 1,
-    "judge.least_votes": 1,
+    "responses.num_samples": 2,
+    "judge.num_samples": 1,
+    "judge.min_votes": 1,
     "prompts.count": 1,
-    "prompts.wave": 1,
-    "prompts.most_attempts": 1,
-    "prompts.seed_shots": 0,
-    "prompts.own_shots": 0,
-    "evaluate.samples": 1,
+    "prompts.batch_size": 1,
+    "prompts.max_attempts": 1,
+    "prompts.num_seed_examples": 0,
+    "prompts.num_generated_examples": 0,
+    "evaluate.num_samples": 1,
     "evaluate.best_of": 1,
-    "eft.samples": 1,
+    "eft.num_samples": 1,
     "dpo.eval_every": 0,
     "dpo.eval_prompts": 1,
-    "compare.max_new": 1,
+    "pairwise.max_new_tokens": 1,
     "endpoint.max_tokens": 1,
-    "endpoint.most_calls": 0,
+    "endpoint.max_requests": 0,
     "endpoint.retries": 0,
     "data.ift_rows": 0,
     "data.eft_rows": 0,
-    "data.documents": 1,
+    "data.num_documents": 1,
     "data.heldout_prompts": 1,
-    "data.ranked_prompts": 1,
-    "data.ranked_answers": 2,
+    "data.judge_eval_prompts": 1,
+    "data.judge_eval_answers": 2,
     "tokenizer.vocab_size": 16,
     "model.dim": 1,
-    "model.layers": 1,
-    "model.heads": 1,
-    "model.kv_heads": 1,
+    "model.num_layers": 1,
+    "model.num_heads": 1,
+    "model.num_kv_heads": 1,
     "model.head_dim": 2,
-    "model.hidden": 1,
-    "base.width": 8,
-    "sft.width": 8,
-    "dpo.replay_width": 8,
-    "base.accumulate": 1,
-    "sft.accumulate": 1,
-    "dpo.accumulate": 1,
+    "model.mlp_dim": 1,
+    "pretrain.seq_len": 8,
+    "sft.seq_len": 8,
+    "dpo.replay_seq_len": 8,
+    "pretrain.grad_accum_steps": 1,
+    "sft.grad_accum_steps": 1,
+    "dpo.grad_accum_steps": 1,
     "dpo.gamma": 0,
-    "generate.rows": 1,
+    "sampling.max_concurrent": 1,
     "parallel.fsdp": 1,
     "parallel.tensor": 1,
     "parallel.replicas": 1,
-    "parallel.sample_tensor": 0,
-    "parallel.timeout": 1,
-    "stop_within": 1,
-    "skip_nonfinite": 0,
+    "parallel.sampling_tensor": 0,
+    "parallel.timeout_s": 1,
+    "shutdown_timeout_s": 1,
+    "max_nonfinite_steps": 0,
     "lora.rank": 0,
-    "guards.canaries": 0,
-    "guards.least_votes_per_answer": 0,
-    "guards.most_length_growth": 0,
-    "guards.most_fall": 1,
+    "checks.num_probe_prompts": 0,
+    "checks.min_votes_per_answer": 0,
+    "checks.max_length_growth": 0,
+    "checks.max_fall": 1,
 }
 
 FRACTIONS = (
     "data.shared_to_ift",
-    "eft.most_share",
-    "guards.least_parse_rate",
-    "guards.most_unscored",
-    "guards.most_ties",
-    "guards.most_one_score",
-    "guards.most_repeats",
-    "guards.most_leaks",
+    "eft.max_share",
+    "checks.min_parse_rate",
+    "checks.max_unscored",
+    "checks.max_ties",
+    "checks.max_one_score",
+    "checks.max_repeats",
+    "checks.max_leaks",
 )
 
 CHOICES = {
@@ -81,11 +81,11 @@ CHOICES = {
     "evaluate.split": ("heldout", "validation"),
     "eft.source": ("scores", "baseline"),
     "eft.agreement": ("strict", "weak"),
-    "judge.by": ("model", "random"),
-    "judge.form": ("points", "choice"),
-    "judge.readout": ("votes", "expected"),
+    "judge.kind": ("model", "random"),
+    "judge.output_format": ("points", "choice"),
+    "judge.aggregation": ("votes", "expected"),
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
-    "compare.form": ("scores", "pairwise"),
+    "pairwise.method": ("scores", "pairwise"),
 }
 
 
@@ -119,13 +119,13 @@ def _check_data(c: ConfigDict) -> None:
     if bool(c.data.ift) != bool(c.data.eft):
         given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
-    for field, top in [*((share, 1.0) for share in FRACTIONS), ("pairs.rho", 0.5)]:
-        if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.rho" and value == top):
-            below = "below" if field == "pairs.rho" else "at most"
+    for field, top in [*((share, 1.0) for share in FRACTIONS), ("pairs.length_control_rho", 0.5)]:
+        if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.length_control_rho" and value == top):
+            below = "below" if field == "pairs.length_control_rho" else "at most"
             raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")
-    if c.eft.source == "baseline" and not c.baseline:
+    if c.eft.source == "baseline" and not c.sft_baseline:
         raise ConfigError(
-            "eft.source is 'baseline' but baseline is False: the SFT baseline writes EFT; set --config.baseline"
+            "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes EFT; set --config.sft_baseline"
         )
     if c.prompts.writer == "world" and c.data.ift:
         raise ConfigError(
@@ -134,7 +134,7 @@ def _check_data(c: ConfigDict) -> None:
         )
     if c.eft.source == "baseline" and not c.data.ift and c.data.ift_rows and c.data.eft_rows:
         raise ConfigError(
-            "eft.source is 'baseline', but the embedded world brings written judgements: give data.ift and data.eft"
+            "eft.source is 'baseline', but the embedded world brings written judgments: give data.ift and data.eft"
         )
     if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
         raise ConfigError(
@@ -152,24 +152,28 @@ def _check_model(c: ConfigDict, platform: str) -> None:
         )
     if c.model.head_dim % 2:
         raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
-    if c.model.heads % c.model.kv_heads:
-        raise ConfigError(f"model.heads {c.model.heads} is not divisible by model.kv_heads {c.model.kv_heads}")
+    if c.model.num_heads % c.model.num_kv_heads:
+        raise ConfigError(
+            f"model.num_heads {c.model.num_heads} is not divisible by model.num_kv_heads {c.model.num_kv_heads}"
+        )
 
 
 def _check_training(c: ConfigDict, row_devices: int) -> None:
     fields = (
-        ["base.batch"] * (not c.model.init) + ["sft.batch", "dpo.batch"] + ["dpo.replay_batch"] * bool(c.dpo.replay)
+        ["pretrain.batch_size"] * (not c.model.init)
+        + ["sft.batch_size", "dpo.batch_size"]
+        + ["dpo.replay_batch_size"] * bool(c.dpo.replay_weight)
     )
     for field in fields:
         value = _field(c, field)
-        pieces = row_devices * c[field.split(".")[0]].accumulate
+        pieces = row_devices * c[field.split(".")[0]].grad_accum_steps
         if value < 1 or value % pieces:
             raise ConfigError(
                 f"{field} is {value}, which is not divisible by {pieces} (the {row_devices} devices that rows are "
-                f"spread over, times accumulate): use a multiple of {pieces}"
+                f"spread over, times grad_accum_steps): use a multiple of {pieces}"
             )
     _check_lora(c)
-    for stage in ("base", "sft", "dpo"):
+    for stage in ("pretrain", "sft", "dpo"):
         if not c[stage].epochs > 0:
             raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
     if not c.dpo.beta > 0:
@@ -206,22 +210,22 @@ def _check_lora(c: ConfigDict) -> None:
 
 
 def _check_sampling(c: ConfigDict) -> None:
-    for stage, least, most in (("judge", "least_votes", "samples"), ("prompts", "least_words", "most_words")):
+    for stage, least, most in (("judge", "min_votes", "num_samples"), ("prompts", "min_words", "max_words")):
         if c[stage][least] > c[stage][most]:
             raise ConfigError(
                 f"{stage}.{least} is {c[stage][least]}, above {stage}.{most} {c[stage][most]}: lower the one or raise "
                 "the other"
             )
-    for stage in ("candidates", "judge", "prompts", "evaluate"):
+    for stage in ("responses", "judge", "prompts", "evaluate"):
         if not 0 < c[stage].top_p <= 1 or not 0 <= c[stage].temperature < float("inf"):
             raise ConfigError(
                 f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
                 "be above 0 and at most 1, temperature at least 0"
             )
-    for stage in ("candidates", "judge", "prompts", "evaluate", "compare"):
-        if c[stage].max_new >= c.model.max_length:
+    for stage in ("responses", "judge", "prompts", "evaluate", "pairwise"):
+        if c[stage].max_new_tokens >= c.model.max_length:
             raise ConfigError(
-                f"{stage}.max_new is {c[stage].max_new}, but model.max_length {c.model.max_length} holds prompt "
+                f"{stage}.max_new_tokens is {c[stage].max_new_tokens}, but model.max_length {c.model.max_length} holds prompt "
                 "and completion: lower the one or raise the other"
             )
 

@@ -31,32 +31,32 @@ def agrees(human: Sequence[float], judged: Sequence[float], agreement: str) -> b
 
 
 def build_eft(
-    prompts: Sequence[Row], judgements: Sequence[Row], agreement: str, max_share: float, rng: Random
+    prompts: Sequence[Row], judgments: Sequence[Row], agreement: str, max_share: float, rng: Random
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Judged rows from the baseline's judgements of ranked answers.
+    """Judged rows from the baseline's judgments of ranked answers.
 
-    The i-th judgements of all answers of a prompt are one ranking. The first ranking that agrees with the human one
-    is kept whole: the judgements that are learnt are those that agree, not others with their mean. An answer whose
-    i-th judgement cannot be read is left out of the i-th ranking.
+    The i-th judgments of all answers of a prompt are one ranking. The first ranking that agrees with the human one
+    is kept whole: the judgments that are learnt are those that agree, not others with their mean. An answer whose
+    i-th judgment cannot be read is left out of the i-th ranking.
 
     Args:
       asked: rows {prompt, answers: [{id, response, score}]} with human scores.
-      judgements: rows {id, votes: [{text, score}]} of those answers.
+      judgments: rows {id, votes: [{text, score}]} of those answers.
       agreement: see `agrees`.
       most_share: share of the rows to which the commonest score (rounded) is thinned, by dropping at random.
       rng: of that.
 
     Returns:
-      Rows {prompt, response, judgement, score}, and the count of every step.
+      Rows {prompt, response, judgment, score}, and the count of every step.
     """
-    votes = {row["id"]: row["votes"] for row in judgements}
-    counts: Counter[str] = Counter(prompts=0, answers=0, judgements=0, readable=0, no_ranking=0, disagree=0, agree=0)
+    votes = {row["id"]: row["votes"] for row in judgments}
+    counts: Counter[str] = Counter(prompts=0, answers=0, judgments=0, readable=0, no_ranking=0, disagree=0, agree=0)
     rows = []
     for prompt in prompts:
         drawn = [(answer, votes.get(answer["id"], [])) for answer in prompt["answers"]]
         counts["prompts"] += 1
         counts["answers"] += len(drawn)
-        counts["judgements"] += sum(len(of) for _, of in drawn)
+        counts["judgments"] += sum(len(of) for _, of in drawn)
         counts["readable"] += sum(v["score"] is not None for _, of in drawn for v in of)
         rankings = [
             [(answer, of[i]) for answer, of in drawn if i < len(of) and of[i]["score"] is not None]
@@ -67,7 +67,7 @@ def build_eft(
         kept = next(good, None)
         counts["agree" if kept else "disagree" if rankings else "no_ranking"] += 1
         for answer, vote in kept or []:
-            judged = {"judgement": vote["text"], "score": vote["score"]}
+            judged = {"judgment": vote["text"], "score": vote["score"]}
             rows.append({"prompt": prompt["prompt"], "response": answer["response"], **judged})
     thinned = cap_top_score(rows, max_share, rng)
     before, after = (Counter(str(round(r["score"])) for r in of) for of in (rows, thinned))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from selfreward_jax.data.parsers import ASSISTANT, DROP_REASONS, USER, Answer, Dropped, descendants, parse, role_of
-from selfreward_jax.data.readers import Located, DataError, read
+from selfreward_jax.data.readers import DataError, Located, read
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
 
@@ -57,7 +57,7 @@ def read_prompts_with_responses(
         raise DataError(f"{source} is empty: each row is a JSON object with prompt and response")
     if len(faults) > max_malformed_frac * counts["read"] or (faults and not merged):
         raise DataError(
-            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.most_bad allows {max_malformed_frac:.0%}); "
+            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.max_malformed_frac allows {max_malformed_frac:.0%}); "
             "each row is a JSON object with prompt and response, or has another form of those in data/parsers.py"
         )
     for fault in faults[:MAX_REPORTED]:
@@ -75,7 +75,7 @@ def _merge(merged: dict[str, tuple[str, str, dict[str, Answer]]], prompt: str, p
     if _signs(first) != _signs(prompt):
         return Dropped("under a prompt that differs in signs alone")
     known = answers.get(answer.response)
-    if known is None or (known.score is None and known.judgement is None):
+    if known is None or (known.score is None and known.judgment is None):
         answers[answer.response] = answer
     return answer if known is None else Dropped("repeated answer")
 
@@ -139,7 +139,7 @@ def normalize_scores(
 ) -> tuple[dict[str, PromptWithResponses], dict[str, float]]:
     """Each prompt with its answers' scores from 0 to 5, without the answers that have none; and the range of scores.
 
-    The score that a written judgement ends in counts as it is. Scores given as numbers are mapped linearly from their
+    The score that a written judgment ends in counts as it is. Scores given as numbers are mapped linearly from their
     range in the file. Ranked answers of a prompt lie equally spaced from 0 to 5; one alone has no place.
     """
     given = [a.score for one in asked for a in one.answers if _origin(a) == "given"]
@@ -175,11 +175,11 @@ def _origin(answer: Answer) -> str:
 
 
 def _written_score(answer: Answer) -> float | None:
-    """The score that an answer's written judgement ends in."""
-    found = (parse(answer.judgement) for parse in PARSERS.values()) if answer.judgement else ()
+    """The score that an answer's written judgment ends in."""
+    found = (parse(answer.judgment) for parse in PARSERS.values()) if answer.judgment else ()
     return next((score for score in found if score is not None), None)
 
 
 def parseable_judgment(answer: Answer, form: str) -> str | None:
-    """An answer's written judgement, if a judge of this form can learn from it: if it ends in a verdict of the form."""
-    return answer.judgement if answer.judgement and PARSERS[form](answer.judgement) is not None else None
+    """An answer's written judgment, if a judge of this form can learn from it: if it ends in a verdict of the form."""
+    return answer.judgment if answer.judgment and PARSERS[form](answer.judgment) is not None else None

@@ -27,13 +27,13 @@ class Answer(NamedTuple):
     """An answer, and what was thought of it.
 
     score: higher is better; a rank r is -r. None: nobody gave one.
-    judgement: what a judge wrote of it.
+    judgment: what a judge wrote of it.
     ranked: the score is only a place among this prompt's answers (of a rank, or of chosen and rejected).
     """
 
     response: str
     score: float | None = None
-    judgement: str | None = None
+    judgment: str | None = None
     ranked: bool = False
 
 
@@ -55,7 +55,7 @@ def parse(record: Any, language: str) -> ParsedRecord:
     """What one record says.
 
     Args:
-      record: of any of the forms: flat {prompt, response[, score | rank][, judgement]} under the names in NAMES, with
+      record: of any of the forms: flat {prompt, response[, score | rank][, judgment]} under the names in NAMES, with
         an Alpaca `input`; {prompt, answers: [...]}; {chosen, rejected}, texts or messages; {messages} or
         {conversations}; Self-Instruct's {instruction, instances}; an Open Assistant tree.
       language: as in `read_asked`.
@@ -89,7 +89,7 @@ def _answers(record: Row, language: str) -> ParsedRecord:
     answers = _as_objects(record["answers"])
     if answers is None:
         return "", [Dropped("malformed", "answers is not a list of objects")]
-    own = {*NAMES["response"], *NAMES["score"], "rank", "judgement"}  # an answer has these of itself or not at all
+    own = {*NAMES["response"], *NAMES["score"], "rank", "judgment"}  # an answer has these of itself or not at all
     shared = {name: value for name, value in record.items() if name not in own}
     prompt, said = _flat([{**shared, **answer} for answer in answers] or [record], language)
     return prompt, said if answers else [Dropped("without an answer")]
@@ -210,18 +210,18 @@ def _first_present(row: Row, field: str) -> Any:
 
 def _answer(prompt: Any, row: Row, language: str) -> Answer | Dropped:
     """The answer that a flat row holds, if it is wanted and nothing is wrong with it."""
-    response, judgement = _first_present(row, "response"), row.get("judgement") or None
-    faults = (_fault("prompt", prompt), _fault("response", response), judgement and _fault("judgement", judgement))
+    response, judgment = _first_present(row, "response"), row.get("judgment") or None
+    faults = (_fault("prompt", prompt), _fault("response", response), judgment and _fault("judgment", judgment))
     if left := _unwanted_reason(row, language) or next(filter(None, faults), None):
         return left
     score, rank = _first_present(row, "score"), row.get("rank")
     name, number = ("rank", rank) if score is None else ("score", score)
     if number is None:
-        return Answer(response, None, judgement)
+        return Answer(response, None, judgment)
     # No NaN lies between two numbers, and the bound keeps the mapping of scores finite.
     if isinstance(number, bool) or not isinstance(number, int | float) or not -1e100 < number < 1e100:
         return Dropped("malformed", f"{name} is {number!r:.60}, not a number")
-    return Answer(response, float(number if name == "score" else -number), judgement, ranked=name == "rank")
+    return Answer(response, float(number if name == "score" else -number), judgment, ranked=name == "rank")
 
 
 def _unwanted_reason(row: Row, language: str) -> Dropped | None:

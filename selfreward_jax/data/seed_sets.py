@@ -8,9 +8,9 @@ from typing import Any
 from selfreward_jax.data.merge import (
     PromptWithResponses,
     keep_best,
-    read_prompts_with_responses,
     normalize_scores,
     parseable_judgment,
+    read_prompts_with_responses,
 )
 from selfreward_jax.data.parsers import DROP_REASONS
 from selfreward_jax.data.readers import DataError as DataError  # part of what this module offers
@@ -33,7 +33,7 @@ def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, di
     Args:
       settings: config.data.
       seed: everything random follows from it.
-      form: what written judgements end in, as config.judge.form.
+      form: what written judgments end in, as config.judge.output_format.
 
     Returns:
       The sets, and a report as that of `from_files`: a judged row whose prompt is an instruction row's too is dropped.
@@ -45,7 +45,7 @@ def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, di
     sets = {
         "ift": generator.ift_rows(settings.ift_rows, stream("ift")),
         "eft": generator.eft_rows(settings.eft_rows, stream("eft"), form),
-        "documents": [{"text": t} for t in generator.documents(settings.documents, stream("documents"))],
+        "documents": [{"text": t} for t in generator.documents(settings.num_documents, stream("documents"))],
     }
     used = _keys(sets["ift"])
     sets["eft"] = [row for row in sets["eft"] if normalize(str(row["prompt"])) not in used]
@@ -59,11 +59,11 @@ def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, di
                 fresh.append(row)
         return fresh
 
-    asked, ranked = settings.heldout_prompts, settings.ranked_prompts
+    asked, ranked = settings.heldout_prompts, settings.judge_eval_prompts
     for split in ("validation", "heldout"):
         prompts = [{"prompt": p} for p in generator.prompts(2 * asked, stream(split))]
         sets[split] = unseen(prompts, asked)
-        answered = generator.ranked_rows(2 * ranked, settings.ranked_answers, stream(f"ranked_{split}"))
+        answered = generator.ranked_rows(2 * ranked, settings.judge_eval_answers, stream(f"ranked_{split}"))
         sets[f"ranked_{split}"] = unseen(answered, ranked)
     _check_disjoint(sets)
     ift = Counter(read=settings.ift_rows, records=settings.ift_rows)
@@ -83,21 +83,24 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
       settings: config.data.
       seed: everything random follows from it.
       eft: config.eft. If its source is "baseline", the sets have, in place of judged rows `eft`, rows `eft_answers`
-        {prompt, answers: [{response, score[, judgement]}]} to make them of.
-      form: what judgements end in that are made of scores, as config.judge.form.
+        {prompt, answers: [{response, score[, judgment]}]} to make them of.
+      form: what judgments end in that are made of scores, as config.judge.output_format.
 
     Raises:
       SeedError: a source cannot be read, has too many malformed rows, or too few are left.
     """
     sources = dict.fromkeys((settings.ift, settings.eft))
-    read = {source: read_prompts_with_responses(source, settings.language, settings.most_bad) for source in sources}
+    read = {
+        source: read_prompts_with_responses(source, settings.language, settings.max_malformed_frac)
+        for source in sources
+    }
     counts = {name: Counter(read[settings[name]][1]) for name in ("ift", "eft")}
     ift = keep_best(read[settings.ift][0], counts["ift"])
     judged, scores = normalize_scores(read[settings.eft][0], counts["eft"], settings.eft)
     order = list(judged)
     Random(f"{seed} split").shuffle(order)
     several = [p for p in order if len({a.score for a in judged[p].answers}) > 1]
-    count = min(settings.ranked_prompts, len(several) // 4)
+    count = min(settings.judge_eval_prompts, len(several) // 4)
     held_out = several[: 2 * count]
     sets = _held_out_sets([judged[p] for p in held_out], settings.heldout_prompts)
     ift = _without(ift, held_out, counts["ift"], "held out")
@@ -114,7 +117,7 @@ def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") 
         sets["eft"] = _limited(_judged_rows(train, form), settings.eft_rows, counts["eft"])
     _check_disjoint(sets)
     report = _report(sets, counts["ift"], counts["eft"], scores)
-    report["written judgements"] = sum(parseable_judgment(a, form) is not None for one in train for a in one.answers)
+    report["written judgments"] = sum(parseable_judgment(a, form) is not None for one in train for a in one.answers)
     if min(report["ift"]["kept"], report["eft"]["kept"], count) < 2:
         raise DataError(
             f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
@@ -131,13 +134,13 @@ def format_report(report: dict[str, Any]) -> list[str]:
         took = [f"{count} {why}" for why, count in report[name].items() if count and why not in ("read", "kept")]
         kept = f"{report[name]['kept']} kept (prompts: {report['prompts'][name]})"
         lines.append("; ".join([f"{name}: {report[name]['read']} answers read", *took, kept]))
-    if count := report.get("written judgements"):
-        lines.append(f"eft: {count} of the answers kept come with a written judgement")
+    if count := report.get("written judgments"):
+        lines.append(f"eft: {count} of the answers kept come with a written judgment")
     return lines
 
 
-def one_line_judgement(score: int, form: str = "points") -> str:
-    """A written judgement for a score from 0 to 5 that came without one."""
+def one_line_judgment(score: int, form: str = "points") -> str:
+    """A written judgment for a score from 0 to 5 that came without one."""
     if form == "choice":
         letter = "AABCDE"[score]
         return f"This answer deserves the grade {letter}.\nChoice: {letter}"
@@ -154,8 +157,8 @@ def prompt_rows(prompts: Sequence[str], count: int, shots: int, template: str, r
 
 
 def judge_rows(eft: Sequence[Row], judge_prompt: Callable[[str, str], str]) -> list[Row]:
-    """EFT as rows {prompt, response}: the judge's prompt, and the written judgement as its answer."""
-    return [{"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgement"]} for r in eft]
+    """EFT as rows {prompt, response}: the judge's prompt, and the written judgment as its answer."""
+    return [{"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgment"]} for r in eft]
 
 
 def _without(asked: ByPrompt, prompts: Iterable[str], counts: Counter[str], why: str) -> ByPrompt:
@@ -198,13 +201,13 @@ def _ift_rows(asked: Iterable[PromptWithResponses]) -> list[Row]:
 
 
 def _judged_rows(asked: Iterable[PromptWithResponses], form: str) -> list[Row]:
-    """Judged rows; where nobody wrote a judgement that a judge of this form can learn from, one line is made of the
+    """Judged rows; where nobody wrote a judgment that a judge of this form can learn from, one line is made of the
     score."""
     return [
         {
             "prompt": one.prompt,
             "response": a.response,
-            "judgement": parseable_judgment(a, form) or one_line_judgement(round(a.score), form),
+            "judgment": parseable_judgment(a, form) or one_line_judgment(round(a.score), form),
             "score": round(a.score),
         }
         for one in asked
@@ -217,10 +220,10 @@ def _ranked_row(asked: PromptWithResponses) -> Row:
 
 
 def _row_to_judge(asked: PromptWithResponses, form: str) -> Row:
-    """The same with the judgements that were written."""
+    """The same with the judgments that were written."""
     row = _ranked_row(asked)
     for answer, a in zip(row["answers"], asked.answers, strict=True):
-        answer |= {"judgement": text} if (text := parseable_judgment(a, form)) else {}
+        answer |= {"judgment": text} if (text := parseable_judgment(a, form)) else {}
     return row
 
 

@@ -49,10 +49,10 @@ class Endpoint:
     def __init__(self, settings: ConfigDict, cache: epath.PathLike, sleep: Callable = time.sleep) -> None:
         """Reads `cache`, JSON lines to which each answer is added; raises EndpointError if a setting cannot work."""
         self.settings, self.sent = settings, 0
-        self._key = os.environ.get(settings.key_variable, "").strip()
+        self._key = os.environ.get(settings.api_key_env, "").strip()
         _check(settings, self._key)
         self._authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._address = settings.url.rstrip("/") + "/chat/completions"
+        self._address = settings.base_url.rstrip("/") + "/chat/completions"
         self._open = urllib.request.build_opener(_NoRedirect).open
         self._sleep, self._lock = sleep, threading.Lock()
         self._halt: str | None = None  # why nothing more is sent
@@ -112,13 +112,15 @@ class Endpoint:
             if attempt + 1 < attempts:
                 self._sleep(_backoff(row_id, attempt) if failure.wait is None else failure.wait)
         if not isinstance(failure, _UnreadableError):
-            self._halt = self._halt or f"endpoint.url gives no answer ({failure}, {attempts} attempts): see if it is up"
+            self._halt = (
+                self._halt or f"endpoint.base_url gives no answer ({failure}, {attempts} attempts): see if it is up"
+            )
 
     def _may_send(self) -> bool:
         """Counts a request, unless there is a reason to send none."""
         with self._lock:
-            if self._halt is None and self.sent >= self.settings.most_calls:
-                self._halt = f"endpoint.most_calls {self.settings.most_calls} is reached"
+            if self._halt is None and self.sent >= self.settings.max_requests:
+                self._halt = f"endpoint.max_requests {self.settings.max_requests} is reached"
             self.sent += self._halt is None
             return self._halt is None
 
@@ -129,7 +131,7 @@ class Endpoint:
         headers = {"Content-Type": "application/json"} | self._authorization
         request = urllib.request.Request(self._address, json.dumps(body).encode(), headers, method="POST")
         try:
-            with self._open(request, timeout=self.settings.timeout) as reply:
+            with self._open(request, timeout=self.settings.timeout_s) as reply:
                 return _read(reply.read())
         except urllib.error.HTTPError as error:
             return self._refused(error)
@@ -138,7 +140,7 @@ class Endpoint:
 
     def _refused(self, error: urllib.error.HTTPError) -> Row:
         """What an error status means: a failure that may pass, a filtered answer, or the end."""
-        status, variable = error.code, self.settings.key_variable
+        status, variable = error.code, self.settings.api_key_env
         if status == 429 or status >= 500:
             failure, asked = _PassingError(f"status {status}"), error.headers.get("Retry-After") or ""
             failure.wait = min(float(asked), LONGEST_WAIT) if asked.isascii() and asked.isdigit() else None
@@ -150,26 +152,26 @@ class Endpoint:
         if status in (401, 403):
             state = "holds another" if self._key else "is not set"
             fault = f"the endpoint wants a key (status {status}) and the environment variable {variable} {state}"
-            raise EndpointError(f"{fault}: put the key there, or name another variable in endpoint.key_variable")
+            raise EndpointError(f"{fault}: put the key there, or name another variable in endpoint.api_key_env")
         if 300 <= status < 400:
-            raise EndpointError(f"endpoint.url leads elsewhere (status {status}): give the address it leads to")
+            raise EndpointError(f"endpoint.base_url leads elsewhere (status {status}): give the address it leads to")
         fault = f"the endpoint refuses the request (status {status}{words and ': '}{words})"
-        raise EndpointError(f"{fault}: see that endpoint.url and endpoint.model {self.settings.model!r} are right")
+        raise EndpointError(f"{fault}: see that endpoint.base_url and endpoint.model {self.settings.model!r} are right")
 
 
 def _check(settings: ConfigDict, key: str) -> None:
     """Refuses an address, a model or a key that cannot work, and repeats nothing that may hold a key."""
-    url = settings.url
+    url = settings.base_url
     try:
         good = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname and urlsplit(url).port != 0
     except ValueError:
         good = False
     if not good or not (url.isascii() and url.isprintable()) or set(url) & set(" @?#"):
-        raise EndpointError("endpoint.url must be http(s)://HOST[:PORT]/v1, with no user, query or fragment")
+        raise EndpointError("endpoint.base_url must be http(s)://HOST[:PORT]/v1, with no user, query or fragment")
     if not settings.model:
         raise EndpointError("endpoint.model is empty: name the model to ask for")
     if not (key.isascii() and key.isprintable()):
-        raise EndpointError(f"{settings.key_variable} (endpoint.key_variable) holds no key, but characters of no key")
+        raise EndpointError(f"{settings.key_variable} (endpoint.api_key_env) holds no key, but characters of no key")
 
 
 def _kept(cache: epath.Path) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Measures one model: its answers to held-out prompts, and its judgements of a fixed set of answers."""
+"""Measures one model: its answers to held-out prompts, and its judgments of a fixed set of answers."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def ranked_answers(ranked: list[Row]) -> list[Row]:
     ]
 
 
-def judge_figures(ranked: list[Row], judgements: list[Row]) -> dict[str, Any]:
-    """Agreement of judgements with the true scores of the ranked answers, and the share of readable votes.
+def judge_figures(ranked: list[Row], judgments: list[Row]) -> dict[str, Any]:
+    """Agreement of judgments with the true scores of the ranked answers, and the share of readable votes.
 
     `length_accuracy` is the pairwise accuracy of calling the longer answer the better one, on the same answers: a
     judge that does no better may have learnt no more.
     """
-    score = {j["id"]: j["score"] for j in judgements}
+    score = {j["id"]: j["score"] for j in judgments}
     instructions = [
         (
             [a["score"] for a in row["answers"]],
@@ -39,7 +39,7 @@ def judge_figures(ranked: list[Row], judgements: list[Row]) -> dict[str, Any]:
         )
         for row, (truth, judged) in zip(ranked, instructions, strict=True)
     ]
-    votes = [v["score"] for j in judgements for v in j["votes"]]
+    votes = [v["score"] for j in judgments for v in j["votes"]]
     return {
         **agreement(instructions),
         "interval": intervals(instructions),

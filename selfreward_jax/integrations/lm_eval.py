@@ -21,7 +21,7 @@ from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, render
 from selfreward_jax.llm.hf_config import read_json_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
-from selfreward_jax.parallel.sharding import batch_sharding, round_up, batch_divisor
+from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, round_up
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.train.logprobs import token_logprobs_and_greedy
@@ -91,7 +91,7 @@ class HarnessLM(TemplateLM):
         folder = hub.resolve_model_dir(path) if path.startswith(hub.HUB_PREFIX) else epath.Path(path)
         folder = self.model.run.workdir / "tokenizer" if self.model.run else folder
         self.add_bos_token = begins_texts(folder, self.chat) if add_bos_token is None else add_bos_token
-        pieces = sorted(self.chat.tokenizer.controls, key=len, reverse=True)
+        pieces = sorted(self.chat.tokenizer.special_tokens, key=len, reverse=True)
         self._controls = re.compile(f"({'|'.join(map(re.escape, pieces)) or '(?!)'})")
         saved, limits = self.model, {"rows": self.batch_size, "max_length": self.max_length}
         self._engine = IdsEngine(saved.cfg, saved.params, saved.chat, saved.mesh, **limits)
@@ -101,12 +101,12 @@ class HarnessLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The id that ends a text."""
-        return self.chat.tokenizer.controls[self.chat.eos] if self.chat.eos else self.chat.stop_ids[0]
+        return self.chat.tokenizer.special_tokens[self.chat.eos] if self.chat.eos else self.chat.stop_ids[0]
 
     @property
     def prefix_token_id(self) -> int:
         """The id that stands before a text that has nothing before it."""
-        return self.chat.tokenizer.controls[self.chat.bos] if self.chat.bos else self.eot_token_id
+        return self.chat.tokenizer.special_tokens[self.chat.bos] if self.chat.bos else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text. Control pieces in it become control ids: lm_eval hands over a chat template's text so."""
@@ -114,13 +114,13 @@ class HarnessLM(TemplateLM):
         if add_special_tokens is None:
             add_special_tokens = self.add_bos_token and not (bos and string.startswith(bos))
         ids = [self.prefix_token_id] if bos and add_special_tokens else []
-        follows = "nothing"
+        preceded_by = "nothing"
         for i, part in enumerate(self._controls.split(string)):
             if i % 2:
-                ids.append(self.chat.tokenizer.controls[part])
-                follows = "control"
+                ids.append(self.chat.tokenizer.special_tokens[part])
+                preceded_by = "control"
             elif part:
-                ids += self.chat.tokenizer.encode(part, follows)
+                ids += self.chat.tokenizer.encode(part, preceded_by)
         return ids
 
     @property
@@ -230,7 +230,7 @@ def begins_texts(folder: epath.Path, chat: Chat) -> bool:
         return False
     if (path := folder / "tokenizer.json").exists():  # what it says counts, not tokenizer_config.json
         return tokenizers.Tokenizer.from_str(path.read_text()).encode("a").ids[:1] == [
-            chat.tokenizer.controls[chat.bos]
+            chat.tokenizer.special_tokens[chat.bos]
         ]
     settings = folder / "tokenizer_config.json"  # of a SentencePiece model: our documents begin so, as Llama's do
     return bool((read_json_object(settings) if settings.exists() else {}).get("add_bos_token", True))

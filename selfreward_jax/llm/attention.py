@@ -93,14 +93,14 @@ def causal_mask(length: int) -> jax.Array:
     return jnp.tril(jnp.ones((length, length), bool))
 
 
-def causal_mask_row(ends_B: jax.Array, length: int, window: int | None) -> jax.Array:
+def causal_mask_row(last_index_B: jax.Array, length: int, window: int | None) -> jax.Array:
     """[B, 1, S], the row of each text's causal mask that belongs to its token at `ends_B`."""
-    slots_1S, ends_B1 = jnp.arange(length)[None], ends_B[:, None]
+    slots_1S, ends_B1 = jnp.arange(length)[None], last_index_B[:, None]
     seen = (slots_1S <= ends_B1)[:, None]
     return seen if window is None else seen & window_mask(window, ends_B1, slots_1S)
 
 
-def packed_mask(segments_BT: jax.Array) -> jax.Array:
+def packed_mask(segment_ids_BT: jax.Array) -> jax.Array:
     """[B, T, T] for rows that hold several texts side by side: causal, and only within one's own text.
 
     segments 1 1 2 0:   s 0 1 2 3      0 marks padding, which looks only at itself and its like,
@@ -109,8 +109,8 @@ def packed_mask(segments_BT: jax.Array) -> jax.Array:
                     t 2   . . x .
                     t 3   . . . x
     """
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return same & causal_mask(segments_BT.shape[1])
+    same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    return same & causal_mask(segment_ids_BT.shape[1])
 
 
 def window_mask(window: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:

@@ -62,8 +62,8 @@ class Chat:
     ) -> None:
         self.tokenizer, self.template, self.bos, self.eos = tokenizer, template, bos, eos
         self._named = {"bos_token": bos or "", "eos_token": eos or ""}
-        controls = sorted(tokenizer.controls, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+        special_tokens = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")
         self._formats: dict[tuple[str, ...], list[Part]] = {}
         self._tail, closing = self._response_format(set(stop_ids))
         self.stop_ids = tuple(sorted({*stop_ids, closing}))
@@ -91,7 +91,7 @@ class Chat:
         parts: list[Part] = []
         at = 0
         for piece in self._control.finditer(text):
-            parts += [text[at : piece.start()], self.tokenizer.controls[piece[0]]]
+            parts += [text[at : piece.start()], self.tokenizer.special_tokens[piece[0]]]
             at = piece.end()
         return [p for p in [*parts, text[at:]] if p != ""]
 
@@ -105,7 +105,7 @@ class Chat:
                 return tail[: i + 1], part
         if self.eos is None and not stops:
             raise ChatError("the chat template does not end a response, and the model has no end-of-text token")
-        closing = self.tokenizer.controls[self.eos] if self.eos else min(stops)
+        closing = self.tokenizer.special_tokens[self.eos] if self.eos else min(stops)
         return [*tail[: said + 1], closing], closing
 
     # --- texts to ids ---
@@ -128,20 +128,20 @@ class Chat:
         tail = self._fill(self._tail, ["", response], begins)
         return Example(head + tail, [False] * len(head) + [True] * len(tail))
 
-    def _fill(self, parts: Sequence[Part], said: Sequence[str], follows: Any = "nothing") -> list[int]:
+    def _fill(self, parts: Sequence[Part], said: Sequence[str], preceded_by: Any = "nothing") -> list[int]:
         ids: list[int] = []
         for is_control, run in itertools.groupby(parts, lambda p: isinstance(p, int)):
             if is_control:
                 ids += run
             else:
                 text = "".join(p if isinstance(p, str) else _trim(p, said[p.message]) for p in run)
-                ids += self.tokenizer.encode(text, follows) if text else []
-            follows = "control"
+                ids += self.tokenizer.encode(text, preceded_by) if text else []
+            preceded_by = "control"
         return ids
 
     def render_text(self, prompt: str, response: str) -> str:
         """A prompt and its response as they are written, control pieces too."""
-        piece_of = {i: piece for piece, i in self.tokenizer.controls.items()}
+        piece_of = {i: piece for piece, i in self.tokenizer.special_tokens.items()}
         parts = [*self._format(("user",), True), *self._tail]
         said = (prompt, response)
         return "".join(
@@ -150,7 +150,7 @@ class Chat:
 
     def encode_prefix(self, text: str) -> list[int]:
         """Ids of plain text that goes on."""
-        ids = [self.tokenizer.controls[self.bos]] if self.bos else []
+        ids = [self.tokenizer.special_tokens[self.bos]] if self.bos else []
         ids += self.tokenizer.encode(text, "nothing") if text else []
         if not ids:
             raise ChatError("a model without a token that begins a text cannot go on from an empty one")
@@ -158,7 +158,7 @@ class Chat:
 
     def document(self, text: str) -> Example:
         """Plain text for a base model: everything after the first id is a target."""
-        ids = self.encode_prefix(text) + ([self.tokenizer.controls[self.eos]] if self.eos else [])
+        ids = self.encode_prefix(text) + ([self.tokenizer.special_tokens[self.eos]] if self.eos else [])
         return Example(ids, [False] + [True] * (len(ids) - 1))
 
     def response_text(self, ids: Sequence[int]) -> str:

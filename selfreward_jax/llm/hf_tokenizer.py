@@ -37,7 +37,7 @@ def read_chat(folder: epath.Path) -> Chat:
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows: they are not of "
             "one model"
         )
-    piece_of = {i: piece for piece, i in tokenizer.controls.items()}
+    piece_of = {i: piece for piece, i in tokenizer.special_tokens.items()}
     named = {}
     for name in ("bos", "eos"):
         token = settings.get(f"{name}_token")
@@ -45,12 +45,12 @@ def read_chat(folder: epath.Path) -> Chat:
         if token is None:
             ids = _ids(generation.get(f"{name}_token_id")) or _ids(config.get(f"{name}_token_id"))
             token = piece_of.get(ids[0]) if ids else None
-        if token is not None and (not isinstance(token, str) or token not in tokenizer.controls):
+        if token is not None and (not isinstance(token, str) or token not in tokenizer.special_tokens):
             raise ModelFormatError(f"{folder}: {name}_token {token!r} is no control piece of the tokenizer")
         named[name] = token
     stops = {*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))}
     if named["eos"]:
-        stops.add(tokenizer.controls[named["eos"]])
+        stops.add(tokenizer.special_tokens[named["eos"]])
     template = _template(folder, settings) or builtin_template("plain")
     try:
         return Chat(tokenizer, template, named["bos"], named["eos"], sorted(stops))
@@ -114,7 +114,7 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, own: boo
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     generation = _json(source / "generation_config.json") | {"eos_token_id": list(chat.stop_ids)}
     if chat.bos:
-        generation["bos_token_id"] = chat.tokenizer.controls[chat.bos]
+        generation["bos_token_id"] = chat.tokenizer.special_tokens[chat.bos]
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 

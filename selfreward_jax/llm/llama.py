@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row
 from selfreward_jax.llm.rotary import RopeScaling, apply_rope, rope_cos_sin
-from selfreward_jax.llm.self_attention import to_cache_layout, attention
+from selfreward_jax.llm.self_attention import attention, to_cache_layout
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 
 Params = dict[str, Any]
@@ -187,10 +187,10 @@ def block(
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
     rope: Sequence[jax.Array],
-    segments_BT: jax.Array | None,
+    segment_ids_BT: jax.Array | None,
     past: Sequence[KVSegment],
     key: jax.Array | None,
-    ends_B: jax.Array | None = None,
+    last_index_B: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One layer. Returns the stream [B, T, D] and this layer's keys [B, K, H, T] and values [B, K, T, H].
 
@@ -201,14 +201,14 @@ def block(
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
-    if ends_B is None:
+    if last_index_B is None:
         q, k, v = (project_qkv(cfg, w, name, y, rope) for name in "qkv")
-        o_BTNH = attention(cfg.attention, q, k, v, segments_BT, cfg.sliding_window, past)
+        o_BTNH = attention(cfg.attention, q, k, v, segment_ids_BT, cfg.sliding_window, past)
     else:
         k, v = (project_qkv(cfg, w, name, y, rope) for name in "kv")
-        mask = causal_mask_row(ends_B, y.shape[1], cfg.sliding_window)
-        x_BTD, y, *rope = (gather_last(x, ends_B) for x in (x_BTD, y, *rope))
-        seen = [s._replace(mask=gather_last(s.mask, ends_B)) for s in past]
+        mask = causal_mask_row(last_index_B, y.shape[1], cfg.sliding_window)
+        x_BTD, y, *rope = (gather_last(x, last_index_B) for x in (x_BTD, y, *rope))
+        seen = [s._replace(mask=gather_last(s.mask, last_index_B)) for s in past]
         o_BTNH = attend(project_qkv(cfg, w, "q", y, rope), [*seen, KVSegment(*to_cache_layout(k, v), mask)])
     x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
 
@@ -221,13 +221,13 @@ def block(
     return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), to_cache_layout(k, v)
 
 
-def gather_last(x: jax.Array, ends_B: jax.Array) -> jax.Array:
+def gather_last(x: jax.Array, last_index_B: jax.Array) -> jax.Array:
     """Of rows [B or fewer, T or 1, ...], each serving consecutive ones of B, what stands at `ends_B`: [B, 1, ...];
     the same for all T, as it is."""
     if x.shape[1] == 1:
         return x
-    x = jnp.repeat(x, ends_B.shape[0] // x.shape[0], axis=0)
-    return jnp.take_along_axis(x, ends_B.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+    x = jnp.repeat(x, last_index_B.shape[0] // x.shape[0], axis=0)
+    return jnp.take_along_axis(x, last_index_B.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
 
 
 class Llama(nn.Module):
@@ -260,11 +260,11 @@ class Llama(nn.Module):
         tokens_BT: jax.Array,
         *,
         positions_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
         past: Sequence[Any] = (),
         key: jax.Array | None = None,
         layers: Sequence[dict[str, jax.Array]] | None = None,
-        ends_B: jax.Array | None = None,
+        last_index_B: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Final hidden states and the keys and values of the tokens given.
 
@@ -289,7 +289,7 @@ class Llama(nn.Module):
           ValueError: `ends_B` and `segments_BT` at once.
         """
         cfg = self.cfg
-        if ends_B is not None and segments_BT is not None:
+        if last_index_B is not None and segment_ids_BT is not None:
             raise ValueError("ends_B is for rows of one text each, segments_BT for rows of several")
         B, T = tokens_BT.shape
         if positions_BT is None:
@@ -301,13 +301,13 @@ class Llama(nn.Module):
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.num_layers))
 
-        def layer(x: jax.Array, inputs: Any, ends_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        def layer(x: jax.Array, inputs: Any, last_index_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
             index, w, kv = inputs
             segments = [KVSegment(k, v, s.mask) for (k, v), s in zip(kv, past, strict=True)]
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return block(cfg, w, x, turn, segments_BT, segments, layer_key, ends_B)
+            return block(cfg, w, x, turn, segment_ids_BT, segments, layer_key, last_index_B)
 
-        last = partial(layer, ends_B=ends_B)
+        last = partial(layer, last_index_B=last_index_B)
         if (policy := REMAT_POLICIES[cfg.remat]) is not None:
             layer, last = (jax.checkpoint(x, policy=policy) for x in (layer, last))
         if cfg.scan_layers:
@@ -321,7 +321,7 @@ class Llama(nn.Module):
             kept = [(s.k, s.v) for s in past]
             x_BTD, kv = lifted(self, x_BTD, (jnp.arange(cfg.num_layers), self.layers, kept))
             # One program for all layers: the last one is done whole.
-            x_BTD = x_BTD if ends_B is None else gather_last(x_BTD, ends_B)
+            x_BTD = x_BTD if last_index_B is None else gather_last(x_BTD, last_index_B)
         else:
             kvs = []
             for i, w in enumerate(layers or unstack_layers(cfg, self.layers)):

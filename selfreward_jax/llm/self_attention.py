@@ -42,7 +42,7 @@ def attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segments_BT: jax.Array | None,
+    segment_ids_BT: jax.Array | None,
     window: int | None,
     past: Sequence[KVSegment],
 ) -> jax.Array:
@@ -56,12 +56,12 @@ def attention(
       past: what came before, whose masks hold the window.
     """
     if not past:
-        return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segments_BT, window)
+        return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)
     # One token needs no blocks; and keys that many rows share are not to be copied for each of them.
     blocks = len(past) == 1 and q_BTNH.shape[1] > 1 and q_BTNH.shape[0] <= 2 * past[0].k.shape[0]
-    if impl == "splash" and blocks and segments_BT is None and supports_prefix(impl, window):
+    if impl == "splash" and blocks and segment_ids_BT is None and supports_prefix(impl, window):
         return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0])
-    mask = self_mask(q_BTNH.shape[1], segments_BT, window)
+    mask = self_mask(q_BTNH.shape[1], segment_ids_BT, window)
     return attend(q_BTNH, [*past, KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)])
 
 
@@ -82,18 +82,18 @@ def self_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segments_BT: jax.Array | None,
+    segment_ids_BT: jax.Array | None,
     window: int | None,
 ) -> jax.Array:
     """The same with nothing before it."""
     if impl == "splash":
-        if segments_BT is None:
-            segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
-        return _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, window)
-    mask = self_mask(q_BTNH.shape[1], segments_BT, window)
+        if segment_ids_BT is None:
+            segment_ids_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+        return _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, segment_ids_BT, window)
+    mask = self_mask(q_BTNH.shape[1], segment_ids_BT, window)
     if impl == "reference":
         return attend(q_BTNH, [KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)])
-    if impl == "cudnn" and segments_BT is None:
+    if impl == "cudnn" and segment_ids_BT is None:
         # Without an array for a mask, cuDNN skips the blocks that it leaves nothing of.
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
@@ -102,9 +102,9 @@ def self_attention(
     return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl)
 
 
-def self_mask(length: int, segments_BT: jax.Array | None, window: int | None) -> jax.Array:
+def self_mask(length: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:
     """[B or 1, T, T], True where query t may look at key s."""
-    mask = causal_mask(length)[None] if segments_BT is None else packed_mask(segments_BT)
+    mask = causal_mask(length)[None] if segment_ids_BT is None else packed_mask(segment_ids_BT)
     if window is not None:
         # Positions of one text are consecutive, so that slots are as good as positions.
         slots = jnp.arange(length)[None]

@@ -24,9 +24,9 @@ class Tokenizer(Protocol):
     """What the rest of the system asks of a tokenizer."""
 
     vocab_size: int
-    controls: Mapping[str, int]  # the control pieces and their ids
+    special_tokens: Mapping[str, int]  # the control pieces and their ids
 
-    def encode(self, text: str, follows: PrecededBy = "control") -> list[int]:
+    def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text that follows nothing, a control id, or other text; never a control id, whatever the text
         says."""
         ...
@@ -54,12 +54,12 @@ class SentencePiece:
         self._sp = spm.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
         ids = range(self.vocab_size)
-        self.controls = {self._sp.id_to_piece(i): i for i in ids if self._sp.is_control(i)}
+        self.special_tokens = {self._sp.id_to_piece(i): i for i in ids if self._sp.is_control(i)}
         self._anchor = self._sp.encode(self._ANCHOR)
 
-    def encode(self, text: str, follows: PrecededBy = "control") -> list[int]:
+    def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
-        if follows != "text":
+        if preceded_by != "text":
             return self._sp.encode(text)
         return self._sp.encode(self._ANCHOR + text)[len(self._anchor) :]
 
@@ -87,7 +87,7 @@ class TokenizerJson:
         # Without its added tokens a tokenizer cannot find one in a text.
         plain = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         try:
-            self.controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
+            self.special_tokens = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
             self._all = tokenizers.Tokenizer.from_str(text)
             self._after = {
                 "nothing": tokenizers.Tokenizer.from_str(json.dumps(plain)),
@@ -98,9 +98,9 @@ class TokenizerJson:
             raise ValueError(str(error)) from None
         self.vocab_size = 1 + max(self._all.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, text: str, follows: PrecededBy = "control") -> list[int]:
+    def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
-        return self._after[follows].encode(text, add_special_tokens=False).ids
+        return self._after[preceded_by].encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special ids left out."""

@@ -16,15 +16,15 @@ from selfreward_jax.parallel.arrays import reshard_fn
 from selfreward_jax.parallel.mesh import sampling_mesh
 from selfreward_jax.parallel.sharding import (
     SAMPLING,
+    batch_divisor,
     batch_sharding,
     param_shardings,
     replicated,
     round_up,
-    batch_divisor,
 )
 from selfreward_jax.runs.run import build_model_config
 from selfreward_jax.sampling import sampler
-from selfreward_jax.sampling.batching import padded_length, num_prompt_slots, prefill_batch_size
+from selfreward_jax.sampling.batching import num_prompt_slots, padded_length, prefill_batch_size
 from selfreward_jax.train import dpo, sft, trainer
 
 
@@ -127,18 +127,20 @@ def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str
         update = trainer.make_update(loss_fn, held.optimizer, held.shardings, mesh)
         lowered = update.jitted.lower(held.state, batch, key, held.frozen, rate)
 
-    rows, width = (settings.batch, settings.width) if stage == "sft" else (2 * settings.batch, round_up(tokens, 16))
+    rows, width = (
+        (settings.batch_size, settings.seq_len) if stage == "sft" else (2 * settings.batch_size, round_up(tokens, 16))
+    )
     kept = held.bytes(cfg.optimizer.offload)
     model = held.model.cfg
     if model.remat == "full":  # the input of each layer; of other policies the compiler alone knows
-        at_once = rows * width // settings.accumulate // batch_divisor(mesh)
-        kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.layers
-    shapes = f"{settings.batch} {'rows' if stage == 'sft' else 'pairs'} of {width} tokens"
+        at_once = rows * width // settings.grad_accum_steps // batch_divisor(mesh)
+        kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.num_layers
+    shapes = f"{settings.batch_size} {'rows' if stage == 'sft' else 'pairs'} of {width} tokens"
     return Program(stage, shapes, lowered, kept)
 
 
 def _rows(settings: Any, mesh: Mesh, count: int, width: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-    shape = (settings.accumulate, count // settings.accumulate, width)
+    shape = (settings.grad_accum_steps, count // settings.grad_accum_steps, width)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, 3, axis=1))
 
 
@@ -154,18 +156,18 @@ def _totals(mesh: Mesh, *names: str) -> dict[str, Any]:
 
 def _sft_batch(settings: Any, mesh: Mesh) -> dict[str, Any]:
     """A batch of `sft.batches_of`."""
-    arrays = _packed(settings, mesh, settings.batch, settings.width)
+    arrays = _packed(settings, mesh, settings.batch_size, settings.seq_len)
     return {"arrays": arrays, "totals": _totals(mesh, "target_total")}
 
 
 def _dpo_batch(settings: Any, mesh: Mesh, width: int) -> dict[str, Any]:
     """A batch of `dpo.batches_of`."""
-    arrays, totals = {"reference": _rows(settings, mesh, settings.batch, 2, "float32")}, ["pair_total"]
+    arrays, totals = {"reference": _rows(settings, mesh, settings.batch_size, 2, "float32")}, ["pair_total"]
     for side in ("chosen", "rejected"):
-        arrays[f"{side}_tokens"] = _rows(settings, mesh, settings.batch, width)
-        arrays[f"{side}_target"] = _rows(settings, mesh, settings.batch, width, "float32")
-    if settings.replay:
-        arrays |= _packed(settings, mesh, settings.replay_batch, settings.replay_width, "replay_")
+        arrays[f"{side}_tokens"] = _rows(settings, mesh, settings.batch_size, width)
+        arrays[f"{side}_target"] = _rows(settings, mesh, settings.batch_size, width, "float32")
+    if settings.replay_weight:
+        arrays |= _packed(settings, mesh, settings.replay_batch_size, settings.replay_seq_len, "replay_")
         totals.append("replay_target_total")
     return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 
@@ -189,20 +191,20 @@ def decode_shape(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
     counted as if they did not."""
     c = cfg
     draws = [
-        (1, c.prompts.max_new),
-        (c.candidates.samples, c.candidates.max_new),
-        (c.judge.samples, c.judge.max_new),
-        (c.evaluate.samples * c.evaluate.best_of, c.evaluate.max_new),
+        (1, c.prompts.max_new_tokens),
+        (c.responses.num_samples, c.responses.max_new_tokens),
+        (c.judge.num_samples, c.judge.max_new_tokens),
+        (c.evaluate.num_samples * c.evaluate.best_of, c.evaluate.max_new_tokens),
     ]
     if c.eft.source == "baseline":
-        draws.append((c.eft.samples, c.judge.max_new))
+        draws.append((c.eft.num_samples, c.judge.max_new_tokens))
     if c.dpo.eval_every:
-        draws.append((1, c.evaluate.max_new))
-    if c.compare.form == "pairwise":
-        draws.append((1, c.compare.max_new))
+        draws.append((1, c.evaluate.max_new_tokens))
+    if c.pairwise.method == "pairwise":
+        draws.append((1, c.pairwise.max_new_tokens))
     return [
         DecodeShape(
-            num_prompt_slots(MANY, c.generate.rows, samples, mesh),
+            num_prompt_slots(MANY, c.sampling.max_concurrent, samples, mesh),
             padded_length(c.model.max_length - new),
             samples,
             new,
@@ -212,7 +214,7 @@ def decode_shape(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
 
 
 def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted: Sequence[str]) -> Iterator[Program]:
-    mesh = sampling_mesh(training, cfg.parallel.sample_tensor)
+    mesh = sampling_mesh(training, cfg.parallel.sampling_tensor)
     model = _model(cfg, found, mesh)
     declared, dtype = param_specs(model), cfg.model.dtype
     trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)

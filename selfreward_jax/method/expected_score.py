@@ -1,4 +1,4 @@
-"""The expected score: how likely each score was where a judgement names one, instead of the one that was drawn."""
+"""The expected score: how likely each score was where a judgment names one, instead of the one that was drawn."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from selfreward_jax.method.judge_parsing import score_span
 from selfreward_jax.sampling.engine import Engine
 
-# What may stand where the judgement of a form names its score, and what it is worth.
+# What may stand where the judgment of a form names its score, and what it is worth.
 VALUES = {
     "points": {str(n): float(n) for n in range(6)},
     "choice": {letter: float(n) for n, letter in enumerate("ABCDE", 1)},
@@ -19,17 +19,17 @@ def expected_scores(
 ) -> list[float | None]:
     """The mean of the possible scores, weighted by the model's own probability of each at temperature 1.
 
-    The judgement is cut where it names its score. What is compared there is the one token by which the judgement
+    The judgment is cut where it names its score. What is compared there is the one token by which the judgment
     with each possible score goes on; the probabilities of these are taken alone and add up to one.
 
     Args:
       engine: the judging model.
-      asked: the judge's prompt and a judgement that names a score.
-      form: the form of the judgement.
-      at_once: judgements read together; as many as the engine draws samples if 0.
+      asked: the judge's prompt and a judgment that names a score.
+      form: the form of the judgment.
+      at_once: judgments read together; as many as the engine draws samples if 0.
 
     Returns:
-      A number for each; None where the judgement names no score, or the tokenizer does not write each score as one
+      A number for each; None where the judgment names no score, or the tokenizer does not write each score as one
       token of its own.
     """
     cut = [_candidates(engine, prompt, text, form) for prompt, text in asked]

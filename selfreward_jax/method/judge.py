@@ -41,7 +41,7 @@ def judge(
       answers: rows {id, prompt, response}.
       template: the judge's template.
       how: `how.samples` votes are drawn for each answer.
-      settings: config.judge: `form` of a judgement's end; `least_votes` that an answer needs for a score; `readout`,
+      settings: config.judge: `form` of a judgment's end; `least_votes` that an answer needs for a score; `readout`,
         "votes" or "expected", by which a vote counts as the score it names or as its mean over the score's tokens.
       key: random key of the stage.
       done: ids already judged.
@@ -54,10 +54,16 @@ def judge(
     prompt = {a["id"]: judge_prompt(template, a["prompt"], a["response"]) for a in answers}
     requests = [Request(i, text) for i, text in prompt.items()]
     for batch in engine.stream(requests, sampling_params, key, done):
-        rows = [_judged(row, settings.form) for row in group_by_id(batch)]
-        if settings.readout == "expected":
-            _read_out(engine, rows, prompt, settings.form, max(1, engine.max_concurrent // sampling_params.num_samples))
-        yield [_scored(row, settings.readout, settings.least_votes) for row in rows]
+        rows = [_judged(row, settings.output_format) for row in group_by_id(batch)]
+        if settings.aggregation == "expected":
+            _read_out(
+                engine,
+                rows,
+                prompt,
+                settings.output_format,
+                max(1, engine.max_concurrent // sampling_params.num_samples),
+            )
+        yield [_scored(row, settings.aggregation, settings.min_votes) for row in rows]
 
 
 def _judged(completions: Sequence[Completion], form: str) -> Row:
@@ -77,12 +83,12 @@ def _read_out(engine: Engine, rows: Sequence[Row], prompt: dict[str, str], form:
         vote["expected"] = None if vote["score"] is None else next(found)
 
 
-def _scored(row: Row, readout: str, least_votes: int) -> Row:
+def _scored(row: Row, readout: str, min_votes: int) -> Row:
     values = [v["expected" if readout == "expected" else "score"] for v in row["votes"]]
     readable = [v for v in values if v is not None]
     return {
         "id": row["id"],
-        "score": mean_score(values, least_votes),
+        "score": mean_score(values, min_votes),
         "variance": pvariance(readable) if readable else None,
         "votes": row["votes"],
         "tokens": row["tokens"],
@@ -90,7 +96,7 @@ def _scored(row: Row, readout: str, least_votes: int) -> Row:
 
 
 def random_judge(answers: Sequence[Row], num_samples: int, seed: str) -> list[Row]:
-    """Judgements of a judge that throws dice, 0 to 5: the control that shows whose signal a gain is."""
+    """Judgments of a judge that throws dice, 0 to 5: the control that shows whose signal a gain is."""
     rows = []
     for answer in answers:
         rng = random.Random(f"{seed} {answer['id']}")
@@ -107,17 +113,17 @@ def group_by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
     return [sorted(group, key=lambda c: c.sample) for group in groups.values()]
 
 
-def judge_stats(judgements: Sequence[Row]) -> dict[str, Any]:
+def judge_stats(judgments: Sequence[Row]) -> dict[str, Any]:
     """How the judge did: votes, share readable, votes cut off at their greatest length, histogram of votes (rounded),
     their standard deviation, answers without a score."""
-    votes = [v["score"] for row in judgements for v in row["votes"]]
+    votes = [v["score"] for row in judgments for v in row["votes"]]
     readable = [v for v in votes if v is not None]
     return {
-        "answers": len(judgements),
+        "answers": len(judgments),
         "votes": len(votes),
         "parse_rate": len(readable) / len(votes) if votes else None,
-        "cut_off": sum(not v.get("finished", True) for row in judgements for v in row["votes"]),
+        "cut_off": sum(not v.get("finished", True) for row in judgments for v in row["votes"]),
         "histogram": {str(k): n for k, n in sorted(Counter(round(v) for v in readable).items())},
         "spread": round(pstdev(readable), 3) if readable else None,
-        "unscored": sum(row["score"] is None for row in judgements),
+        "unscored": sum(row["score"] is None for row in judgments),
     }

@@ -1,11 +1,11 @@
-"""Reading a judgement's end: `Score: 4`, `Choice: D` or `Better: A`.
+"""Reading a judgment's end: `Score: 4`, `Choice: D` or `Better: A`.
 
 Judges write these in many ways; tests/judge_replies.jsonl has them, with what each one says. Four rules hold for all:
 
 - The last marker counts, since the reasons may weigh others before it. If what follows it is no plain verdict, the
-  judgement is no vote; it does not fall back to an earlier one.
+  judgment is no vote; it does not fall back to an earlier one.
 - A marker inside a quotation within a line is not the judge's own word, and is passed over.
-- A marker behind another word ("clarity score: 1") is of something else, and the judgement is no vote.
+- A marker behind another word ("clarity score: 1") is of something else, and the judgment is no vote.
 - In doubt there is no vote: one lost costs little, a wrong one teaches.
 
 `text` must be the judge's own words alone: what it was shown may hold anything, also "Score: 5".
@@ -98,20 +98,20 @@ def _verdict(text: str, form: str) -> re.Match[str] | None:
 
 
 def parse_score(text: str) -> float | None:
-    """The score from 0 to 5 that a judgement gives (`Score: 4`, also 4.5, 4,5 or 4/5); None if it gives none."""
+    """The score from 0 to 5 that a judgment gives (`Score: 4`, also 4.5, 4,5 or 4/5); None if it gives none."""
     found = _verdict(text, "points")
     score = float(found["verdict"].replace(",", ".")) if found else None
     return score if score is not None and LOWEST <= score <= HIGHEST else None
 
 
 def parse_choice(text: str) -> float | None:
-    """The place of the letter that a judgement gives (`Choice: D`), from A = 1 to E = 5; None if it gives none."""
+    """The place of the letter that a judgment gives (`Choice: D`), from A = 1 to E = 5; None if it gives none."""
     found = _verdict(text, "choice")
     return 1.0 + "abcde".index(found["verdict"].lower()) if found else None
 
 
 def parse_preference(text: str) -> str | None:
-    """The answer that a judgement prefers (`Better: A`), "a", "b" or "tie"; None if it does not say."""
+    """The answer that a judgment prefers (`Better: A`), "a", "b" or "tie"; None if it does not say."""
     found = _verdict(text, "pairwise")
     side = found["verdict"].lower() if found else None
     return side if side in (None, "a", "b") else "tie"

@@ -67,9 +67,9 @@ def length_controlled(scored: Sequence[Row], rho: float) -> tuple[Row, Row]:
     return min(good, key=lambda c: len(c["response"])), max(poor, key=lambda c: len(c["response"]))
 
 
-def join_scores(answers: Iterable[Row], judgements: Iterable[Row]) -> list[Row]:
+def join_scores(answers: Iterable[Row], judgments: Iterable[Row]) -> list[Row]:
     """Joins answers {id, prompt_id, prompt, response} with their scores, a row for each prompt."""
-    score = {j["id"]: j["score"] for j in judgements}
+    score = {j["id"]: j["score"] for j in judgments}
     prompts: dict[str, Row] = {}
     for a in answers:
         row = prompts.setdefault(a["prompt_id"], {"id": a["prompt_id"], "prompt": a["prompt"], "candidates": []})

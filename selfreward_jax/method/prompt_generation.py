@@ -152,19 +152,19 @@ def generate_prompts(
     Returns:
       Rows {id, prompt, fault, tokens}, one for each attempt, in order; fault None marks the accepted ones.
     """
-    novelty = NoveltyFilter(settings.most_rouge, forbidden)
+    novelty = NoveltyFilter(settings.max_rouge, forbidden)
     generated_prompts, rows = list(generated_prompts), list(partial)
     for row in rows:
         if row["fault"] is None:
             novelty.add(row["prompt"])
             generated_prompts.append(row["prompt"])
     accepted = sum(row["fault"] is None for row in rows)
-    while accepted < settings.count and len(rows) < settings.most_attempts:
+    while accepted < settings.count and len(rows) < settings.max_attempts:
         requests = []
-        for i in range(len(rows), len(rows) + settings.wave):
+        for i in range(len(rows), len(rows) + settings.batch_size):
             rng = Random(f"{seed} {name} {i}")
-            from_own = min(settings.own_shots, len(generated_prompts))
-            shown = rng.sample(seed_prompts, settings.seed_shots + settings.own_shots - from_own)
+            from_own = min(settings.num_generated_examples, len(generated_prompts))
+            shown = rng.sample(seed_prompts, settings.num_seed_examples + settings.num_generated_examples - from_own)
             shown += rng.sample(generated_prompts, from_own)
             rng.shuffle(shown)
             while len(shown) > 1 and not engine.fits(few_shot(template, shown), sampling_params.max_new_tokens):
@@ -190,5 +190,5 @@ def _fault(c: Completion, settings: Any, novelty: NoveltyFilter) -> str | None:
         return "unfinished"
     if not c.text:
         return "too short"
-    fault = rejection_reason(c.text, settings.least_words, settings.most_words)
+    fault = rejection_reason(c.text, settings.min_words, settings.max_words)
     return fault or (None if novelty.is_new(c.text) else "not new")

@@ -17,18 +17,18 @@ Row = dict[str, Any]
 
 WORDS = 5  # a held-out prompt of fewer words stands in others by chance
 
-# Settings of config.guards and what each limits: "most_ties" is the most that the reading "ties" may be.
+# Settings of config.checks and what each limits: "max_ties" is the most that the reading "ties" may be.
 CHECKS = {
-    "least_parse_rate": "share of the judge's votes that can be read",
-    "least_votes_per_answer": "mean number of votes on an answer that can be read",
-    "most_unscored": "share of answers without a score",
-    "most_ties": "share of prompts whose answers all have the same score",
-    "most_one_score": "share of answers that have the commonest score",
-    "least_spread": "mean distance of a prompt's best score from its worst",
-    "most_canary_lead": "mean score of answers that say nothing, less that of the model's",
-    "most_length_growth": "mean length of answers, over that of the round before",
-    "most_repeats": "share of attempted prompts that were there already",
-    "most_leaks": "share of new prompts that hold one that was shown or held out",
+    "min_parse_rate": "share of the judge's votes that can be read",
+    "min_votes_per_answer": "mean number of votes on an answer that can be read",
+    "max_unscored": "share of answers without a score",
+    "max_ties": "share of prompts whose answers all have the same score",
+    "max_one_score": "share of answers that have the commonest score",
+    "min_spread": "mean distance of a prompt's best score from its worst",
+    "max_probe_lead": "mean score of answers that say nothing, less that of the model's",
+    "max_length_growth": "mean length of answers, over that of the round before",
+    "max_repeats": "share of attempted prompts that were there already",
+    "max_leaks": "share of new prompts that hold one that was shown or held out",
 }
 
 
@@ -42,20 +42,20 @@ def probes(prompts: Sequence[Row], form: str) -> list[Row]:
     ]
 
 
-def judge_metrics(judgements: Sequence[Row], gathered: Iterable[Row], of_probes: Sequence[Row]) -> dict[str, Any]:
+def judge_metrics(judgments: Sequence[Row], gathered: Iterable[Row], of_probes: Sequence[Row]) -> dict[str, Any]:
     """Readings of a round's judge.
 
     Args:
-      judgements: of all answers.
+      judgments: of all answers.
       gathered: the answers with their scores, a row for each prompt, as `pairs.gather` makes them.
-      of_canaries: judgements of `canaries`; none, if nobody asked for them.
+      of_probes: judgments of `canaries`; none, if nobody asked for them.
 
     Returns:
       Readings by the names that `GUARDS` has them under, and what they come from: `votes_per_answer`, `histogram`,
       and the mean score of each kind of canary. None stands where there is nothing to take a mean of.
     """
-    found = judge_stats(judgements)
-    scores = [row["score"] for row in judgements if row["score"] is not None]
+    found = judge_stats(judgments)
+    scores = [row["score"] for row in judgments if row["score"] is not None]
     of_prompts = [[c["score"] for c in row["candidates"] if c["score"] is not None] for row in gathered]
     ranges = [max(of) - min(of) for of in of_prompts if len(of) > 1]
     kinds: dict[str, list[float]] = {}
@@ -65,13 +65,13 @@ def judge_metrics(judgements: Sequence[Row], gathered: Iterable[Row], of_probes:
     of_kinds = {kind: fmean(of) for kind, of in kinds.items()}
     return {
         "parse_rate": found["parse_rate"],
-        "votes_per_answer": _share(sum(found["histogram"].values()), len(judgements)),
-        "unscored": _share(found["unscored"], len(judgements)),
+        "votes_per_answer": _share(sum(found["histogram"].values()), len(judgments)),
+        "unscored": _share(found["unscored"], len(judgments)),
         "ties": _share(ranges.count(0), len(ranges)),
         "one_score": _share(max(Counter(scores).values(), default=0), len(scores)),
         "spread": fmean(ranges) if ranges else None,
-        "canary_lead": fmean(of_kinds.values()) - fmean(scores) if of_kinds and scores else None,
-        "canaries": of_kinds,
+        "probe_lead": fmean(of_kinds.values()) - fmean(scores) if of_kinds and scores else None,
+        "probes": of_kinds,
         "histogram": found["histogram"],
     }
 
@@ -100,11 +100,11 @@ def leak_rate(prompts: Sequence[Row], shown: Iterable[str], held_out: Iterable[s
 def violations(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
     """What is beyond its limit, a phrase for each; a reading that is None breaks nothing."""
     return [
-        f"{name} is {_number(value)}, guards.{limit} {_number(limits[limit])}: {what}"
+        f"{name} is {_number(value)}, checks.{limit} {_number(limits[limit])}: {what}"
         for limit, what in CHECKS.items()
         for side, name in [limit.split("_", 1)]
         if (value := metrics[name]) is not None
-        and not (value >= limits[limit] if side == "least" else value <= limits[limit])
+        and not (value >= limits[limit] if side == "min" else value <= limits[limit])
     ]
 
 

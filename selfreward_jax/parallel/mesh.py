@@ -58,7 +58,7 @@ def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
     of_replica = mesh.size // replicas
     if of_replica % tensor:
         raise ValueError(
-            f"{of_replica} devices of a replica are not divisible by parallel.sample_tensor {tensor}: choose a number "
+            f"{of_replica} devices of a replica are not divisible by parallel.sampling_tensor {tensor}: choose a number "
             f"that divides {of_replica}"
         )
     return _mesh(mesh.devices.reshape(replicas, of_replica // tensor, 1, tensor))

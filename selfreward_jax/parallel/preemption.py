@@ -32,9 +32,7 @@ def handle_signals(timeout_s: float) -> Iterator[None]:
     global _stopping
     _stopping = False
     _requested.clear()
-    line = (
-        f"what was at hand was not done {timeout_s:g} s later (stop_within) and is given up: the same command makes it"
-    )
+    line = f"what was at hand was not done {timeout_s:g} s later (shutdown_timeout_s) and is given up: the same command makes it"
     limit = threading.Timer(timeout_s, processes.exit_now, (processes.EXIT_RETRY, line))
     limit.daemon, since = True, 0.0
 

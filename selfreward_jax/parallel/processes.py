@@ -2,7 +2,7 @@
 
 All of them run the same host code in the same order on the same data; what they must not decide each for itself
 (is a file there?) the first one decides for all, by `agreed`. So every call here is made by all processes or by none.
-The limits of waiting: `agreed` and `wait` give up after parallel.timeout seconds; a process that no longer answers at
+The limits of waiting: `agreed` and `wait` give up after parallel.timeout_s seconds; a process that no longer answers at
 all is noticed after HEARTBEAT seconds, wherever the others are, also in the midst of a computation.
 """
 
@@ -145,7 +145,7 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def barrier(what: str, timeout: float = 0.0) -> None:
-    """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout."""
+    """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout_s."""
     if process_count() == 1 or _local:
         return
     timeout = timeout or _timeout
@@ -180,7 +180,7 @@ def shutdown() -> None:
 
 def _timeout_message(who: str, limit: float, error: Exception) -> str:
     return (
-        f"process {process_index()} of {process_count()} waited {limit:.0f} s at most (parallel.timeout) for {who}: start all "
+        f"process {process_index()} of {process_count()} waited {limit:.0f} s at most (parallel.timeout_s) for {who}: start all "
         f"processes again with the same command ({str(error).splitlines()[0]})"
     )
 

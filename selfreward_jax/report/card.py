@@ -11,7 +11,7 @@ def card(run: Run, name: str, dtype: str) -> str:
     """README.md of the model `name` of a run, with the front matter that the hub reads."""
     config = run.cfg
     started = config.model.init or "random weights"
-    judge = f"the template `{config.judge.template}`, {config.judge.samples} votes an answer"
+    judge = f"the template `{config.judge.template}`, {config.judge.num_samples} votes an answer"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -43,15 +43,17 @@ They are of this run alone, on its own held-out prompts.
 
 
 def _history(run: Run, name: str) -> str:
-    what = {"ift": "instructions", "eft": "judgements", "prompts": "the writing of prompts"}
+    what = {"ift": "instructions", "eft": "judgments", "prompts": "the writing of prompts"}
     if name == "m0":
         return "its base."
     if name in ("sft", "m1"):
         sets = ("ift",) if name == "sft" else run.cfg.sft.sets
         return f"after supervised training on {', '.join(what[s] for s in sets)}."
     t = int(name[1:])
-    way = f"{run.cfg.dpo.loss} preference training" if run.cfg.dpo.weight else "supervised training on chosen answers"
-    whose = "preferences of its own" if run.cfg.judge.by == "model" else "random preferences, a control experiment"
+    way = (
+        f"{run.cfg.dpo.loss} preference training" if run.cfg.dpo.dpo_weight else "supervised training on chosen answers"
+    )
+    whose = "preferences of its own" if run.cfg.judge.kind == "model" else "random preferences, a control experiment"
     return f"after {t - 1} round{'s' * (t > 2)} of {way} on {whose}."
 
 
@@ -73,7 +75,7 @@ def _hashes(run: Run, name: str) -> str:
     lines = ["| file | rows | sha256 |", "|---|---|---|"]
     files = [("seed", s) for s in ("ift", "eft", "documents")]
     rounds = 0 if name == "sft" else int(name[1:])
-    files += [(f"m{t}", s) for t in range(2, rounds + 1) for s in ("prompts", "judgements", "pairs")]
+    files += [(f"m{t}", s) for t in range(2, rounds + 1) for s in ("prompts", "judgments", "pairs")]
     for owner, stage in files:
         if manifest := run.jsonl(owner, stage).manifest:
             lines.append(f"| {owner}/{stage}.jsonl | {manifest['rows']} | `{manifest['sha256']}` |")

@@ -37,7 +37,7 @@ def pairs(rounds: Mapping[str, Mapping[str, Sequence[Row]]]) -> dict[str, Any]:
     """The pairs of all rounds, and the votes on both sides of each.
 
     Args:
-      rounds: for each round its `pairs`, `candidates` and `judgements`.
+      rounds: for each round its `pairs`, `candidates` and `judgments`.
 
     Returns:
       {pairs: a block of columns id, prompt, chosen, rejected, chosen_score, rejected_score; votes: by their number,
@@ -67,8 +67,8 @@ def _columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
 
 def _votes(of: Mapping[str, Sequence[Row]]) -> Any:
     """A function from a pair to the votes on its sides."""
-    answers = {row["id"]: row["responses"] for row in of["candidates"]}
-    judged = {row["id"]: row for row in of["judgements"]}
+    answers = {row["id"]: row["responses"] for row in of["responses"]}
+    judged = {row["id"]: row for row in of["judgments"]}
 
     def on(pair: Row, side: str) -> list[list[Any]]:
         texts = [response["text"] for response in answers.get(pair["id"], ())]

@@ -75,7 +75,7 @@ def render(found: Mapping[str, Any], rows: Mapping[str, Any], about: Mapping[str
 
     Args:
       found: from `summary.gather`.
-      rows: `rounds`, for each its pairs, candidates and judgements, and `answers`, of each model to held-out prompts.
+      rows: `rounds`, for each its pairs, candidates and judgments, and `answers`, of each model to held-out prompts.
       about: name, settings, log events and manifests of the run, and what it `said` when it stopped.
     """
     models, style, script = found["models"], _file("page.css"), _file("page.js")
@@ -112,7 +112,7 @@ def _rows(r: Run) -> dict[str, Any]:
     names = r.models()
     rounds = [f"m{t}" for t in range(2, len(names) + 2) if whole(f"m{t}", "pairs")]
     answers = {name: rows for name in names if (rows := whole(name, "eval_answers"))}
-    stages = ("pairs", "candidates", "judgements")
+    stages = ("pairs", "responses", "judgments")
     return {"rounds": {name: {stage: whole(name, stage) for stage in stages} for name in rounds}, "answers": answers}
 
 
@@ -130,7 +130,7 @@ def _about(r: Run, said: str = "") -> dict[str, Any]:
         "goal": f"m{r.cfg.iterations}",
         "weights": {name: r.weights_fingerprint(name) for name in r.models()},
         "files": [(f"{owner}/{name}.jsonl", r.jsonl(owner, name).manifest) for owner, name in files],
-        "log": list(time_report.events(r.workdir / "log.jsonl")),
+        "log": list(time_report.events(r.workdir / "events.jsonl")),
     }
 
 

@@ -29,35 +29,39 @@ def planned_stages(cfg: Any) -> list[Stage]:
     """The stages of a run in their order; rows and tokens are at most so many, 0 where the data decide."""
     d, e, j, own = cfg.data, cfg.evaluate, cfg.judge, bool(cfg.data.ift)
 
-    def votes(model: str, name: str, answers: int, samples: int = j.samples) -> Stage:
-        return Stage(model, name, answers, answers * samples * j.max_new)
+    def votes(model: str, name: str, answers: int, samples: int = j.num_samples) -> Stage:
+        return Stage(model, name, answers, answers * samples * j.max_new_tokens)
 
     def measured(model: str) -> list[Stage]:
-        drawn = d.heldout_prompts * e.samples * e.best_of
-        stages = [Stage(model, "eval_answers", d.heldout_prompts, drawn * e.max_new)]
+        drawn = d.heldout_prompts * e.num_samples * e.best_of
+        stages = [Stage(model, "eval_answers", d.heldout_prompts, drawn * e.max_new_tokens)]
         if e.best_of > 1:
             drawing = stages[0]._replace(name="eval_answers_drawn")
             stages = [drawing, votes(model, "eval_answers_judged", drawn), stages[0]._replace(tokens=0)]
-        return [*stages, votes(model, "eval_judgements", 0 if own else d.ranked_prompts * d.ranked_answers)]
+        return [*stages, votes(model, "eval_judgments", 0 if own else d.judge_eval_prompts * d.judge_eval_answers)]
 
     def sets(*names: str) -> int:
         rows = [{"ift": d.ift_rows, "eft": d.eft_rows, "prompts": d.prompt_rows}[name] for name in names]
         return 0 if own or not all(rows) else sum(rows)
 
-    documents = 0 if own or cfg.model.init else d.documents
-    stages = [Stage("seed", "documents", documents), Stage("m0", "base", documents)]
-    if cfg.baseline:
+    documents = 0 if own or cfg.model.init else d.num_documents
+    stages = [Stage("seed", "documents", documents), Stage("m0", "pretrain", documents)]
+    if cfg.sft_baseline:
         stages += [Stage("sft", "sft", sets("ift")), *measured("sft")]
     if cfg.eft.source == "baseline":
-        stages.append(votes("seed", "eft_judgements", 0, cfg.eft.samples))
+        stages.append(votes("seed", "eft_judgments", 0, cfg.eft.num_samples))
     stages += [Stage("m1", "sft", sets(*cfg.sft.sets)), *measured("m1")]
     for t in range(2, cfg.iterations + 1):
-        asked, answers = cfg.prompts.count, cfg.prompts.count * cfg.candidates.samples
+        asked, answers = cfg.prompts.count, cfg.prompts.count * cfg.responses.num_samples
         stages += [
-            Stage(f"m{t}", "prompts", asked, cfg.prompts.most_attempts * cfg.prompts.max_new),
-            Stage(f"m{t}", "candidates", asked, answers * cfg.candidates.max_new),
-            votes(f"m{t}", "judgements", answers),
-            *([votes(f"m{t}", "canaries", 4 * min(cfg.guards.canaries, asked))] if cfg.guards.canaries else []),
+            Stage(f"m{t}", "prompts", asked, cfg.prompts.max_attempts * cfg.prompts.max_new_tokens),
+            Stage(f"m{t}", "responses", asked, answers * cfg.responses.max_new_tokens),
+            votes(f"m{t}", "judgments", answers),
+            *(
+                [votes(f"m{t}", "probes", 4 * min(cfg.checks.num_probe_prompts, asked))]
+                if cfg.checks.num_probe_prompts
+                else []
+            ),
             Stage(f"m{t}", "dpo", asked),
             *measured(f"m{t}"),
         ]
@@ -101,7 +105,7 @@ def _most(count: int) -> str:
 
 
 def _manifest(r: Run, stage: Stage) -> dict[str, Any] | None:
-    if stage.name in ("base", "sft", "dpo"):
+    if stage.name in ("pretrain", "sft", "dpo"):
         return storage.read_checksummed(r.workdir / stage.model / "manifest.json")
     return r.jsonl(stage.model, stage.name).manifest
 
@@ -124,8 +128,8 @@ def _held(r: Run) -> list[str]:
     count = llama.parameter_count(whole)
     frozen = count * wide if c.lora.rank else 0
     training = (2 * _bytes(trained) + _bytes(moments) + frozen) / (c.parallel.fsdp * c.parallel.tensor)
-    shared = c.parallel.sample_tensor or c.parallel.tensor
-    cache = c.generate.rows * c.model.max_length * cfg.num_layers * 2 * cfg.num_kv_heads * cfg.head_dim * wide
+    shared = c.parallel.sampling_tensor or c.parallel.tensor
+    cache = c.sampling.max_concurrent * c.model.max_length * cfg.num_layers * 2 * cfg.num_kv_heads * cfg.head_dim * wide
     sampling = count * wide / shared + cache / r.sampling_mesh.size
     return [
         f"parameters: {count:,}"

@@ -45,7 +45,7 @@ def gather(r: Run) -> dict[str, Any]:
 
 
 def _is_judged(r: Run, name: str) -> bool:
-    return all(r.jsonl(name, stage).manifest for stage in ("prompts", "candidates", "judgements"))
+    return all(r.jsonl(name, stage).manifest for stage in ("prompts", "responses", "judgments"))
 
 
 def _time(r: Run) -> dict[str, Any]:
@@ -62,15 +62,15 @@ def _round(r: Run, name: str) -> dict[str, Any]:
     prompts = r.jsonl(name, "prompts").manifest
     return {
         "prompts": {k: prompts[k] for k in ("rows", "attempts", "faults")},
-        "left_out": {n: (r.jsonl(name, n).manifest or {}).get("left_out", 0) for n in ("candidates", "judgements")},
-        "judge": judging.judge_stats(r.jsonl(name, "judgements").rows()),
+        "left_out": {n: (r.jsonl(name, n).manifest or {}).get("left_out", 0) for n in ("responses", "judgments")},
+        "judge": judging.judge_stats(r.jsonl(name, "judgments").rows()),
         "pairs": (r.jsonl(name, "pairs").manifest or {}).get("counts"),
-        "guards": storage.read_checksummed(r.workdir / name / "guards.json"),
+        "checks": storage.read_checksummed(r.workdir / name / "checks.json"),
     }
 
 
 def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
-    files = ("prompts", "candidates", "judgements", "pairs")
+    files = ("prompts", "responses", "judgments", "pairs")
     took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.workdir)["stages"].items()}
     found = []
     for name in names:
@@ -79,7 +79,7 @@ def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
                 found.append(_figures(name, stage, manifest, took))
         if (manifest := storage.read_checksummed(r.workdir / name / "manifest.json")) is not None:
             found.append(_figures(name, manifest["stage"], manifest, took))
-        for stage in ("eval_answers", "eval_judgements"):
+        for stage in ("eval_answers", "eval_judgments"):
             if (manifest := r.jsonl(name, stage).manifest) is not None:
                 found.append(_figures(name, stage, manifest, took))
     return found

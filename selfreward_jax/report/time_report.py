@@ -1,4 +1,4 @@
-"""What a run's time was spent on, over all its starts, and how much of it was lost: read from log.jsonl."""
+"""What a run's time was spent on, over all its starts, and how much of it was lost: read from events.jsonl."""
 
 import json
 from collections import Counter
@@ -8,9 +8,9 @@ from typing import Any
 from etils import epath
 
 STAGE_KINDS = {
-    "training": ("base", "sft", "dpo"),
-    "sampling": ("prompts", "candidates", "answers", "drawn"),
-    "judging": ("judgements", "canaries", "judged"),
+    "training": ("pretrain", "sft", "dpo"),
+    "sampling": ("prompts", "responses", "answers", "drawn"),
+    "judging": ("judgments", "probes", "judged"),
 }
 KINDS = (*STAGE_KINDS, "compiling", "saving", "loading", "waiting", "other")
 
@@ -23,7 +23,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
       {starts, peak_memory_bytes, stages: {stage: {kind: seconds}}, lost: {stage: {kind: seconds}}}, kinds as in
       `KINDS`; the peak is of all processes that wrote the log.
     """
-    return summarize(events(workdir / "log.jsonl"))
+    return summarize(events(workdir / "events.jsonl"))
 
 
 def events(log: epath.Path) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from selfreward_jax.llm.hf_config import read_config, read_json_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.llama import LlamaConfig, Params, param_specs
 from selfreward_jax.parallel.arrays import reshard
-from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
+from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine

@@ -28,8 +28,8 @@ from selfreward_jax.llm.llama import LlamaConfig, Params, abstract_params, param
 from selfreward_jax.llm.self_attention import resolve_impl
 from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.parallel.arrays import reshard
-from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh, num_slices
-from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings, batch_divisor
+from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_divisor, param_shardings
 from selfreward_jax.sampling.engine import Engine, stable_hash32
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry import timing
@@ -45,13 +45,13 @@ class Run:
       cfg: checked settings.
       directory: the working directory; made if it is not there.
       claim: whether the run will write there, and so must be of the same settings as what is there.
-      accept_changes: or of settings that differ in what nothing was made with yet.
+      allow_config_changes: or of settings that differ in what nothing was made with yet.
 
     Raises:
       config.ConfigError: the settings cannot work, or the directory holds a run with other ones.
     """
 
-    def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True, accept_changes: bool = False) -> None:
+    def __init__(self, cfg: ConfigDict, directory: str, claim: bool = True, allow_config_changes: bool = False) -> None:
         self.cfg, self.config_hash = cfg, diff.config_hash(json.loads(cfg.to_json()))
         if claim:
             validate.validate(cfg, row_devices=1)
@@ -67,11 +67,11 @@ class Run:
         along = cfg.parallel
         try:
             self.mesh = make_mesh(along.fsdp, along.tensor, along.replicas)
-            self.sampling_mesh = sampling_mesh(self.mesh, along.sample_tensor)
+            self.sampling_mesh = sampling_mesh(self.mesh, along.sampling_tensor)
         except ValueError as error:
             raise config.ConfigError(str(error)) from None
         if claim:
-            self._claim(accept_changes)
+            self._claim(allow_config_changes)
         self._logged = self._noted = time.monotonic()
         self._lines: list[str] = []
         self._chat: Chat | None = None
@@ -93,13 +93,13 @@ class Run:
             cfg.parallel = parallel.copy_and_resolve_references()
         along = cfg.parallel
         try:
-            sampling_mesh(make_mesh(along.fsdp, along.tensor, along.replicas), along.sample_tensor)
+            sampling_mesh(make_mesh(along.fsdp, along.tensor, along.replicas), along.sampling_tensor)
         except ValueError:  # made on a machine unlike this one: what is read here lies as it can
-            along.fsdp = along.tensor = along.sample_tensor = 1
+            along.fsdp = along.tensor = along.sampling_tensor = 1
             along.replicas = num_slices(jax.devices())
         return cls(cfg, directory, claim=False)
 
-    def check(self, accept_changes: bool = False) -> None:
+    def check(self, allow_config_changes: bool = False) -> None:
         """Raises ConfigError where these settings cannot work on these devices, or the directory has other ones."""
         validate.validate(self.cfg, batch_divisor(self.mesh), self.mesh.devices.flat[0].platform)
         if not self.cfg.model.init:  # else when its folder has been read
@@ -114,14 +114,14 @@ class Run:
             now["inputs"] = inputs
         old = _settings_of(self.workdir)
         self._changes = diff.changes(old, now) if old is not None else []
-        diff.check_changes(self.workdir, self._changes, accept_changes)
+        diff.check_changes(self.workdir, self._changes, allow_config_changes)
         # A shorter run in the directory of a longer one takes nothing away.
         self._settings = now | {"iterations": max(now["iterations"], old["iterations"] if old else 0)}
 
-    def _claim(self, accept_changes: bool) -> None:
+    def _claim(self, allow_config_changes: bool) -> None:
         """Writes config.json, or makes sure that the one there is ours; accepted changes wait for `begin`."""
         try:
-            self.check(accept_changes)
+            self.check(allow_config_changes)
             if processes.is_primary() and not storage.is_remote(self.workdir):
                 self.workdir.mkdir(parents=True, exist_ok=True)
             if not self._changes:
@@ -144,14 +144,14 @@ class Run:
     def rollback(self) -> None:
         """Takes config.json and the log back where nothing was made, so that other settings may use the directory."""
         if self.jsonl("seed", "documents").manifest is None:
-            for name in ("config.json", "log.jsonl"):
+            for name in ("config.json", "events.jsonl"):
                 storage.remove(self.workdir / name)
 
     def _inputs(self) -> dict[str, str]:
         """Hashes of the user's own files: other contents under an old name make another run."""
         c = self.cfg
         seeds = [name for source in (c.data.ift, c.data.eft) if source for name in readers.files(source)]
-        paths = [*seeds, c.judge.template, c.prompts.template, c.compare.template]
+        paths = [*seeds, c.judge.template, c.prompts.template, c.pairwise.template]
         found = [epath.Path(p) for p in paths if p]
         try:
             return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in found if f.is_file()}
@@ -208,11 +208,11 @@ class Run:
     def stage_key(self, model: str, stage: str) -> jax.Array:
         """The random key of a stage: a function of the seed and the two names alone."""
         key = jax.random.key(self.cfg.seed)
-        return jax.random.fold_in(jax.random.fold_in(key, stable_hash32(model)), stable_hash32(stage))
+        return jax.random.fold_in(jax.random.fold_in(key, stable_hash32(model)), stable_hash32(key_name(stage)))
 
     def stage_seed(self, model: str, stage: str) -> int:
         """The same as a number, for shuffles on the host."""
-        return stable_hash32(f"{self.cfg.seed} {model} {stage}")
+        return stable_hash32(f"{self.cfg.seed} {model} {key_name(stage)}")
 
     @property
     def chat(self) -> Chat:
@@ -305,7 +305,7 @@ class Run:
             laid,
             self.chat,
             self.sampling_mesh,
-            max_concurrent=self.cfg.generate.rows,
+            max_concurrent=self.cfg.sampling.max_concurrent,
             max_length=self.cfg.model.max_length,
             should_stop=preemption.stop_requested,
         )
@@ -313,7 +313,7 @@ class Run:
     NOTE_EVERY = 5.0  # seconds between lines that say where the time went
 
     def note_time(self) -> None:
-        """Adds to log.jsonl where the time went since the last time, if that is a while ago."""
+        """Adds to events.jsonl where the time went since the last time, if that is a while ago."""
         if time.monotonic() - self._noted > self.NOTE_EVERY:
             self._note_time()
 
@@ -326,7 +326,7 @@ class Run:
     LOG_EVERY = 30.0  # seconds between writings of the log where each writes all of it
 
     def log(self, **event: Any) -> None:
-        """Adds a line to log.jsonl."""
+        """Adds a line to events.jsonl."""
         if not processes.is_primary():
             return
         event = {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
@@ -337,13 +337,22 @@ class Run:
     def _write_log(self) -> None:
         if not self._lines or not processes.is_primary():
             return
-        path, lines = self.workdir / "log.jsonl", "".join(self._lines)
+        path, lines = self.workdir / "events.jsonl", "".join(self._lines)
         if storage.is_remote(path):  # which has no appending
             path.write_text((path.read_text() if path.exists() else "") + lines)
         else:
             with storage.translate_os_errors(path, len(lines)), path.open("a") as f:
                 f.write(lines)
         self._lines, self._logged = [], time.monotonic()
+
+
+# Names under which stages are hashed into random keys. Another name here would change every measured number.
+_KEY_NAMES = {"pretrain": "base", "responses": "candidates", "probes": "canaries"}
+
+
+def key_name(stage: str) -> str:
+    """The name of a stage in its random keys."""
+    return _KEY_NAMES.get(stage, stage.replace("judgments", "judgements"))
 
 
 def _settings_of(directory: epath.Path) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from selfreward_jax.parallel.sharding import round_up, batch_divisor
+from selfreward_jax.parallel.sharding import batch_divisor, round_up
 
 WINDOW_DEPTH = 4  # a window of prompts fills the places this often at least
 REFILLS = 8  # the places are filled in so many parts: so much of them is empty at most before a part comes in

@@ -20,7 +20,7 @@ from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
-from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up, batch_divisor
+from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, replicated, round_up
 from selfreward_jax.sampling import batching, sampler
 
 

@@ -102,7 +102,7 @@ def layout(ndim: int) -> PartitionSpec:
 @partial(jax.jit, static_argnames="cfg")
 def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> KVSegment:
     """Keys and values of a beginning that prompts share: one row, the same for all devices but for the heads."""
-    _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden")
+    _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden_states")
     k, v = jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
     return KVSegment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
 
@@ -131,8 +131,8 @@ def prefill(
         tokens_RS,
         positions_BT=jnp.broadcast_to(positions_1S, (R, S)),
         past=_seen(cfg, prefix, positions_1S),
-        ends_B=lengths_R - 1,
-        method="hidden",
+        last_index_B=lengths_R - 1,
+        method="hidden_states",
     )
     mask = jnp.arange(S)[None, None, :] < lengths_R[:, None, None]
     return model.apply({"params": params}, hidden[:, 0], method="unembed"), KVSegment(*constrain_all(kv), mask)
@@ -228,7 +228,7 @@ def decode(
         past = [*_seen(cfg, prefix, positions_B1), prompt._replace(mask=looked_at), KVSegment(*cache, own)]
         last_B1 = jnp.take_along_axis(samples.tokens, at_B1, axis=1)
         hidden, (k, v) = model.apply(
-            {"params": params}, last_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden"
+            {"params": params}, last_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden_states"
         )
         # This is `at`. That it waits for what was read from the cache, lets XLA write in place and not to a copy.
         slot_B = jnp.minimum(at_B, jnp.where(jnp.isinf(hidden[:, 0, 0]), W, W - 1))

@@ -5,17 +5,17 @@ from selfreward_jax.stages.check_round import check_round
 from selfreward_jax.stages.common import StageError, check_inputs
 from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.self_reward import (
-    sample_responses,
-    sample_best_of_n,
-    sample_with_engine,
     check_judge,
     judge,
     pairs,
     prompts,
+    sample_best_of_n,
+    sample_responses,
+    sample_with_engine,
     self_judge,
 )
-from selfreward_jax.stages.setup import pretrain, eft, seed, tokenizer
-from selfreward_jax.stages.training import sft_baseline, dpo, sft
+from selfreward_jax.stages.setup import eft, pretrain, seed, tokenizer
+from selfreward_jax.stages.training import dpo, sft, sft_baseline
 
 __all__ = [
     "StageError",

@@ -14,13 +14,13 @@ from selfreward_jax.telemetry.progress import log_line
 
 
 def check_round(run: Run, t: int) -> None:
-    """m_t/guards.json: what the round's rows show.
+    """m_t/checks.json: what the round's rows show.
 
     Raises:
-      StageError: something is beyond its limit in config.guards, and m_t is not trained yet.
+      StageError: something is beyond its limit in config.checks, and m_t is not trained yet.
     """
-    name, limits = f"m{t}", run.cfg.guards
-    path, trained = run.workdir / name / "guards.json", is_trained(run, name)
+    name, limits = f"m{t}", run.cfg.checks
+    path, trained = run.workdir / name / "checks.json", is_trained(run, name)
     if trained and storage.read_checksummed(path) is not None:
         return
     found = round_metrics(run, t)
@@ -28,7 +28,7 @@ def check_round(run: Run, t: int) -> None:
     log_line(f"{name} guards: {round_checks.format_metrics(found, limits)}")
     if (broken := round_checks.violations(found, limits)) and not trained:
         raise StageError(
-            f"{name} is not trained: {'; '.join(broken)}. Read {run.workdir / name}/judgements.jsonl; then train the judge "
+            f"{name} is not trained: {'; '.join(broken)}. Read {run.workdir / name}/judgments.jsonl; then train the judge "
             "longer in a new --workdir, or, if you want it so, move the limit and start again"
         )
 
@@ -36,11 +36,11 @@ def check_round(run: Run, t: int) -> None:
 def round_metrics(run: Run, t: int) -> dict[str, Any]:
     """What the rows of round t show, by the names of `guards.GUARDS`."""
     of = lambda stage, t=t: run.jsonl(f"m{t}", stage)  # noqa: E731
-    found, judgements = finished_responses(of("candidates").rows()), of("judgements").rows()
-    before = finished_responses(of("candidates", t - 1).rows()) if t > 2 else run.jsonl("seed", "ift").rows()
-    canaries = of("canaries").rows() if of("canaries").manifest else []
+    found, judgments = finished_responses(of("responses").rows()), of("judgments").rows()
+    before = finished_responses(of("responses", t - 1).rows()) if t > 2 else run.jsonl("seed", "ift").rows()
+    canaries = of("probes").rows() if of("probes").manifest else []
     manifest = of("prompts").manifest
-    return round_checks.judge_metrics(judgements, join_scores(found, judgements), canaries) | {
+    return round_checks.judge_metrics(judgments, join_scores(found, judgments), canaries) | {
         "length_growth": round_checks.length_growth(found, before),
         "repeats": manifest["faults"].get("not new", 0) / manifest["attempts"],
         "leaks": round_checks.leak_rate(of("prompts").rows(), few_shot_pool(run), held_out_prompts(run)),

@@ -62,7 +62,7 @@ def judge_template(run: Run) -> str:
 
 def pairwise_template(run: Run) -> str:
     """The template that shows a judge two answers."""
-    return templates.load(run.cfg.compare.template, {"prompt", "first", "second"})
+    return templates.load(run.cfg.pairwise.template, {"prompt", "first", "second"})
 
 
 def prompt_template(run: Run) -> str:
@@ -84,7 +84,7 @@ def filter_few_shot(run: Run, rows: Iterable[Row]) -> list[str]:
     """Those prompts of instruction rows."""
     settings = run.cfg.prompts
     prompts = (row["prompt"] for row in rows)
-    return [p for p in prompts if not prompt_generation.rejection_reason(p, settings.least_words, settings.most_words)]
+    return [p for p in prompts if not prompt_generation.rejection_reason(p, settings.min_words, settings.max_words)]
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
@@ -102,7 +102,7 @@ def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example
             rows[name] = seed_sets.prompt_rows(
                 few_shot_pool(run),
                 run.cfg.data.prompt_rows,
-                settings.seed_shots + settings.own_shots,
+                settings.num_seed_examples + settings.num_generated_examples,
                 prompt_template(run),
                 Random(f"{run.cfg.seed} prompt rows"),
             )

@@ -53,7 +53,7 @@ class EarlyStopping:
         sample_with_engine(run, run.make_engine(run.merge_lora(params)), self.prompts, how, self.name, ours)
         theirs = self._stage(self.best, "answers")
         sides = [run.jsonl(self.name, stage).rows() for stage in (ours, theirs)]
-        verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgements"))
+        verdicts = compare(run, self.previous, *sides, self.name, self._stage(step, "judgments"))
         run.drop_engine()
         found = win_rates(verdicts)
         kept = found["win"] > found["lose"]
@@ -91,5 +91,5 @@ class EarlyStopping:
 
 def _one_answer(settings: Any) -> Any:
     one = settings.copy_and_resolve_references()
-    one.samples = 1
+    one.num_samples = 1
     return one

@@ -7,11 +7,11 @@ from typing import Any
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.method.judge_parsing import parse_preference
-from selfreward_jax.method.pairwise import Matchup, both_orders, verdicts_by_prompt, make_matchups, resolve_orders
+from selfreward_jax.method.pairwise import Matchup, both_orders, make_matchups, resolve_orders, verdicts_by_prompt
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
-from selfreward_jax.stages.self_reward import run_resumable, judge
+from selfreward_jax.stages.self_reward import judge, run_resumable
 from selfreward_jax.telemetry.progress import log_line
 
 Row = dict[str, Any]
@@ -21,7 +21,7 @@ def compare(
     run: Run, judging: str, ours: Sequence[Row], theirs: Sequence[Row], owner: str, stage: str
 ) -> list[list[int]]:
     """Verdicts of the model `judging` on answers to the same prompts, for each prompt and sample: 1 ours, 0 tie, -1
-    theirs. How it judges, compare.form says. What it wrote goes to OWNER/STAGE.jsonl.
+    theirs. How it judges, pairwise.method says. What it wrote goes to OWNER/STAGE.jsonl.
 
     Args:
       run: the run.
@@ -30,7 +30,7 @@ def compare(
       owner, stage: the file.
     """
     played = make_matchups(ours, theirs)
-    by = _by_scores if run.cfg.compare.form == "scores" else _side_by_side
+    by = _by_scores if run.cfg.pairwise.method == "scores" else _side_by_side
     return verdicts_by_prompt(played, by(run, judging, played, owner, stage))
 
 
@@ -72,21 +72,21 @@ def _side_by_side(run: Run, judging: str, played: Sequence[Matchup], owner: str,
     """Both answers shown at once, in both orders."""
     out = run.jsonl(owner, stage)
     if not run.is_complete(owner, stage, judging):
-        settings = run.cfg.compare
+        settings = run.cfg.pairwise
         engine, template = run.engine(judging), pairwise_template(run)
-        fit = [g for g in played if all(engine.fits(p, settings.max_new) for p in both_orders(template, g))]
+        fit = [g for g in played if all(engine.fits(p, settings.max_new_tokens) for p in both_orders(template, g))]
         if played and not fit:
             raise StageError(
-                f"{owner} {stage}: no two answers fit side by side into {engine.max_length - settings.max_new} tokens: "
-                "take compare.form=scores, or lower compare.max_new"
+                f"{owner} {stage}: no two answers fit side by side into {engine.max_length - settings.max_new_tokens} tokens: "
+                "take pairwise.method=scores, or lower pairwise.max_new_tokens"
             )
         if len(fit) < len(played):
             log_line(f"{owner} {stage}: {len(played) - len(fit)} of {len(played)} games are too long and count as ties")
-        stream = partial(_verdicts, engine, fit, template, settings.max_new)
+        stream = partial(_verdicts, engine, fit, template, settings.max_new_tokens)
         run_resumable(run, owner, stage, [g.id for g in fit], stream, judging, left_out=len(played) - len(fit))
     rows = out.rows()
     read = [side for row in rows for side in row["read"]]
-    _say_unread(f"{owner} {stage}", read, f"compare.max_new is {run.cfg.compare.max_new}")
+    _say_unread(f"{owner} {stage}", read, f"pairwise.max_new_tokens is {run.cfg.pairwise.max_new_tokens}")
     verdict = {row["id"]: row["verdict"] for row in rows}
     return [verdict.get(g.id, 0) for g in played]
 

@@ -13,11 +13,11 @@ from selfreward_jax.data import seed_sets
 from selfreward_jax.data.eft import build_eft
 from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES as TOKENIZER_FILES
-from selfreward_jax.llm.llama import Llama, parameter_count, param_specs
+from selfreward_jax.llm.llama import Llama, param_specs, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, filter_few_shot, judge_template, eft_source_set, prompt_template
+from selfreward_jax.stages.common import StageError, eft_source_set, filter_few_shot, judge_template, prompt_template
 from selfreward_jax.stages.self_reward import judge
 from selfreward_jax.stages.training import is_trained, train_packed
 from selfreward_jax.telemetry.progress import Progress, log_line
@@ -41,15 +41,15 @@ def _make_seed(run: Run) -> None:
     progress = Progress("seed", 0)
     c = run.cfg
     if c.data.ift:
-        sets, report = seed_sets.from_files(c.data, c.seed, c.eft, c.judge.form)
+        sets, report = seed_sets.from_files(c.data, c.seed, c.eft, c.judge.output_format)
     else:
-        sets, report = seed_sets.from_world(c.data, c.seed, c.judge.form)
-    shots = run.cfg.prompts.seed_shots + run.cfg.prompts.own_shots
+        sets, report = seed_sets.from_world(c.data, c.seed, c.judge.output_format)
+    shots = run.cfg.prompts.num_seed_examples + run.cfg.prompts.num_generated_examples
     if (shown := len(filter_few_shot(run, sets["ift"]))) <= shots:
         raise seed_sets.DataError(
-            f"{shown} instruction rows have prompts of {run.cfg.prompts.least_words} to {run.cfg.prompts.most_words} "
+            f"{shown} instruction rows have prompts of {run.cfg.prompts.min_words} to {run.cfg.prompts.max_words} "
             f"words on one line, and each few-shot prompt shows {shots} others: give more rows, or lower "
-            "prompts.seed_shots"
+            "prompts.num_seed_examples"
         )
     for name, rows in sets.items():
         if name != "documents":
@@ -99,7 +99,7 @@ def _adopt_tokenizer(source: epath.Path, folder: epath.Path) -> None:
 
 def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     rows = [row for name in ("ift", eft_source_set(run), "documents") for row in run.jsonl("seed", name).rows()]
-    texts = [row[f] for row in rows for f in ("prompt", "response", "judgement", "text") if f in row]
+    texts = [row[f] for row in rows for f in ("prompt", "response", "judgment", "text") if f in row]
     texts += [judge_template(run), prompt_template(run)]
     settings = run.cfg.tokenizer
     try:
@@ -119,27 +119,27 @@ def eft(run: Run) -> None:
         return
     asked, rows = [], []
     for row in run.jsonl("seed", "eft_answers").rows():
-        if all("judgement" in a for a in row["answers"]):  # people's own words need no agreement
+        if all("judgment" in a for a in row["answers"]):  # people's own words need no agreement
             rows += [{"prompt": row["prompt"], **a} for a in row["answers"]]
         else:
             answers = [{**a, "id": f"{row['id']}/{i}"} for i, a in enumerate(row["answers"])]
             asked.append({**row, "answers": answers})
     judged = [{"prompt": row["prompt"], **answer} for row in asked for answer in row["answers"]]
     settings = run.cfg.eft
-    judgements = []
+    judgments = []
     if judged:
-        judge(run, "sft", judged, "seed", "eft_judgements", settings.samples)
-        judgements = run.jsonl("seed", "eft_judgements").rows()
+        judge(run, "sft", judged, "seed", "eft_judgments", settings.num_samples)
+        judgments = run.jsonl("seed", "eft_judgments").rows()
     rng = Random(f"{run.cfg.seed} eft")
-    built, counts = build_eft(asked, judgements, settings.agreement, settings.most_share, rng)
+    built, counts = build_eft(asked, judgments, settings.agreement, settings.max_share, rng)
     counts["written"] = len(rows)
     rows = (rows + built)[: run.cfg.data.eft_rows or None]
     counts |= {"over_the_limit": counts["written"] + len(built) - len(rows), "kept": len(rows)}
     log_line(f"eft: {counts}")
     if not rows:
         raise StageError(
-            f"seed eft: the SFT baseline's judgements agree with no human order ({counts}): in a new --workdir give "
-            "written judgements of all answers, take eft.source=scores, raise eft.samples, or set eft.agreement=weak"
+            f"seed eft: the SFT baseline's judgments agree with no human order ({counts}): in a new --workdir give "
+            "written judgments of all answers, take eft.source=scores, raise eft.num_samples, or set eft.agreement=weak"
         )
     out.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows)], counts=counts)
 
@@ -152,12 +152,12 @@ def pretrain(run: Run) -> None:
         _adopt_weights(run, hub.resolve_model_dir(run.cfg.model.init))
     else:
         texts = [row["text"] for row in run.jsonl("seed", "documents").rows()]
-        width = run.cfg.base.width
+        width = run.cfg.pretrain.seq_len
         examples = [piece for text in texts for piece in chat.chunk_document(run.chat.document(text), width)]
         declared = param_specs(run.model_config())
         log_line(f"model: {parameter_count(declared):,} parameters, {run.mesh.size} device(s)")
         make = lambda key: Llama(run.model_config()).init(key, jnp.zeros((1, 1), int))["params"]  # noqa: E731
-        train_packed(run, "m0", "base", examples, partial(run.init_params, make, declared, "m0"))
+        train_packed(run, "m0", "pretrain", examples, partial(run.init_params, make, declared, "m0"))
 
 
 def _adopt_weights(run: Run, source: epath.Path) -> None:

@@ -17,7 +17,9 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, seed_examples
 from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.telemetry.progress import Progress, log_line
-from selfreward_jax.train import checkpoints, dpo, metric_writers, sft, trainer
+from selfreward_jax.train import checkpoints, metric_writers, trainer
+from selfreward_jax.train import dpo as dpo_lib
+from selfreward_jax.train import sft as sft_lib
 from selfreward_jax.train.monitor import TrainingMonitor
 
 
@@ -50,23 +52,25 @@ def dpo(run: Run, t: int) -> None:
         return
     settings = run.cfg.dpo
     pairs = [
-        dpo.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
+        dpo_lib.Pair(run.chat.example(r["prompt"], r["chosen"]), run.chat.example(r["prompt"], r["rejected"]))
         for r in run.jsonl(name, "pairs").rows()
     ]
     model = Llama(run.model_config(settings.dropout, adapters=True))
     # Of the round before, so that the programs need not be compiled anew for slightly other lengths.
     known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layout")
-    layout = dpo.choose_layout(pairs, model.cfg, known and dpo.PairLayout(*known))
+    layout = dpo_lib.choose_layout(pairs, model.cfg, known and dpo_lib.PairLayout(*known))
     reference = _reference_logprobs(run, name, previous, pairs, layout)
     replay = [e for rows in seed_examples(run, settings.replay_sets).values() for e in rows]
-    replay = drop_overlong(replay, settings.replay_width, f"{name} replay") if settings.replay and replay else []
+    replay = (
+        drop_overlong(replay, settings.replay_seq_len, f"{name} replay") if settings.replay_weight and replay else []
+    )
     seed = run.stage_seed(name, "dpo")
-    steps, batch_at = dpo.make_batch_fn(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
-    tokens = settings.batch * layout.tokens + bool(replay) * settings.replay_batch * settings.replay_width
+    steps, batch_at = dpo_lib.make_batch_fn(pairs, reference, replay, settings, seed, run.mesh, model.cfg, layout)
+    tokens = settings.batch_size * layout.tokens + bool(replay) * settings.replay_batch_size * settings.replay_seq_len
     early = EarlyStopping(run, name, previous) if settings.eval_every else None
-    loss_fn = dpo.loss_fn(model, settings)
+    loss_fn = dpo_lib.loss_fn(model, settings)
     start = partial(run.load_trainable, previous)
-    curve = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.guards.most_fall)
+    curve = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.checks.max_fall)
     facts = {"rows": len(pairs), "layout": list(layout)}
     _train(run, name, "dpo", loss_fn, steps, batch_at, start, tokens, curve, early, **facts)
 
@@ -82,16 +86,16 @@ def _diverged_error(run: Run, name: str, stage: str, error: trainer.DivergenceEr
     return StageError(
         f"{name} {stage}: {error}. What it read is in {run.workdir / name / 'diverged.json'}; the last good state is "
         + ("the start" if good is None else f"step {good} (steps/{good})")
-        + f": in a new --workdir lower {stage}.lr, or leave such steps out with skip_nonfinite"
+        + f": in a new --workdir lower {stage}.lr, or leave such steps out with max_nonfinite_steps"
     )
 
 
 def _reference_logprobs(
-    run: Run, name: str, previous: str, pairs: list[dpo.Pair], layout: dpo.PairLayout
+    run: Run, name: str, previous: str, pairs: list[dpo_lib.Pair], layout: dpo_lib.PairLayout
 ) -> np.ndarray:
-    """Log-probs [pairs, 2] under the reference, kept in NAME/reference.json: it is not in memory while NAME is trained,
+    """Log-probs [pairs, 2] under the reference, kept in NAME/ref_logprobs.json: it is not in memory while NAME is trained,
     and a restart, on whatever machines, goes on with the same numbers."""
-    path = run.workdir / name / "reference.json"
+    path = run.workdir / name / "ref_logprobs.json"
     kept, of = storage.read_checksummed(path), run.jsonl(name, "pairs").manifest["sha256"]
     if kept is None or kept["pairs"] != of:
         run.drop_engine()  # the engine of an earlier stage
@@ -99,7 +103,7 @@ def _reference_logprobs(
             Llama(run.model_config(adapters=True)),
             lora.combine(run.frozen_base(), run.load_trainable(previous)),
         )
-        found = dpo.reference_logprobs(model, params, pairs, run.cfg.dpo.batch, run.mesh, layout)
+        found = dpo_lib.reference_logprobs(model, params, pairs, run.cfg.dpo.batch_size, run.mesh, layout)
         kept = {"pairs": of, "chosen": found[:, 0].tolist(), "rejected": found[:, 1].tolist()}
         storage.write_checksummed(path, kept)
     return np.array([kept["chosen"], kept["rejected"]], np.float32).T
@@ -135,11 +139,13 @@ def _clear(run: Run, model: str) -> None:
 def train_packed(run: Run, name: str, stage: str, examples: list[chat.Example], start: Callable[[], Params]) -> None:
     """NAME/checkpoint: trained from `start()` on the texts, packed, by the settings of `stage`."""
     settings = run.cfg[stage]
-    examples = drop_overlong(examples, settings.width, f"{name} {stage}")
+    examples = drop_overlong(examples, settings.seq_len, f"{name} {stage}")
     model = Llama(run.model_config(settings.dropout, adapters=name != "m0"))
-    steps, batch_at = sft.make_batch_fn(examples, settings, run.stage_seed(name, stage), run.mesh)
-    tokens = settings.batch * settings.width
-    _train(run, name, stage, sft.loss_fn(model), steps, batch_at, start, tokens, TrainingMonitor(), rows=len(examples))
+    steps, batch_at = sft_lib.make_batch_fn(examples, settings, run.stage_seed(name, stage), run.mesh)
+    tokens = settings.batch_size * settings.seq_len
+    _train(
+        run, name, stage, sft_lib.loss_fn(model), steps, batch_at, start, tokens, TrainingMonitor(), rows=len(examples)
+    )
 
 
 def _train(
@@ -159,7 +165,7 @@ def _train(
     NAME/manifest.json."""
     run.drop_engine()  # the engine of an earlier stage
     settings = run.cfg[stage]
-    optimizer = trainer.make_optimizer(run.cfg.optimizer, run.cfg.skip_nonfinite)
+    optimizer = trainer.make_optimizer(run.cfg.optimizer, run.cfg.max_nonfinite_steps)
     declared = lora.trainable_specs(run.model_config(adapters=name != "m0"))
     abstract = llama.abstract_params(declared, "float32")
     lying = run.shardings(declared)
@@ -176,7 +182,7 @@ def _train(
         log_line(f"{name} {stage}: going on from step {int(state.step)}")
     frozen = run.frozen_base() if name != "m0" else None
     progress = Progress(f"{name} {stage}", steps, int(state.step), unit="steps")
-    rate = trainer.make_schedule(steps, settings.lr, settings.lr_end, settings.warmup)
+    rate = trainer.make_schedule(steps, settings.lr, settings.lr_end, settings.warmup_steps)
 
     def report(record: metric_writers.Add, step: int, metrics: dict[str, float]) -> None:
         run.log(model=name, stage=stage, step=step, lr=rate(step), **metrics)
@@ -186,7 +192,7 @@ def _train(
         for line in curve.warnings(step, metrics):
             storage.warn(f"{name} {stage} {line}")
         if metrics.get("skipped"):
-            storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (skip_nonfinite)")
+            storage.warn(f"{name} {stage} step {step} is left out, its gradient is not finite (max_nonfinite_steps)")
 
     try:
         with metric_writers.metric_writer(run.cfg, run.workdir, f"{name}-{stage}", int(state.step)) as record:
@@ -197,14 +203,14 @@ def _train(
                 steps,
                 rate,
                 run.stage_key(name, stage),
-                checkpoint_every=run.cfg.save_every,
+                checkpoint_every=run.cfg.checkpoint_every,
                 path=path,
                 on_step=partial(report, record),
                 frozen=frozen,
                 eval_fn=early,
                 eval_every=settings.eval_every if early else 0,
                 should_stop=preemption.stop_requested,
-                max_nonfinite_steps=run.cfg.skip_nonfinite,
+                max_nonfinite_steps=run.cfg.max_nonfinite_steps,
             )
     except trainer.DivergenceError as error:
         raise _diverged_error(run, name, stage, error, batch_at) from None

@@ -7,15 +7,15 @@ from selfreward_jax.storage.files import (
     cannot_write,
     exists,
     is_remote,
-    read_json,
-    read_checksummed,
-    remove,
     quarantine,
+    read_checksummed,
+    read_json,
+    remove,
+    translate_os_errors,
     warn,
     write_atomic,
-    write_json,
     write_checksummed,
-    translate_os_errors,
+    write_json,
 )
 
 __all__ = [

@@ -13,7 +13,7 @@ class Progress:
     """Counts rows (or steps) of a stage and its tokens.
 
     Args:
-      name: shown in front, such as "m2 judgements".
+      name: shown in front, such as "m2 judgments".
       total: rows expected.
       done: rows that an earlier run made.
       unit: what is counted.

@@ -1,6 +1,6 @@
 """Where the time goes: each second of a process is counted once, by stage and by what was being done.
 
-`Run` writes what is counted here to log.jsonl, and says of each line whether what the seconds were spent on is on disk:
+`Run` writes what is counted here to events.jsonl, and says of each line whether what the seconds were spent on is on disk:
 after a kill, what was not is what was lost. `report/time_report.py` reads it.
 """
 

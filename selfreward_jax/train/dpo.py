@@ -145,7 +145,7 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
         share = 1 / batch["pair_total"]
         dpo = jnp.sum(each) * share
         nll = -jnp.sum(chosen / pairs.chosen_length) * share
-        total = settings.weight * dpo + settings.nll * nll
+        total = settings.dpo_weight * dpo + settings.nll_weight * nll
         metrics = {
             "dpo": dpo,
             "nll": nll,
@@ -157,7 +157,7 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
         if "replay_tokens" in batch:
             replay = {n.removeprefix("replay_"): x for n, x in batch.items() if n.startswith("replay_")}
             metrics["replay"] = packed_loss(model, params, replay, replay_key)
-            total = total + settings.replay * metrics["replay"]
+            total = total + settings.replay_weight * metrics["replay"]
         return total, metrics
 
     return loss
@@ -178,28 +178,28 @@ def make_batch_fn(
     Every batch is full: the last one is completed with the first pairs of the order.
     """
     order = batches.epoch_permutation(len(pairs), seed, settings.epochs)
-    steps = max(1, -(-len(order) // settings.batch))
-    order = np.resize(order, steps * settings.batch)
+    steps = max(1, -(-len(order) // settings.batch_size))
+    order = np.resize(order, steps * settings.batch_size)
     layout = layout or choose_layout(pairs, cfg)
     rows: list[list[int]] = []
-    if settings.replay and replay:
+    if settings.replay_weight and replay:
         lengths = [len(e.ids) for e in replay]
         epoch = 0
-        while len(rows) < steps * settings.replay_batch:
+        while len(rows) < steps * settings.replay_batch_size:
             # Its own stream of shuffles, so that it does not move in step with the pairs.
             shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
-            rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_width)
+            rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
             epoch += 1
 
     def batch_at(step: int) -> dict[str, Any]:
-        chosen = order[step * settings.batch : (step + 1) * settings.batch]
+        chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
         arrays = {"reference": reference[chosen], **pair_arrays([pairs[i] for i in chosen], layout)}
-        totals = {"pair_total": np.float32(settings.batch)}
+        totals = {"pair_total": np.float32(settings.batch_size)}
         if rows:
-            taken = rows[step * settings.replay_batch : (step + 1) * settings.replay_batch]
-            packed = batches.packed_batch(replay, taken, settings.replay_width)
+            taken = rows[step * settings.replay_batch_size : (step + 1) * settings.replay_batch_size]
+            packed = batches.packed_batch(replay, taken, settings.replay_seq_len)
             arrays |= {f"replay_{name}": x for name, x in packed.items()}
             totals["replay_target_total"] = max(1.0, packed["target"].sum())
-        return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.accumulate)
+        return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)
 
     return steps, batch_at

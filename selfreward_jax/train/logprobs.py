@@ -24,14 +24,14 @@ def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs:
       **inputs: positions_BT, segments_BT and key, as in `Llama.hidden`.
     """
     params = _cast(model, params)
-    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden", **inputs)
+    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states", **inputs)
     return jnp.pad(_predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
 
 
 def token_logprobs_and_greedy(model: Llama, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs`, and whether each token is the one with the highest logit, [B, T]; True in column 0."""
     params = _cast(model, params)
-    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden")
+    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states")
     logprobs, greedy = _predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:], greedy=True)
     first = ((0, 0), (1, 0))
     return jnp.pad(logprobs, first), jnp.pad(greedy, first, constant_values=True)
@@ -57,7 +57,9 @@ def prefix_shared_logprobs(
     """
     params, (P, S), (B, T) = _cast(model, params), prompt_PS.shape, tokens_BT.shape
     prompt_key, key = (None, None) if key is None else jax.random.split(key)
-    last_P1D, kv = model.apply({"params": params}, prompt_PS, ends_B=lengths_P - 1, method="hidden", key=prompt_key)
+    last_P1D, kv = model.apply(
+        {"params": params}, prompt_PS, last_index_B=lengths_P - 1, method="hidden_states", key=prompt_key
+    )
     of_row = lambda x: jnp.repeat(x, B // P, axis=0)  # noqa: E731
     positions_BT = of_row(lengths_P)[:, None] + jnp.arange(T)
     slots_1S = jnp.arange(S)[None]
@@ -65,7 +67,12 @@ def prefix_shared_logprobs(
     if model.cfg.sliding_window is not None:
         mask = of_row(mask) & window_mask(model.cfg.sliding_window, positions_BT, slots_1S)
     hidden_BTD, _ = model.apply(
-        {"params": params}, tokens_BT, positions_BT=positions_BT, past=[KVSegment(*kv, mask)], method="hidden", key=key
+        {"params": params},
+        tokens_BT,
+        positions_BT=positions_BT,
+        past=[KVSegment(*kv, mask)],
+        method="hidden_states",
+        key=key,
     )
     states = jnp.concatenate([of_row(last_P1D), hidden_BTD[:, :-1]], axis=1)
     return _predicted(model, params, states, tokens_BT)
@@ -78,7 +85,7 @@ def _cast(model: Llama, params: Params) -> Params:
 
 def _predicted(model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array, greedy: bool = False) -> Any:
     """log p(target | state) [B, T], float32; with `greedy` also whether the target has the highest logit [B, T]."""
-    given = model.apply({"params": params}, method="output_matrix"), states_BTD, targets_BT
+    given = model.apply({"params": params}, method="lm_head"), states_BTD, targets_BT
     if devices_in_use() == 1:
         return _of_targets(*given, greedy=greedy)
     # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of

@@ -1,5 +1,5 @@
 """Training curves for other programs to show: TensorBoard's event files, and Weights & Biases if somebody asks for it.
-What they show is in log.jsonl too, which is always written."""
+What they show is in events.jsonl too, which is always written."""
 
 import contextlib
 import importlib
@@ -77,7 +77,7 @@ def _events(folder: epath.Path, step: int) -> Iterator[Add]:
 
 @contextlib.contextmanager
 def _wandb(cfg: ConfigDict, workdir: epath.Path, name: str) -> Iterator[Add]:
-    """What is sent elsewhere may fail: the run goes on, and log.jsonl has all of it."""
+    """What is sent elsewhere may fail: the run goes on, and events.jsonl has all of it."""
     told: list[str] = []
 
     @contextlib.contextmanager

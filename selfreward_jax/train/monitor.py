@@ -55,6 +55,6 @@ class TrainingMonitor:
         if len(self._recent) == LEAST and now < self.max_fall * self.chosen:
             return (
                 f"the chosen answers' log-probability fell to {now:.1f}, from {self.chosen:.1f} at the start "
-                f"(guards.most_fall {self.max_fall:g}): lower dpo.lr or dpo.epochs, or raise dpo.nll"
+                f"(checks.max_fall {self.max_fall:g}): lower dpo.lr or dpo.epochs, or raise dpo.nll_weight"
             )
         return ""

@@ -22,7 +22,7 @@ Where names collide:
   in 1.16 it ignores it without a word.
 - `hinge` is RSO's, on log-ratios. SLiC-HF's own hinge has no reference.
 - gamma is the SimPO paper's, in units of the margin, and TRL's simpo_gamma. The paper's program sets gamma / beta.
-- RPO is sigmoid with dpo.nll > 0: see `dpo.loss_fn`.
+- RPO is sigmoid with dpo.nll_weight > 0: see `dpo.loss_fn`.
 """
 
 from collections.abc import Callable

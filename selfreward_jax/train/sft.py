@@ -21,7 +21,7 @@ def packed_loss(model: Llama, params: Params, batch: dict[str, Any], key: jax.Ar
         batch["target"],
         batch["target_total"],
         positions_BT=batch["positions"],
-        segments_BT=batch["segments"],
+        segment_ids_BT=batch["segments"],
         key=key,
     )
 
@@ -42,16 +42,16 @@ def make_batch_fn(
     rows = batches.pack(
         [len(e.ids) for e in examples],
         batches.epoch_permutation(len(examples), seed, settings.epochs),
-        settings.width,
+        settings.seq_len,
     )
-    steps = -(-len(rows) // settings.batch)
+    steps = -(-len(rows) // settings.batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         # The last batch is filled up with empty rows.
-        chosen = rows[step * settings.batch : (step + 1) * settings.batch]
-        chosen = chosen + [[]] * (settings.batch - len(chosen))
-        arrays = batches.packed_batch(examples, chosen, settings.width)
+        chosen = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
+        chosen = chosen + [[]] * (settings.batch_size - len(chosen))
+        arrays = batches.packed_batch(examples, chosen, settings.seq_len)
         totals = {"target_total": max(1.0, arrays["target"].sum())}
-        return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.accumulate)
+        return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)
 
     return steps, batch_at

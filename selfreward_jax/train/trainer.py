@@ -76,7 +76,7 @@ def make_optimizer(settings: Any, max_nonfinite_steps: int = 0) -> optax.Gradien
         core = optax.adamw(
             1.0, settings.b1, settings.b2, weight_decay=settings.weight_decay, mu_dtype=settings.moment_dtype
         )
-    clipped = optax.chain(optax.clip_by_global_norm(settings.clip), core)
+    clipped = optax.chain(optax.clip_by_global_norm(settings.grad_clip_norm), core)
     return optax.apply_if_finite(clipped, max_nonfinite_steps) if max_nonfinite_steps else clipped
 
 
@@ -209,7 +209,7 @@ def fit(
       steps: the number of steps of the whole run.
       rate: the learning rate of a step.
       key: dropout key of the run; the update folds the step into it.
-      save_every: steps between saved states; 0 saves none.
+      checkpoint_every: steps between saved states; 0 saves none.
       path: where states are saved.
       frozen: parameters that stay as they are.
       report: called with each step's number and metrics, one step late, so that the device never waits.

@@ -23,8 +23,8 @@ FILES = {
     "m1/eval.json": [],
     "m1/eval_answers.jsonl": ["m1/eval_answers.manifest.json"],
     "m2/prompts.jsonl": ["m2/prompts.manifest.json"],
-    "m2/candidates.jsonl": ["m2/candidates.manifest.json"],
-    "m2/judgements.manifest.json": [],
+    "m2/responses.jsonl": ["m2/candidates.manifest.json"],
+    "m2/judgments.manifest.json": [],
     "m2/pairs.jsonl": ["m2/pairs.manifest.json"],
     "m2/manifest.json": [],
 }
@@ -59,7 +59,7 @@ def test_all_damage_at_once_is_found_and_made_anew(finished_run, tmp_path, capsy
 def test_a_damaged_log_costs_nothing_else(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    (workdir / "log.jsonl").write_text('{"seconds": ')
+    (workdir / "events.jsonl").write_text('{"seconds": ')
     loop.run(micro(2), str(workdir))
     assert contents(workdir) == contents(finished_run)
 

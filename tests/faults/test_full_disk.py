@@ -68,7 +68,7 @@ def test_every_write_may_be_refused_once(finished_run, tmp_path, monkeypatch, ca
     for name, line in zip(refused, lines, strict=True):
         assert_mentions(re.sub(r"steps/\d+", "steps/N", line), f"{workdir}{name}", os.strerror(errno.ENOSPC))
     for name in (
-        "candidates.jsonl.partial",
+        "responses.jsonl.partial",
         "pairs.jsonl",
         "pairs.manifest.json",
         "checkpoint",

@@ -65,7 +65,7 @@ def test_texts_pass_through_a_whole_run_as_texts(files, tmp_path, capfd):
     loop.run(files([b"", *ift, b"   "], [*eft, b""]), str(workdir))
     said = "".join(capfd.readouterr())
     assert "m2" in said
-    for name in ("log.jsonl", "summary.json"):
+    for name in ("events.jsonl", "summary.json"):
         said += (workdir / name).read_text()
     assert not obeyed(said)
     assert not any(mark in said for mark in ("<script>", "</s>", "rm -rf"))
@@ -107,7 +107,7 @@ REFUSED = {
 def test_what_is_no_row_is_named_on_one_line(files, tmp_path, capfd, name):
     row, facts = REFUSED[name]
     cfg = files(eft=[row])
-    cfg.data.most_bad = 0.0
+    cfg.data.max_malformed_frac = 0.0
     workdir = tmp_path / "run"
     with pytest.raises(DataError) as error:
         loop.run(cfg, str(workdir))

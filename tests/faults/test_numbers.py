@@ -83,14 +83,14 @@ def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(finished_r
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "m2")
     cfg = micro(2)
-    cfg.save_every = 1
+    cfg.checkpoint_every = 1
     with pytest.raises(StageError, match=r"\bm2 dpo\b.*\bnan\b.*\b2\b.*\b2\b.*dpo\.lr\b"):
         loop.run(cfg, str(tmp_path / "run"))
     told = json.loads((tmp_path / "run" / "m2" / "diverged.json").read_text())
     assert told["step"] == 2
-    assert len(told["chosen_tokens"]) == cfg.dpo.batch
+    assert len(told["chosen_tokens"]) == cfg.dpo.batch_size
     assert all(isinstance(text, str) and text for text in told["chosen_tokens"])
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert all(math.isfinite(e["loss"]) for e in lines if "loss" in e)
     # With the fault mended, the same command goes on from the state that was good.
     monkeypatch.setattr(dpo, "loss_fn", loss_fn)
@@ -103,7 +103,7 @@ def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
 
     run = Run(config.get_config("micro"), str(tmp_path / "run"))
     run.log(step=1, loss=math.nan, grad_norm=math.inf, margin=0.5)
-    (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
 
     def refuse(name):
         raise AssertionError(name)

@@ -22,7 +22,7 @@ def test_a_process_of_its_own_makes_the_same_bytes_again(finished_run, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 20, 96])
 def test_how_many_are_drawn_together_changes_no_text(finished_run, tmp_path, rows):
-    run(tmp_path / "run", 2, f"--config.generate.rows={rows}")
+    run(tmp_path / "run", 2, f"--config.sampling.max_concurrent={rows}")
     assert contents(tmp_path / "run") == contents(finished_run)
 
 
@@ -46,7 +46,7 @@ def test_a_clock_that_is_set_changes_nothing(finished_run, tmp_path):
     options = arguments(workdir, 2)
     done = subprocess.run([sys.executable, "-c", SET, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    times = [json.loads(line)["time"] for line in (workdir / "log.jsonl").read_text().splitlines()]
+    times = [json.loads(line)["time"] for line in (workdir / "events.jsonl").read_text().splitlines()]
     assert times != sorted(times)  # the clock was set indeed
     assert results(workdir) == results(finished_run)
     summary = json.loads((workdir / "summary.json").read_text())

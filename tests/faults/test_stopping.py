@@ -16,7 +16,7 @@ from test_loop import MARKS
 from selfreward_jax.parallel import preemption
 from selfreward_jax.report import time_report
 
-BOUND = 45.0  # stop_within
+BOUND = 45.0  # shutdown_timeout_s
 
 
 def stopped(workdir, begun, ended, number):
@@ -53,7 +53,7 @@ def test_asked_to_stop_in_every_stage_no_step_is_made_twice(finished_run, tmp_pa
     assert in_the_midst >= len(MARKS) - 3
     run(workdir, 2)
     assert results(workdir) == results(finished_run)
-    steps = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
     steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
     assert len(steps) == len(set(steps))
     # And the ledger knows that next to nothing was lost: the loading of states, and of programs, before each stop.
@@ -89,8 +89,8 @@ with stopping.listening(float(sys.argv[1])):
 @pytest.mark.parametrize(
     ("within", "signals", "facts"),
     [
-        ("0.5", ["SIGTERM"], ["0.5", "stop_within"]),
-        ("2", ["SIGTERM", "SIGTERM", "SIGINT"], ["2", "stop_within"]),  # a group's signal, and its parent's
+        ("0.5", ["SIGTERM"], ["0.5", "shutdown_timeout_s"]),
+        ("2", ["SIGTERM", "SIGTERM", "SIGINT"], ["2", "shutdown_timeout_s"]),  # a group's signal, and its parent's
         ("1000", ["SIGINT", "SIGINT"], []),  # at once
     ],
 )
@@ -99,5 +99,5 @@ def test_what_cannot_stop_is_ended(within, signals, facts):
     done = subprocess.run([sys.executable, "-c", STUCK, within, *signals], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75
     assert_mentions(done.stderr, "selfreward_jax", *facts)
-    assert ("stop_within" in done.stderr) == bool(facts)
+    assert ("shutdown_timeout_s" in done.stderr) == bool(facts)
     assert time.monotonic() - start < 60

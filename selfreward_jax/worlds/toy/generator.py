@@ -97,7 +97,7 @@ def write_answer(request: Request, fault: float, rng: random.Random) -> Answer:
     return Answer(opening, name, occasion, tuple(sorted(items)))
 
 
-def write_judgement(request: Request, answer: Answer, form: str = "points") -> tuple[str, int]:
+def write_judgment(request: Request, answer: Answer, form: str = "points") -> tuple[str, int]:
     """A judge's reasons, each a short look-up before its verdict, and what they come to.
 
     Args:
@@ -106,7 +106,7 @@ def write_judgement(request: Request, answer: Answer, form: str = "points") -> t
         adding up, and end in the letter of one of five grades, `Choice: A` (at most one point) to `Choice: E` (all).
 
     Returns:
-      The judgement, and the points, 0 to 5.
+      The judgment, and the points, 0 to 5.
     """
     points, said = 0, []
 
@@ -149,17 +149,17 @@ def ift_rows(count: int, rng: random.Random) -> list[Row]:
 
 
 def eft_rows(count: int, rng: random.Random, form: str = "points") -> list[Row]:
-    """Judged rows {prompt, response, judgement, score}, from poor answers to nearly perfect ones, and some that say
-    nothing. The form of the judgements changes nothing else."""
+    """Judged rows {prompt, response, judgment, score}, from poor answers to nearly perfect ones, and some that say
+    nothing. The form of the judgments changes nothing else."""
     rows = []
     for number in range(1, count + 1):
         request = write_request(rng)
         answer = write_answer(request, rng.choice(EFT_FAULTS), rng)
-        text, (judgement, score) = answer.text, write_judgement(request, answer, form)
+        text, (judgment, score) = answer.text, write_judgment(request, answer, form)
         if number % DEGENERATE_EVERY == 0:
             kinds = (*DEGENERATE_RESPONSES, request.text)
-            text, (judgement, score) = kinds[number // DEGENERATE_EVERY % len(kinds)], write_dismissal(form)
-        rows.append({"prompt": request.text, "response": text, "judgement": judgement, "score": score})
+            text, (judgment, score) = kinds[number // DEGENERATE_EVERY % len(kinds)], write_dismissal(form)
+        rows.append({"prompt": request.text, "response": text, "judgment": judgment, "score": score})
     return rows
 
 
@@ -172,7 +172,7 @@ def ranked_rows(prompts: int, answers: int, rng: random.Random) -> list[Row]:
         rows.append(
             {
                 "prompt": request.text,
-                "answers": [{"response": a.text, "score": write_judgement(request, a)[1]} for a in written],
+                "answers": [{"response": a.text, "score": write_judgment(request, a)[1]} for a in written],
             }
         )
     return rows
