@@ -1,1 +1,1 @@
-"""The model, its tokenizer, its chat format."""
+"""The model, its tokenizer and its chat format."""

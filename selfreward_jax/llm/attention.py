@@ -1,4 +1,4 @@
-"""Attention over segments of keys and values, with grouped query heads. Letters as in llama.py."""
+"""Attention over segments of keys and values, with grouped query heads. Array suffixes: the table in llama.py."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from selfreward_jax.parallel.sharding import devices_in_use
 
 
 class KVSegment(NamedTuple):
-    """Keys and values that some rows look at.
+    """Keys and values that some rows attend to.
 
-    k [P, K, H, S], v [P, K, S, H], mask [B, P or 1, T or 1, S] True where a query may look. With B = P * G
+    k [P, K, H, S], v [P, K, S, H], mask [B, P or 1, T or 1, S], True where a query may attend. With B = P * G
     query rows, row p serves the G consecutive queries p * G ... p * G + G - 1: the samples of one prompt
-    share the prompt's keys without a copy, and with P = 1 all rows share one beginning.
+    share the prompt's keys without a copy. With P = 1 all rows share one prefix.
     """
 
     k: jax.Array
@@ -23,7 +23,7 @@ class KVSegment(NamedTuple):
     mask: jax.Array
 
 
-MAX_SCORES = 1 << 26  # float32, on a device; longer texts look at the segments a part after the other
+MAX_SCORES = 1 << 26  # float32 scores on one device; longer texts are processed in parts, one after the other
 
 
 def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
@@ -33,19 +33,20 @@ def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     concatenated. Every query must be allowed at least one key.
     """
     T = q_BTNH.shape[1]
-    scores = math.prod(q_BTNH.shape[:3]) * sum(s.k.shape[-1] for s in segments)
-    parts = -(-scores // (MAX_SCORES * devices_in_use()))
-    if parts == 1 or T == 1:
+    num_scores = math.prod(q_BTNH.shape[:3]) * sum(s.k.shape[-1] for s in segments)
+    num_parts = -(-num_scores // (MAX_SCORES * devices_in_use()))
+    if num_parts == 1 or T == 1:
         return _attend(q_BTNH, segments)
-    length = -(-T // parts)
+    length = -(-T // num_parts)
     segments = [s._replace(mask=jnp.broadcast_to(s.mask, (s.mask.shape[0], T, s.mask.shape[-1]))) for s in segments]
 
-    def part(start: jax.Array) -> jax.Array:  # the last one begins earlier, and does some queries again
-        some = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)  # noqa: E731
-        return _attend(some(q_BTNH), [s._replace(mask=some(s.mask)) for s in segments])
+    def attend_part(start: jax.Array) -> jax.Array:
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)  # noqa: E731
+        return _attend(part(q_BTNH), [s._replace(mask=part(s.mask)) for s in segments])
 
-    starts = jnp.minimum(jnp.arange(parts) * length, T - length)
-    out = jax.lax.map(jax.checkpoint(part), starts)
+    # The last part starts early enough to have the full length; it repeats some queries.
+    starts = jnp.minimum(jnp.arange(num_parts) * length, T - length)
+    out = jax.lax.map(jax.checkpoint(attend_part), starts)
     return out[jnp.arange(T) // length, :, jnp.arange(T) - starts[jnp.arange(T) // length]].swapaxes(0, 1)
 
 
@@ -54,32 +55,32 @@ def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     scores = []
     for k, _, mask in segments:
         P, K, _, S = k.shape
-        # [P, K, G*T*R, H]: all queries that read the same keys in one matrix product.
+        # [P, K, G*T*M, H]: all queries that read the same keys in one matrix product.
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
         s = jnp.matmul(q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32) / math.sqrt(H)
         s = s.reshape(P, K, B // P, T, N // K, S)
-        by_row = mask.reshape(P, -1, *mask.shape[1:]) if mask.shape[0] == B else mask[:, None]
-        scores.append(jnp.where(by_row[:, None, :, :, None, :], s, -jnp.inf))
+        grouped_mask = mask.reshape(P, -1, *mask.shape[1:]) if mask.shape[0] == B else mask[:, None]
+        scores.append(jnp.where(grouped_mask[:, None, :, :, None, :], s, -jnp.inf))
 
-    def by_query(x: jax.Array) -> jax.Array:  # [P, K, G, T, R] -> [B, T, N]
-        return x.transpose(0, 2, 3, 1, 4).reshape(B, T, N)
+    def to_BTN(x_PKGTM: jax.Array) -> jax.Array:
+        return x_PKGTM.transpose(0, 2, 3, 1, 4).reshape(B, T, N)
 
-    def by_segment(x_BTN: jax.Array, like: jax.Array) -> jax.Array:  # and back
-        P, K, G, _, R, _ = like.shape
-        return x_BTN.reshape(P, G, T, K, R).transpose(0, 3, 1, 2, 4)
+    def to_PKGTM(x_BTN: jax.Array, like: jax.Array) -> jax.Array:
+        P, K, G, _, M, _ = like.shape
+        return x_BTN.reshape(P, G, T, K, M).transpose(0, 3, 1, 2, 4)
 
-    top = by_query(scores[0].max(-1))
+    max_BTN = to_BTN(scores[0].max(-1))
     for s in scores[1:]:
-        top = jnp.maximum(top, by_query(s.max(-1)))
-    top = jax.lax.stop_gradient(top)
-    total, out = 0.0, 0.0
+        max_BTN = jnp.maximum(max_BTN, to_BTN(s.max(-1)))
+    max_BTN = jax.lax.stop_gradient(max_BTN)
+    denominator, out = 0.0, 0.0
     for s, (_, v, _) in zip(scores, segments, strict=True):
-        P, K, G, _, R, S = s.shape
-        e = jnp.exp(s - by_segment(top, s)[..., None])
-        total = total + by_query(e.sum(-1))
-        o = jnp.matmul(e.astype(v.dtype).reshape(P, K, G * T * R, S), v, preferred_element_type=jnp.float32)
-        out = out + o.reshape(P, K, G, T, R, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, T, N, H)
-    return (out / total[..., None]).astype(q_BTNH.dtype)
+        P, K, G, _, M, S = s.shape
+        e = jnp.exp(s - to_PKGTM(max_BTN, s)[..., None])
+        denominator = denominator + to_BTN(e.sum(-1))
+        o = jnp.matmul(e.astype(v.dtype).reshape(P, K, G * T * M, S), v, preferred_element_type=jnp.float32)
+        out = out + o.reshape(P, K, G, T, M, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, T, N, H)
+    return (out / denominator[..., None]).astype(q_BTNH.dtype)
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -94,20 +95,20 @@ def causal_mask(length: int) -> jax.Array:
 
 
 def causal_mask_row(last_index_B: jax.Array, length: int, window: int | None) -> jax.Array:
-    """[B, 1, S], the row of each text's causal mask that belongs to its token at `ends_B`."""
-    slots_1S, ends_B1 = jnp.arange(length)[None], last_index_B[:, None]
-    seen = (slots_1S <= ends_B1)[:, None]
-    return seen if window is None else seen & window_mask(window, ends_B1, slots_1S)
+    """[B, 1, S], the row of each text's causal mask that belongs to its token at `last_index_B`."""
+    keys_1S, query_B1 = jnp.arange(length)[None], last_index_B[:, None]
+    causal = (keys_1S <= query_B1)[:, None]
+    return causal if window is None else causal & window_mask(window, query_B1, keys_1S)
 
 
 def packed_mask(segment_ids_BT: jax.Array) -> jax.Array:
-    """[B, T, T] for rows that hold several texts side by side: causal, and only within one's own text.
+    """[B, T, T] for rows that hold several packed texts: causal, and only within the same text.
 
-    segments 1 1 2 0:   s 0 1 2 3      0 marks padding, which looks only at itself and its like,
-                    t 0   x . . .      so that no softmax row is empty.
-                    t 1   x x . .
-                    t 2   . . x .
-                    t 3   . . . x
+    segment ids 1 1 2 0:   s 0 1 2 3      0 marks padding. Padding attends to padding,
+                       t 0   x . . .      so that no softmax row is empty.
+                       t 1   x x . .
+                       t 2   . . x .
+                       t 3   . . . x
     """
     same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     return same & causal_mask(segment_ids_BT.shape[1])
@@ -116,7 +117,7 @@ def packed_mask(segment_ids_BT: jax.Array) -> jax.Array:
 def window_mask(window: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
     """[B, T, S], True where the key's position is at most window - 1 before the query's.
 
-    window 2, positions 0 1 2:   s 0 1 2      (that a query does not look ahead is another mask's business)
+    window 2, positions 0 1 2:   s 0 1 2      (not causal: combine it with a causal mask)
                              t 0   x x x
                              t 1   x x x
                              t 2   . x x

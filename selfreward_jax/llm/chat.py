@@ -1,9 +1,9 @@
-"""One model's chat format, made of token spans: which ids are a prompt, and which of them carry loss.
+"""One model's chat format as token spans: the ids of a prompt, and the ids of a response, which carry loss.
 
-The format is a chat template (Jinja, as Hugging Face folders carry it): the model's own, or one of ours. It is rendered
-once with marks in place of what people and models say, and cut into control pieces, literal text, and places for what
-is said. That is encoded as plain text, together with the literal text around it: it can imitate no control piece, the
-pieces come out as they do for the whole text, and nothing is ever searched for.
+The format is a chat template (Jinja, as in Hugging Face folders): the model's own, or a built-in one. The template is
+rendered once with a placeholder for the content of each message. The result is cut into special tokens, literal text
+and content slots. A message's content is encoded as plain text, together with the literal text around it. So content
+cannot imitate a special token, the tokens are the same as those of the full text, and no span must be searched for.
 """
 
 import itertools
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jinja2
 import jinja2.sandbox
 
-from selfreward_jax.llm.tokenizer import Tokenizer
+from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
 
 
 class ChatError(ValueError):
-    """A chat template that cannot be used; the message says why."""
+    """A chat template cannot be used; the message gives the reason."""
 
 
 class Example(NamedTuple):
@@ -30,18 +30,18 @@ class Example(NamedTuple):
 
 
 class ContentSlot(NamedTuple):
-    """The place of a message's text in a template, and whether the template keeps white space at its ends."""
+    """Where a message's content goes in a template, and whether the template keeps white space at its ends."""
 
     message: int
     keep_left: bool
     keep_right: bool
 
 
-Part = int | str | ContentSlot  # a control id, literal text, what is said
+Part = int | str | ContentSlot  # the id of a special token, literal text, the content of a message
 
-# Private-use characters around the message's number; an em space on either side shows whether the template strips.
-_MARK = "\u2003\ue000{}\ue001\u2003"
-_MARKED = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
+# Private-use characters around the message's index. An em space on either side shows whether the template strips.
+_PLACEHOLDER = "\u2003\ue000{}\ue001\u2003"
+_PLACEHOLDER_PATTERN = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
 
 
 class Chat:
@@ -50,110 +50,123 @@ class Chat:
     Args:
       tokenizer: its tokenizer.
       template: Jinja source.
-      bos, eos: the control pieces that begin and end a text; None if the model has none.
-      stop_ids: ids that end a response. The control piece that closes a response in the template is added to them.
+      bos, eos: the special tokens that begin and end a text; None if the model has none.
+      stop_ids: ids that end a response. The special token that closes a response in the template is added to them.
 
     Raises:
-      ChatError: the template cannot be rendered, or never ends a response.
+      ChatError: the template cannot be rendered, or does not end a response.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, template: str, bos: str | None, eos: str | None, stop_ids: Sequence[int] = ()
     ) -> None:
         self.tokenizer, self.template, self.bos, self.eos = tokenizer, template, bos, eos
-        self._named = {"bos_token": bos or "", "eos_token": eos or ""}
-        special_tokens = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")
-        self._formats: dict[tuple[str, ...], list[Part]] = {}
-        self._tail, closing = self._response_format(set(stop_ids))
-        self.stop_ids = tuple(sorted({*stop_ids, closing}))
+        self._token_variables = {"bos_token": bos or "", "eos_token": eos or ""}
+        longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._prompt_parts: dict[tuple[str, ...], list[Part]] = {}  # by roles
+        self._response_parts, closing_id = self._parse_response(set(stop_ids))
+        self.stop_ids = tuple(sorted({*stop_ids, closing_id}))
 
     # --- the format ---
 
-    def _format(self, roles: tuple[str, ...], answer: bool) -> list[Part]:
-        """The parts of a conversation of these roles; with `answer`, up to where the assistant begins."""
-        messages = [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)]
+    def _parse(self, roles: tuple[str, ...], add_generation_prompt: bool) -> list[Part]:
+        """The parts of a conversation of these roles; with `add_generation_prompt`, up to the assistant's content."""
+        messages = [{"role": role, "content": _PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
         parts: list[Part] = []
-        text = render(self.template, messages=messages, add_generation_prompt=answer, **self._named)
-        at = 0
-        for mark in _MARKED.finditer(text):
-            parts += self._literal(text[at : mark.start()])
-            parts.append(ContentSlot(int(mark[2]), bool(mark[1]), bool(mark[3])))
-            at = mark.end()
-        parts += self._literal(text[at:])
-        said = [p.message for p in parts if isinstance(p, ContentSlot)]
-        if said != list(range(len(roles))):
-            raise ChatError(f"the chat template renders messages {said} of {len(roles)} ({', '.join(roles)})")
+        text = render(
+            self.template, messages=messages, add_generation_prompt=add_generation_prompt, **self._token_variables
+        )
+        start = 0
+        for match in _PLACEHOLDER_PATTERN.finditer(text):
+            parts += self._parse_literal(text[start : match.start()])
+            parts.append(ContentSlot(int(match[2]), bool(match[1]), bool(match[3])))
+            start = match.end()
+        parts += self._parse_literal(text[start:])
+        rendered = [p.message for p in parts if isinstance(p, ContentSlot)]
+        if rendered != list(range(len(roles))):
+            raise ChatError(
+                f"the chat template renders messages {rendered} of {len(roles)} ({', '.join(roles)}): it must render "
+                "each message once, in order"
+            )
         return parts
 
-    def _literal(self, text: str) -> list[Part]:
-        """Literal text of the template as control ids and text."""
+    def _parse_literal(self, text: str) -> list[Part]:
+        """Literal text of the template as ids of special tokens and text."""
         parts: list[Part] = []
-        at = 0
-        for piece in self._control.finditer(text):
-            parts += [text[at : piece.start()], self.tokenizer.special_tokens[piece[0]]]
-            at = piece.end()
-        return [p for p in [*parts, text[at:]] if p != ""]
+        start = 0
+        for match in self._special_pattern.finditer(text):
+            parts += [text[start : match.start()], self.tokenizer.special_tokens[match[0]]]
+            start = match.end()
+        return [p for p in [*parts, text[start:]] if p != ""]
 
-    def _response_format(self, stops: set[int]) -> tuple[list[Part], int]:
-        """What a response adds to a prompt, up to the control id that closes it; and that id."""
-        prompt, whole = self._format(("user",), True), self._format(("user", "assistant"), False)
-        tail = _after(whole, prompt)
-        said = next(i for i, p in enumerate(tail) if isinstance(p, ContentSlot))
-        for i, part in enumerate(tail[said:], said):
+    def _parse_response(self, stop_ids: set[int]) -> tuple[list[Part], int]:
+        """The parts that a response adds to a prompt, up to the special token that closes it; and that token's id."""
+        prompt, conversation = self._parse(("user",), True), self._parse(("user", "assistant"), False)
+        response = _remove_prefix(conversation, prompt)
+        content = next(i for i, p in enumerate(response) if isinstance(p, ContentSlot))
+        for i, part in enumerate(response[content:], content):
             if isinstance(part, int):
-                return tail[: i + 1], part
-        if self.eos is None and not stops:
-            raise ChatError("the chat template does not end a response, and the model has no end-of-text token")
-        closing = self.tokenizer.special_tokens[self.eos] if self.eos else min(stops)
-        return [*tail[: said + 1], closing], closing
+                return response[: i + 1], part
+        if self.eos is None and not stop_ids:
+            raise ChatError(
+                "the chat template does not end a response, and the model has no end-of-text token: give a template "
+                "with a special token after the response"
+            )
+        closing_id = self.tokenizer.special_tokens[self.eos] if self.eos else min(stop_ids)
+        return [*response[: content + 1], closing_id], closing_id
 
     # --- texts to ids ---
 
     def message_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Ids after which the model answers a conversation of (role, text), roles "user" and "assistant"."""
+        """Prompt ids of a conversation of (role, text) messages, with roles "user" and "assistant"."""
         roles = tuple(role for role, _ in messages)
-        if roles not in self._formats:
-            self._formats[roles] = self._format(roles, True)
-        return self._fill(self._formats[roles], [text for _, text in messages])
+        if roles not in self._prompt_parts:
+            self._prompt_parts[roles] = self._parse(roles, True)
+        return self._fill(self._prompt_parts[roles], [text for _, text in messages])
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids after which the model answers `prompt`."""
+        """Prompt ids of a conversation with the single user message `prompt`."""
         return self.message_ids([("user", prompt)])
 
     def example(self, prompt: str, response: str) -> Example:
-        """A prompt and its response; the response and the id that closes it are the targets."""
-        head = self.prompt_ids(prompt)
-        begins = "control" if isinstance(self._formats[("user",)][-1], int) else "text"
-        tail = self._fill(self._tail, ["", response], begins)
-        return Example(head + tail, [False] * len(head) + [True] * len(tail))
+        """A prompt and its response. The response and the id that closes it are the targets."""
+        prompt_ids = self.prompt_ids(prompt)
+        preceded_by = "control" if isinstance(self._prompt_parts[("user",)][-1], int) else "text"
+        response_ids = self._fill(self._response_parts, ["", response], preceded_by)
+        return Example(prompt_ids + response_ids, [False] * len(prompt_ids) + [True] * len(response_ids))
 
-    def _fill(self, parts: Sequence[Part], said: Sequence[str], preceded_by: Any = "nothing") -> list[int]:
+    def _fill(self, parts: Sequence[Part], contents: Sequence[str], preceded_by: PrecededBy = "nothing") -> list[int]:
+        """Ids of the parts, with the contents in their slots."""
         ids: list[int] = []
-        for is_control, run in itertools.groupby(parts, lambda p: isinstance(p, int)):
-            if is_control:
-                ids += run
+        for is_special, group in itertools.groupby(parts, lambda p: isinstance(p, int)):
+            if is_special:
+                ids += group
             else:
-                text = "".join(p if isinstance(p, str) else _trim(p, said[p.message]) for p in run)
+                text = "".join(p if isinstance(p, str) else _strip(p, contents[p.message]) for p in group)
                 ids += self.tokenizer.encode(text, preceded_by) if text else []
             preceded_by = "control"
         return ids
 
     def render_text(self, prompt: str, response: str) -> str:
-        """A prompt and its response as they are written, control pieces too."""
-        piece_of = {i: piece for piece, i in self.tokenizer.special_tokens.items()}
-        parts = [*self._format(("user",), True), *self._tail]
-        said = (prompt, response)
+        """The full text of a prompt and its response, with special tokens."""
+        token_of = {i: token for token, i in self.tokenizer.special_tokens.items()}
+        parts = [*self._parse(("user",), True), *self._response_parts]
+        contents = (prompt, response)
         return "".join(
-            piece_of[p] if isinstance(p, int) else p if isinstance(p, str) else said[p.message] for p in parts
+            token_of[p] if isinstance(p, int) else p if isinstance(p, str) else contents[p.message] for p in parts
         )
 
     def encode_prefix(self, text: str) -> list[int]:
-        """Ids of plain text that goes on."""
+        """Ids of plain text that the model shall continue.
+
+        Raises:
+          ChatError: the text is empty and the model has no token that begins a text.
+        """
         ids = [self.tokenizer.special_tokens[self.bos]] if self.bos else []
         ids += self.tokenizer.encode(text, "nothing") if text else []
         if not ids:
-            raise ChatError("a model without a token that begins a text cannot go on from an empty one")
+            raise ChatError("the text is empty, and the model has no begin-of-text token: give a text to continue")
         return ids
 
     def document(self, text: str) -> Example:
@@ -162,57 +175,59 @@ class Chat:
         return Example(ids, [False] + [True] * (len(ids) - 1))
 
     def response_text(self, ids: Sequence[int]) -> str:
-        """Text of generated ids: stop ids and control ids left out."""
+        """Text of generated ids, without stop ids and special tokens."""
         return self.tokenizer.decode([i for i in ids if i not in self.stop_ids]).strip()
 
 
-def _trim(place: ContentSlot, text: str) -> str:
-    text = text if place.keep_left else text.lstrip()
-    return text if place.keep_right else text.rstrip()
+def _strip(slot: ContentSlot, text: str) -> str:
+    text = text if slot.keep_left else text.lstrip()
+    return text if slot.keep_right else text.rstrip()
 
 
-def _after(whole: list[Part], head: list[Part]) -> list[Part]:
-    """`whole` without `head`, whose last text may be the beginning of a longer one."""
-    same = len(head) - 1
-    last, rest = head[-1], whole[same:]
-    if whole[:same] == head[:same] and rest:
+def _remove_prefix(parts: list[Part], prefix: list[Part]) -> list[Part]:
+    """`parts` without `prefix`. The last text of the prefix may be the beginning of a longer text in `parts`."""
+    same = len(prefix) - 1
+    last, rest = prefix[-1], parts[same:]
+    if parts[:same] == prefix[:same] and rest:
         if rest[0] == last:
             return rest[1:]
         if isinstance(last, str) and isinstance(rest[0], str) and rest[0].startswith(last):
             return [rest[0][len(last) :], *rest[1:]]
-    raise ChatError("the chat template's generation prompt is not how its assistant's turns begin")
+    raise ChatError(
+        "the chat template begins an assistant message differently with add_generation_prompt: give a template that "
+        "begins both alike"
+    )
 
 
-def chunk_document(text: Example, width: int) -> list[Example]:
-    """A text cut into pieces of at most `width` tokens. Nothing in a piece foretells its first token, which so is no
-    target."""
-    starts = range(0, len(text.ids), width)
-    return [Example(text.ids[i : i + width], [False, *text.target[i + 1 : i + width]]) for i in starts]
+def chunk_document(document: Example, seq_len: int) -> list[Example]:
+    """A text cut into chunks of at most `seq_len` tokens. A chunk's first token has no context, so it is no target."""
+    starts = range(0, len(document.ids), seq_len)
+    return [Example(document.ids[i : i + seq_len], [False, *document.target[i + 1 : i + seq_len]]) for i in starts]
 
 
 def builtin_template(name: str) -> str:
-    """A template of ours: "control" (roles are control pieces) or "plain" (roles are words)."""
+    """A built-in template: "control" (roles are special tokens) or "plain" (roles are words)."""
     return resources.files(__package__).joinpath("templates", f"{name}.jinja").read_text().rstrip("\n")
 
 
 def render(template: str, **values: Any) -> str:
-    """The template's text. It runs in Jinja's immutable sandbox: it is data that came with a model.
+    """The rendered text of a template. It runs in Jinja's immutable sandbox, because it is data that came with a model.
 
-    There is no clock in it: a template that would write today's date writes what it writes without one.
+    The sandbox has no clock: a template that can write today's date takes its branch for a missing date.
 
     Raises:
-      ChatError: it cannot be rendered.
+      ChatError: the template cannot be rendered.
     """
 
-    def refuse(message: str) -> None:
+    def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = raise_exception
     try:
         return environment.from_string(template).render(**values)
-    except Exception as error:  # a template is a program: it can fail in any way
+    except Exception as error:  # a template is a program, which can fail in any way
         line = " ".join(str(error).split())
         raise ChatError(f"the chat template cannot be rendered: {type(error).__name__}: {line}") from None

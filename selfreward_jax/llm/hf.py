@@ -1,7 +1,7 @@
-"""A Hugging Face folder <-> (LlamaConfig, params). safetensors alone, one file or shards with an index.
+"""A Hugging Face folder <-> (LlamaConfig, params). Only safetensors: one file, or shards with an index.
 
-Our weights are stacked over layers and split by head; theirs are one matrix [out, in] a layer. One table says which
-is which; loading reads, for each device, the bytes of its own part and nothing else.
+Parameters here are stacked over layers and split by head. A folder stores one matrix [out, in] for each layer. One
+table maps one to the other. Loading reads, for each device, only the bytes of that device's shard.
 """
 
 import json
@@ -20,16 +20,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from selfreward_jax.llm.hf_config import ModelFormatError
-from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, param_specs
+from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, is_param_spec, param_specs
 from selfreward_jax.parallel.arrays import fetch
 
-INDEX = "model.safetensors.index.json"
-ONE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 
 
 class HfParam(NamedTuple):
-    """Where one of our weights is in a folder: its name, with {} for the layer, and how many of our leading dimensions
-    are inputs. Theirs is [outputs, inputs] with each side flattened; None: the same shape, flattened."""
+    """Where a parameter is stored in a folder.
+
+    name: the tensor's name, with {} for the layer.
+    inputs: how many leading dimensions of the parameter are inputs. The stored matrix is [outputs, inputs], with the
+      dimensions of each side flattened. None: the stored tensor has the same shape (a bias is flattened).
+    """
 
     name: str
     inputs: int | None
@@ -56,12 +60,12 @@ HF_PARAM_MAP = {
     "w_up": HfParam(_MLP + "up_proj.weight", 1),
     "w_down": HfParam(_MLP + "down_proj.weight", 1),
 }
-# Tensors that some folders carry and no model reads.
+# Tensors that some folders hold and no model reads.
 _IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def hf_shape(param: HfParam, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the folder of one layer of a weight whose own shape is `shape`."""
+    """The shape in the folder of one layer of a parameter whose own shape is `shape`."""
     if param.name.endswith("bias"):
         return (math.prod(shape),)
     if param.inputs is None:
@@ -70,24 +74,25 @@ def hf_shape(param: HfParam, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def expected_tensors(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a folder with its shape, by name."""
+    """The shape of every tensor that the folder of this model holds, by the tensor's name."""
     shapes = {}
-    for name, layer, weight in _declared(cfg):
-        shape = weight.shape if layer is None else weight.shape[1:]
+    for name, layer, spec in _iter_specs(cfg):
+        shape = spec.shape if layer is None else spec.shape[1:]
         shapes[HF_PARAM_MAP[name].name.format(layer)] = hf_shape(HF_PARAM_MAP[name], shape)
     return shapes
 
 
-def _declared(cfg: LlamaConfig) -> Iterator[tuple[str, int | None, ParamSpec]]:
-    for name, declared in param_specs(cfg).items():
+def _iter_specs(cfg: LlamaConfig) -> Iterator[tuple[str, int | None, ParamSpec]]:
+    """The name, layer index (None outside layers) and declaration of each stored tensor."""
+    for name, specs in param_specs(cfg).items():
         if name == "layers":
-            yield from ((n, i, w) for n, w in declared.items() for i in range(cfg.num_layers))
+            yield from ((n, i, spec) for n, spec in specs.items() for i in range(cfg.num_layers))
         else:
-            yield name, None, declared
+            yield name, None, specs
 
 
 class StoredTensor(NamedTuple):
-    """What a file's header says of a tensor."""
+    """A tensor as described in the header of its file."""
 
     file: str
     shape: tuple[int, ...]
@@ -95,180 +100,190 @@ class StoredTensor(NamedTuple):
 
 
 class SafetensorsFolder:
-    """The tensors of a model folder: opened and checked against each other, not read.
+    """The tensors of a model folder. Headers and index are read and compared; tensor data is not read.
 
     Raises:
-      HubError: there are no safetensors, a file is damaged, or the index does not describe them.
+      ModelFormatError: there are no safetensors files, a file is damaged, or the index does not match the files.
     """
 
     def __init__(self, path: epath.Path) -> None:
         self.path = path
         self._tensors: dict[str, StoredTensor] = {}
-        where = self._index()
-        for file in sorted(set(where.values())) if where is not None else [ONE_FILE]:
+        weight_map = self._read_index()
+        for file in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]:
             with self._open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  (not a dictionary)
                     tensor = opened.get_slice(name)
                     self._tensors[name] = StoredTensor(file, tuple(tensor.get_shape()), tensor.get_dtype())
-        for name, file in (where or {}).items():
+        for name, file in (weight_map or {}).items():
             if name not in self._tensors or self._tensors[name].file != file:
                 raise ModelFormatError(
-                    f"{path / INDEX} places {name} in {file}, which does not hold it: download the folder again"
+                    f"{path / INDEX_FILE} lists {name} in {file}, which does not hold it: download the folder again"
                 )
 
-    def _index(self) -> dict[str, str] | None:
-        index = self.path / INDEX
+    def _read_index(self) -> dict[str, str] | None:
+        """The file of each tensor; None if there is no index."""
+        index = self.path / INDEX_FILE
         if not index.exists():
             return None
         try:
-            where = json.loads(index.read_text())["weight_map"]
-            assert isinstance(where, dict)
+            weight_map = json.loads(index.read_text())["weight_map"]
+            assert isinstance(weight_map, dict)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise ModelFormatError(f"{index} cannot be read ({error!r}): it must be JSON with a weight_map") from None
-        for name, file in where.items():
-            # A name alone: a path could point at any file of the machine.
+        for name, file in weight_map.items():
+            # Only a file name: a path could point at any file of the machine.
             if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", file):
                 raise ModelFormatError(
-                    f"{index} places {name} in {file!r}: only plain names of .safetensors files are read"
+                    f"{index} lists {name} in {file!r}: only plain names of .safetensors files are read"
                 )
-        return where
+        return weight_map
 
     def _open(self, file: str) -> Any:
         path = self.path / file
         if not path.exists():
             pickled = [p.name for p in sorted(self.path.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
-            instead = f"; {pickled[0]} is a pickle, which runs code when it is read: convert it to safetensors"
-            raise ModelFormatError(f"{path} is not there{instead if pickled else ''}")
+            remedy = "download the folder again"
+            if pickled:
+                remedy = f"{pickled[0]} is a pickle, which runs code when it is read: convert it to safetensors"
+            raise ModelFormatError(f"{path} does not exist: {remedy}")
         try:
             return safetensors.safe_open(path, framework="numpy")
         except (OSError, safetensors.SafetensorError) as error:
             raise ModelFormatError(f"{path} is damaged ({error}): download it again") from None
 
     def check(self, cfg: LlamaConfig) -> None:
-        """Compares names, shapes and dtypes with what `cfg` asks for.
+        """Compares names, shapes and dtypes with those that `cfg` requires.
 
         Raises:
-          HubError: on the first difference.
+          ModelFormatError: on the first difference.
         """
-        wanted = expected_tensors(cfg)
-        for name, shape in wanted.items():
+        expected = expected_tensors(cfg)
+        for name, expected_shape in expected.items():
             if name not in self._tensors:
-                tied = (
-                    "; if the model shares it with the embedding, set tie_word_embeddings" if "lm_head" in name else ""
+                tied = "; if it is shared with the embedding, set tie_word_embeddings" if "lm_head" in name else ""
+                raise ModelFormatError(f"{self.path} lacks the tensor {name}, which its config.json requires{tied}")
+            file, shape, dtype = self._tensors[name]
+            if shape != expected_shape:
+                raise ModelFormatError(
+                    f"{self.path / file}: {name} has shape {shape}, config.json requires {expected_shape}"
                 )
-                raise ModelFormatError(f"{self.path} lacks the tensor {name} that its config.json asks for{tied}")
-            file, found, dtype = self._tensors[name]
-            if found != shape:
-                raise ModelFormatError(f"{self.path / file}: {name} has shape {found}, config.json asks for {shape}")
             if dtype not in ("F32", "BF16", "F16"):
                 raise ModelFormatError(
                     f"{self.path / file}: {name} is stored as {dtype}; F32, BF16 and F16 are supported"
                 )
-        idle = {"lm_head.weight"} if cfg.tie_embeddings else set()
+        unused = {"lm_head.weight"} if cfg.tie_embeddings else set()
         for name, (file, *_) in self._tensors.items():
-            if name not in wanted | dict.fromkeys(idle) and not _IGNORED_TENSORS.fullmatch(name):
+            if name not in expected and name not in unused and not _IGNORED_TENSORS.fullmatch(name):
                 raise ModelFormatError(
-                    f"{self.path / file} has the tensor {name}, which this architecture has no use for"
+                    f"{self.path / file} has the tensor {name}, which this architecture has no use for: check "
+                    "architectures in config.json"
                 )
 
-    def read(self, name: str, place: HfParam, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of one layer's weight, in our layout; `shape` is the whole weight's."""
+    def read(self, name: str, param: HfParam, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """The slice `index` of one layer's parameter, in the parameter's own layout; `shape` is its full shape."""
         bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
-        # Opened for each tensor: what a mapping has touched counts as ours until it is closed.
+        # Opened for each tensor: pages that a memory mapping has read count as used memory until it is closed.
         with self._open(self._tensors[name].file) as opened:
             tensor = opened.get_slice(name)
-            if place.name.endswith("bias"):
+            if param.name.endswith("bias"):
                 part = tensor[_flat(bounds, shape)]
-            elif place.inputs is None:
+            elif param.inputs is None:
                 part = tensor[tuple(slice(a, b) for a, b in bounds)]
             else:
-                i = place.inputs
+                i = param.inputs
                 part = tensor[_flat(bounds[i:], shape[i:]), _flat(bounds[:i], shape[:i])].T
             return part.reshape([b - a for a, b in bounds])
 
 
 def _flat(bounds: list[tuple[int, int]], shape: tuple[int, ...]) -> slice:
-    """The range of flattened dimensions of which the first alone may be cut."""
+    """The range within flattened dimensions, of which only the first may be sliced."""
     (start, stop), rest = bounds[0], math.prod(shape[1:])
-    assert all(b == (0, n) for b, n in zip(bounds[1:], shape[1:], strict=True)), "only whole heads are split"
+    assert all(b == (0, n) for b, n in zip(bounds[1:], shape[1:], strict=True)), (
+        "only the first dimension may be sliced: heads are not divided"
+    )
     return slice(start * rest, stop * rest)
 
 
 def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
     """Reads the weights of a folder into `shardings`, as `cfg.param_dtype`.
 
-    Each device's part is read by itself, a layer at a time: host memory holds one layer's tensor beside the result.
+    Each device's shard is read separately, one layer at a time. So host memory holds one layer's tensor in addition to
+    the result.
 
     Raises:
-      HubError: the folder does not hold what `cfg` asks for, or a weight is not finite.
+      ModelFormatError: the folder does not hold the tensors that `cfg` requires, or a weight is not finite.
     """
     folder, dtype = SafetensorsFolder(path), jnp.dtype(cfg.param_dtype)
     folder.check(cfg)
 
-    def tensor(name: str, place: HfParam, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            return folder.read(name, place, shape, index).astype(dtype, copy=False)
+    def read_tensor(name: str, param: HfParam, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+        def read_shard(index: tuple[slice, ...]) -> np.ndarray:
+            return folder.read(name, param, shape, index).astype(dtype, copy=False)
 
-        return jax.make_array_from_callback(shape, sharding, part)
+        return jax.make_array_from_callback(shape, sharding, read_shard)
 
-    def weight(key_path: Any, declared: ParamSpec, sharding: NamedSharding) -> jax.Array:
-        place, shape = HF_PARAM_MAP[key_path[-1].key], declared.shape
-        if "{}" not in place.name:
-            return tensor(place.name, place, shape, sharding)
-        of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    def read_param(key_path: Any, spec: ParamSpec, sharding: NamedSharding) -> jax.Array:
+        param, shape = HF_PARAM_MAP[key_path[-1].key], spec.shape
+        if "{}" not in param.name:
+            return read_tensor(param.name, param, shape, sharding)
+        layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
         stack = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
-        put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
+        update = jax.jit(
+            jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding
+        )
         for i in range(cfg.num_layers):
-            # One layer at a time: without waiting, the host would run ahead and hold them all.
-            stack = jax.block_until_ready(put(stack, tensor(place.name.format(i), place, shape[1:], of_layer), i, 0))
+            layer = read_tensor(param.name.format(i), param, shape[1:], layer_sharding)
+            # Wait for each layer: otherwise the host would run ahead and hold all of them.
+            stack = jax.block_until_ready(update(stack, layer, i, 0))
         return stack
 
-    is_weight = lambda x: isinstance(x, ParamSpec)  # noqa: E731
-    params = jax.tree_util.tree_map_with_path(weight, param_specs(cfg), shardings, is_leaf=is_weight)
+    params = jax.tree_util.tree_map_with_path(read_param, param_specs(cfg), shardings, is_leaf=is_param_spec)
     _check_finite(path, params)
     return params
 
 
 def _check_finite(path: epath.Path, params: Params) -> None:
-    # The largest magnitude tells (NaN stays NaN), without an array of truth values as large as the weights.
-    largest = jax.jit(lambda p: jax.tree.map(lambda x: jnp.abs(x).max(tuple(range(1, x.ndim))), p))
-    good = jax.tree.map(np.isfinite, fetch(largest(params)))
-    for key_path, rows in jax.tree_util.tree_leaves_with_path(good):
-        if not rows.all():
-            name = HF_PARAM_MAP[key_path[-1].key].name.format(int(np.argmin(rows)))
+    # Test the largest magnitude, which keeps NaN. This needs no boolean array as large as the weights.
+    max_abs = jax.jit(lambda p: jax.tree.map(lambda x: jnp.abs(x).max(tuple(range(1, x.ndim))), p))
+    finite = jax.tree.map(np.isfinite, fetch(max_abs(params)))
+    for key_path, is_finite in jax.tree_util.tree_leaves_with_path(finite):
+        if not is_finite.all():
+            name = HF_PARAM_MAP[key_path[-1].key].name.format(int(np.argmin(is_finite)))
             raise ModelFormatError(
-                f"{path}: {name} has weights that are not finite: the folder is damaged, or its training was"
+                f"{path}: {name} has weights that are not finite: the folder is damaged (download it again), or the "
+                "model diverged in training"
             )
 
 
 def save(path: epath.Path, cfg: LlamaConfig, params: Params, dtype: str, shard_bytes: float = 5e9) -> None:
     """Writes the weights into the existing folder `path`: one file, or shards of at most `shard_bytes` and an index."""
-    size = {name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, shape in expected_tensors(cfg).items()}
-    shards: list[list[tuple[str, int | None, str]]] = [[]]
+    num_bytes = {name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, shape in expected_tensors(cfg).items()}
+    shards: list[list[tuple[str, int | None, str]]] = [[]]  # parameter, layer, name in the folder
     filled = 0
-    for ours, layer, _ in _declared(cfg):
-        theirs = HF_PARAM_MAP[ours].name.format(layer)
-        if shards[-1] and filled + size[theirs] > shard_bytes:
+    for param, layer, _ in _iter_specs(cfg):
+        hf_name = HF_PARAM_MAP[param].name.format(layer)
+        if shards[-1] and filled + num_bytes[hf_name] > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append((ours, layer, theirs))
-        filled += size[theirs]
-    where = {}
+        shards[-1].append((param, layer, hf_name))
+        filled += num_bytes[hf_name]
+    weight_map = {}
     for number, shard in enumerate(shards, 1):
-        file = ONE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(
-            {theirs: _to_hf(params, ours, layer, dtype) for ours, layer, theirs in shard},
+            {hf_name: _to_hf(params, param, layer, dtype) for param, layer, hf_name in shard},
             path / file,
             {"format": "pt"},
         )
-        where |= {theirs: file for _, _, theirs in shard}
+        weight_map |= {hf_name: file for *_, hf_name in shard}
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(size.values())}, "weight_map": dict(sorted(where.items()))}
-        (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        (path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _to_hf(params: Params, ours: str, layer: int | None, dtype: str) -> np.ndarray:
-    x = np.asarray(params[ours] if layer is None else params["layers"][ours][layer]).astype(jnp.dtype(dtype))
-    place = HF_PARAM_MAP[ours]
-    shape = hf_shape(place, x.shape)
-    return np.ascontiguousarray(x.reshape(shape) if place.inputs is None else x.reshape(shape[::-1]).T)
+def _to_hf(params: Params, name: str, layer: int | None, dtype: str) -> np.ndarray:
+    x = np.asarray(params[name] if layer is None else params["layers"][name][layer]).astype(jnp.dtype(dtype))
+    param = HF_PARAM_MAP[name]
+    shape = hf_shape(param, x.shape)
+    return np.ascontiguousarray(x.reshape(shape) if param.inputs is None else x.reshape(shape[::-1]).T)

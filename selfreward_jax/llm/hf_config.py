@@ -1,7 +1,7 @@
 """config.json of a Hugging Face folder <-> LlamaConfig.
 
-Both dialects are read: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers 4, vLLM, llama.cpp), and
-`rope_parameters` + `dtype` (transformers 5). What is written holds both.
+Both forms are read: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers 4, vLLM, llama.cpp), and
+`rope_parameters` + `dtype` (transformers 5). A written config.json holds both.
 """
 
 import json
@@ -16,11 +16,11 @@ Json = dict[str, Any]
 
 
 class ModelFormatError(ValueError):
-    """A model folder that cannot be used; the message names the file, what is wrong and what is supported."""
+    """A model folder cannot be used; the message names the file, the fault and what is supported."""
 
 
-# What a field means where config.json leaves it out: the defaults of the family's configuration class.
-_COMMON = {
+# The values of fields missing from config.json: the defaults of the architecture's configuration class.
+_COMMON_DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
@@ -30,14 +30,14 @@ _COMMON = {
     "sliding_window": None,
 }
 ARCHITECTURES: dict[str, Json] = {
-    "LlamaForCausalLM": _COMMON,  # Llama 2, 3, 3.1, 3.2, 3.3, TinyLlama, SmolLM2
-    "MistralForCausalLM": _COMMON | {"sliding_window": 4096},
-    "Qwen2ForCausalLM": _COMMON | {"attention_bias": True, "use_sliding_window": False},
-    "Qwen3ForCausalLM": _COMMON | {"head_dim": 128, "use_sliding_window": False},
+    "LlamaForCausalLM": _COMMON_DEFAULTS,  # Llama 2, 3, 3.1, 3.2, 3.3, TinyLlama, SmolLM2
+    "MistralForCausalLM": _COMMON_DEFAULTS | {"sliding_window": 4096},
+    "Qwen2ForCausalLM": _COMMON_DEFAULTS | {"attention_bias": True, "use_sliding_window": False},
+    "Qwen3ForCausalLM": _COMMON_DEFAULTS | {"head_dim": 128, "use_sliding_window": False},
 }
 ROPE_TYPES = ("default", "linear", "llama3")
 DTYPES = ("float32", "bfloat16", "float16")
-_WHOLE = (
+_INTEGER_FIELDS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -53,22 +53,22 @@ def read_json_object(path: epath.Path) -> Json:
     """The JSON object of a file.
 
     Raises:
-      HubError: there is no such file, or it holds something else.
+      ModelFormatError: the file does not exist, or does not hold a JSON object.
     """
     try:
-        found = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ModelFormatError(f"{path} cannot be read ({error}): it must be a JSON file of a model folder") from None
-    if not isinstance(found, dict):
-        raise ModelFormatError(f"{path} is not a JSON object")
-    return found
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{path} holds a {type(value).__name__}: it must be a JSON object")
+    return value
 
 
 def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
-    """The model's shapes and options, with its stored dtype as `param_dtype`, and config.json as it is.
+    """The model's shapes and options, with its stored dtype as `param_dtype`; and the unchanged config.json.
 
     Raises:
-      HubError: there is no readable config.json, or it asks for what is not supported.
+      ModelFormatError: there is no readable config.json, or it requires something that is not supported.
     """
     path = folder / "config.json"
     raw = read_json_object(path)
@@ -80,22 +80,22 @@ def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
 
 def _parse(raw: Json) -> LlamaConfig:
     architectures = raw.get("architectures")
-    family = architectures[0] if isinstance(architectures, list) and architectures else architectures
-    if not isinstance(family, str) or family not in ARCHITECTURES:
-        raise ModelFormatError(f"architecture {family!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    c = ARCHITECTURES[family] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise ModelFormatError(f"architecture {architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    c = ARCHITECTURES[architecture] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
     _check_types(c)
     if c["hidden_act"] != "silu" or c["mlp_bias"]:
         raise ModelFormatError(
             f"hidden_act {c['hidden_act']!r} with mlp_bias {c['mlp_bias']}: only silu without bias is supported"
         )
-    if c["attention_bias"] and family != "Qwen2ForCausalLM":
-        raise ModelFormatError(f"attention_bias in {family} is not supported, only Qwen2's")
+    if c["attention_bias"] and architecture != "Qwen2ForCausalLM":
+        raise ModelFormatError(f"attention_bias in {architecture} is not supported, only Qwen2's")
     if c.get("use_sliding_window") is False:
         c["sliding_window"] = None
     elif c.get("use_sliding_window") and (c.get("max_window_layers") or 0) > 0:
         raise ModelFormatError(
-            "use_sliding_window with max_window_layers above 0: a window in some layers is not supported"
+            "use_sliding_window with max_window_layers above 0: a window in only some layers is not supported"
         )
     heads, rope = c["num_attention_heads"], _rope(c)
     try:
@@ -112,7 +112,7 @@ def _parse(raw: Json) -> LlamaConfig:
             norm_eps=c["rms_norm_eps"],
             tie_embeddings=c["tie_word_embeddings"],
             attention_bias=c["attention_bias"],
-            qk_norm=family == "Qwen3ForCausalLM",
+            qk_norm=architecture == "Qwen3ForCausalLM",
             sliding_window=c["sliding_window"],
             param_dtype=stored_dtype(c),
         )
@@ -121,12 +121,12 @@ def _parse(raw: Json) -> LlamaConfig:
 
 
 def _check_types(c: Json) -> None:
-    for field in _WHOLE:
+    for field in _INTEGER_FIELDS:
         value = c.get(field, 1 if field in ("num_key_value_heads", "head_dim", "sliding_window") else None)
         if type(value) is not int or value < 1:
             if field == "sliding_window" and value is None:
                 continue
-            raise ModelFormatError(f"{field} is {value!r}; it must be a whole number above 0")
+            raise ModelFormatError(f"{field} is {value!r}; it must be an integer above 0")
     for field in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if not isinstance(c[field], bool):
             raise ModelFormatError(f"{field} is {c[field]!r}; it must be true or false")
@@ -139,48 +139,50 @@ def _check_types(c: Json) -> None:
 
 
 def _rope(c: Json) -> Json:
-    """rope_theta, and the numbers of RopeScaling where there is scaling."""
-    given = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
-    kind = given.get("rope_type", given.get("type", "default"))
+    """rope_theta, and the fields of RopeScaling if the model scales its frequencies."""
+    rope = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     try:
-        theta = {"rope_theta": float(given.get("rope_theta", c["rope_theta"]))}
-        if kind == "default":
+        theta = {"rope_theta": float(rope.get("rope_theta", c["rope_theta"]))}
+        if rope_type == "default":
             return theta
-        if kind == "linear":
-            return theta | {"factor": float(given["factor"])}
-        if kind == "llama3":
+        if rope_type == "linear":
+            return theta | {"factor": float(rope["factor"])}
+        if rope_type == "llama3":
             names = ("factor", "low_freq_factor", "high_freq_factor")
-            numbers = {name: float(given[name]) for name in names}
-            original = int(given["original_max_position_embeddings"])
-            return theta | numbers | {"original_max_position_embeddings": original}
+            factors = {name: float(rope[name]) for name in names}
+            original = int(rope["original_max_position_embeddings"])
+            return theta | factors | {"original_max_position_embeddings": original}
     except KeyError as error:
-        raise ModelFormatError(f"rope type {kind!r} lacks the field {error}") from None
+        raise ModelFormatError(f"rope type {rope_type!r} lacks the field {error}: add it to config.json") from None
     except (TypeError, ValueError) as error:
-        raise ModelFormatError(f"rope type {kind!r} has a field that is no number ({error})") from None
-    raise ModelFormatError(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        raise ModelFormatError(f"rope type {rope_type!r} has a field that holds no number ({error})") from None
+    raise ModelFormatError(f"rope type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
 
 
 def stored_dtype(c: Json) -> str:
-    """The dtype that a config.json says its weights have; float32 if it says none."""
+    """The dtype of the weights according to a config.json; float32 if it names none."""
     dtype = str(c.get("dtype") or c.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
         raise ModelFormatError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
     return dtype
 
 
-def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **facts: Any) -> Json:
-    """config.json in both dialects.
+def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **overrides: Any) -> Json:
+    """config.json in both forms.
 
     Args:
       cfg: the model.
-      raw: the config.json that the model came with, whose other fields are kept; None for a model of our own.
+      raw: the config.json that the model came with, whose other fields are preserved; None for a model trained here.
       dtype: of the stored weights.
-      **facts: fields to set, such as max_position_embeddings and eos_token_id.
+      **overrides: fields to set, such as max_position_embeddings and eos_token_id.
     """
-    family = "Qwen3" if cfg.qk_norm else "Qwen2" if cfg.attention_bias else "Mistral" if cfg.sliding_window else "Llama"
-    theirs: Json = {
-        "architectures": [f"{family}ForCausalLM"],
-        "model_type": family.lower(),
+    architecture = (
+        "Qwen3" if cfg.qk_norm else "Qwen2" if cfg.attention_bias else "Mistral" if cfg.sliding_window else "Llama"
+    )
+    defaults: Json = {
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": architecture.lower(),
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.dim,
         "intermediate_size": cfg.mlp_dim,
@@ -193,20 +195,20 @@ def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **facts: Any) -
         "tie_word_embeddings": cfg.tie_embeddings,
         "attention_dropout": 0.0,
     }
-    if family == "Mistral":
-        theirs["sliding_window"] = cfg.sliding_window
-    if family in ("Llama", "Qwen3"):
-        theirs["attention_bias"] = False
+    if architecture == "Mistral":
+        defaults["sliding_window"] = cfg.sliding_window
+    if architecture in ("Llama", "Qwen3"):
+        defaults["attention_bias"] = False
     scaling = cfg.rope_scaling
     rope: Json = {"rope_type": "default"}
     if scaling:
-        numbers = {k: v for k, v in scaling._asdict().items() if v is not None}
-        rope = {"rope_type": "llama3" if scaling.low_freq_factor else "linear", **numbers}
-    return (raw or theirs) | {
+        factors = {k: v for k, v in scaling._asdict().items() if v is not None}
+        rope = {"rope_type": "llama3" if scaling.low_freq_factor else "linear", **factors}
+    return (raw or defaults) | {
         "rope_theta": cfg.rope_theta,
         "rope_scaling": rope if scaling else None,
         "rope_parameters": rope | {"rope_theta": cfg.rope_theta},
         "torch_dtype": dtype,
         "dtype": dtype,
-        **facts,
+        **overrides,
     }

@@ -1,4 +1,4 @@
-"""Where a model's folder is: on disk, or on the Hugging Face hub where the user names it there."""
+"""Finds a model's folder: on disk, or in the local cache of the Hugging Face hub."""
 
 import re
 
@@ -7,36 +7,38 @@ from etils import epath
 from selfreward_jax.llm.hf_config import ModelFormatError
 
 HUB_PREFIX = "hub:"
-_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)")
-_NEEDED = ("*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja")  # no pickles, no code
+_HUB_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)")
+_ALLOWED_FILES = ("*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja")  # no pickles, no code
 
 
 def resolve_model_dir(name: str) -> epath.Path:
-    """The folder on disk: `name` itself, or for hub:OWNER/NAME@REVISION the hub's own cache, filled if need be.
+    """The folder on disk: `name` itself, or for hub:OWNER/NAME@REVISION the hub's own cache, downloaded if missing.
 
-    HF_HUB_OFFLINE, HF_HOME and the user's token are honoured: the hub's library does the work.
+    HF_HUB_OFFLINE, HF_HOME and the user's token are respected, because the hub's library downloads the files.
 
     Raises:
-      HubError: there is no such folder, no revision is named, or the hub does not give it.
+      ModelFormatError: the folder does not exist, no revision is named, or the download fails.
     """
     if not name.startswith(HUB_PREFIX):
         if not (epath.Path(name) / "config.json").exists():
             raise ModelFormatError(
-                f"model {name!r}: there is no such folder with a config.json; give a Hugging Face model folder, "
+                f"model {name!r}: no such folder with a config.json; give a Hugging Face model folder, "
                 "or hub:OWNER/NAME@REVISION"
             )
         return epath.Path(name)
-    found = _NAME.fullmatch(name)
-    if not found:
+    match = _HUB_NAME.fullmatch(name)
+    if not match:
         raise ModelFormatError(
-            f"model {name!r}: name a revision, as in hub:OWNER/NAME@REVISION; a branch may hold another model "
-            "tomorrow, a commit does not"
+            f"model {name!r}: name a revision, as in hub:OWNER/NAME@REVISION; a commit is fixed, a branch can change"
         )
-    import huggingface_hub  # only where it is asked for
+    import huggingface_hub  # slow to import; needed only here
 
     try:
-        path = huggingface_hub.snapshot_download(found[1], revision=found[2], allow_patterns=list(_NEEDED))
-    except Exception as error:  # the library's and the network's are many
+        path = huggingface_hub.snapshot_download(match[1], revision=match[2], allow_patterns=list(_ALLOWED_FILES))
+    except Exception as error:  # the library and the network raise many types
         line = " ".join(str(error).split())
-        raise ModelFormatError(f"{name} cannot be had from the hub ({type(error).__name__}: {line[:300]})") from None
+        raise ModelFormatError(
+            f"{name} cannot be downloaded from the hub ({type(error).__name__}: {line[:300]}): check the name, the "
+            "token and the network, or give a local folder"
+        ) from None
     return epath.Path(path)

@@ -1,4 +1,7 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864), halves rotated as a pair. Letters as in llama.py."""
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864) that rotate the two halves of a head as pairs.
+
+Array suffixes: the table in llama.py.
+"""
 
 import math
 from typing import NamedTuple
@@ -8,11 +11,11 @@ import jax.numpy as jnp
 
 
 class RopeScaling(NamedTuple):
-    """Slower turning for longer texts than a model was first trained on.
+    """Lower rotation frequencies, for texts longer than those the model was first trained on.
 
-    With a factor alone, every frequency is divided by it ("linear"). With the other three, Llama 3.1's rule: waves
-    shorter than original / high_freq_factor tokens stay, waves longer than original / low_freq_factor are divided by
-    the factor, and those between are blended.
+    With `factor` alone, every frequency is divided by it ("linear"). With the other three, Llama 3.1's rule:
+    wavelengths below original / high_freq_factor tokens are unchanged, wavelengths above original / low_freq_factor
+    are multiplied by the factor, and those between are interpolated.
     """
 
     factor: float
@@ -22,16 +25,16 @@ class RopeScaling(NamedTuple):
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
-    """Radians a position [H/2], float32."""
+    """Radians per position [H/2], float32."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return frequency
     factor, low, high, original = scaling
     if low is None:
         return frequency / factor
-    waves = original * frequency / (2 * math.pi)  # that fit into the original context
-    share = jnp.clip((waves - low) / (high - low), 0, 1)  # 1: left as it is
-    return share * frequency + (1 - share) * frequency / factor
+    periods = original * frequency / (2 * math.pi)  # full rotations within the original context
+    unscaled_weight = jnp.clip((periods - low) / (high - low), 0, 1)
+    return unscaled_weight * frequency + (1 - unscaled_weight) * frequency / factor
 
 
 def rope_cos_sin(
@@ -43,6 +46,6 @@ def rope_cos_sin(
 
 
 def apply_rope(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns each pair (x[i], x[i + H/2]) by its position's angle."""
+    """Rotates each pair (x[i], x[i + H/2]) by the angle of its position."""
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

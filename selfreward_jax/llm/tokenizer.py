@@ -1,7 +1,7 @@
-"""Tokenizers behind one small protocol: SentencePiece models, Hugging Face's tokenizer.json, and training one.
+"""Tokenizers behind one small protocol: SentencePiece models and Hugging Face's tokenizer.json. Also trains one.
 
-What tokenizers disagree about is the space in front of a text. Many put one there, some only at the very beginning;
-none may where the text goes on from other text. So `encode` is told what the text follows.
+Tokenizers differ in the space that they add in front of a text. Many add one, some only at the very beginning. None
+may add one where the text continues other text. So `encode` has an argument for what precedes the text.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import sentencepiece as spm
 import tokenizers
 
-# Control pieces of our own models: SentencePiece never produces them from text, so no user or model can write one.
+# Special tokens of models trained here. SentencePiece never produces them from text, so no user or model can write one.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
@@ -21,18 +21,20 @@ PrecededBy = Literal["nothing", "control", "text"]
 
 
 class Tokenizer(Protocol):
-    """What the rest of the system asks of a tokenizer."""
+    """The tokenizer interface that the rest of the system uses."""
 
     vocab_size: int
-    special_tokens: Mapping[str, int]  # the control pieces and their ids
+    special_tokens: Mapping[str, int]  # the special tokens and their ids
 
     def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
-        """Ids of plain text that follows nothing, a control id, or other text; never a control id, whatever the text
-        says."""
+        """Ids of plain text that follows nothing, a special token ("control"), or other text.
+
+        The result never holds a special token, whatever the text contains.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control ids are left out."""
+        """Text of ids, without special tokens."""
         ...
 
 
@@ -47,7 +49,7 @@ class Piece(NamedTuple):
 class SentencePiece:
     """A SentencePiece model held in memory."""
 
-    _ANCHOR = "\n"  # no piece holds a line break and something else
+    _ANCHOR = "\n"  # no piece holds a line break together with other characters
 
     def __init__(self, model: bytes) -> None:
         self.model = model
@@ -64,80 +66,85 @@ class SentencePiece:
         return self._sp.encode(self._ANCHOR + text)[len(self._anchor) :]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, control ids left out."""
+        """Text of ids, without special tokens."""
         return self._sp.decode([int(i) for i in ids if not self._sp.is_control(int(i))])
 
     def pieces(self) -> list[Piece]:
         """The vocabulary, by id."""
         sp = self._sp
-        ask = {"control": sp.is_control, "byte": sp.is_byte, "unknown": sp.is_unknown}
-        kinds = [next((k for k, is_kind in ask.items() if is_kind(i)), "normal") for i in range(self.vocab_size)]
+        predicates = {"control": sp.is_control, "byte": sp.is_byte, "unknown": sp.is_unknown}
+        kinds = [next((k for k, is_kind in predicates.items() if is_kind(i)), "normal") for i in range(self.vocab_size)]
         return [Piece(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in enumerate(kinds)]
 
 
 class TokenizerJson:
-    """A Hugging Face tokenizer.json. Its added tokens are the control pieces: plain text never becomes one.
+    """A Hugging Face tokenizer.json. Its added tokens are the special tokens: plain text never becomes one.
 
     Raises:
-      ValueError: the text is no tokenizer.json that can be read.
+      ValueError: the text is not a readable tokenizer.json.
     """
 
     def __init__(self, text: str) -> None:
-        spec = _object(json.loads(text))
-        # Without its added tokens a tokenizer cannot find one in a text.
+        spec = _check_spec(json.loads(text))
+        # Without its added tokens, a tokenizer cannot match one in a text.
         plain = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         try:
             self.special_tokens = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
-            self._all = tokenizers.Tokenizer.from_str(text)
-            self._after = {
+            self._full = tokenizers.Tokenizer.from_str(text)
+            self._by_preceding = {
                 "nothing": tokenizers.Tokenizer.from_str(json.dumps(plain)),
                 "control": tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(plain, ("first",)))),
                 "text": tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(plain, ("first", "always")))),
             }
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(str(error)) from None
-        self.vocab_size = 1 + max(self._all.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = 1 + max(self._full.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
-        return self._after[preceded_by].encode(text, add_special_tokens=False).ids
+        return self._by_preceding[preceded_by].encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special ids left out."""
-        return self._all.decode([int(i) for i in ids], skip_special_tokens=True)
+        """Text of ids, without special tokens."""
+        return self._full.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def _object(spec: Any) -> dict[str, Any]:
+def _check_spec(spec: Any) -> dict[str, Any]:
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise ValueError("it is not a JSON object with a model")
     return spec
 
 
 def _without_prefix(spec: Any, schemes: tuple[str, ...]) -> Any:
-    """The specification without those of its parts that put a space in front of a text. `schemes`: "first" does so at
-    the beginning of a whole text only, "always" (and a normalizer that prepends) after control tokens too."""
+    """The specification without the parts that put a space in front of a text.
+
+    Args:
+      spec: a tokenizer.json object, or a value within it.
+      schemes: the prepend schemes to remove. "first" adds the space only at the beginning of a full text. "always"
+        (and a normalizer that prepends) also adds it after special tokens.
+    """
     if isinstance(spec, list):
         return [x for x in (_without_prefix(x, schemes) for x in spec) if x is not None]
     if not isinstance(spec, dict) or "vocab" in spec:
         return spec
     if spec.get("type") == "Prepend" and "always" in schemes:
         return None
-    made = {k: _without_prefix(v, schemes) for k, v in spec.items()}
-    if made.get("prepend_scheme") in schemes:
-        made["prepend_scheme"] = "never"
-    if made.get("add_prefix_space") and "always" in schemes and made.get("type") != "Metaspace":
-        made["add_prefix_space"] = False
-    return made
+    copy = {k: _without_prefix(v, schemes) for k, v in spec.items()}
+    if copy.get("prepend_scheme") in schemes:
+        copy["prepend_scheme"] = "never"
+    if copy.get("add_prefix_space") and "always" in schemes and copy.get("type") != "Metaspace":
+        copy["add_prefix_space"] = False
+    return copy
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
-    """Trains a BPE model with SentencePiece's own trainer; the same texts give the same bytes.
+    """Trains a BPE model with SentencePiece's own trainer. The same texts give the same bytes.
 
     Args:
-      texts: the corpus. At most 50,000 texts of it are used, chosen evenly by a fixed shuffle.
+      texts: the corpus. At most 50,000 distinct lines of it are used, a uniform sample with a fixed seed.
       vocab_size: an upper bound on V; a small corpus yields fewer pieces.
-      byte_fallback: spell unknown characters as bytes (256 pieces) so that any text survives a round trip;
-        without it they become the unknown piece.
+      byte_fallback: encode unknown characters as bytes (256 pieces), so that any text survives a round trip.
+        Without it, they become the unknown piece.
     """
     lines = sorted({line for text in texts for line in text.splitlines() if line.strip()})
     if len(lines) > 50_000:
@@ -151,7 +158,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, byte_fallback: bo
         hard_vocab_limit=False,
         byte_fallback=byte_fallback,
         character_coverage=1.0 if not byte_fallback else 0.9995,
-        # The default normaliser would turn line breaks into spaces and full-width letters into plain ones.
+        # The default normalizer would turn line breaks into spaces and full-width letters into plain ones.
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         user_defined_symbols=["\n"],
@@ -164,7 +171,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, byte_fallback: bo
         bos_piece=BOS,
         eos_piece=EOS,
         control_symbols=[USER, ASSISTANT, END],
-        num_threads=1,  # with more, sums are taken in another order and pieces can differ
+        num_threads=1,  # more threads change the order of summation, and pieces can differ
         minloglevel=2,
     )
     return model.getvalue()
