@@ -1,1 +1,1 @@
-"""Memory of a run: what `fits` compiles."""
+"""Memory use of a run: the device programs that `fits` compiles."""

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its text."""
+"""The collectives of a compiled program, parsed from its HLO text."""
 
 import math
 import re
@@ -6,77 +6,108 @@ from collections import defaultdict
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
-_BEGIN = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}  # others: 4
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?(%[\w.-]+(?:, ?%[\w.-]+)*)")
+_CALLEES = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?(%[\w.-]+(?:, ?%[\w.-]+)*)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONSTANT = re.compile(r"%([\w.-]+) = s32\[\]\S* constant\((\d+)\)")
-_BELOW = re.compile(r"ROOT .* compare\([^,]*, %([\w.-]+)\), direction=LT")
+_LESS_THAN = re.compile(r"ROOT .* compare\([^,]*, %([\w.-]+)\), direction=LT")
 _CONDITION = re.compile(r"condition=%([\w.-]+)")
 _BODY = re.compile(r"body=%([\w.-]+)")
 
 
 class Collective(NamedTuple):
-    """One collective operation: kind, bytes of its results on each device, elements of the largest, and how often it
-    runs."""
+    """One collective operation.
+
+    kind: one of KINDS. bytes: of its results on each device. elements: of the largest result. executions: how often it
+    runs.
+    """
 
     kind: str
     bytes: int
     elements: int
-    times: int
+    executions: int
 
 
 def parse_collectives(text: str) -> list[Collective]:
     """The collectives of a program, from `compiled.as_text()`.
 
-    What stands in a loop that counts up to a constant runs that often; in any other loop it is counted as once, such as
-    in that over new tokens in decoding, which may end early.
+    A collective in a loop that counts to a constant is counted that many times. In any other loop it is counted once:
+    for example the loop over new tokens in decoding, which may end early.
     """
-    inside: dict[str, list[tuple[str, Collective]]] = defaultdict(list)
-    calls: dict[str, list[str]] = defaultdict(list)
+    program = _parse_program(text)
+    executions: dict[str, int] = defaultdict(int)  # by computation
+
+    def visit(computation: str, outer: int) -> None:
+        outer *= program.trip_counts.get(computation, 1)
+        executions[computation] += outer
+        for callee in program.callees.get(computation, ()):
+            visit(callee, outer)
+
+    visit(program.entry, 1)
+    by_key: dict[str, Collective] = {}
+    for computation, ops in program.collectives.items():
+        for key, op in ops:
+            counted = op._replace(executions=executions[computation])
+            by_key[key] = max(counted, by_key.get(key, counted), key=lambda c: c.executions)
+    return [op for op in by_key.values() if op.executions]
+
+
+class _Hlo(NamedTuple):
+    """An HLO program: its entry, and by computation its collectives, its callees, and the trip count of loop bodies."""
+
+    entry: str
+    collectives: dict[str, list[tuple[str, Collective]]]
+    callees: dict[str, list[str]]
+    trip_counts: dict[str, int]
+
+
+def _parse_program(text: str) -> _Hlo:
+    collectives: dict[str, list[tuple[str, Collective]]] = defaultdict(list)
+    callees: dict[str, list[str]] = defaultdict(list)
     loops: list[tuple[str, str]] = []  # condition and body of each
     constants: dict[str, int] = {}
-    turns: dict[str, int] = {}  # of the loop that has this condition
+    limits: dict[str, int] = {}  # the constant that a loop's condition compares with
     name = entry = ""
     for line in text.splitlines():
-        if begun := _BEGIN.match(line):
-            name = begun[2]
-            entry = name if begun[1] else entry
+        if computation := _COMPUTATION.match(line):
+            name = computation[2]
+            entry = name if computation[1] else entry
             constants = {}
             continue
         if constant := _CONSTANT.search(line):
             constants[constant[1]] = int(constant[2])
-        if (below := _BELOW.search(line)) and below[1] in constants:
-            turns[name] = constants[below[1]]
+        if (less_than := _LESS_THAN.search(line)) and less_than[1] in constants:
+            limits[name] = constants[less_than[1]]
         if (condition := _CONDITION.search(line)) and (body := _BODY.search(line)):
             loops.append((condition[1], body[1]))
-        if one := _collective(line):
-            inside[name].append(one)
-        for called in _CALLED.findall(line):
-            calls[name] += called.replace("%", "").replace(" ", "").split(",")
-    often = {body: turns[condition] for condition, body in loops if condition in turns}
-    times: dict[str, int] = defaultdict(int)
-
-    def visit(computation: str, outer: int) -> None:
-        outer *= often.get(computation, 1)
-        times[computation] += outer
-        for called in calls[computation]:
-            visit(called, outer)
-
-    visit(entry, 1)
-    whole: dict[str, Collective] = {}
-    for computation, ops in inside.items():
-        for key, op in ops:
-            now = op._replace(times=times[computation])
-            whole[key] = max(now, whole.get(key, now), key=lambda c: c.times)
-    return [op for op in whole.values() if op.times]
+        if collective := _parse_collective(line):
+            collectives[name].append(collective)
+        for names in _CALLEES.findall(line):
+            callees[name] += names.replace("%", "").replace(" ", "").split(",")
+    trip_counts = {body: limits[condition] for condition, body in loops if condition in limits}
+    return _Hlo(entry, collectives, callees, trip_counts)
 
 
-def _collective(line: str) -> tuple[str, Collective] | None:
-    """The collective of a line and what it is known by. One that the compiler spreads over several fusions, to hide it
-    behind other work, stands in each of them with the same channel."""
+def _parse_collective(line: str) -> tuple[str, Collective] | None:
+    """The collective of a line, and a key that identifies it.
+
+    The compiler can spread a collective over several fusions, to overlap it with other work. Each of them then holds it
+    with the same channel.
+    """
     op = _COLLECTIVE.search(line)
     if op is None:
         return None
@@ -85,17 +116,17 @@ def _collective(line: str) -> tuple[str, Collective] | None:
         for dtype, dims in _SHAPE.findall(op[1])
     ]
     if op[3] and op[2] in ("all-gather", "collective-permute"):
-        shapes = sorted(shapes, key=math.prod)[len(shapes) // 2 :]  # an asynchronous start names its operands too
+        shapes = sorted(shapes, key=math.prod)[len(shapes) // 2 :]  # an asynchronous start also lists its operands
     channel = _CHANNEL.search(line)
-    known_by = f"{op[2]} {channel[1]}" if channel else line.strip()
-    return known_by, Collective(op[2], sum(map(math.prod, shapes)), max(n for _, n in shapes), 0)
+    key = f"{op[2]} {channel[1]}" if channel else line.strip()
+    return key, Collective(op[2], sum(map(math.prod, shapes)), max(n for _, n in shapes), 0)
 
 
 def totals_by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:
-    """For each kind: how many run, and the bytes of their results on each device, a step."""
-    total: dict[str, dict[str, int]] = {}
-    for kind, size, _, times in collectives:
-        one = total.setdefault(kind, {"count": 0, "bytes": 0})
-        one["count"] += times
-        one["bytes"] += size * times
-    return total
+    """For each kind: the number of executions in a step, and the bytes of their results on each device."""
+    totals: dict[str, dict[str, int]] = {}
+    for kind, num_bytes, _, executions in collectives:
+        total = totals.setdefault(kind, {"count": 0, "bytes": 0})
+        total["count"] += executions
+        total["bytes"] += num_bytes * executions
+    return totals

@@ -1,4 +1,4 @@
-"""The shapes of the pretrained models that the scales name: a run can be sized before a weight is downloaded."""
+"""The shapes of the pretrained models in the presets: memory can be estimated before weights are downloaded."""
 
 from pathlib import PurePosixPath
 
@@ -24,11 +24,11 @@ KNOWN_MODELS = {
 
 
 def known_config(cfg: ConfigDict) -> LlamaConfig | None:
-    """The model of model.init: of its folder if it is there, else by its name. None where there is no model.init.
+    """The shapes of the model in model.init: from its folder if it exists, else by its name. None without model.init.
 
     Raises:
-      ConfigError: neither is known.
-      HubError: the folder cannot be used.
+      ConfigError: the folder does not exist and the name is unknown.
+      ModelFormatError: the folder cannot be used.
     """
     init = cfg.model.init
     if not init:
@@ -38,7 +38,7 @@ def known_config(cfg: ConfigDict) -> LlamaConfig | None:
     name = PurePosixPath(init.split("@")[0]).name
     if name not in KNOWN_MODELS:
         raise ConfigError(
-            f"model.init is {init!r}, which is no folder here, and its shapes are not known by name: give the folder "
-            f"(its config.json is enough), or one of {', '.join(KNOWN_MODELS)}"
+            f"model.init is {init!r}, which is neither a local folder nor a known name: give a folder (its config.json "
+            f"is enough), or one of {', '.join(KNOWN_MODELS)}"
         )
     return KNOWN_MODELS[name]

@@ -1,4 +1,4 @@
-"""The device programs of a run, lowered for a mesh from shapes alone: nothing is allocated, no device need be there."""
+"""The device programs of a run, lowered for a mesh from shapes alone: nothing is allocated, no device is needed."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,15 +22,21 @@ from selfreward_jax.parallel.sharding import (
     replicated,
     round_up,
 )
-from selfreward_jax.runs.run import build_model_config
+from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.batching import num_prompt_slots, padded_length, prefill_batch_size
 from selfreward_jax.train import dpo, sft, trainer
 
 
 class Program(NamedTuple):
-    """One program: its name, what it is made for in words, its lowering, and bytes on each device that can be told in
-    advance, by kind; `beside` of them are of arrays that are there while it runs and are none of its own."""
+    """One device program.
+
+    name: one of NAMES.
+    shapes: the sizes that it is compiled for, as text.
+    lowered: its lowering.
+    bytes: bytes on each device that are known before compilation, by kind.
+    resident_bytes: those of `bytes` that belong to arrays which exist while the program runs and are not its arguments.
+    """
 
     name: str
     shapes: str
@@ -39,56 +45,62 @@ class Program(NamedTuple):
     resident_bytes: int = 0
 
 
-MANY = 1 << 30  # requests: more than there are places
+MANY_REQUESTS = 1 << 30  # more than there are prompt slots
 NAMES = ("sft", "dpo", "merge", "reshard", "prefill", "decode")
 
 
 def programs(
-    cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, tokens: int, only: Sequence[str] = ()
+    cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, pair_len: int, names: Sequence[str] = ()
 ) -> Iterator[Program]:
-    """The SFT step, the DPO step, adapters merged into the weights (where there are any), the move of the weights into
-    the layout of sampling, prefill and decode.
+    """The device programs of a run.
+
+    These are: the SFT step, the DPO step, the merge of adapters into the weights (if there are any), the reshard of the
+    weights to the layout of sampling, prefill and decode.
 
     Args:
-      cfg: checked settings.
-      found: the pretrained model, if it starts from one.
-      mesh: of training.
-      tokens: of a pair's longer side in DPO.
-      only: the names of those that are wanted; all if empty.
+      cfg: validated settings.
+      pretrained: the pretrained model's shapes, if the run starts from one.
+      mesh: the mesh of training.
+      pair_len: tokens of the longer side of a preference pair.
+      names: the programs to lower; all if empty.
 
     Raises:
-      ConfigError: a name is none of NAMES.
+      ConfigError: a name is not in NAMES.
     """
-    for name in only:
+    for name in names:
         if name not in NAMES:
             raise ConfigError(f"only has {name!r}; the programs are {', '.join(NAMES)}")
-    wanted = only or NAMES
+    names = names or NAMES
     for stage in ("sft", "dpo"):
-        if stage in wanted:
-            yield _training(cfg, found, mesh, stage, tokens)
-    yield from _sampling(cfg, found, mesh, wanted)
+        if stage in names:
+            yield _training_program(cfg, pretrained, mesh, stage, pair_len)
+    yield from _sampling_programs(cfg, pretrained, mesh, names)
 
 
-def _like(tree: Any, shardings: Any) -> Any:
+def _with_shardings(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def _laid(declared: Any, dtype: str, mesh: Mesh, table: Any = None) -> Any:
-    return _like(abstract_params(declared, dtype), param_shardings(declared, mesh, *([table] if table else [])))
+def _sharded_params(specs: Any, dtype: str, mesh: Mesh, rules: Any = None) -> Any:
+    """Shapes of the parameters with their shardings, by the training rules if none are given."""
+    return _with_shardings(abstract_params(specs, dtype), param_shardings(specs, mesh, *([rules] if rules else [])))
 
 
-def on_device(tree: Any) -> int:
-    """Bytes of a tree of shapes with shardings on each device."""
+def bytes_per_device(tree: Any) -> int:
+    """Bytes on each device of a tree of shapes with shardings."""
     leaves = [x for x in jax.tree.leaves(tree) if x.sharding is not None]
     sizes = (jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
     return sum(sizes)
 
 
-def _model(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False) -> Any:
-    return build_model_config(cfg, found, cfg.tokenizer.vocab_size, mesh.devices.flat[0].platform, dropout, adapters)
+def _model_config(
+    cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False
+) -> LlamaConfig:
+    platform = mesh.devices.flat[0].platform
+    return build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform, dropout, adapters)
 
 
-class _Trained(NamedTuple):
+class _Training(NamedTuple):
     """What training holds on the devices: its state, and the frozen weights under adapters."""
 
     model: Llama
@@ -99,55 +111,59 @@ class _Trained(NamedTuple):
 
     def bytes(self, offload: bool) -> dict[str, int]:
         return {
-            "params": on_device(self.state.params) + on_device(self.frozen or {}),
-            "optimiser": on_device(self.state.opt_state) * (not offload),
+            "params": bytes_per_device(self.state.params) + bytes_per_device(self.frozen or {}),
+            "optimiser": bytes_per_device(self.state.opt_state) * (not offload),
         }
 
 
-def _trained(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str) -> _Trained:
-    settings = cfg[stage]
-    model = Llama(_model(cfg, found, mesh, settings.dropout, adapters=True))
-    declared = lora.trainable_specs(model.cfg)
+def _training(cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, stage: str) -> _Training:
+    model = Llama(_model_config(cfg, pretrained, mesh, cfg[stage].dropout, adapters=True))
+    specs = lora.trainable_specs(model.cfg)
     optimizer = trainer.make_optimizer(cfg.optimizer)
-    params, lying = abstract_params(declared, "float32"), param_shardings(declared, mesh)
-    shardings = trainer.state_shardings(optimizer, params, lying, mesh, cfg.optimizer.offload)
+    params, shardings = abstract_params(specs, "float32"), param_shardings(specs, mesh)
+    shardings = trainer.state_shardings(optimizer, params, shardings, mesh, cfg.optimizer.offload)
     state = trainer.TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
-    frozen = _laid(param_specs(_model(cfg, found, mesh)), cfg.model.dtype, mesh) if cfg.lora.rank else None
-    return _Trained(model, optimizer, shardings, _like(state, shardings), frozen)
+    frozen = None
+    if cfg.lora.rank:
+        frozen = _sharded_params(param_specs(_model_config(cfg, pretrained, mesh)), cfg.model.dtype, mesh)
+    return _Training(model, optimizer, shardings, _with_shardings(state, shardings), frozen)
 
 
-def _training(cfg: ConfigDict, found: LlamaConfig | None, mesh: Mesh, stage: str, tokens: int) -> Program:
-    """The update of a stage, as stages/training.py makes it."""
-    settings, held = cfg[stage], _trained(cfg, found, mesh, stage)
-    batch = _sft_batch(settings, mesh) if stage == "sft" else _dpo_batch(settings, mesh, round_up(tokens, 16))
-    loss_fn = sft.loss_fn(held.model) if stage == "sft" else dpo.loss_fn(held.model, settings)
+def _training_program(
+    cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, stage: str, pair_len: int
+) -> Program:
+    """The update of a stage, as in stages/training.py."""
+    settings, training = cfg[stage], _training(cfg, pretrained, mesh, stage)
+    if stage == "sft":
+        rows, seq_len, unit = settings.batch_size, settings.seq_len, "rows"
+        batch, loss_fn = _sft_batch(settings, mesh), sft.loss_fn(training.model)
+    else:
+        rows, seq_len, unit = 2 * settings.batch_size, round_up(pair_len, 16), "pairs"
+        batch, loss_fn = _dpo_batch(settings, mesh, seq_len), dpo.loss_fn(training.model, settings)
     key = jax.ShapeDtypeStruct(jax.random.key_data(jax.random.key(0)).shape, jnp.uint32)
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(mesh):
-        update = trainer.make_update(loss_fn, held.optimizer, held.shardings, mesh)
-        lowered = update.jitted.lower(held.state, batch, key, held.frozen, rate)
+        update = trainer.make_update(loss_fn, training.optimizer, training.shardings, mesh)
+        lowered = update.jitted.lower(training.state, batch, key, training.frozen, learning_rate)
 
-    rows, width = (
-        (settings.batch_size, settings.seq_len) if stage == "sft" else (2 * settings.batch_size, round_up(tokens, 16))
-    )
-    kept = held.bytes(cfg.optimizer.offload)
-    model = held.model.cfg
-    if model.remat == "full":  # the input of each layer; of other policies the compiler alone knows
-        at_once = rows * width // settings.grad_accum_steps // batch_divisor(mesh)
-        kept["activations"] = at_once * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.num_layers
-    shapes = f"{settings.batch_size} {'rows' if stage == 'sft' else 'pairs'} of {width} tokens"
-    return Program(stage, shapes, lowered, kept)
+    num_bytes = training.bytes(cfg.optimizer.offload)
+    model = training.model.cfg
+    if model.remat == "full":  # the saved input of each layer; for other policies only the compiler knows the size
+        tokens = rows * seq_len // settings.grad_accum_steps // batch_divisor(mesh)
+        num_bytes["activations"] = tokens * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.num_layers
+    return Program(stage, f"{settings.batch_size} {unit} of {seq_len} tokens", lowered, num_bytes)
 
 
-def _rows(settings: Any, mesh: Mesh, count: int, width: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-    shape = (settings.grad_accum_steps, count // settings.grad_accum_steps, width)
+def _batch_array(settings: Any, mesh: Mesh, rows: int, length: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+    shape = (settings.grad_accum_steps, rows // settings.grad_accum_steps, length)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, 3, axis=1))
 
 
-def _packed(settings: Any, mesh: Mesh, count: int, width: int, prefix: str = "") -> dict[str, Any]:
+def _packed_arrays(settings: Any, mesh: Mesh, rows: int, seq_len: int, prefix: str = "") -> dict[str, Any]:
     """The arrays of `batches.packed_batch`."""
-    made = {f"{prefix}{n}": _rows(settings, mesh, count, width) for n in ("tokens", "positions", "segments")}
-    return made | {f"{prefix}target": _rows(settings, mesh, count, width, "float32")}
+    names = ("tokens", "positions", "segments")
+    arrays = {f"{prefix}{name}": _batch_array(settings, mesh, rows, seq_len) for name in names}
+    return arrays | {f"{prefix}target": _batch_array(settings, mesh, rows, seq_len, "float32")}
 
 
 def _totals(mesh: Mesh, *names: str) -> dict[str, Any]:
@@ -155,115 +171,159 @@ def _totals(mesh: Mesh, *names: str) -> dict[str, Any]:
 
 
 def _sft_batch(settings: Any, mesh: Mesh) -> dict[str, Any]:
-    """A batch of `sft.batches_of`."""
-    arrays = _packed(settings, mesh, settings.batch_size, settings.seq_len)
+    """A batch of `sft.make_batch_fn`."""
+    arrays = _packed_arrays(settings, mesh, settings.batch_size, settings.seq_len)
     return {"arrays": arrays, "totals": _totals(mesh, "target_total")}
 
 
-def _dpo_batch(settings: Any, mesh: Mesh, width: int) -> dict[str, Any]:
-    """A batch of `dpo.batches_of`."""
-    arrays, totals = {"reference": _rows(settings, mesh, settings.batch_size, 2, "float32")}, ["pair_total"]
+def _dpo_batch(settings: Any, mesh: Mesh, pair_len: int) -> dict[str, Any]:
+    """A batch of `dpo.make_batch_fn`."""
+    rows = settings.batch_size
+    arrays, totals = {"reference": _batch_array(settings, mesh, rows, 2, "float32")}, ["pair_total"]
     for side in ("chosen", "rejected"):
-        arrays[f"{side}_tokens"] = _rows(settings, mesh, settings.batch_size, width)
-        arrays[f"{side}_target"] = _rows(settings, mesh, settings.batch_size, width, "float32")
+        arrays[f"{side}_tokens"] = _batch_array(settings, mesh, rows, pair_len)
+        arrays[f"{side}_target"] = _batch_array(settings, mesh, rows, pair_len, "float32")
     if settings.replay_weight:
-        arrays |= _packed(settings, mesh, settings.replay_batch_size, settings.replay_seq_len, "replay_")
+        arrays |= _packed_arrays(settings, mesh, settings.replay_batch_size, settings.replay_seq_len, "replay_")
         totals.append("replay_target_total")
     return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 
 
 class DecodeShape(NamedTuple):
-    """What a stage draws at its longest: prompts at work together, their length, samples of each, new tokens."""
+    """The largest shapes of a stage that samples: prompt slots, prompt length, samples per prompt, new tokens."""
 
-    places: int
-    length: int
-    samples: int
-    max_new: int
+    num_slots: int
+    prompt_len: int
+    num_samples: int
+    max_new_tokens: int
 
     @property
-    def cached(self) -> int:
+    def cached_tokens(self) -> int:
         """Tokens whose keys and values are held."""
-        return self.places * (self.length + self.samples * self.max_new)
+        return self.num_slots * (self.prompt_len + self.num_samples * self.max_new_tokens)
 
 
-def decode_shape(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
-    """Every stage that draws samples, from more prompts than there are places. Beginnings that prompts share are
-    counted as if they did not."""
-    c = cfg
-    draws = [
-        (1, c.prompts.max_new_tokens),
-        (c.responses.num_samples, c.responses.max_new_tokens),
-        (c.judge.num_samples, c.judge.max_new_tokens),
-        (c.evaluate.num_samples * c.evaluate.best_of, c.evaluate.max_new_tokens),
+def decode_shapes(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
+    """The shapes of every stage that samples, with more prompts than prompt slots.
+
+    A prefix that prompts share is counted for each prompt, as if it were not shared.
+    """
+    settings = [
+        (1, cfg.prompts.max_new_tokens),
+        (cfg.responses.num_samples, cfg.responses.max_new_tokens),
+        (cfg.judge.num_samples, cfg.judge.max_new_tokens),
+        (cfg.evaluate.num_samples * cfg.evaluate.best_of, cfg.evaluate.max_new_tokens),
     ]
-    if c.eft.source == "baseline":
-        draws.append((c.eft.num_samples, c.judge.max_new_tokens))
-    if c.dpo.eval_every:
-        draws.append((1, c.evaluate.max_new_tokens))
-    if c.pairwise.method == "pairwise":
-        draws.append((1, c.pairwise.max_new_tokens))
+    if cfg.eft.source == "baseline":
+        settings.append((cfg.eft.num_samples, cfg.judge.max_new_tokens))
+    if cfg.dpo.eval_every:
+        settings.append((1, cfg.evaluate.max_new_tokens))
+    if cfg.pairwise.method == "pairwise":
+        settings.append((1, cfg.pairwise.max_new_tokens))
     return [
         DecodeShape(
-            num_prompt_slots(MANY, c.sampling.max_concurrent, samples, mesh),
-            padded_length(c.model.max_length - new),
-            samples,
-            new,
+            num_prompt_slots(MANY_REQUESTS, cfg.sampling.max_concurrent, num_samples, mesh),
+            padded_length(cfg.model.max_length - max_new_tokens),
+            num_samples,
+            max_new_tokens,
         )
-        for samples, new in draws
+        for num_samples, max_new_tokens in settings
     ]
 
 
-def _sampling(cfg: ConfigDict, found: LlamaConfig | None, training: Mesh, wanted: Sequence[str]) -> Iterator[Program]:
-    mesh = sampling_mesh(training, cfg.parallel.sampling_tensor)
-    model = _model(cfg, found, mesh)
-    declared, dtype = param_specs(model), cfg.model.dtype
-    trained, params = _laid(declared, "float32", training), _laid(declared, dtype, mesh, SAMPLING)
-    held: dict[str, int] = {}
-    if cfg.dpo.eval_every:  # early stopping samples in the midst of training
-        held["training"] = sum(_trained(cfg, found, training, "dpo").bytes(cfg.optimizer.offload).values())
-    beside = sum(held.values())
-    if "merge" in wanted and cfg.lora.rank:
-        adapted = _model(cfg, found, training, adapters=True)
-        adapters = _laid(lora.trainable_specs(adapted), "float32", training)
-        merging = jax.jit(
-            lambda base, own: lora.merge(adapted, lora.combine(base, own)),
-            out_shardings=jax.tree.map(lambda x: x.sharding, trained),
-            donate_argnums=0,
+def _sampling_programs(
+    cfg: ConfigDict, pretrained: LlamaConfig | None, training_mesh: Mesh, names: Sequence[str]
+) -> Iterator[Program]:
+    mesh = sampling_mesh(training_mesh, cfg.parallel.sampling_tensor)
+    model, dtype = _model_config(cfg, pretrained, mesh), cfg.model.dtype
+    trained = _sharded_params(param_specs(model), "float32", training_mesh)
+    params = _sharded_params(param_specs(model), dtype, mesh, SAMPLING)
+    resident: dict[str, int] = {}
+    if cfg.dpo.eval_every:  # early stopping samples during training, whose state stays on the devices
+        training = _training(cfg, pretrained, training_mesh, "dpo")
+        resident["training"] = sum(training.bytes(cfg.optimizer.offload).values())
+    if "merge" in names and cfg.lora.rank:
+        yield _merge_program(
+            cfg, _model_config(cfg, pretrained, training_mesh, adapters=True), training_mesh, trained, resident
         )
-        size = held | {"params": on_device(trained) + on_device(adapters)}
-        yield Program("merge", f"adapters of rank {cfg.lora.rank}", merging.lower(trained, adapters), size, beside)
-    if "reshard" in wanted:
-        leaves = jax.tree.leaves(jax.tree.map(lambda *pair: pair, trained, params), is_leaf=lambda x: type(x) is tuple)
-        largest = max(leaves, key=lambda pair: on_device(pair))
-        size = held | {"params": on_device(trained) + on_device(params)}
-        others = size["params"] - on_device(largest)  # moved one by one; in the end all are there in both layouts
-        lowered = reshard_fn(largest[1].sharding, dtype).lower(largest[0])
-        yield Program("reshard", f"float32 to {dtype}, one by one", lowered, size, beside + others)
-
-    def row(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, len(shape)))
-
-    held, stages = held | {"params": on_device(params)}, decode_shape(cfg, mesh)
-    P, S, G, W = max(stages, key=lambda d: d.cached)
-    if "prefill" in wanted:
-        R, T = max(((prefill_batch_size(MANY, d.places, d.length, mesh), d.length) for d in stages), key=math.prod)
-        with jax.set_mesh(mesh):
-            slots = _laid_out(jax.eval_shape(lambda: sampler.init_slots(model, P, G, S, W)), mesh)
-            lowered = sampler.prefill.lower(model, params, row(R, T), row(R))
-        # Read ahead, while the slots are full.
-        size = held | {"cache": on_device(slots)}
-        yield Program("prefill", f"{R} prompts of {T} tokens", lowered, size, beside + on_device(slots))
-    if "decode" in wanted:
-        number = jax.ShapeDtypeStruct((), jnp.float32)
-        with jax.set_mesh(mesh):
-            slots = _laid_out(jax.eval_shape(lambda: sampler.init_slots(model, P, G, S, W)), mesh)
-            how, enough = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
-            lowered = sampler.decode.lower(model, params, slots, None, how, enough, stop_ids=(2,))
-        shapes = f"{P * G} rows of {W} new tokens after {S}"
-        yield Program("decode", shapes, lowered, held | {"cache": on_device(slots)}, beside)
+    if "reshard" in names:
+        yield _reshard_program(dtype, trained, params, resident)
+    if "prefill" in names:
+        yield _prefill_program(cfg, model, mesh, params, resident)
+    if "decode" in names:
+        yield _decode_program(cfg, model, mesh, params, resident)
 
 
-def _laid_out(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of the sampler's arrays with the shardings that it holds them to."""
-    laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, sampler.layout(x.ndim)))  # noqa: E731
-    return jax.tree.map(laid, tree)
+def _merge_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, trained: Any, resident: dict[str, int]) -> Program:
+    """Adapters merged into the weights, on the mesh of training; `model` has the adapters."""
+    adapters = _sharded_params(lora.trainable_specs(model), "float32", mesh)
+    merge = jax.jit(
+        lambda frozen, adapters: lora.merge(model, lora.combine(frozen, adapters)),
+        out_shardings=jax.tree.map(lambda x: x.sharding, trained),
+        donate_argnums=0,
+    )
+    num_bytes = resident | {"params": bytes_per_device(trained) + bytes_per_device(adapters)}
+    shapes = f"adapters of rank {cfg.lora.rank}"
+    return Program("merge", shapes, merge.lower(trained, adapters), num_bytes, sum(resident.values()))
+
+
+def _reshard_program(dtype: str, trained: Any, params: Any, resident: dict[str, int]) -> Program:
+    """The largest weight moved to the layout of sampling.
+
+    Weights move one by one. At the end all of them are in both layouts.
+    """
+    pairs = jax.tree.leaves(jax.tree.map(lambda *pair: pair, trained, params), is_leaf=lambda x: type(x) is tuple)
+    largest = max(pairs, key=lambda pair: bytes_per_device(pair))
+    num_bytes = resident | {"params": bytes_per_device(trained) + bytes_per_device(params)}
+    others = num_bytes["params"] - bytes_per_device(largest)
+    lowered = reshard_fn(largest[1].sharding, dtype).lower(largest[0])
+    return Program("reshard", f"float32 to {dtype}, one by one", lowered, num_bytes, sum(resident.values()) + others)
+
+
+def _prefill_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, params: Any, resident: dict[str, int]) -> Program:
+    """The largest prefill. It runs ahead, while the slots are full."""
+    shapes = decode_shapes(cfg, mesh)
+    R, S = max(
+        ((prefill_batch_size(MANY_REQUESTS, d.num_slots, d.prompt_len, mesh), d.prompt_len) for d in shapes),
+        key=math.prod,
+    )
+
+    def token_array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, len(shape)))
+
+    slots = _slots(model, _largest_shape(cfg, mesh), mesh)
+    with jax.set_mesh(mesh):
+        lowered = sampler.prefill.lower(model, params, token_array(R, S), token_array(R))
+    num_bytes = resident | {"params": bytes_per_device(params), "cache": bytes_per_device(slots)}
+    resident_bytes = sum(resident.values()) + bytes_per_device(slots)
+    return Program("prefill", f"{R} prompts of {S} tokens", lowered, num_bytes, resident_bytes)
+
+
+def _decode_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, params: Any, resident: dict[str, int]) -> Program:
+    """Decoding with the largest cache."""
+    shape = _largest_shape(cfg, mesh)
+    slots = _slots(model, shape, mesh)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    draw, min_free = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
+    with jax.set_mesh(mesh):
+        lowered = sampler.decode.lower(model, params, slots, None, draw, min_free, stop_ids=(2,))
+    rows = shape.num_slots * shape.num_samples
+    num_bytes = resident | {"params": bytes_per_device(params), "cache": bytes_per_device(slots)}
+    text = f"{rows} rows of {shape.max_new_tokens} new tokens after {shape.prompt_len}"
+    return Program("decode", text, lowered, num_bytes, sum(resident.values()))
+
+
+def _largest_shape(cfg: ConfigDict, mesh: Mesh) -> DecodeShape:
+    return max(decode_shapes(cfg, mesh), key=lambda shape: shape.cached_tokens)
+
+
+def _slots(model: LlamaConfig, shape: DecodeShape, mesh: Mesh) -> Any:
+    """Shapes of the sampler's state, with the shardings that the sampler gives it."""
+    with jax.set_mesh(mesh):
+        slots = jax.eval_shape(
+            lambda: sampler.init_slots(
+                model, shape.num_slots, shape.num_samples, shape.prompt_len, shape.max_new_tokens
+            )
+        )
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, sampler.partition_spec(x.ndim)), slots)
+    return _with_shardings(slots, shardings)

@@ -1,1 +1,1 @@
-"""From prompts to completions: the engine and the jitted sampler."""
+"""Sampling from a model: the engine (prompts to completions) and the jitted sampler."""

@@ -1,15 +1,16 @@
 """The engine: any number of text requests in, completions out.
 
-Requests are sorted by length and cut into windows, always of the whole list and never of what is left of it: the shapes
-of the programs that a row goes through, and so its bits, are the same in a stage that was interrupted and goes on. In a
-window, prompts come into places that others have left. What all prompts of a call begin with is read once.
+Requests are sorted by length and split into buckets. The buckets are always computed from the full list, never from the
+requests that remain. So each row runs in programs of the same shapes, and gets the same bits, when a stage is
+interrupted and resumed. Within a bucket, new prompts enter the prompt slots that finished prompts leave. The common
+prefix of all prompts of a call is prefilled once.
 """
 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from selfreward_jax.sampling import batching, sampler
 class Request(NamedTuple):
     """A prompt to be answered; `id` names the row and seeds its random numbers.
 
-    prompt: what a user says; or a conversation, as (role, text) turns.
+    prompt: a user message; or a conversation of (role, text) messages.
     """
 
     id: str
@@ -35,14 +36,14 @@ class Request(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A request in ids, without what all requests begin with."""
+    """A request as token ids, without the prefix that all requests share."""
 
     id: str
     ids: list[int]
 
 
 class SamplingParams(NamedTuple):
-    """How to draw: samples per prompt, temperature (0 is greedy), nucleus mass, most new tokens."""
+    """Samples for each prompt, temperature (0 is greedy), top-p mass, and the limit of new tokens."""
 
     num_samples: int
     temperature: float
@@ -51,7 +52,7 @@ class SamplingParams(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """One sample. `finished` is False when `max_new` cut it off; logprobs are of the drawn ids."""
+    """One sample. `finished` is False if it was cut off at `max_new_tokens`; logprobs are those of `ids`."""
 
     id: str
     sample: int
@@ -61,16 +62,46 @@ class Completion(NamedTuple):
     finished: bool
 
 
+class Bucket(NamedTuple):
+    """What the prompts of one length bucket have in common.
+
+    num_slots: prompts decoded at the same time, P.
+    prefill_batch_size: prompts prefilled and inserted together, R.
+    prompt_len: the padded length of the prompts, without the prefix.
+    prefix: keys and values of the prefix that all prompts share, if there is one.
+    key: the stage's key.
+    should_stop: where it returns True, no more prompts are inserted.
+    """
+
+    num_slots: int
+    prefill_batch_size: int
+    prompt_len: int
+    prefix: KVSegment | None
+    sampling_params: SamplingParams
+    key: jax.Array
+    should_stop: Callable[[], bool]
+
+
+class Prefilled(NamedTuple):
+    """Prompts that the device has prefilled, with the arguments of `sampler.insert` for them."""
+
+    prompts: list[Prompt]
+    logits: jax.Array
+    segment: KVSegment
+    lengths: jax.Array
+    keys: jax.Array
+
+
 class Engine:
-    """Generates with one model. Rows are sharded over the mesh's axes that share rows.
+    """Generates with one model. Rows are sharded over the mesh's batch axes.
 
     Args:
       cfg, params, chat: the model and its chat format.
-      mesh: where it runs.
-      rows: samples decoded at once: the slots of the device program.
-      max_length: most tokens of prompt and completion together; longer prompts are refused.
+      mesh: the devices that it runs on.
+      max_concurrent: samples decoded at once: the rows of the device program.
+      max_length: the limit for the tokens of prompt and completion together; longer prompts are refused.
       raw: prompts are plain text to be continued, not messages to be answered.
-      halt: where it returns True, `stream` finishes the prompts at work and takes no more.
+      should_stop: where it returns True, `stream` finishes the active prompts and starts no more.
     """
 
     def __init__(
@@ -87,16 +118,16 @@ class Engine:
     ) -> None:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.max_concurrent, self.max_length, self.raw, self.should_stop = max_concurrent, max_length, raw, should_stop
-        self._prefix: tuple[list[int], KVSegment] | None = None  # the last one that was read
+        self._prefix: tuple[list[int], KVSegment] | None = None  # the prefix that was prefilled last
 
     def encode(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
-        """The ids that the model is given for a request's prompt."""
+        """The model's input ids for a request's prompt."""
         if not isinstance(prompt, str):
             return self.chat.message_ids(prompt)
         return self.chat.encode_prefix(prompt) if self.raw else self.chat.prompt_ids(prompt)
 
     def fits(self, prompt: str | Sequence[tuple[str, str]], max_new_tokens: int) -> bool:
-        """Whether `prompt` leaves room for `max_new` tokens."""
+        """Whether `prompt` leaves room for `max_new_tokens` tokens."""
         return len(self.encode(prompt)) + max_new_tokens <= self.max_length
 
     def generate(
@@ -104,8 +135,8 @@ class Engine:
     ) -> list[Completion]:
         """All completions, in the order of the requests and then of the samples."""
         order = {r.id: i for i, r in enumerate(requests)}
-        done = [c for batch in self.stream(requests, sampling_params, key, ignore_stop=True) for c in batch]
-        return sorted(done, key=lambda c: (order[c.id], c.sample))
+        completions = [c for batch in self.stream(requests, sampling_params, key, ignore_stop=True) for c in batch]
+        return sorted(completions, key=lambda c: (order[c.id], c.sample))
 
     def stream(
         self,
@@ -115,17 +146,17 @@ class Engine:
         done: Collection[str] = (),
         ignore_stop: bool = False,
     ) -> Iterator[list[Completion]]:
-        """Completions as they come, all samples of a request together, leaving out those in `done`.
+        """Completions as they finish, all samples of a request together, without the requests in `done`.
 
         Args:
-          requests: all of them, with distinct ids; also those already done.
-          how: how to draw.
-          key: the key of this stage; the row's id, the sample's index and the position are folded into it.
-          done: ids whose completions are already kept.
-          to_the_end: whatever `halt` says.
+          requests: all requests, with distinct ids; also those that are already done.
+          sampling_params: how to sample.
+          key: the stage's key. The row's id, the sample's index and the token's position are folded into it.
+          done: ids of requests whose completions are already stored.
+          ignore_stop: do not ask `should_stop`.
 
         Raises:
-          ValueError: a prompt leaves no room for `how.max_new` tokens, or ids repeat.
+          ValueError: a prompt leaves no room for `max_new_tokens` tokens, or ids repeat.
         """
         if len({r.id for r in requests}) != len(requests):
             raise ValueError("request ids repeat; every id must name one row")
@@ -133,155 +164,144 @@ class Engine:
         for request, tokens in zip(requests, ids, strict=True):
             if len(tokens) + sampling_params.max_new_tokens > self.max_length:
                 raise ValueError(
-                    f"prompt {request.id} has {len(tokens)} tokens; with {sampling_params.max_new_tokens} new ones it passes "
-                    f"the model's length {self.max_length}"
+                    f"prompt {request.id} has {len(tokens)} tokens; with {sampling_params.max_new_tokens} new ones it "
+                    f"passes the model's length {self.max_length}"
                 )
         if not requests:
             return
-        prefix, shared = self._read_prefix(ids)
-        rest, done = [x[shared:] for x in ids], set(done)
-        places = batching.num_prompt_slots(len(requests), self.max_concurrent, sampling_params.num_samples, self.mesh)
-        halt = (lambda: False) if ignore_stop else self.should_stop
-        for window, length in batching.bucket_by_length([len(x) for x in rest], batching.WINDOW_DEPTH * places):
-            prompts = [Prompt(requests[i].id, rest[i]) for i in window if requests[i].id not in done]
-            if prompts and not halt():
-                together = batching.prefill_batch_size(len(requests), places, length, self.mesh)
-                yield from self._window(prompts, places, together, length, prefix, sampling_params, key, halt)
+        prefix, prefix_len = self._prefill_prefix(ids)
+        suffixes, done = [x[prefix_len:] for x in ids], set(done)
+        num_slots = batching.num_prompt_slots(
+            len(requests), self.max_concurrent, sampling_params.num_samples, self.mesh
+        )
+        should_stop = (lambda: False) if ignore_stop else self.should_stop
+        lengths, min_size = [len(x) for x in suffixes], batching.MIN_BUCKET_FILLS * num_slots
+        for members, prompt_len in batching.bucket_by_length(lengths, min_size):
+            prompts = [Prompt(requests[i].id, suffixes[i]) for i in members if requests[i].id not in done]
+            if prompts and not should_stop():
+                batch_size = batching.prefill_batch_size(len(requests), num_slots, prompt_len, self.mesh)
+                bucket = Bucket(num_slots, batch_size, prompt_len, prefix, sampling_params, key, should_stop)
+                yield from self._run_bucket(prompts, bucket)
 
-    def _window(
-        self,
-        prompts: list[Prompt],
-        places: int,
-        together: int,
-        length: int,
-        prefix: KVSegment | None,
-        sampling_params: SamplingParams,
-        key: jax.Array,
-        should_stop: Callable[[], bool],
-    ) -> Iterator[list[Completion]]:
-        """Completions of prompts of at most `length` tokens behind the prefix. At any time `places` of them are at
-        work; where `together` places have fallen free, as many prompts come in, until `halt` says so."""
-        draw = sampler.DrawParams(np.float32(sampling_params.temperature), np.float32(sampling_params.top_p))
+    def _run_bucket(self, prompts: list[Prompt], bucket: Bucket) -> Iterator[list[Completion]]:
+        """Completions of the prompts of one bucket.
+
+        At any time up to P prompts are active. Where R slots are free, up to R prompts are inserted, until
+        `should_stop` returns True.
+        """
+        P, R, params = bucket.num_slots, bucket.prefill_batch_size, bucket.sampling_params
+        draw = sampler.DrawParams(np.float32(params.temperature), np.float32(params.top_p))
         stop_ids = tuple(self.chat.stop_ids)
-        waiting = deque(prompts[i : i + together] for i in range(0, len(prompts), together))
-        ahead = partial(self._prefill_next, waiting, together, length, prefix, sampling_params, key)
+        queue = deque(prompts[i : i + R] for i in range(0, len(prompts), R))
         with jax.set_mesh(self.mesh):
-            slots = sampler.init_slots(
-                self.cfg, places, sampling_params.num_samples, length, sampling_params.max_new_tokens
-            )
-        ready, free, at_work = ahead(), list(range(places)), {}
+            slots = sampler.init_slots(self.cfg, P, params.num_samples, bucket.prompt_len, params.max_new_tokens)
+        prefilled = self._prefill_next(queue, bucket)
+        free, active = list(range(P)), {}
         finished: list[Completion] = []
-        while ready or at_work:
-            while ready and len(free) >= together:
-                if should_stop():
-                    ready = None
+        while prefilled or active:
+            while prefilled and len(free) >= R:
+                if bucket.should_stop():
+                    prefilled = None
                     break
-                chosen, read = ready
-                taken, free = free[: len(chosen)], free[len(chosen) :]
-                at_work |= zip(taken, chosen, strict=True)
-                where = np.array(taken + [places] * (together - len(taken)), np.int32)
+                filled, free = free[: len(prefilled.prompts)], free[len(prefilled.prompts) :]
+                active |= zip(filled, prefilled.prompts, strict=True)
+                slot_index_R = np.array(filled + [P] * (R - len(filled)), np.int32)
                 with jax.set_mesh(self.mesh):
-                    slots = sampler.insert(slots, self._put(where), *read, draw, stop_ids=stop_ids)
-                ready = ahead()
-            if not at_work:
+                    slots = sampler.insert(slots, self._put(slot_index_R), *prefilled[1:], draw, stop_ids=stop_ids)
+                prefilled = self._prefill_next(queue, bucket)
+            if not active:
                 break
-            enough = together if ready else min(places, len(free) + together)
+            min_free = R if prefilled else min(P, len(free) + R)
             with jax.set_mesh(self.mesh):
-                slots = sampler.decode(self.cfg, self.params, slots, prefix, draw, np.int32(enough), stop_ids=stop_ids)
+                slots = sampler.decode(
+                    self.cfg, self.params, slots, bucket.prefix, draw, np.int32(min_free), stop_ids=stop_ids
+                )
             if finished:
-                yield finished  # what is done with them is done while the device draws
-            samples, ended = fetch((slots.samples, slots.done_B))
-            ended = ended.reshape(places, sampling_params.num_samples).all(1)
-            left = [place for place in at_work if ended[place]]
-            finished = [
-                c for place in left for c in self._completions(at_work.pop(place), samples, place, sampling_params)
-            ]
-            free += left
+                yield finished  # the caller processes these while the device decodes
+            samples, done_B = fetch((slots.samples, slots.done_B))
+            done_P = done_B.reshape(P, params.num_samples).all(1)
+            ended = [slot for slot in active if done_P[slot]]
+            finished = [c for slot in ended for c in self._completions(active.pop(slot), samples, slot, params)]
+            free += ended
         if finished:
             yield finished
 
-    def _prefill_next(
-        self,
-        waiting: deque,
-        together: int,
-        length: int,
-        prefix: KVSegment | None,
-        sampling_params: SamplingParams,
-        key: jax.Array,
-    ) -> Any:
-        """The next prompts, and what `admit` is given of them: read by the device before there is a place for them.
-        None if no more are waiting."""
-        if not waiting:
+    def _prefill_next(self, queue: deque[list[Prompt]], bucket: Bucket) -> Prefilled | None:
+        """Prefills the next prompts of the queue, before there are free slots for them. None if the queue is empty."""
+        if not queue:
             return None
-        chosen = waiting.popleft()
-        tokens, lengths = self._padded([p.ids for p in chosen], together, length)
-        names = [p.id for p in chosen] + [""] * (together - len(chosen))
-        keys = jax.random.key_data(sample_keys(key, names, sampling_params.num_samples))
-        keys = np.asarray(keys).reshape(together, sampling_params.num_samples, -1)
+        R, num_samples = bucket.prefill_batch_size, bucket.sampling_params.num_samples
+        prompts = queue.popleft()
+        tokens, lengths = self._pad([p.ids for p in prompts], R, bucket.prompt_len)
+        row_ids = [p.id for p in prompts] + [""] * (R - len(prompts))
+        keys = jax.random.key_data(sample_keys(bucket.key, row_ids, num_samples))
+        keys = np.asarray(keys).reshape(R, num_samples, -1)
         with jax.set_mesh(self.mesh):
-            logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths, prefix)
-        return chosen, (logits, segment, lengths, self._put(keys))
+            logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths, bucket.prefix)
+        return Prefilled(prompts, logits, segment, lengths, self._put(keys))
 
     def _completions(
-        self, prompt: Prompt, samples: sampler.Samples, place: int, sampling_params: SamplingParams
+        self, prompt: Prompt, samples: sampler.Samples, slot: int, sampling_params: SamplingParams
     ) -> Iterator[Completion]:
         for sample in range(sampling_params.num_samples):
-            row = place * sampling_params.num_samples + sample
-            drawn = samples.tokens[row, : samples.lengths[row]].tolist()
+            row = slot * sampling_params.num_samples + sample
+            ids = samples.tokens[row, : samples.lengths[row]].tolist()
             yield Completion(
                 id=prompt.id,
                 sample=sample,
-                text=self.chat.response_text(drawn),
-                ids=drawn,
+                text=self.chat.response_text(ids),
+                ids=ids,
                 logprobs=samples.logprobs[row, : samples.lengths[row]].tolist(),
-                finished=drawn[-1] in self.chat.stop_ids,
+                finished=ids[-1] in self.chat.stop_ids,
             )
 
-    def _read_prefix(self, ids: Sequence[list[int]]) -> tuple[KVSegment | None, int]:
-        """The keys and values of what all prompts begin with, and how many tokens that is; None if too few."""
-        shared = batching.common_prefix_len(ids)
-        if not shared:
+    def _prefill_prefix(self, ids: Sequence[list[int]]) -> tuple[KVSegment | None, int]:
+        """Keys and values of the common prefix of all prompts, and its length; None and 0 if it is short."""
+        prefix_len = batching.common_prefix_len(ids)
+        if not prefix_len:
             return None, 0
-        tokens = ids[0][:shared]
+        tokens = ids[0][:prefix_len]
         if self._prefix is None or self._prefix[0] != tokens:
             self._prefix = None
-            placed = put(np.array(tokens, np.int32), replicated(self.mesh))
+            tokens_S = put(np.array(tokens, np.int32), replicated(self.mesh))
             with jax.set_mesh(self.mesh):
-                self._prefix = tokens, sampler.read_prefix(self.cfg, self.params, placed)
-        return self._prefix[1], shared
+                self._prefix = tokens, sampler.read_prefix(self.cfg, self.params, tokens_S)
+        return self._prefix[1], prefix_len
 
     def next_logprobs(
-        self, contexts: Sequence[list[int]], candidates: Sequence[list[int]], at_once: int = 0
+        self, contexts: Sequence[list[int]], candidates: Sequence[list[int]], batch_size: int = 0
     ) -> list[list[float]]:
-        """Log-probs of ids that may come next.
+        """Log-probs of candidate next tokens.
 
         Args:
-          contexts: token ids, one list a question.
-          candidates: the ids asked about, as many for each question.
-          at_once: contexts read together; `rows` of them if 0.
+          contexts: token ids, one list for each query.
+          candidates: the candidate ids of each query, equally many for all.
+          batch_size: contexts in one forward pass; `max_concurrent` if 0.
         """
-        found: list[list[float]] = [[] for _ in contexts]
-        rows = round_up(at_once or self.max_concurrent, batch_divisor(self.mesh))
+        results: list[list[float]] = [[] for _ in contexts]
+        rows = round_up(batch_size or self.max_concurrent, batch_divisor(self.mesh))
         lengths = [batching.padded_length(len(c)) for c in contexts]
-        # Each padded as its own length asks for, and not its company: what is found does not depend on that.
+        # Each context is padded for its own length, so its result does not depend on the others in the batch.
         for length in sorted(set(lengths)):
-            alike = [i for i, n in enumerate(lengths) if n == length]
-            for start in range(0, len(alike), rows):
-                chosen = alike[start : start + rows]
-                tokens, ends = self._padded([contexts[i] for i in chosen], rows, length)
-                asked = np.zeros((rows, len(candidates[0])), np.int32)
-                asked[: len(chosen)] = [candidates[i] for i in chosen]
+            same_length = [i for i, n in enumerate(lengths) if n == length]
+            for start in range(0, len(same_length), rows):
+                batch = same_length[start : start + rows]
+                tokens, context_lengths = self._pad([contexts[i] for i in batch], rows, length)
+                candidate_ids = np.zeros((rows, len(candidates[0])), np.int32)
+                candidate_ids[: len(batch)] = [candidates[i] for i in batch]
                 with jax.set_mesh(self.mesh):
-                    logprobs = _logprobs_of(self.cfg, self.params, tokens, ends, self._put(asked))
-                for i, row in zip(chosen, fetch(logprobs), strict=False):
-                    found[i] = row.tolist()
-        return found
+                    logprobs = _candidate_logprobs(
+                        self.cfg, self.params, tokens, context_lengths, self._put(candidate_ids)
+                    )
+                for i, row in zip(batch, fetch(logprobs), strict=False):
+                    results[i] = row.tolist()
+        return results
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return put(x, batch_sharding(self.mesh, x.ndim))
 
-    def _padded(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-        """Prompts as tokens [rows, length] and lengths [rows]; rows that only fill the batch read one padding token."""
+    def _pad(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> tuple[jax.Array, jax.Array]:
+        """Prompts as tokens [rows, length] and lengths [rows]. Rows that only fill the batch have one padding token."""
         tokens = np.zeros((rows, length), np.int32)
         lengths = np.ones(rows, np.int32)
         for row, prompt in enumerate(ids):
@@ -296,7 +316,7 @@ def stable_hash32(name: str) -> int:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def _logprobs_of(
+def _candidate_logprobs(
     cfg: LlamaConfig,
     params: Params,
     tokens: jax.Array,
@@ -308,12 +328,12 @@ def _logprobs_of(
 
 
 @jax.jit
-def _fold(key: jax.Array, rows: jax.Array, samples: jax.Array) -> jax.Array:
-    one = lambda r, s: jax.random.fold_in(jax.random.fold_in(key, r), s)  # noqa: E731
-    return jax.vmap(one)(rows, samples)
+def _fold_in(key: jax.Array, rows: jax.Array, samples: jax.Array) -> jax.Array:
+    fold_row_and_sample = lambda row, sample: jax.random.fold_in(jax.random.fold_in(key, row), sample)  # noqa: E731
+    return jax.vmap(fold_row_and_sample)(rows, samples)
 
 
-def sample_keys(key: jax.Array, names: Sequence[str], samples: int) -> jax.Array:
+def sample_keys(key: jax.Array, row_ids: Sequence[str], num_samples: int) -> jax.Array:
     """Keys [P * G]: `key` folded with the row's id and the sample's index."""
-    rows = np.repeat(np.array([stable_hash32(n) for n in names], np.uint32), samples)
-    return _fold(key, rows, np.tile(np.arange(samples, dtype=np.uint32), len(names)))
+    rows = np.repeat(np.array([stable_hash32(row_id) for row_id in row_ids], np.uint32), num_samples)
+    return _fold_in(key, rows, np.tile(np.arange(num_samples, dtype=np.uint32), len(row_ids)))

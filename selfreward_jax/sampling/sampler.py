@@ -1,17 +1,18 @@
-"""The jitted sampler: prompts are read, and their samples are drawn in slots that are filled again as they fall free.
+"""The jitted sampler: it prefills prompts and draws their samples in slots, which are refilled as they become free.
 
-There are P places for prompts and G slots for the samples of each, B = P * G rows. The keys and values that they look
-at, for P = 2, G = 2, a beginning of 3 tokens that all prompts share, S = 5 more of each prompt, W = 4 new ones:
+There are P prompt slots, each with G rows, one for each sample: B = P * G rows. The keys and values that the rows
+attend to, for P = 2, G = 2, a prefix of 3 tokens that all prompts share, S = 5 more tokens of each prompt, and W = 4
+new tokens:
 
-    prefix, one row for all     prompts, a row for each place     own, a row for each slot
-      r r r                       p0  a b c . .                     p0 s0   x x x .
-                                  p1  d e f g .                     p0 s1   x x x .
-        '.' is padding                                              p1 s0   x . . .   <- came in later
-                                                                    p1 s1   x . . .
+    prefix, one row for all     prompts, one row for each slot     own cache, one row for each sample
+      r r r                       p0  a b c . .                      p0 s0   x x x .
+                                  p1  d e f g .                      p0 s1   x x x .
+        '.' is padding                                               p1 s0   x . . .   <- inserted later
+                                                                     p1 s1   x . . .
 
-A prompt is read once however many samples are drawn from it, and the prefix once however many prompts begin with it.
-Each row writes to the slot of its own age, and random numbers depend on the sample's own key and the token's position
-alone: a sample is the same in whatever company it is drawn and whenever it came in.
+A prompt is prefilled once for all of its samples, and the prefix once for all prompts. Each row writes to the cache
+column of its own length. Random numbers depend only on the sample's own key and the token's position. So a sample does
+not depend on the other rows of the batch, or on when it was inserted.
 """
 
 from functools import partial
@@ -26,7 +27,7 @@ from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, unstack_layers
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 from selfreward_jax.sampling.top_p import sample_token
 
-# Keys and values of all layers, in the form in which `Llama.hidden` returns them.
+# Keys and values of all layers, in the form that `Llama.hidden_states` returns.
 Cache = tuple[Any, Any]
 
 
@@ -40,10 +41,13 @@ class Samples(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """All that decoding reads and writes: donated from call to call.
+    """The state that decoding reads and writes; its buffers are donated from call to call.
 
-    prompt: the rest of each prompt behind the prefix. lengths_P: of these. keys_B2: the data of a key for each sample.
-    done_B: whether a row's sample has ended, or none has come in yet.
+    cache: keys and values of the new tokens, a row for each sample.
+    prompt: keys and values of each slot's prompt, without the prefix.
+    lengths_P: tokens of these prompts.
+    keys_B2: the data of a random key for each sample.
+    done_B: whether a row's sample has ended, or the row is still empty.
     """
 
     cache: Cache
@@ -55,27 +59,32 @@ class Slots(NamedTuple):
 
 
 class DrawParams(NamedTuple):
-    """How to draw: temperature (0 decodes greedily; otherwise applied before top-p, as Hugging Face and vLLM do) and
-    top_p in (0, 1] (1 keeps every token). Numbers, which programs need not be compiled for."""
+    """Temperature (0 is greedy; otherwise applied before top-p, as in Hugging Face and vLLM) and top_p in (0, 1].
+
+    With top_p 1 every token can be drawn. Both are traced values: a new value needs no new program.
+    """
 
     temperature: Any
     top_p: Any
 
 
-@partial(jax.jit, static_argnames=("cfg", "places", "samples", "length", "width"))
-def init_slots(cfg: LlamaConfig, places: int, samples: int, length: int, width: int) -> Slots:
-    """`places` for prompts of at most `length` tokens, with `samples` slots each of at most `width` new ones."""
-    B = places * samples
-    ids = jnp.zeros((B, width), jnp.int32)
-    prompt = KVSegment(*_zeros(cfg, places, length), jnp.ones((places, 1, length), bool))
-    found = Samples(ids, ids.astype(jnp.float32), jnp.ones(B, jnp.int32))
+@partial(jax.jit, static_argnames=("cfg", "num_slots", "num_samples", "prompt_len", "max_new_tokens"))
+def init_slots(cfg: LlamaConfig, num_slots: int, num_samples: int, prompt_len: int, max_new_tokens: int) -> Slots:
+    """Empty slots for `num_slots` prompts of at most `prompt_len` tokens.
+
+    Each slot has `num_samples` rows of at most `max_new_tokens` new tokens.
+    """
+    P, B, W = num_slots, num_slots * num_samples, max_new_tokens
+    ids = jnp.zeros((B, W), jnp.int32)
+    prompt = KVSegment(*_init_cache(cfg, P, prompt_len), jnp.ones((P, 1, prompt_len), bool))
+    samples = Samples(ids, ids.astype(jnp.float32), jnp.ones(B, jnp.int32))
     key_data = jax.random.key_data(jax.random.split(jax.random.key(0), B))
     done = jnp.ones(B, bool)
-    return constrain_all(Slots(_zeros(cfg, B, width), prompt, jnp.ones(places, jnp.int32), key_data, found, done))
+    return constrain_all(Slots(_init_cache(cfg, B, W), prompt, jnp.ones(P, jnp.int32), key_data, samples, done))
 
 
-def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
-    """Keys [B, K, H, W] and values [B, K, W, H] of every layer."""
+def _init_cache(cfg: LlamaConfig, rows: int, length: int) -> Cache:
+    """Keys [rows, K, H, length] and values [rows, K, length, H] of every layer, all zero."""
     K, H = cfg.num_kv_heads, cfg.head_dim
 
     def layers(*shape: int) -> Any:
@@ -83,17 +92,19 @@ def _zeros(cfg: LlamaConfig, rows: int, width: int) -> Cache:
             return jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
         return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
 
-    return layers(rows, K, H, width), layers(rows, K, width, H)
+    return layers(rows, K, H, length), layers(rows, K, length, H)
 
 
 def constrain_all(tree: Any) -> Any:
-    """Arrays with their rows, and keys and values with their heads too, on the devices that compute them."""
-    return jax.tree.map(lambda x: constrain(x, *layout(x.ndim)), tree)
+    """Shards the rows of all arrays, and also the heads of keys and values, over the mesh."""
+    return jax.tree.map(lambda x: constrain(x, *partition_spec(x.ndim)), tree)
 
 
-def layout(ndim: int) -> PartitionSpec:
-    """How an array of `ndim` dimensions lies on the mesh: with four keys or values; with five those of all layers,
-    stacked in front; else anything with rows in front."""
+def partition_spec(ndim: int) -> PartitionSpec:
+    """The sharding of an array of the sampler, by its number of dimensions.
+
+    4: keys or values. 5: keys or values with the layers stacked in the first axis. Fewer: an array with rows first.
+    """
     if ndim < 4:
         return PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1))
     return PartitionSpec(*(None,) * (ndim - 4), BATCH_AXES, "tensor", None, None)
@@ -101,20 +112,20 @@ def layout(ndim: int) -> PartitionSpec:
 
 @partial(jax.jit, static_argnames="cfg")
 def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> KVSegment:
-    """Keys and values of a beginning that prompts share: one row, the same for all devices but for the heads."""
+    """Keys and values of a prefix that prompts share: one row, sharded over heads and otherwise replicated."""
     _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden_states")
     k, v = jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
     return KVSegment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
 
 
-def _seen(cfg: LlamaConfig, prefix: KVSegment | None, positions_BT: jax.Array) -> list[KVSegment]:
-    """The prefix as queries at these positions see it; none if there is none."""
+def _visible_prefix(cfg: LlamaConfig, prefix: KVSegment | None, positions_BT: jax.Array) -> list[KVSegment]:
+    """The prefix, masked for queries at these positions if there is a sliding window; [] if there is no prefix."""
     if prefix is None or cfg.sliding_window is None:
         return [] if prefix is None else [prefix]
-    return [prefix._replace(mask=window_mask(cfg.sliding_window, positions_BT, _up_to(prefix.mask.shape[-1])))]
+    return [prefix._replace(mask=window_mask(cfg.sliding_window, positions_BT, _arange_1S(prefix.mask.shape[-1])))]
 
 
-def _up_to(length: int) -> jax.Array:
+def _arange_1S(length: int) -> jax.Array:
     return jnp.arange(length)[None]
 
 
@@ -122,15 +133,17 @@ def _up_to(length: int) -> jax.Array:
 def prefill(
     cfg: LlamaConfig, params: Params, tokens_RS: jax.Array, lengths_R: jax.Array, prefix: KVSegment | None = None
 ) -> tuple[jax.Array, KVSegment]:
-    """Reads prompts (padded on the right), or what follows the prefix in them. Returns logits [R, V] of the token after
-    each, and the keys and values."""
+    """Prefills R prompts, padded on the right; with a prefix, the rest of each prompt after it.
+
+    Returns the logits [R, V] of the token after each prompt, and the prompts' keys and values.
+    """
     model, (R, S) = Llama(cfg), tokens_RS.shape
-    positions_1S = _up_to(S) + (0 if prefix is None else prefix.mask.shape[-1])
+    positions_1S = _arange_1S(S) + (0 if prefix is None else prefix.mask.shape[-1])
     hidden, kv = model.apply(
         {"params": params},
         tokens_RS,
         positions_BT=jnp.broadcast_to(positions_1S, (R, S)),
-        past=_seen(cfg, prefix, positions_1S),
+        past=_visible_prefix(cfg, prefix, positions_1S),
         last_index_B=lengths_R - 1,
         method="hidden_states",
     )
@@ -141,7 +154,7 @@ def prefill(
 @partial(jax.jit, static_argnames="stop_ids", donate_argnames="slots")
 def insert(
     slots: Slots,
-    places_R: jax.Array,
+    slot_index_R: jax.Array,
     logits_RV: jax.Array,
     prompt: KVSegment,
     lengths_R: jax.Array,
@@ -150,37 +163,37 @@ def insert(
     *,
     stop_ids: tuple[int, ...],
 ) -> Slots:
-    """The slots with R prompts in the places named, and the first token of each of their samples drawn.
+    """Inserts R prompts into slots, and draws the first token of each of their samples.
 
     Args:
-      slots: of which these places' samples have ended.
-      places_R: numbers below P, each once; a row that only fills the batch has P.
-      logits_RV, prompt: what `prefill` returned.
+      slots: the state. The samples of the slots in `slot_index_R` have ended.
+      slot_index_R: slot indices below P, each at most once; P for a row that only fills the batch.
+      logits_RV, prompt: the results of `prefill`.
       lengths_R: of the prompts, without the prefix.
-      keys_R: the data of G keys for each, [R, G, 2].
-      how: how to draw.
+      keys_R: the data of G keys for each prompt, [R, G, 2].
+      draw: temperature and top-p.
       stop_ids: ids that end a sample.
     """
     G, W = keys_R.shape[1], slots.samples.tokens.shape[1]
-    rows = (places_R[:, None] * G + jnp.arange(G)).reshape(-1)
+    rows = (slot_index_R[:, None] * G + jnp.arange(G)).reshape(-1)
     keys = keys_R.reshape(rows.shape[0], -1)
     first, logprob = _draw(jnp.repeat(logits_RV, G, axis=0), keys, jnp.zeros_like(rows), draw)
-    start = lambda x: jnp.pad(x[:, None], ((0, 0), (0, W - 1)))  # noqa: E731
-    found = Samples(start(first), start(logprob), jnp.ones_like(rows))
+    pad_to_W = lambda x: jnp.pad(x[:, None], ((0, 0), (0, W - 1)))  # noqa: E731
+    samples = Samples(pad_to_W(first), pad_to_W(logprob), jnp.ones_like(rows))
 
-    def put(old: jax.Array, new: jax.Array, where: jax.Array) -> jax.Array:
-        at = old.at[:, where] if old.ndim == 5 else old.at[where]
-        return at.set(new, mode="drop", unique_indices=True)
+    def put(old: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+        target = old.at[:, index] if old.ndim == 5 else old.at[index]
+        return target.set(new, mode="drop", unique_indices=True)
 
-    by_row, by_place = (partial(jax.tree.map, partial(put, where=where)) for where in (rows, places_R))
+    put_rows, put_slots = (partial(jax.tree.map, partial(put, index=index)) for index in (rows, slot_index_R))
     return constrain_all(
         Slots(
             cache=slots.cache,
-            prompt=by_place(slots.prompt, prompt),
-            lengths_P=by_place(slots.lengths_P, lengths_R),
-            keys_B2=by_row(slots.keys_B2, keys),
-            samples=by_row(slots.samples, found),
-            done_B=by_row(slots.done_B, _ended(first, jnp.ones_like(rows), W, stop_ids)),
+            prompt=put_slots(slots.prompt, prompt),
+            lengths_P=put_slots(slots.lengths_P, lengths_R),
+            keys_B2=put_rows(slots.keys_B2, keys),
+            samples=put_rows(slots.samples, samples),
+            done_B=put_rows(slots.done_B, _is_done(first, jnp.ones_like(rows), W, stop_ids)),
         )
     )
 
@@ -196,89 +209,94 @@ def decode(
     *,
     stop_ids: tuple[int, ...],
 ) -> Slots:
-    """Goes on until all samples of `enough` places have ended; places that nothing has come into count as such.
+    """Decodes until at least `min_free` slots are free: empty, or with all samples ended.
 
     Args:
       cfg, params: the model.
-      slots: from `admit`.
-      prefix: from `read_prefix`, as in `prefill`; its length is part of every position.
-      how: how to draw.
-      enough: at most P.
+      slots: the state, from `insert`.
+      prefix: from `read_prefix`, the same as in `prefill`; its length is part of every position.
+      draw: temperature and top-p.
+      min_free: at most P.
       stop_ids: ids that end a sample.
     """
     model = Llama(cfg)
     B, W = slots.samples.tokens.shape
     P = slots.lengths_P.shape[0]
-    of_row = lambda x_P: jnp.repeat(x_P, B // P, axis=0)  # noqa: E731
-    before = 0 if prefix is None else prefix.mask.shape[-1]
-    length_B, prompt = of_row(slots.lengths_P), slots.prompt
+    to_rows = lambda x_P: jnp.repeat(x_P, B // P, axis=0)  # noqa: E731
+    prefix_len = 0 if prefix is None else prefix.mask.shape[-1]
+    prompt_len_B, prompt = to_rows(slots.lengths_P), slots.prompt
     layers = None if cfg.scan_layers else unstack_layers(cfg, params["layers"])
 
-    def step(now: tuple[Cache, Samples, jax.Array]) -> tuple[Cache, Samples, jax.Array]:
-        cache, samples, done_B = now
-        # `at` is the last token drawn: it is read now, and its keys are written where it stands.
-        at_B = samples.lengths - 1
-        at_B1 = at_B[:, None]
-        own, looked_at = (_up_to(W) < at_B1)[:, None], prompt.mask
+    def step(state: tuple[Cache, Samples, jax.Array]) -> tuple[Cache, Samples, jax.Array]:
+        cache, samples, done_B = state
+        # The input is each row's last token. Its keys and values go to the cache column of the token's index.
+        last_B = samples.lengths - 1
+        last_B1 = last_B[:, None]
+        own_mask, prompt_mask = (_arange_1S(W) < last_B1)[:, None], prompt.mask
         if cfg.sliding_window is not None:
-            own &= window_mask(cfg.sliding_window, at_B1, _up_to(W))
-            rest = _up_to(prompt.mask.shape[-1])
-            looked_at = of_row(looked_at) & window_mask(cfg.sliding_window, (length_B + at_B)[:, None], rest)
-        positions_B1 = (before + length_B + at_B)[:, None]
-        past = [*_seen(cfg, prefix, positions_B1), prompt._replace(mask=looked_at), KVSegment(*cache, own)]
-        last_B1 = jnp.take_along_axis(samples.tokens, at_B1, axis=1)
+            own_mask &= window_mask(cfg.sliding_window, last_B1, _arange_1S(W))
+            prompt_1S = _arange_1S(prompt.mask.shape[-1])
+            prompt_mask = to_rows(prompt_mask) & window_mask(
+                cfg.sliding_window, (prompt_len_B + last_B)[:, None], prompt_1S
+            )
+        positions_B1 = (prefix_len + prompt_len_B + last_B)[:, None]
+        visible_prefix = _visible_prefix(cfg, prefix, positions_B1)
+        past = [*visible_prefix, prompt._replace(mask=prompt_mask), KVSegment(*cache, own_mask)]
+        token_B1 = jnp.take_along_axis(samples.tokens, last_B1, axis=1)
         hidden, (k, v) = model.apply(
-            {"params": params}, last_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden_states"
+            {"params": params}, token_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden_states"
         )
-        # This is `at`. That it waits for what was read from the cache, lets XLA write in place and not to a copy.
-        slot_B = jnp.minimum(at_B, jnp.where(jnp.isinf(hidden[:, 0, 0]), W, W - 1))
-        cache = constrain_all((update_cache(cache[0], k, slot_B, axis=-1), update_cache(cache[1], v, slot_B, axis=-2)))
+        # This equals `last_B`. Its dependence on a value read from the cache lets XLA write in place, without a copy.
+        column_B = jnp.minimum(last_B, jnp.where(jnp.isinf(hidden[:, 0, 0]), W, W - 1))
+        cache = constrain_all(
+            (update_cache(cache[0], k, column_B, axis=-1), update_cache(cache[1], v, column_B, axis=-2))
+        )
         logits_BV = model.apply({"params": params}, hidden[:, 0], method="unembed")
         token_B, logprob_B = _draw(logits_BV, slots.keys_B2, samples.lengths, draw)
         return (
             cache,
-            _added(samples, token_B, logprob_B, ~done_B),
-            done_B | _ended(token_B, samples.lengths + 1, W, stop_ids),
+            _append(samples, token_B, logprob_B, ~done_B),
+            done_B | _is_done(token_B, samples.lengths + 1, W, stop_ids),
         )
 
-    def going(now: tuple[Cache, Samples, jax.Array]) -> jax.Array:
-        return now[2].reshape(P, -1).all(1).sum() < min_free
+    def too_few_free(state: tuple[Cache, Samples, jax.Array]) -> jax.Array:
+        return state[2].reshape(P, -1).all(1).sum() < min_free
 
-    cache, samples, done_B = jax.lax.while_loop(going, step, (slots.cache, slots.samples, slots.done_B))
+    cache, samples, done_B = jax.lax.while_loop(too_few_free, step, (slots.cache, slots.samples, slots.done_B))
     return slots._replace(cache=cache, samples=samples, done_B=done_B)
 
 
 def _draw(
     logits_BV: jax.Array, keys_B2: jax.Array, position_B: jax.Array, draw: DrawParams
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [B], and their log-probs under the model itself."""
+    """Tokens [B], and their log-probs under the model itself (temperature 1, no top-p)."""
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2), position_B)
     token_B = sample_token(logits_BV, keys_B, draw.temperature, draw.top_p)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
     return token_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def _ended(token_B: jax.Array, lengths_B: jax.Array, width: int, stop_ids: tuple[int, ...]) -> jax.Array:
+def _is_done(token_B: jax.Array, lengths_B: jax.Array, max_new_tokens: int, stop_ids: tuple[int, ...]) -> jax.Array:
     stops = jnp.asarray(stop_ids, jnp.int32)
-    return (token_B[:, None] == stops).any(1) | (lengths_B == width)
+    return (token_B[:, None] == stops).any(1) | (lengths_B == max_new_tokens)
 
 
-def _added(samples: Samples, token_B: jax.Array, logprob_B: jax.Array, going_B: jax.Array) -> Samples:
-    """The samples with one token more, where they go on."""
-    at_B = jnp.where(going_B, samples.lengths, samples.tokens.shape[1])  # behind the end: nothing is written
-    put = lambda row, at, x: row.at[at].set(x, mode="drop")  # noqa: E731
+def _append(samples: Samples, token_B: jax.Array, logprob_B: jax.Array, active_B: jax.Array) -> Samples:
+    """The samples with one more token in the active rows."""
+    index_B = jnp.where(active_B, samples.lengths, samples.tokens.shape[1])  # out of range: nothing is written
+    put = lambda row, index, x: row.at[index].set(x, mode="drop")  # noqa: E731
     return Samples(
-        jax.vmap(put)(samples.tokens, at_B, token_B),
-        jax.vmap(put)(samples.logprobs, at_B, logprob_B),
-        samples.lengths + going_B,
+        jax.vmap(put)(samples.tokens, index_B, token_B),
+        jax.vmap(put)(samples.logprobs, index_B, logprob_B),
+        samples.lengths + active_B,
     )
 
 
-def update_cache(cache: Any, new: Any, at_B: jax.Array, axis: int) -> Any:
-    """Keys or values with `new`, of one token a row, at `at_B` of dimension `axis` (counted from the end)."""
+def update_cache(cache: Any, new: Any, index_B: jax.Array, axis: int) -> Any:
+    """Keys or values with `new`, one token for each row, written at `index_B` of `axis` (negative: from the end)."""
 
-    def one(old: jax.Array, x: jax.Array) -> jax.Array:
-        in_row = partial(jax.lax.dynamic_update_slice_in_dim, axis=old.ndim - 1 + axis)
-        return jax.vmap(in_row, in_axes=(old.ndim - 4, old.ndim - 4, 0), out_axes=old.ndim - 4)(old, x, at_B)
+    def update(old: jax.Array, x: jax.Array) -> jax.Array:
+        update_row = partial(jax.lax.dynamic_update_slice_in_dim, axis=old.ndim - 1 + axis)
+        return jax.vmap(update_row, in_axes=(old.ndim - 4, old.ndim - 4, 0), out_axes=old.ndim - 4)(old, x, index_B)
 
-    return jax.tree.map(one, cache, new)
+    return jax.tree.map(update, cache, new)
