@@ -1,1 +1,1 @@
-"""The mesh and the shardings."""
+"""Device meshes, shardings and processes."""

@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM and SIGINT let the step or the rows at hand come to their end and be saved.
+"""Stopping on request: SIGTERM and SIGINT let the current step or the current rows finish and be saved.
 
-The program then ends with the exit code `processes.LOST`: the same command goes on. Of several processes any may be
-asked; all stop at the same place.
+The program then exits with `processes.EXIT_RETRY`, and the same command resumes the run. If there are several
+processes, any of them may get the signal; all stop at the same place.
 """
 
 import contextlib
@@ -14,51 +14,59 @@ from collections.abc import Iterator
 from selfreward_jax.parallel import processes
 
 REPEAT_WINDOW = 1.0  # seconds
-_requested = threading.Event()  # this process was
+_requested = threading.Event()  # this process got a signal
 _stopping = False
 
 
 class Stopped(Exception):
-    """The program was asked to end, and all that it made is saved."""
+    """The program was asked to stop, and all its results are saved."""
 
     def __init__(self) -> None:
-        super().__init__("stopped, and all that was made is kept: the same command goes on from there")
+        super().__init__("stopped, all results are saved: run the same command to resume")
 
 
 @contextlib.contextmanager
 def handle_signals(timeout_s: float) -> Iterator[None]:
-    """For as long as a run takes, SIGTERM and SIGINT ask it to stop. It ends after `within` seconds if it could not,
-    and at once on another SIGINT: not on one that comes with the first, from a parent and from the terminal."""
+    """In this context SIGTERM and SIGINT request a stop.
+
+    The process exits if it has not stopped after `timeout_s` seconds, and at once on a later SIGINT. A SIGINT within
+    REPEAT_WINDOW of the first signal does not count: a parent process and the terminal may both send it.
+    """
     global _stopping
     _stopping = False
     _requested.clear()
-    line = f"what was at hand was not done {timeout_s:g} s later (shutdown_timeout_s) and is given up: the same command makes it"
+    line = (
+        f"the current work did not finish within shutdown_timeout_s {timeout_s:g} s and is lost: "
+        "run the same command to resume"
+    )
     limit = threading.Timer(timeout_s, processes.exit_now, (processes.EXIT_RETRY, line))
-    limit.daemon, since = True, 0.0
+    limit.daemon = True
+    first_signal_at = 0.0
 
-    def ask(number: int, _: types.FrameType | None) -> None:
-        nonlocal since
+    def request_stop(number: int, _: types.FrameType | None) -> None:
+        nonlocal first_signal_at
         if _requested.is_set():
-            if number == signal.SIGINT and time.monotonic() - since > REPEAT_WINDOW:
-                processes.exit_now(processes.EXIT_RETRY, "asked to stop again: ended at once; the same command goes on")
+            if number == signal.SIGINT and time.monotonic() - first_signal_at > REPEAT_WINDOW:
+                again = "asked to stop again: ended at once, run the same command to resume"
+                processes.exit_now(processes.EXIT_RETRY, again)
             return
-        since = time.monotonic()
+        first_signal_at = time.monotonic()
         _requested.set()
         limit.start()
         threading.Thread(target=processes.broadcast_stop, daemon=True).start()
 
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, ask) for number in numbers]
+    previous = [signal.signal(number, request_stop) for number in numbers]
     try:
         yield
     finally:
         limit.cancel()
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)
 
 
 def stop_requested() -> bool:
-    """Whether to stop. All processes ask together and hear the same."""
+    """Whether to stop. All processes make this call together and get the same result."""
     global _stopping
     _stopping = _stopping or processes.broadcast_from_primary(
         lambda: _requested.is_set() or processes.peer_stop_requested.is_set()
@@ -67,6 +75,6 @@ def stop_requested() -> bool:
 
 
 def raise_if_stopped() -> None:
-    """Raises Stopped where that is so."""
+    """Raises Stopped if a stop was requested."""
     if stop_requested():
         raise Stopped

@@ -1,13 +1,15 @@
-"""Several processes that run one program: how they find each other, agree, and stop together.
+"""Several processes that run one program: how they connect, agree and stop together.
 
-All of them run the same host code in the same order on the same data; what they must not decide each for itself
-(is a file there?) the first one decides for all, by `agreed`. So every call here is made by all processes or by none.
-The limits of waiting: `agreed` and `wait` give up after parallel.timeout_s seconds; a process that no longer answers at
-all is noticed after HEARTBEAT seconds, wherever the others are, also in the midst of a computation.
+All processes run the same host code in the same order on the same data. What must not differ between them (does a file
+exist?) the primary process decides for all: `broadcast_from_primary`. So every call here is made by all processes or
+by none.
+
+Time limits: `broadcast_from_primary`, `all_gather_json` and `barrier` give up after parallel.timeout_s seconds. A
+process that no longer responds is noticed after HEARTBEAT_TIMEOUT seconds, wherever the others are, also during a
+computation.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -15,28 +17,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-
-# The key-value store and the barriers with a time limit have no public name in JAX yet; Orbax takes them from here too.
-from jax._src import distributed
 from jax.errors import JaxRuntimeError
 
-EXIT_RETRY = (
-    75  # exit code (sysexits' EX_TEMPFAIL): another process is gone, or this one was asked to stop; start again
-)
+from selfreward_jax.parallel import coordinator
+
+# Exit code (EX_TEMPFAIL of sysexits): another process is lost, or this one was asked to stop. Run the command again.
+EXIT_RETRY = 75
 HEARTBEAT_TIMEOUT = 100  # seconds
 
 _timeout = 1800.0  # seconds
 _wait_total = 0.0  # seconds
-peer_stop_requested = threading.Event()  # on the first process: another one was asked to stop
+peer_stop_requested = threading.Event()  # on the primary process: another one was asked to stop
 _local = False
-_sequence = itertools.count()  # names of agreements, the same on every process since all make the same calls
 
 
 class ProcessError(RuntimeError):
-    """The other processes are not known, cannot be reached or do not come; the message says what to do.
+    """The other processes are unknown, unreachable or do not respond; the message names the remedy.
 
     code: what the program should exit with.
     """
@@ -47,31 +46,31 @@ class ProcessError(RuntimeError):
 
 
 def initialize(address: dict[str, Any], timeout: float) -> None:
-    """Joins the other processes.
+    """Connects to the other processes.
 
     Args:
-      given: coordinator_address, num_processes and process_id; empty: they are found from the environment (Cloud TPU,
-        GKE, Slurm, Open MPI).
+      address: coordinator_address, num_processes and process_id. If empty, JAX reads them from the environment (Cloud
+        TPU, GKE, Slurm, Open MPI).
       timeout: seconds that processes wait for each other.
 
     Raises:
-      ProcessError: the environment does not say who the others are. Where they do not come, this process ends.
+      ProcessError: the environment does not name the other processes. If they do not connect, this process exits.
     """
     global _timeout
     _timeout = timeout
-    patience = max(1, int(timeout))
-    who = f"process {address['process_id']} of {address['num_processes']}" if address else "this process"
+    seconds = max(1, int(timeout))
+    name = f"process {address['process_id']} of {address['num_processes']}" if address else "this process"
     where = f" at {address['coordinator_address']}" if address else ""
-    line = f"{who} did not find all the others{where} within {patience} s: start every process, with the same options"
-    # JAX's own limit ends the process by abort(), without a word of ours: this one comes first.
-    impatience = threading.Timer(patience, exit_now, (EXIT_RETRY, line))
-    impatience.daemon = True
-    impatience.start()
+    line = f"{name} did not find all the others{where} within {seconds} s: start every process, with the same options"
+    # JAX's own limit ends the process by abort(), without our message. So this one is shorter.
+    limit = threading.Timer(seconds, exit_now, (EXIT_RETRY, line))
+    limit.daemon = True
+    limit.start()
     # Takes effect where the devices are a CPU's; other devices have collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Which would take SIGTERM for itself and do nothing.
+    # JAX's service would handle SIGTERM itself and do nothing.
     jax.config.update("jax_enable_preemption_service", False)
-    limits = {"initialization_timeout": patience + 60, "heartbeat_timeout_seconds": min(HEARTBEAT_TIMEOUT, patience)}
+    limits = {"initialization_timeout": seconds + 60, "heartbeat_timeout_seconds": min(HEARTBEAT_TIMEOUT, seconds)}
     try:
         jax.distributed.initialize(**address, **limits)
     except ValueError as error:
@@ -81,31 +80,31 @@ def initialize(address: dict[str, Any], timeout: float) -> None:
             code=2,
         ) from None
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
-        raise ProcessError(f"{who} cannot use the coordinator{where} ({said}): is the port free?") from None
+        reason = str(error).splitlines()[0]
+        raise ProcessError(f"{name} cannot use the coordinator{where} ({reason}): is the port free?") from None
     finally:
-        impatience.cancel()
+        limit.cancel()
     threading.Thread(target=_watch_for_abort, daemon=True).start()
 
 
 def process_count() -> int:
-    """How many processes there are."""
-    return distributed.global_state.num_processes or 1
+    """The number of processes."""
+    return coordinator.coordinator().process_count
 
 
 def process_index() -> int:
-    """Which of them this is."""
-    return distributed.global_state.process_id or 0
+    """The number of this process, from 0."""
+    return coordinator.coordinator().process_index
 
 
 def is_primary() -> bool:
-    """Whether this is the first process: the one that writes what all share, and speaks to the user."""
+    """Whether this is process 0: it writes the shared files and prints for the user."""
     return process_index() == 0
 
 
 @contextlib.contextmanager
 def local_only() -> Iterator[None]:
-    """Within it this process asks no other one: for what it does while the others go on."""
+    """In this context the process does not communicate: for work that the other processes do not do."""
     global _local
     before, _local = _local, True
     try:
@@ -115,45 +114,51 @@ def local_only() -> Iterator[None]:
 
 
 def broadcast_from_primary(decide: Callable[[], Any]) -> Any:
-    """What `decide()` gives on the first process, on every process. The value must survive JSON."""
+    """Returns the value of `decide()` on the primary process, on every process. The value must survive JSON.
+
+    Raises:
+      ProcessError: the primary did not decide, or a peer fell far behind, for parallel.timeout_s seconds.
+    """
     if process_count() == 1 or _local:
         return decide()
-    name = f"agreed/{next(_sequence)}"
+    key = _next_agreement()
     if is_primary():
         value = decide()
-        _client().key_value_set(name, json.dumps(value))
+        coordinator.set_value(key, json.dumps(value))
         return value
-    try:
-        with _timed_wait():
-            return json.loads(_client().blocking_key_value_get(name, int(_timeout * 1000)))
-    except JaxRuntimeError as error:
-        raise ProcessError(_timeout_message("the first process", _timeout, error)) from None
+    with _waiting_for("the first process"):
+        return json.loads(coordinator.get_value(key, _timeout))
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The value of each process, on every process, in their order. It must survive JSON."""
+    """Returns the value of each process, in process order, on every process. The values must survive JSON.
+
+    Raises:
+      ProcessError: a process did not make this call for parallel.timeout_s seconds.
+    """
     if process_count() == 1 or _local:
         return [value]
-    name = f"gathered/{next(_sequence)}"
-    try:
-        _client().key_value_set(f"{name}/{process_index()}", json.dumps(value))
-        found = (_client().blocking_key_value_get(f"{name}/{i}", int(_timeout * 1000)) for i in range(process_count()))
-        with _timed_wait():
-            return [json.loads(x) for x in found]
-    except JaxRuntimeError as error:
-        raise ProcessError(_timeout_message("all processes", _timeout, error)) from None
+    key = _next_agreement()
+    with _waiting_for("all processes"):
+        coordinator.set_value(f"{key}/{process_index()}", json.dumps(value))
+        return [json.loads(coordinator.get_value(f"{key}/{i}", _timeout)) for i in range(process_count())]
 
 
 def barrier(what: str, timeout: float = 0.0) -> None:
-    """Returns when every process has come here; `what` is being waited for, `limit` seconds if not parallel.timeout_s."""
+    """Returns when every process has made this call.
+
+    Args:
+      what: what the processes wait for; for the message.
+      timeout: seconds; 0 is parallel.timeout_s.
+
+    Raises:
+      ProcessError: not all processes came in time.
+    """
     if process_count() == 1 or _local:
         return
     timeout = timeout or _timeout
-    try:
-        with _timed_wait():
-            _client().wait_at_barrier(f"wait/{next(_sequence)}", int(timeout * 1000))
-    except JaxRuntimeError as error:
-        raise ProcessError(_timeout_message(f"all processes ({what})", timeout, error)) from None
+    with _waiting_for(f"all processes ({what})", timeout):
+        coordinator.wait_at_barrier(timeout)
 
 
 def wait_seconds() -> float:
@@ -161,83 +166,81 @@ def wait_seconds() -> float:
     return _wait_total
 
 
+def _next_agreement() -> str:
+    with _waiting_for("all processes"):
+        return coordinator.next_agreement(_timeout)
+
+
 @contextlib.contextmanager
-def _timed_wait() -> Iterator[None]:
+def _waiting_for(who: str, timeout: float = 0.0) -> Iterator[None]:
+    """Counts the seconds spent here as waiting, and turns JAX's errors into ProcessError."""
     global _wait_total
     start = time.monotonic()
     try:
         yield
+    except JaxRuntimeError as error:
+        raise ProcessError(
+            f"process {process_index()} of {process_count()} waited {timeout or _timeout:.0f} s at most "
+            f"(parallel.timeout_s) for {who}: start all processes again with the same command "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     finally:
         _wait_total += time.monotonic() - start
 
 
 def shutdown() -> None:
-    """Leaves the others, when all have come to the end: whoever left before would look lost."""
+    """Disconnects when all processes are done. A process that disconnects earlier would look lost to the others."""
     if process_count() > 1:
         barrier("the end")
         jax.distributed.shutdown()
 
 
-def _timeout_message(who: str, limit: float, error: Exception) -> str:
-    return (
-        f"process {process_index()} of {process_count()} waited {limit:.0f} s at most (parallel.timeout_s) for {who}: start all "
-        f"processes again with the same command ({str(error).splitlines()[0]})"
-    )
-
-
-def _client() -> Any:
-    return distributed.global_state.client
-
-
 def _watch_for_abort() -> None:
-    """Ends this process when another one has said why it ended, wherever this one is."""
-    while _client() is not None:  # until this one has parted from the others
+    """Ends this process, whatever it does, when another one has called `abort_all`."""
+    while coordinator.coordinator().client is not None:  # until this process disconnects
         time.sleep(1)
-        with contextlib.suppress(JaxRuntimeError, AttributeError):  # nobody was
-            if is_primary() and _client().key_value_try_get("stop"):
-                peer_stop_requested.set()
-        try:
-            said = json.loads(_client().key_value_try_get("ended"))
-        except (JaxRuntimeError, AttributeError):  # nobody has said so, or this one parted while it slept
-            continue
-        if said["process"] != process_index():
-            _linger()
-            exit_now(said["code"], f"process {said['process']} ended: {said['line']}")
+        if is_primary() and coordinator.try_get_value("stop"):
+            peer_stop_requested.set()
+        if abort := coordinator.try_get_value("abort"):
+            reason = json.loads(abort)
+            if reason["process"] != process_index():
+                _linger()
+                exit_now(reason["code"], f"process {reason['process']} ended: {reason['line']}")
 
 
 def broadcast_stop() -> None:
-    """Tells the first process that this one was asked to stop."""
+    """Reports to the primary process that this one was asked to stop."""
     if process_count() > 1:
-        with contextlib.suppress(JaxRuntimeError):  # another one was faster
-            _client().key_value_set("stop", "asked")
+        with contextlib.suppress(JaxRuntimeError):  # another process was faster
+            coordinator.set_value("stop", "requested")
 
 
 def abort_all(code: int, line: str) -> None:
-    """Tells the other processes why this one ends, and ends it. Returns where there is only one."""
-    if distributed.global_state.client is None:
+    """Ends this process and all others, which print the line too. Returns if there is only one process."""
+    if coordinator.coordinator().client is None:
         return
     try:
-        _client().key_value_set("ended", json.dumps({"process": process_index(), "code": code, "line": line}))
-    except JaxRuntimeError:  # another one was faster, or the first process is gone
-        with contextlib.suppress(JaxRuntimeError):
-            code = json.loads(_client().key_value_try_get("ended"))["code"]
+        coordinator.set_value("abort", json.dumps({"process": process_index(), "code": code, "line": line}))
+    except JaxRuntimeError:  # another process was faster, or the primary is lost
+        if abort := coordinator.try_get_value("abort"):
+            code = json.loads(abort)["code"]
     _linger()
     exit_now(code, line)
 
 
 def _linger() -> None:
-    if is_primary():  # it keeps what is said, and must outlive the others' asking
+    if is_primary():  # it holds the key-value store, which the others must still be able to read
         time.sleep(3)
 
 
 def exit_now(code: int, line: str) -> None:
-    """Ends this process at once, with one line. Not by an exception: the others would be waited for."""
+    """Ends this process at once, with one line. An exception would wait for the other processes."""
     print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error is what JAX says when another process is gone."""
+    """Whether JAX raised this error because another process is lost."""
     signs = ("Gloo", "connection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination")
     return process_count() > 1 and any(sign.lower() in str(error).lower() for sign in signs)
 
@@ -245,46 +248,50 @@ def is_peer_failure(error: BaseException) -> bool:
 def peer_failure_message(error: BaseException) -> str:
     """The line for such an error."""
     return (
-        f"process {process_index()} of {process_count()}: another process is gone ({str(error).splitlines()[0]}): start all processes "
-        "again with the same command"
+        f"process {process_index()} of {process_count()}: another process is gone ({str(error).splitlines()[0]}): "
+        "start all processes again with the same command"
     )
 
 
 def supervise(run: Callable[[], int]) -> int:
     """Runs `run` in a child process and returns its exit code.
 
-    When the first process is gone, JAX ends the others by abort(), which no Python code of theirs survives. The parent
-    turns that into a line and the exit code LOST. It passes on signals; if it is killed itself, so is the child.
+    When the primary process is lost, JAX ends the others by abort(), which their Python code cannot catch. The parent
+    turns that into a line and the exit code EXIT_RETRY. It forwards signals; if it is killed, the child exits too.
     """
-    reading, writing = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(writing)
-        threading.Thread(target=_exit_with_parent, args=(reading,), daemon=True).start()
-        code = 1
-        try:
-            code = run()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    os.close(reading)
+        os.close(write_end)
+        _run_child(run, read_end)
+    os.close(read_end)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda n, _: os.kill(child, n))
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
-    killed = os.WTERMSIG(status)
-    if killed == signal.SIGABRT:
-        words = "another process is gone (JAX's own words are above): start all again with the same command"
-        print(f"selfreward_jax: {words}", file=sys.stderr)
+    killed_by = os.WTERMSIG(status)
+    if killed_by == signal.SIGABRT:
+        line = "another process is gone (JAX's own words are above): start all again with the same command"
+        print(f"selfreward_jax: {line}", file=sys.stderr)
         return EXIT_RETRY
-    return 128 + killed
+    return 128 + killed_by
 
 
-def _exit_with_parent(reading: int) -> None:
-    os.read(reading, 1)  # returns when the parent, which never writes, is gone
+def _run_child(run: Callable[[], int], read_end: int) -> NoReturn:
+    threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
+    code = 1
+    try:
+        code = run()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _exit_with_parent(read_end: int) -> None:
+    os.read(read_end, 1)  # returns when the parent, which never writes, is gone
     os._exit(EXIT_RETRY)
