@@ -1,1 +1,1 @@
-"""Where time goes: the account of seconds, progress lines, the compile cache."""
+"""Time accounting, progress lines, the compile cache, and safe display of text."""

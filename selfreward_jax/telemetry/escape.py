@@ -1,17 +1,20 @@
-"""Text that a model or a file brought, shown without being obeyed."""
+"""Safe display of text from a model or a file."""
 
 import unicodedata
 
-_SHOWN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, invisible marks, halves of characters, unassigned
+# Unicode categories: controls, format marks, surrogates, private use, unassigned, line and paragraph separators.
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def escape(text: str) -> str:
-    """The text with everything that a terminal or a reader would act on, and not show, spelled out: an escape sequence
-    reads `\\x1b[31m`, a right-to-left override `\\u202e`. Line breaks and tabs stay."""
+    """The text with every character escaped that a terminal or a reader would not show as it is.
+
+    An escape sequence becomes `\\x1b[31m`, a right-to-left override `\\u202e`. Line breaks and tabs stay.
+    """
     if text.replace("\n", "").replace("\t", "").isprintable():
-        return text  # as most are, and quickly
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _SHOWN else _spelled(c) for c in text)
+        return text  # the usual case, and fast
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _ESCAPED else _escape_char(c) for c in text)
 
 
-def _spelled(c: str) -> str:
+def _escape_char(c: str) -> str:
     return c.encode("unicode_escape", "surrogatepass").decode()

@@ -1,69 +1,76 @@
-"""Where the time goes: each second of a process is counted once, by stage and by what was being done.
+"""Time accounting: each second of a process is counted once, by stage and by kind of work.
 
-`Run` writes what is counted here to events.jsonl, and says of each line whether what the seconds were spent on is on disk:
-after a kill, what was not is what was lost. `report/time_report.py` reads it.
+`Run` writes the seconds to events.jsonl. Each event states whether the results of these seconds are on disk
+(`committed`). What was not committed before a kill is lost. `report/time_report.py` reads the events.
 """
 
 import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TypedDict
 
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import compile_cache
 
-Seconds = dict[str, dict[str, float]]  # of stages, by what was done; "" is the stage's own work
+Seconds = dict[str, dict[str, float]]  # stage -> kind -> seconds; kind "" is the stage's own work
+
+
+class TimeEvent(TypedDict):
+    """Seconds of an event in events.jsonl, and whether their results are on disk."""
+
+    committed: bool
+    seconds: Seconds
 
 
 class _Clock:
-    """What was counted since the last line, and what is being done now."""
+    """Seconds since the last `drain`, and the current stage and kind of work."""
 
     def __init__(self) -> None:
-        self.stages, self.doing = [""], [""]
-        self.pending: Seconds = {}  # spent on what is not on disk yet
+        self.stages, self.kinds = [""], [""]
+        self.pending: Seconds = {}  # results are not on disk yet
         self.committed: Seconds = {}
-        self.since = time.monotonic()
-        self.elsewhere = self._elsewhere()
+        self.accrued_at = time.monotonic()
+        self.external = self._external()
 
-    def _elsewhere(self) -> dict[str, float]:
-        """Seconds that others count."""
+    def _external(self) -> dict[str, float]:
+        """Total seconds that other modules count."""
         return {"compiling": compile_cache.count().seconds, "waiting": processes.wait_seconds()}
 
     def accrue(self) -> None:
-        """Books the time since the last look."""
-        now, elsewhere = time.monotonic(), self._elsewhere()
-        left = now - self.since
-        for kind, seconds in elsewhere.items():
-            # JAX measures compiling by the clock on the wall, which may be set meanwhile.
-            part = min(left, max(0.0, seconds - self.elsewhere[kind]))
-            left -= part
-            self.book(kind, part)
-        self.book(self.doing[-1], left)
-        self.since, self.elsewhere = now, elsewhere
+        """Adds the seconds since the last call to the current stage and kind."""
+        now, external = time.monotonic(), self._external()
+        remaining = now - self.accrued_at
+        for kind, seconds in external.items():
+            # JAX measures compilation by wall-clock time, which may be set meanwhile.
+            part = min(remaining, max(0.0, seconds - self.external[kind]))
+            remaining -= part
+            self.add(kind, part)
+        self.add(self.kinds[-1], remaining)
+        self.accrued_at, self.external = now, external
 
-    def book(self, kind: str, seconds: float) -> None:
+    def add(self, kind: str, seconds: float) -> None:
         if seconds > 0:
-            of = self.pending.setdefault(self.stages[-1], defaultdict(float))
-            of[kind] += seconds
+            self.pending.setdefault(self.stages[-1], defaultdict(float))[kind] += seconds
 
 
 _clock = _Clock()
 
 
 def restart() -> None:
-    """Begins to count anew."""
+    """Resets all counts."""
     global _clock
     _clock = _Clock()
 
 
 def begin_stage(stage: str) -> None:
-    """From now on time is the stage's, until `end`; stages may lie within each other."""
+    """Counts time for `stage` until `end_stage`. Stages may be nested."""
     _clock.accrue()
     _clock.stages.append(stage)
 
 
 def end_stage(stage: str) -> None:
-    """The stage that began last under this name is over."""
+    """Ends the latest stage of this name, and the stages within it."""
     _clock.accrue()
     if stage in _clock.stages[1:]:
         while _clock.stages.pop() != stage:
@@ -72,34 +79,33 @@ def end_stage(stage: str) -> None:
 
 @contextlib.contextmanager
 def timed(kind: str) -> Iterator[None]:
-    """What is done within is of this kind, such as "saving", and not the stage's own work."""
+    """Counts the time in this context as `kind`, such as "saving", and not as the stage's own work."""
     _clock.accrue()
-    _clock.doing.append(kind)
+    _clock.kinds.append(kind)
     try:
         yield
     finally:
         _clock.accrue()
-        _clock.doing.pop()
+        _clock.kinds.pop()
 
 
 def commit() -> None:
-    """What this stage has done so far is on disk now, and what led to it."""
+    """Marks the time so far of this stage, and the time between stages, as committed: the results are on disk."""
     _clock.accrue()
     for stage in {"", _clock.stages[-1]} & _clock.pending.keys():
-        of = _clock.committed.setdefault(stage, defaultdict(float))
+        committed = _clock.committed.setdefault(stage, defaultdict(float))
         for kind, seconds in _clock.pending.pop(stage).items():
-            of[kind] += seconds
+            committed[kind] += seconds
 
 
-def drain() -> list[dict[str, object]]:
-    """Lines {kept, spent: seconds by stage and kind} of what was counted since the last call."""
+def drain() -> list[TimeEvent]:
+    """The events of the time since the last call: committed first, then pending; none for a part without seconds."""
     _clock.accrue()
-    found = [
-        {"kept": kept, "spent": _rounded(of)} for kept, of in ((True, _clock.committed), (False, _clock.pending)) if of
-    ]
+    parts = ((True, _clock.committed), (False, _clock.pending))
+    events = [TimeEvent(committed=committed, seconds=_rounded(seconds)) for committed, seconds in parts if seconds]
     _clock.committed, _clock.pending = {}, {}
-    return found
+    return events
 
 
-def _rounded(of: Seconds) -> Seconds:
-    return {stage: {kind: round(s, 4) for kind, s in kinds.items()} for stage, kinds in of.items()}
+def _rounded(stages: Seconds) -> Seconds:
+    return {stage: {kind: round(s, 4) for kind, s in kinds.items()} for stage, kinds in stages.items()}

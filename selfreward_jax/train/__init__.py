@@ -1,1 +1,1 @@
-"""Losses, batches, the trainer."""
+"""Losses, batches, the trainer and its checkpoints."""

@@ -1,4 +1,7 @@
-"""From row numbers to arrays. Which rows make step s is a pure function of (seed, step): no iterator state."""
+"""Batches: order, packing and padding of rows. The rows of a step are a pure function of (seed, step).
+
+So there is no iterator state to save.
+"""
 
 from collections.abc import Sequence
 
@@ -9,63 +12,65 @@ from selfreward_jax.llm.chat import Example
 Batch = dict[str, np.ndarray]
 
 
-def epoch_permutation(rows: int, seed: int, epochs: float) -> np.ndarray:
-    """Row numbers for `epochs` passes, each pass a fresh shuffle; a fraction takes the start of a pass."""
-    whole = [
-        np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+def epoch_permutation(num_rows: int, seed: int, epochs: float) -> np.ndarray:
+    """Row numbers for `epochs` epochs, each with its own shuffle; a fraction takes the start of an epoch."""
+    permutations = [
+        np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
         for epoch in range(int(np.ceil(epochs)))
     ]
-    return np.concatenate(whole)[: round(rows * epochs)]
+    return np.concatenate(permutations)[: round(num_rows * epochs)]
 
 
-def pack(lengths: Sequence[int], sequence: Sequence[int], seq_len: int) -> list[list[int]]:
-    """Puts texts side by side into rows of `width` tokens, in the order of `sequence`.
+def pack(lengths: Sequence[int], order: Sequence[int], seq_len: int) -> list[list[int]]:
+    """Packs texts into rows of `seq_len` tokens.
 
-    First fit over the last 64 open rows: close to full rows, and nearby texts stay nearby.
+    First fit over the last 64 rows: rows are nearly full, and texts that are close in `order` stay close.
 
     Args:
-      lengths: tokens of each text, none above `width`.
-      sequence: text numbers in the order they are to be seen.
-      width: tokens of a row.
+      lengths: number of tokens of each text, at most `seq_len`.
+      order: text numbers in training order.
+      seq_len: tokens of a row.
 
     Returns:
       For each row, the numbers of its texts.
     """
     rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sequence:
+    free: list[int] = []  # tokens
+    for i in order:
         for r in range(max(0, len(rows) - 64), len(rows)):
-            if room[r] >= lengths[i]:
+            if free[r] >= lengths[i]:
                 break
         else:
             r = len(rows)
             rows.append([])
-            room.append(seq_len)
+            free.append(seq_len)
         rows[r].append(int(i))
-        room[r] -= lengths[i]
+        free[r] -= lengths[i]
     return rows
 
 
 def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int) -> Batch:
-    """Arrays [B, T] of packed rows: tokens, target, positions (restarting with each text), segments (from 1;
-    0 is padding)."""
+    """Arrays [B, T] of packed rows: tokens, target, positions and segments.
+
+    Positions start from 0 in each text. Segments are numbered from 1; 0 is padding.
+    """
     shape = (len(rows), seq_len)
     batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
     batch["target"] = np.zeros(shape, np.float32)
     for r, texts in enumerate(rows):
-        at = 0
+        start = 0
         for number, i in enumerate(texts, 1):
             n = len(examples[i].ids)
-            batch["tokens"][r, at : at + n] = examples[i].ids
-            batch["target"][r, at : at + n] = examples[i].target
-            batch["positions"][r, at : at + n] = np.arange(n)
-            batch["segments"][r, at : at + n] = number
-            at += n
+            batch["tokens"][r, start : start + n] = examples[i].ids
+            batch["target"][r, start : start + n] = examples[i].target
+            batch["positions"][r, start : start + n] = np.arange(n)
+            batch["segments"][r, start : start + n] = number
+            start += n
     return batch
 
 
 def padded_batch(examples: Sequence[Example], seq_len: int) -> Batch:
-    """Arrays [B, T] of one text a row, padded on the right: tokens and target."""
+    """Arrays [B, T] with one text a row, padded on the right: tokens and target."""
     batch = {
         "tokens": np.zeros((len(examples), seq_len), np.int32),
         "target": np.zeros((len(examples), seq_len), np.float32),

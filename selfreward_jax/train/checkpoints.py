@@ -1,8 +1,8 @@
-"""Orbax checkpoints that are read back only as they were written.
+"""Orbax checkpoints with a manifest that detects any damage.
 
-Beside a checkpoint's directory NAME lies NAME.json, written last: a hash of each file, and a fingerprint of the arrays
-taken on the devices before they were saved. Without it a checkpoint does not count; with it, what is read back is
-compared with both.
+Each checkpoint directory NAME has a manifest NAME.json, which is written last. It holds a hash of each file and a
+fingerprint of the arrays, computed on the devices before saving. A checkpoint without a manifest is ignored. Restoring
+compares files and arrays with the manifest.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import timing
 from selfreward_jax.train.fingerprint import fingerprint
 
-# What file systems answer when they refuse to write.
-_REFUSALS = tuple(
+# Messages of the operating system for failed writes.
+_WRITE_ERRORS = tuple(
     map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE))
 )
 FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show what another process wrote
@@ -32,34 +32,40 @@ FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show wh
 
 @timing.timed("saving")
 def save(path: epath.Path, tree: Any) -> str:
-    """Writes a tree of arrays to the directory `path`, and returns its fingerprint when it is whole on disk."""
-    found = fingerprint(tree)
+    """Writes a tree of arrays to the directory `path`; returns its fingerprint once all of it is on disk.
+
+    Raises:
+      storage.StorageError: the file system refused to write; the message has the path, the size and the reason.
+    """
+    digest = fingerprint(tree)
     storage.remove(manifest_path(path))
     remove_stale_tmp(path)
-    said_before = logging.get_verbosity()
-    # Threads of Orbax's print the traceback of what they raise, too; one may do so after the first has ended the save,
-    # and with it the run: then nothing is to be heard of them any more.
+    verbosity = logging.get_verbosity()
+    # Orbax's threads log a traceback for each error, also after the first one has ended the save and the run. A failed
+    # write has one line of its own, so these logs stay off.
     logging.set_verbosity(logging.FATAL)
     try:
         with _without_timeouts():
             ocp.save(path, tree, overwrite=True)
-    except Exception as error:  # of several kinds; what the file system said is in their words
-        said = next((words for words in _REFUSALS if words.lower() in str(error).lower()), None)
-        if said is None:
-            logging.set_verbosity(said_before)
+    except Exception as error:  # of several types; their message has the operating system's
+        reason = next((message for message in _WRITE_ERRORS if message.lower() in str(error).lower()), None)
+        if reason is None:
+            logging.set_verbosity(verbosity)
             raise
         remove_stale_tmp(path)
         size = sum(x.nbytes for x in jax.tree.leaves(tree))
-        raise storage.StorageError(storage.cannot_write(path, size, said)) from None
-    logging.set_verbosity(said_before)
-    storage.write_checksummed(manifest_path(path), {"fingerprint": found, "files": _hashes(path)})
-    return found
+        raise storage.StorageError(storage.write_error_message(path, size, reason)) from None
+    logging.set_verbosity(verbosity)
+    storage.write_checksummed(manifest_path(path), {"fingerprint": digest, "files": _file_hashes(path)})
+    return digest
 
 
 def _without_timeouts() -> ocp.Context:
-    """Orbax measures its limits by the clock on the wall, which may be set while it saves: limits that no such step
-    comes near. What waits in a thread until another has made the directories has one of its own, so they are made
-    before."""
+    """Time limits so long that they never expire.
+
+    Orbax measures its limits by wall-clock time, which may be set during a save. A thread that waits for
+    directories to be created has a separate limit, so directories are created first.
+    """
     context = ocp.Context()
     context.asynchronous.timeout_secs = 2**31
     context.asynchronous.create_directories_asynchronously = False
@@ -67,104 +73,112 @@ def _without_timeouts() -> ocp.Context:
 
 
 def remove_stale_tmp(path: epath.Path) -> None:
-    """Removes what a save that never ended left beside `path`; the next save tries again what cannot be removed yet,
-    for a thread of Orbax's still writes there."""
+    """Removes temporary directories of interrupted saves to `path`.
+
+    A directory in which a thread of Orbax still writes cannot be removed; the next save tries again.
+    """
     if processes.is_primary() and path.parent.exists():
-        for found in path.parent.iterdir():
-            if found.name.startswith(f"{path.name}.orbax-checkpoint-tmp"):
+        for entry in path.parent.iterdir():
+            if entry.name.startswith(f"{path.name}.orbax-checkpoint-tmp"):
                 with contextlib.suppress(OSError):
-                    found.rmtree()
+                    entry.rmtree()
 
 
 @timing.timed("loading")
-def restore(path: epath.Path, like: Any, shardings: Any) -> Any:
-    """Reads a tree with the structure, shapes and dtypes of `like`, straight into `shardings`.
+def restore(path: epath.Path, abstract_tree: Any, shardings: Any) -> Any:
+    """Reads a tree with the structure, shapes and dtypes of `like`, with the given shardings.
 
     Raises:
-      storage.Damaged: it is not what was saved.
+      storage.CorruptionError: the manifest is missing, or the checkpoint differs from it.
     """
-    seal = storage.read_checksummed(manifest_path(path))
-    fault = f"{manifest_path(path)} is not there"
-    if seal is not None:
-        fault = _difference(seal["files"], _hashes(path))
-    if fault:
-        raise storage.CorruptionError(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+    manifest = storage.read_checksummed(manifest_path(path))
+    if manifest is None:
+        raise _corruption(path, f"{manifest_path(path)} is missing")
+    if difference := _difference(manifest["files"], _file_hashes(path)):
+        raise _corruption(path, difference)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_tree, shardings)
     tree = ocp.load(path, abstract)
-    if (found := fingerprint(tree)) != seal["fingerprint"]:
-        fault = f"arrays of fingerprint {found} were read, and {seal['fingerprint']} saved"
-        raise storage.CorruptionError(f"checkpoint {path} is not what was saved ({fault})", path, manifest_path(path))
+    if (digest := fingerprint(tree)) != manifest["fingerprint"]:
+        raise _corruption(path, f"the arrays have fingerprint {digest}, and {manifest['fingerprint']} was saved")
     return tree
 
 
+def _corruption(path: epath.Path, reason: str) -> storage.CorruptionError:
+    return storage.CorruptionError(f"checkpoint {path} is not what was saved ({reason})", path, manifest_path(path))
+
+
 def latest_step(path: epath.Path) -> int | None:
-    """The highest step saved under `path`, None if there is none."""
+    """The highest step saved below `path`; None if there is none."""
     return processes.broadcast_from_primary(lambda: max(_steps(path), default=None))
 
 
-def restore_latest(path: epath.Path, like: Any, shardings: Any) -> Any:
-    """The state of the highest step that is what was saved; one that is not gets another name, with a warning. None if
-    there is no step."""
+def restore_latest(path: epath.Path, abstract_state: Any, shardings: Any) -> Any:
+    """The state of the highest intact step below `path`; None if there is none.
+
+    Corrupt steps are quarantined, with a warning.
+    """
     while (step := latest_step(path)) is not None:
         try:
-            return restore(path / str(step), like, shardings)
+            return restore(path / str(step), abstract_state, shardings)
         except storage.CorruptionError as error:
-            # What names a step counts it: the seal goes last.
+            # A step exists as long as its manifest does, so the manifest is moved last.
             names = [storage.quarantine(p) for p in (path / str(step), manifest_path(path / str(step)))]
-            storage.warn(f"{error.why}; set aside as {' and '.join(filter(None, names))}, going on from before it")
+            where = " and ".join(filter(None, names))
+            storage.warn(f"{error.reason}; quarantined as {where}, training resumes from an earlier state")
     return None
 
 
-def save_step(path: epath.Path, step: int, state: Any, keep: int = 2) -> None:
-    """Writes `state` as step `step` under `path`, then removes all but the last `keep`."""
+def save_step(path: epath.Path, step: int, state: Any, max_to_keep: int = 2) -> None:
+    """Writes `state` as step `step` below `path`, then removes all but the last `max_to_keep` steps."""
     save(path / str(step), state)
-    for old in sorted(_steps(path))[:-keep] if processes.is_primary() else []:
+    for old in sorted(_steps(path))[:-max_to_keep] if processes.is_primary() else []:
         storage.remove(manifest_path(path / str(old)))
         storage.remove(path / str(old))
 
 
 def _steps(path: epath.Path) -> list[int]:
-    found = path.iterdir() if path.exists() else ()
-    return [int(p.stem) for p in found if p.suffix == ".json" and p.stem.isdigit()]
+    entries = path.iterdir() if path.exists() else ()
+    return [int(p.stem) for p in entries if p.suffix == ".json" and p.stem.isdigit()]
 
 
 def manifest_path(path: epath.Path) -> epath.Path:
+    """The path of the manifest of the checkpoint at `path`."""
     return path.with_name(f"{path.name}.json")
 
 
-def _hashes(path: epath.Path) -> dict[str, str]:
-    """SHA-256 of each file below `path`, by its name from there: each process reads its share."""
-    names = processes.broadcast_from_primary(lambda: sorted(_files(path, "")))
-    mine = names[processes.process_index() :: processes.process_count()]
+def _file_hashes(path: epath.Path) -> dict[str, str]:
+    """SHA-256 of each file below `path`, by relative path. Each process reads its share of the files."""
+    names = processes.broadcast_from_primary(lambda: sorted(_list_files(path, "")))
+    own = names[processes.process_index() :: processes.process_count()]
     with ThreadPoolExecutor(4) as threads:
-        hashes = list(threads.map(lambda name: _hash(path / name), mine))
-    shares = processes.all_gather_json(dict(zip(mine, hashes, strict=True)))
-    return {name: found for share in shares for name, found in share.items()}
+        hashes = list(threads.map(lambda name: _hash(path / name), own))
+    shares = processes.all_gather_json(dict(zip(own, hashes, strict=True)))
+    return {name: digest for share in shares for name, digest in share.items()}
 
 
-def _files(path: epath.Path, within: str) -> list[str]:
-    found = list(path.iterdir()) if path.exists() else []
-    folders = [p for p in found if p.is_dir()]
-    below = [name for p in folders for name in _files(p, f"{within}{p.name}/")]
-    return [within + p.name for p in found if p not in folders] + below
+def _list_files(path: epath.Path, prefix: str) -> list[str]:
+    entries = list(path.iterdir()) if path.exists() else []
+    folders = [p for p in entries if p.is_dir()]
+    below = [name for p in folders for name in _list_files(p, f"{prefix}{p.name}/")]
+    return [prefix + p.name for p in entries if p not in folders] + below
 
 
 def _hash(path: epath.Path) -> str:
-    given_up = time.monotonic() + FS_SYNC_TIMEOUT
-    while not path.exists() and time.monotonic() < given_up:  # another process saw it
+    deadline = time.monotonic() + FS_SYNC_TIMEOUT
+    while not path.exists() and time.monotonic() < deadline:  # the primary process has seen it
         time.sleep(0.2)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as f:
-        while part := f.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _difference(saved: dict[str, str], found: dict[str, str]) -> str:
-    """The first file that is not as it was saved; "" if all are."""
-    for name in sorted(saved.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is not there"
-        if saved.get(name) != found[name]:
+def _difference(saved: dict[str, str], current: dict[str, str]) -> str:
+    """The first file that differs from what was saved, with the reason; "" if there is none."""
+    for name in sorted(saved.keys() | current.keys()):
+        if name not in current:
+            return f"{name} is missing"
+        if saved.get(name) != current[name]:
             return f"{name} has changed" if name in saved else f"{name} was not saved"
     return ""

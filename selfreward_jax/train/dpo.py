@@ -1,9 +1,9 @@
-"""DPO steps: pairs against a fixed reference, with optional NLL on the chosen answer and replay of seed rows.
+"""DPO: preference pairs against a fixed reference, with optional NLL of the chosen response and replay of seed rows.
 
-A pair's prompt is read once for both sides, where that saves enough:
+The prompt of a pair is processed once for both responses, if that saves enough:
 
-    prompt_tokens   a b c . .        positions 0 1 2       what follows looks at the prompt and at its own past,
-    chosen_tokens   d e f .          positions 3 4 5       never at the other side; d and g are predicted from c
+    prompt_tokens   a b c . .        positions 0 1 2       a response attends to the prompt and to its own past,
+    chosen_tokens   d e f .          positions 3 4 5       never to the other response; c predicts d and g
     rejected_tokens g h . .          positions 3 4
 """
 
@@ -28,15 +28,19 @@ from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
 
 class Pair(NamedTuple):
-    """A prompt with the chosen and with the rejected response."""
+    """A prompt with the chosen response, and with the rejected one."""
 
     chosen: Example
     rejected: Example
 
 
 class PairLayout(NamedTuple):
-    """How pairs lie in arrays. Of what both sides begin with, `most` tokens at most are read once, in `prompt` slots;
-    what follows on each side has `rest` slots. With most 0 each side is read whole."""
+    """Lengths of the arrays of pairs.
+
+    max_shared: at most this many tokens of the common prefix are shared; 0: each side is a full sequence.
+    prompt_len: slots of the shared prefix.
+    suffix_len: slots of the rest of each side.
+    """
 
     max_shared: int
     prompt_len: int
@@ -44,91 +48,106 @@ class PairLayout(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Slots of a pair."""
+        """Slots of a pair, in all."""
         return self.prompt_len + 2 * self.suffix_len
 
 
-def choose_layout(pairs: Sequence[Pair], cfg: LlamaConfig, known: PairLayout | None = None) -> PairLayout:
-    """The layout that takes the fewest slots; each side whole if sharing saves less than a tenth, or if the model's
-    kind of attention would have to be given up for it. `known`, for which there are programs, if it does for these
-    pairs too and takes a tenth more at most."""
+def choose_layout(pairs: Sequence[Pair], cfg: LlamaConfig, previous: PairLayout | None = None) -> PairLayout:
+    """The layout with the fewest slots.
+
+    The prefix is not shared if that saves less than 10 %, or if the model's attention kernel does not support it.
+
+    Args:
+      pairs: the pairs.
+      cfg: of the model.
+      previous: a layout for which programs are compiled. It is used again if it fits these pairs and needs at most
+        10 % more slots.
+    """
     shared = np.array([_shared_prefix_len(pair) for pair in pairs])
     length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
 
-    def layout(most: int) -> PairLayout:
-        read_once = np.minimum(shared, most)
-        return PairLayout(int(most), round_up(int(read_once.max()), 16), round_up(int((length - read_once).max()), 16))
+    def layout(max_shared: int) -> PairLayout:
+        prefix = np.minimum(shared, max_shared)
+        return PairLayout(int(max_shared), round_up(int(prefix.max()), 16), round_up(int((length - prefix).max()), 16))
 
-    whole = layout(0)
-    best = min(map(layout, np.unique(shared)), key=lambda found: found.tokens)
-    saves = best.tokens < 0.9 * whole.tokens and shared.min() > 0
-    best = best if saves and supports_prefix(cfg.attention, cfg.sliding_window) else whole
-    if known and bool(known.max_shared) == bool(best.max_shared) and known.tokens <= 1.1 * best.tokens:
-        fits = (length - np.minimum(shared, known.max_shared)).max() <= known.suffix_len
-        return known if fits else best
+    unshared = layout(0)
+    best = min(map(layout, np.unique(shared)), key=lambda candidate: candidate.tokens)
+    saves = best.tokens < 0.9 * unshared.tokens and shared.min() > 0
+    best = best if saves and supports_prefix(cfg.attention, cfg.sliding_window) else unshared
+    if previous and bool(previous.max_shared) == bool(best.max_shared) and previous.tokens <= 1.1 * best.tokens:
+        fits = (length - np.minimum(shared, previous.max_shared)).max() <= previous.suffix_len
+        return previous if fits else best
     return best
 
 
 def _shared_prefix_len(pair: Pair) -> int:
-    """Tokens that both sides begin with and that neither is to learn."""
+    """Length of the common prefix that carries no loss on either side."""
     chosen, rejected = pair
-    most = min(*(e.target.index(True) if any(e.target) else len(e.ids) for e in pair), *(len(e.ids) - 1 for e in pair))
-    return next((i for i in range(most) if chosen.ids[i] != rejected.ids[i]), most)
+    limit = min(*(e.target.index(True) if any(e.target) else len(e.ids) for e in pair), *(len(e.ids) - 1 for e in pair))
+    return next((i for i in range(limit) if chosen.ids[i] != rejected.ids[i]), limit)
 
 
 def pair_arrays(pairs: Sequence[Pair], layout: PairLayout) -> dict[str, np.ndarray]:
-    """Arrays of B pairs: SIDE_tokens and SIDE_target [B, rest]; of what they share prompt_tokens [B, prompt] and
-    prompt_lengths [B], if it is read once."""
-    taken = [min(_shared_prefix_len(pair), layout.max_shared) for pair in pairs]
+    """Arrays of B pairs.
+
+    Returns:
+      chosen_tokens, chosen_target, rejected_tokens and rejected_target, each [B, suffix_len]. If the layout shares the
+      prefix, also prompt_tokens [B, prompt_len] and prompt_lengths [B].
+    """
+    shared = [min(_shared_prefix_len(pair), layout.max_shared) for pair in pairs]
     arrays = {}
     for number, side in enumerate(("chosen", "rejected")):
-        rests = [Example(p[number].ids[n:], p[number].target[n:]) for p, n in zip(pairs, taken, strict=True)]
-        arrays |= {f"{side}_{name}": x for name, x in batches.padded_batch(rests, layout.suffix_len).items()}
+        suffixes = [Example(p[number].ids[n:], p[number].target[n:]) for p, n in zip(pairs, shared, strict=True)]
+        arrays |= {f"{side}_{name}": x for name, x in batches.padded_batch(suffixes, layout.suffix_len).items()}
     if layout.max_shared:
-        prompts = [Example(p.chosen.ids[:n], p.chosen.target[:n]) for p, n in zip(pairs, taken, strict=True)]
+        prompts = [Example(p.chosen.ids[:n], p.chosen.target[:n]) for p, n in zip(pairs, shared, strict=True)]
         arrays["prompt_tokens"] = batches.padded_batch(prompts, layout.prompt_len)["tokens"]
-        arrays["prompt_lengths"] = np.array(taken, np.int32)
+        arrays["prompt_lengths"] = np.array(shared, np.int32)
     return arrays
 
 
 def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.Array | None = None) -> jax.Array:
-    """Log-probs [B, 2] of the chosen and the rejected response of pairs in the arrays of `pair_arrays`."""
+    """Sequence log-probs [B, 2] of the chosen and the rejected responses; `batch` is from `pair_arrays`."""
 
-    def both(name: str) -> jax.Array:  # [2B, T], the sides of a pair after each other
+    def interleaved(name: str) -> jax.Array:  # [2B, T]: chosen, rejected, chosen, rejected, ...
         sides = jnp.stack([batch[f"chosen_{name}"], batch[f"rejected_{name}"]], axis=1)
         return sides.reshape(-1, sides.shape[-1])
 
     if "prompt_tokens" in batch:
         prompt = batch["prompt_tokens"], batch["prompt_lengths"]
-        logprobs = prefix_shared_logprobs(model, params, *prompt, both("tokens"), key=key)
+        logprobs = prefix_shared_logprobs(model, params, *prompt, interleaved("tokens"), key=key)
     else:
-        logprobs = token_logprobs(model, params, both("tokens"), key=key)
-    return jnp.sum(logprobs * both("target"), axis=-1).reshape(-1, 2)
+        logprobs = token_logprobs(model, params, interleaved("tokens"), key=key)
+    return jnp.sum(logprobs * interleaved("target"), axis=-1).reshape(-1, 2)
 
 
 def reference_logprobs(
-    model: Llama, params: Params, pairs: Sequence[Pair], batch: int, mesh: Mesh, layout: PairLayout | None = None
+    model: Llama, params: Params, pairs: Sequence[Pair], batch_size: int, mesh: Mesh, layout: PairLayout | None = None
 ) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
     layout = layout or choose_layout(pairs, model.cfg)
     logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
-    out = np.zeros((round_up(len(pairs), batch), 2), np.float32)
-    for start in range(0, len(pairs), batch):
-        rows = pairs[start : start + batch]
-        arrays = pair_arrays([*rows, *[rows[-1]] * (batch - len(rows))], layout)
-        placed = {name: put(x, batch_sharding(mesh, x.ndim)) for name, x in arrays.items()}
+    out = np.zeros((round_up(len(pairs), batch_size), 2), np.float32)
+    for start in range(0, len(pairs), batch_size):
+        rows = pairs[start : start + batch_size]
+        arrays = pair_arrays([*rows, *[rows[-1]] * (batch_size - len(rows))], layout)
+        sharded = {name: put(x, batch_sharding(mesh, x.ndim)) for name, x in arrays.items()}
         with jax.set_mesh(mesh):
-            out[start : start + batch] = logprobs(params, placed)
+            out[start : start + batch_size] = logprobs(params, sharded)
     return out[: len(pairs)]
 
 
 def loss_fn(model: Llama, settings: Any) -> LossFn:
-    """weight * a loss of preference.py + nll * NLL of the chosen + replay * SFT loss on seed rows.
+    """dpo_weight * preference loss + nll_weight * NLL of the chosen responses + replay_weight * SFT loss on seed rows.
 
-    The NLL is that of Iterative RPO (arXiv 2404.19733, eq. 1): each chosen response's own mean over its |y| tokens,
-    then the mean over pairs. TRL's `sft` beside `sigmoid` is the mean over all chosen tokens of the microbatch, in
-    which long responses weigh more; of one pair at a time both are the same. With weight 0 it is supervised training
-    on the chosen answers.
+    The NLL is that of Iterative RPO (arXiv 2404.19733, eq. 1): the mean over the |y| tokens of each chosen response,
+    then the mean over pairs. TRL's `sft` loss with `sigmoid` is the mean over all chosen tokens of the microbatch, in
+    which long responses weigh more; with one pair per microbatch both are equal. With dpo_weight 0 this is supervised
+    training on the chosen responses.
+
+    Args:
+      model: the policy.
+      settings: config.dpo.
     """
 
     def loss(params: Params, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -139,11 +158,11 @@ def loss_fn(model: Llama, settings: Any) -> LossFn:
         pairs = preference_losses.PairLogProbs(
             chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], *lengths
         )
-        each, margin = preference_losses.pair_loss(
+        losses, margin = preference_losses.pair_loss(
             settings.loss, pairs, settings.beta, settings.label_smoothing, settings.gamma
         )
         share = 1 / batch["pair_total"]
-        dpo = jnp.sum(each) * share
+        dpo = jnp.sum(losses) * share
         nll = -jnp.sum(chosen / pairs.chosen_length) * share
         total = settings.dpo_weight * dpo + settings.nll_weight * nll
         metrics = {
@@ -173,9 +192,19 @@ def make_batch_fn(
     cfg: LlamaConfig,
     layout: PairLayout | None = None,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
-    """How many steps `settings.epochs` over the pairs take, and the batch of each step.
+    """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch.
 
     Every batch is full: the last one is completed with the first pairs of the order.
+
+    Args:
+      pairs: the preference pairs.
+      reference: log-probs [pairs, 2] under the reference model.
+      replay: seed texts for the SFT loss.
+      settings: config.dpo.
+      seed: seed of the data order.
+      mesh: the training mesh.
+      cfg: of the model.
+      layout: of the pairs; by default `choose_layout`.
     """
     order = batches.epoch_permutation(len(pairs), seed, settings.epochs)
     steps = max(1, -(-len(order) // settings.batch_size))
@@ -186,18 +215,18 @@ def make_batch_fn(
         lengths = [len(e.ids) for e in replay]
         epoch = 0
         while len(rows) < steps * settings.replay_batch_size:
-            # Its own stream of shuffles, so that it does not move in step with the pairs.
+            # A separate random stream, so that replay and pairs are shuffled independently.
             shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
             rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
             epoch += 1
 
     def batch_at(step: int) -> dict[str, Any]:
-        chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-        arrays = {"reference": reference[chosen], **pair_arrays([pairs[i] for i in chosen], layout)}
+        indices = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+        arrays = {"reference": reference[indices], **pair_arrays([pairs[i] for i in indices], layout)}
         totals = {"pair_total": np.float32(settings.batch_size)}
         if rows:
-            taken = rows[step * settings.replay_batch_size : (step + 1) * settings.replay_batch_size]
-            packed = batches.packed_batch(replay, taken, settings.replay_seq_len)
+            batch_rows = rows[step * settings.replay_batch_size : (step + 1) * settings.replay_batch_size]
+            packed = batches.packed_batch(replay, batch_rows, settings.replay_seq_len)
             arrays |= {f"replay_{name}": x for name, x in packed.items()}
             totals["replay_target_total"] = max(1.0, packed["target"].sum())
         return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)

@@ -1,4 +1,4 @@
-"""Log-probabilities and losses. Letters as in llm/llama.py."""
+"""Log-probs of tokens and the SFT loss. Dimension letters as in llm/llama.py."""
 
 from functools import partial
 from typing import Any
@@ -11,30 +11,31 @@ from selfreward_jax.llm.attention import KVSegment, window_mask
 from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.parallel.sharding import BATCH_AXES, devices_in_use
 
-# Most float32 logits that a device holds at once; longer sequences are taken in chunks of T, recomputed going back.
+# The most float32 logits that a device holds at once. Longer sequences are split into chunks of T; the backward pass
+# recomputes the logits of each chunk.
 MAX_LOGITS = 1 << 25
 
 
 def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
-    """log p(tokens[b, t] | tokens[b, :t]) as float32 [B, T]; column 0, which nothing predicts, is 0.
+    """log p(tokens[b, t] | tokens[b, :t]), float32 [B, T]; column 0, which has no prediction, is 0.
 
     Args:
       model, params: the model.
       tokens_BT: token ids.
-      **inputs: positions_BT, segments_BT and key, as in `Llama.hidden`.
+      **inputs: positions_BT, segment_ids_BT and key, as in `Llama.hidden_states`.
     """
     params = _cast(model, params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states", **inputs)
-    return jnp.pad(_predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
+    return jnp.pad(_next_token_logprobs(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
 
 
 def token_logprobs_and_greedy(model: Llama, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs`, and whether each token is the one with the highest logit, [B, T]; True in column 0."""
     params = _cast(model, params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states")
-    logprobs, greedy = _predicted(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:], greedy=True)
-    first = ((0, 0), (1, 0))
-    return jnp.pad(logprobs, first), jnp.pad(greedy, first, constant_values=True)
+    logprobs, greedy = _next_token_logprobs(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:], greedy=True)
+    column_0 = ((0, 0), (1, 0))
+    return jnp.pad(logprobs, column_0), jnp.pad(greedy, column_0, constant_values=True)
 
 
 def prefix_shared_logprobs(
@@ -45,27 +46,29 @@ def prefix_shared_logprobs(
     tokens_BT: jax.Array,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """log p(tokens[b, t] | prompt of b, tokens[b, :t]) as float32 [B, T]. Each prompt is read once for the B / P
-    consecutive rows that go on from it, and the head sees no other positions than those that predict these.
+    """log p(tokens[b, t] | prompt of b, tokens[b, :t]), float32 [B, T].
+
+    Each prompt is processed once for the B / P consecutive rows that continue it. Logits are computed only at the
+    positions that predict `tokens_BT`.
 
     Args:
       model, params: the model.
       prompt_PS: token ids, padded on the right.
-      lengths_P: of the prompts, at least 1.
-      tokens_BT: what follows, padded on the right.
-      key: dropout key; None switches dropout off.
+      lengths_P: lengths of the prompts, at least 1.
+      tokens_BT: the continuations, padded on the right.
+      key: dropout key; None disables dropout.
     """
     params, (P, S), (B, T) = _cast(model, params), prompt_PS.shape, tokens_BT.shape
     prompt_key, key = (None, None) if key is None else jax.random.split(key)
     last_P1D, kv = model.apply(
         {"params": params}, prompt_PS, last_index_B=lengths_P - 1, method="hidden_states", key=prompt_key
     )
-    of_row = lambda x: jnp.repeat(x, B // P, axis=0)  # noqa: E731
-    positions_BT = of_row(lengths_P)[:, None] + jnp.arange(T)
+    per_row = lambda x: jnp.repeat(x, B // P, axis=0)  # noqa: E731
+    positions_BT = per_row(lengths_P)[:, None] + jnp.arange(T)
     slots_1S = jnp.arange(S)[None]
     mask = (slots_1S < lengths_P[:, None])[:, None]
     if model.cfg.sliding_window is not None:
-        mask = of_row(mask) & window_mask(model.cfg.sliding_window, positions_BT, slots_1S)
+        mask = per_row(mask) & window_mask(model.cfg.sliding_window, positions_BT, slots_1S)
     hidden_BTD, _ = model.apply(
         {"params": params},
         tokens_BT,
@@ -74,46 +77,48 @@ def prefix_shared_logprobs(
         method="hidden_states",
         key=key,
     )
-    states = jnp.concatenate([of_row(last_P1D), hidden_BTD[:, :-1]], axis=1)
-    return _predicted(model, params, states, tokens_BT)
+    states = jnp.concatenate([per_row(last_P1D), hidden_BTD[:, :-1]], axis=1)
+    return _next_token_logprobs(model, params, states, tokens_BT)
 
 
 def _cast(model: Llama, params: Params) -> Params:
-    """Before use, so that what devices gather of a weight is no wider than what they compute with."""
+    """Casts before use, so that devices gather weights in the compute dtype."""
     return jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
 
 
-def _predicted(model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array, greedy: bool = False) -> Any:
+def _next_token_logprobs(
+    model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array, greedy: bool = False
+) -> Any:
     """log p(target | state) [B, T], float32; with `greedy` also whether the target has the highest logit [B, T]."""
-    given = model.apply({"params": params}, method="lm_head"), states_BTD, targets_BT
+    inputs = model.apply({"params": params}, method="lm_head"), states_BTD, targets_BT
     if devices_in_use() == 1:
-        return _of_targets(*given, greedy=greedy)
-    # By hand over the mesh: left alone, XLA adds up the whole matrix's gradient over all devices for each chunk of
-    # tokens, and not once in the end.
-    split = (PartitionSpec(None, "tensor"), PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES))
-    of_device = partial(_of_targets, axis="tensor", greedy=greedy)
-    return jax.shard_map(of_device, in_specs=split, out_specs=PartitionSpec(BATCH_AXES))(*given)
+        return _target_logprobs(*inputs, greedy=greedy)
+    # With shard_map: otherwise XLA sums the gradient of the full matrix over all devices for each chunk of tokens, and
+    # not once at the end.
+    in_specs = (PartitionSpec(None, "tensor"), PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES))
+    local_logprobs = partial(_target_logprobs, axis="tensor", greedy=greedy)
+    return jax.shard_map(local_logprobs, in_specs=in_specs, out_specs=PartitionSpec(BATCH_AXES))(*inputs)
 
 
-def _of_targets(
+def _target_logprobs(
     head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array, axis: str | None = None, greedy: bool = False
 ) -> Any:
-    """As `_predicted`; the vocabulary is split over the mesh axis `axis`, if it is given."""
+    """As `_next_token_logprobs`. If `axis` is given, the vocabulary is sharded over this mesh axis."""
     B, T, D = states_BTD.shape
-    V = head_DV.shape[1]  # of this device
-    first = 0 if axis is None else jax.lax.axis_index(axis) * V
-    over_all = lambda x: x if axis is None else jax.lax.psum(x, axis)  # noqa: E731
+    V = head_DV.shape[1]  # on this device
+    first_id = 0 if axis is None else jax.lax.axis_index(axis) * V
+    sum_shards = lambda x: x if axis is None else jax.lax.psum(x, axis)  # noqa: E731
 
     def chunk(x: tuple[jax.Array, jax.Array]) -> Any:
         logits = jnp.matmul(x[0], head_DV, preferred_element_type=jnp.float32)
         top = jax.lax.stop_gradient(logits.max(-1))
         top = top if axis is None else jax.lax.pmax(top, axis)
-        total = over_all(jnp.exp(logits - top[..., None]).sum(-1))
-        target = x[1] - first
-        taken = jnp.take_along_axis(logits, jnp.clip(target, 0, V - 1)[..., None], axis=-1)[..., 0]
-        taken = over_all(jnp.where((target >= 0) & (target < V), taken, 0.0))
-        logprobs = taken - (top + jnp.log(total))
-        return (logprobs, taken >= top) if greedy else logprobs
+        total = sum_shards(jnp.exp(logits - top[..., None]).sum(-1))
+        target = x[1] - first_id
+        target_logits = jnp.take_along_axis(logits, jnp.clip(target, 0, V - 1)[..., None], axis=-1)[..., 0]
+        target_logits = sum_shards(jnp.where((target >= 0) & (target < V), target_logits, 0.0))
+        logprobs = target_logits - (top + jnp.log(total))
+        return (logprobs, target_logits >= top) if greedy else logprobs
 
     length = max(1, MAX_LOGITS // (B * V))
     if length >= T:
@@ -156,8 +161,8 @@ def sft_loss(
       model, params: the model.
       tokens_BT: token ids.
       target_BT: 1 or True where a token carries loss.
-      total: what to divide by; the number of targets if not given. A microbatch passes the targets of its
-        whole batch, so that microbatches add up to the batch's loss.
+      total: the divisor; by default the number of targets. A microbatch passes the number of targets of the full
+        batch, so that the losses of microbatches sum to the loss of the batch.
       **inputs: as in `token_logprobs`.
     """
     total = jnp.sum(target_BT) if total is None else total

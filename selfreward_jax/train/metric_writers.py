@@ -1,5 +1,7 @@
-"""Training curves for other programs to show: TensorBoard's event files, and Weights & Biases if somebody asks for it.
-What they show is in events.jsonl too, which is always written."""
+"""Training metrics for other programs: TensorBoard event files, and Weights & Biases if report.wandb is set.
+
+events.jsonl holds the same metrics and is always written.
+"""
 
 import contextlib
 import importlib
@@ -15,8 +17,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
 
-# What TRL's trainers call it, so that runs of both lie in one chart.
-NAMES = {
+# TRL's names of our metrics, so that runs of both share a chart.
+TRL_NAMES = {
     "lr": "learning_rate",
     "margin": "rewards/margins",
     "accuracy": "rewards/accuracies",
@@ -28,12 +30,12 @@ NAMES = {
 }
 FLUSH_EVERY = 5.0  # seconds
 
-Add = Callable[[int, Mapping[str, float]], None]
+WriteMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def metric_writer(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) -> Iterator[Add]:
-    """Where the curves of a training go that begins, or goes on, at a step: a function that takes a step's values."""
+def metric_writer(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) -> Iterator[WriteMetrics]:
+    """A function that writes the metrics of a step, for training that starts or resumes at `step`."""
     with contextlib.ExitStack() as stack:
         sinks = []
         if processes.is_primary():
@@ -42,64 +44,65 @@ def metric_writer(cfg: ConfigDict, workdir: epath.Path, name: str, step: int) ->
             if cfg.report.wandb:
                 sinks.append(stack.enter_context(_wandb(cfg, workdir, name)))
 
-        def add(step: int, values: Mapping[str, float]) -> None:
-            named = {f"train/{NAMES.get(key, key)}": value for key, value in values.items()}
+        def write(step: int, metrics: Mapping[str, float]) -> None:
+            named = {f"train/{TRL_NAMES.get(key, key)}": value for key, value in metrics.items()}
             for sink in sinks:
                 sink(step, named)
 
-        yield add
+        yield write
 
 
 @contextlib.contextmanager
-def _events(folder: epath.Path, step: int) -> Iterator[Add]:
-    """An event file, which every start of a run begins anew; of steps that are redone the later ones count."""
+def _events(folder: epath.Path, step: int) -> Iterator[WriteMetrics]:
+    """A TensorBoard event file. Each start of a run writes a new one; of repeated steps the later ones count."""
     flushed = time.monotonic()
     with storage.translate_os_errors(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
-        file = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")  # two may begin in one second
+        file = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")  # two starts may share a second
         file.write_event(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(step: int, values: Mapping[str, float]) -> None:
+    def write(step: int, metrics: Mapping[str, float]) -> None:
         nonlocal flushed
-        found = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        with storage.translate_os_errors(folder, found.ByteSize()):
-            file.write_event(Event(wall_time=time.time(), step=step, summary=found))
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()])
+        with storage.translate_os_errors(folder, summary.ByteSize()):
+            file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             if time.monotonic() - flushed > FLUSH_EVERY:
                 file.flush()
                 flushed = time.monotonic()
 
     try:
-        yield add
+        yield write
     finally:
         with storage.translate_os_errors(folder, 0):
             file.close()
 
 
 @contextlib.contextmanager
-def _wandb(cfg: ConfigDict, workdir: epath.Path, name: str) -> Iterator[Add]:
-    """What is sent elsewhere may fail: the run goes on, and events.jsonl has all of it."""
-    told: list[str] = []
+def _wandb(cfg: ConfigDict, workdir: epath.Path, name: str) -> Iterator[WriteMetrics]:
+    """A run of Weights & Biases. If it fails, the training continues; events.jsonl has all metrics."""
+    failed = False
 
     @contextlib.contextmanager
-    def tried() -> Iterator[None]:
+    def warn_once() -> Iterator[None]:
+        nonlocal failed
         try:
             yield
         except Exception as error:
-            if not told:
-                storage.warn(f"{name}: report.wandb does not take the curves ({type(error).__name__}: {error})")
-            told.append(name)
+            if not failed:
+                storage.warn(f"{name}: report.wandb failed, metrics are not sent ({type(error).__name__}: {error})")
+            failed = True
 
-    sent = None
-    with tried():
-        how = {"group": workdir.name, "name": f"{workdir.name} {name}", "config": cfg.to_dict()}
-        sent = importlib.import_module("wandb").init(project=cfg.report.wandb, **how)
+    wandb_run = None
+    with warn_once():
+        options = {"group": workdir.name, "name": f"{workdir.name} {name}", "config": cfg.to_dict()}
+        wandb_run = importlib.import_module("wandb").init(project=cfg.report.wandb, **options)
 
-    def add(step: int, values: Mapping[str, float]) -> None:
-        if not told:
-            with tried():
-                sent.log(dict(values), step=step)
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        if not failed:
+            with warn_once():
+                wandb_run.log(dict(metrics), step=step)
 
-    yield add
-    if sent is not None:
-        with tried():
-            sent.finish()
+    yield write
+    if wandb_run is not None:
+        with warn_once():
+            wandb_run.finish()

@@ -1,60 +1,61 @@
-"""What a training curve shows before it is too late."""
+"""Early warnings from the training metrics."""
 
 import math
 import statistics
 from collections import deque
 
-WINDOW = 50  # steps that a loss is compared with
-LEAST = 10  # steps before anything is said
-SPIKE = 8.0  # times the median distance of these steps' losses from their median
+WINDOW = 50  # previous steps that a loss is compared with
+MIN_STEPS = 10  # steps before the first warning
+SPIKE_FACTOR = 8.0  # times the median absolute deviation of these losses
 
 
 class TrainingMonitor:
-    """Says once when the loss jumps, for more than the one step that a few odd rows can make, and once when the chosen
-    answers become much less likely than at the start: DPO can widen its margin by pushing both answers down, the
-    rejected one further.
+    """Warns once when the loss jumps, and once when the chosen responses become much less likely than at the start.
+
+    A jump of a single step does not count: a few unusual rows can cause it. DPO can widen its margin by making both
+    responses less likely, the rejected one more so.
 
     Args:
-      chosen: their mean log-prob at the start, if there are any.
-      most_fall: how many times as low it may become.
+      initial_logprob: mean log-prob of the chosen responses at the start; None if there are none.
+      max_fall: how many times as low this log-prob may become.
     """
 
-    def __init__(self, chosen: float | None = None, max_fall: float = 1.0) -> None:
-        self.chosen, self.max_fall = chosen, max_fall
+    def __init__(self, initial_logprob: float | None = None, max_fall: float = 1.0) -> None:
+        self.initial_logprob, self.max_fall = initial_logprob, max_fall
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._high = False  # the loss of the step before
-        self._recent: deque[float] = deque(maxlen=LEAST)
-        self._said: set[str] = set()
+        self._high = False  # whether the loss of the previous step was
+        self._recent: deque[float] = deque(maxlen=MIN_STEPS)
+        self._warned: set[str] = set()
 
     def warnings(self, step: int, metrics: dict[str, float]) -> list[str]:
-        """What there is to say after a step."""
-        found = {"spike": self._spike(metrics["loss"]), "fall": self._fall(metrics.get("chosen_logprob"))}
-        new = [f"step {step}: {line}" for name, line in found.items() if line and name not in self._said]
-        self._said |= {name for name, line in found.items() if line}
+        """New warnings after a step."""
+        current = {"spike": self._spike(metrics["loss"]), "fall": self._fall(metrics.get("chosen_logprob"))}
+        new = [f"step {step}: {line}" for name, line in current.items() if line and name not in self._warned]
+        self._warned |= {name for name, line in current.items() if line}
         return new
 
     def _spike(self, loss: float) -> str:
         if not math.isfinite(loss):
             return ""
-        known, was_high, self._high = list(self._losses), self._high, False
-        if len(known) >= LEAST:
-            middle = statistics.median(known)
-            spread = statistics.median(abs(x - middle) for x in known)
-            self._high = loss > middle + max(SPIKE * spread, 0.5 * abs(middle))
+        losses, was_high, self._high = list(self._losses), self._high, False
+        if len(losses) >= MIN_STEPS:
+            median = statistics.median(losses)
+            deviation = statistics.median(abs(x - median) for x in losses)
+            self._high = loss > median + max(SPIKE_FACTOR * deviation, 0.5 * abs(median))
             if self._high and was_high:
-                return f"the loss jumped to {loss:.3f}, from {middle:.3f} in the {len(known)} steps before"
+                return f"the loss jumped to {loss:.3f}, from {median:.3f} in the {len(losses)} steps before"
         if not self._high:
             self._losses.append(loss)
         return ""
 
-    def _fall(self, chosen: float | None) -> str:
-        if self.chosen is None or chosen is None or not math.isfinite(chosen):
+    def _fall(self, logprob: float | None) -> str:
+        if self.initial_logprob is None or logprob is None or not math.isfinite(logprob):
             return ""
-        self._recent.append(chosen)
-        now = statistics.fmean(self._recent)
-        if len(self._recent) == LEAST and now < self.max_fall * self.chosen:
+        self._recent.append(logprob)
+        recent = statistics.fmean(self._recent)
+        if len(self._recent) == MIN_STEPS and recent < self.max_fall * self.initial_logprob:
             return (
-                f"the chosen answers' log-probability fell to {now:.1f}, from {self.chosen:.1f} at the start "
+                f"the log-prob of the chosen responses fell to {recent:.1f} from {self.initial_logprob:.1f} "
                 f"(checks.max_fall {self.max_fall:g}): lower dpo.lr or dpo.epochs, or raise dpo.nll_weight"
             )
         return ""

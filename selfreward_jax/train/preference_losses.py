@@ -13,15 +13,16 @@ and m the margin, always beta times a difference of chosen and rejected:
     simpo          log p(c)/|c| - log p(r)/|r|      -log sigmoid(m - gamma)            simpo, of its CPO trainer
     sigmoid_norm   h(c)/|c| - h(r)/|r|              -log sigmoid(m)                    sigmoid_norm
 
-with L(m) = -log sigmoid(m) and e = label_smoothing, the share of pairs taken to be the wrong way round.
+with L(m) = -log sigmoid(m) and e = label_smoothing, the assumed fraction of swapped pairs.
 
-Where names collide:
-- IPO's paper sums over tokens; TRL's `ipo` averages, which it says is what the authors ran. Here they have two names.
-- `cdpo` and `robust` are two answers to the same noise: cdpo stops at a finite margin, log((1 - e) / e); robust is an
-  unbiased estimate of the clean loss and goes on below zero. TRL's `sigmoid` took label smoothing once, as cdpo does;
-  in 1.16 it ignores it without a word.
+Names with several meanings:
+- IPO's paper sums over tokens; TRL's `ipo` averages, as its documentation says the authors did. Here
+  they have two names.
+- `cdpo` and `robust` handle the same label noise. cdpo has its minimum at a finite margin, log((1 - e) / e). robust is
+  an unbiased estimate of the clean loss and can be negative. TRL's `sigmoid` once supported label smoothing, as in
+  cdpo; 1.16 ignores it silently.
 - `hinge` is RSO's, on log-ratios. SLiC-HF's own hinge has no reference.
-- gamma is the SimPO paper's, in units of the margin, and TRL's simpo_gamma. The paper's program sets gamma / beta.
+- gamma is the SimPO paper's, in units of the margin, and TRL's simpo_gamma. The paper's code sets gamma / beta.
 - RPO is sigmoid with dpo.nll_weight > 0: see `dpo.loss_fn`.
 """
 
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 
 
 class PairLogProbs(NamedTuple):
-    """What is known of B pairs; each float32 [B].
+    """Log-probs and lengths of B pairs; each float32 [B].
 
     chosen, rejected: sequence log-probs under the policy, sums over the response's tokens.
     reference_chosen, reference_rejected: the same under the reference.
@@ -69,7 +70,7 @@ def sigmoid(x: PairLogProbs, beta: float) -> Losses:
 
 
 def hinge(x: PairLogProbs, beta: float) -> Losses:
-    """max(0, 1 - m): SLiC's hinge (arXiv 2305.10425) on log-ratios, as RSO has it (arXiv 2309.06657)."""
+    """max(0, 1 - m): SLiC's hinge (arXiv 2305.10425) on log-ratios, as in RSO (arXiv 2309.06657)."""
     margin = beta * _difference(x)
     return jax.nn.relu(1 - margin), margin
 
@@ -88,29 +89,29 @@ def ipo_mean(x: PairLogProbs, beta: float) -> Losses:
 
 def cdpo(x: PairLogProbs, beta: float, label_smoothing: float) -> Losses:
     """Conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3): cross-entropy with the
-    label 1 - e instead of 1. It is least at m = log((1 - e) / e)."""
+    label 1 - e instead of 1. Its minimum is at m = log((1 - e) / e)."""
     _, margin = sigmoid(x, beta)
-    kept, swapped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
-    return (1 - label_smoothing) * kept + label_smoothing * swapped, margin
+    original, swapped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
+    return (1 - label_smoothing) * original + label_smoothing * swapped, margin
 
 
 def robust(x: PairLogProbs, beta: float, label_smoothing: float) -> Losses:
-    """rDPO (arXiv 2403.00409): ((1 - e) L(m) - e L(-m)) / (1 - 2e), whose mean over labels swapped with chance e is
-    the DPO loss of the true labels. It has no lower bound."""
+    """rDPO (arXiv 2403.00409): ((1 - e) L(m) - e L(-m)) / (1 - 2e), whose mean over labels swapped with probability
+    e is the DPO loss of the true labels. It has no lower bound."""
     _, margin = sigmoid(x, beta)
-    kept, swapped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
-    return ((1 - label_smoothing) * kept - label_smoothing * swapped) / (1 - 2 * label_smoothing), margin
+    original, swapped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
+    return ((1 - label_smoothing) * original - label_smoothing * swapped) / (1 - 2 * label_smoothing), margin
 
 
 def simpo(x: PairLogProbs, beta: float, gamma: float) -> Losses:
     """SimPO (arXiv 2405.14734, eq. 6): -log sigmoid(m - gamma) of log-probs per token, without a reference. A mean is
-    small beside a sum: the paper's beta is 2 to 10, not 0.1. The margin returned is m, before gamma."""
+    small compared with a sum: the paper's beta is 2 to 10, not 0.1. The margin returned is m, before gamma."""
     margin = beta * (x.chosen / x.chosen_length - x.rejected / x.rejected_length)
     return -jax.nn.log_sigmoid(margin - gamma), margin
 
 
 def sigmoid_norm(x: PairLogProbs, beta: float) -> Losses:
-    """Length-normalised DPO (Tulu 3, arXiv 2411.15124): DPO on log-ratios per token. Its beta there is 5."""
+    """Length-normalized DPO (Tulu 3, arXiv 2411.15124): DPO on log-ratios per token. Its beta there is 5."""
     margin = beta * _mean_difference(x)
     return -jax.nn.log_sigmoid(margin), margin
 
@@ -128,14 +129,14 @@ LOSSES: dict[str, Callable[..., Losses]] = {
 
 
 def pair_loss(name: str, x: PairLogProbs, beta: float, label_smoothing: float = 0.0, gamma: float = 0.0) -> Losses:
-    """Losses [B] and margins [B] of the loss of this name; it takes of the last two what it knows.
+    """Losses [B] and margins [B] of the loss `name`. Losses without label_smoothing or gamma ignore them.
 
     Args:
       name: one of LOSSES.
       x: the pairs.
-      beta: strength of the pull to the reference; of simpo, the scale of the reward.
-      label_smoothing: of cdpo and robust, in [0, 0.5).
-      gamma: of simpo, the margin that it asks for.
+      beta: strength of the regularization towards the reference; for simpo, the scale of the reward.
+      label_smoothing: for cdpo and robust, in [0, 0.5).
+      gamma: for simpo, the target margin.
     """
     match name:
         case "cdpo" | "robust":

@@ -1,4 +1,4 @@
-"""Supervised steps: packed rows of texts, loss on their target tokens."""
+"""Supervised fine-tuning: packed rows of texts, loss on their target tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def loss_fn(model: Llama) -> LossFn:
 def make_batch_fn(
     examples: Sequence[Example], settings: Any, seed: int, mesh: Mesh
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
-    """How many steps `settings.epochs` take, and the batch of each step."""
+    """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch."""
     rows = batches.pack(
         [len(e.ids) for e in examples],
         batches.epoch_permutation(len(examples), seed, settings.epochs),
@@ -47,10 +47,10 @@ def make_batch_fn(
     steps = -(-len(rows) // settings.batch_size)
 
     def batch_at(step: int) -> dict[str, Any]:
-        # The last batch is filled up with empty rows.
-        chosen = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
-        chosen = chosen + [[]] * (settings.batch_size - len(chosen))
-        arrays = batches.packed_batch(examples, chosen, settings.seq_len)
+        # The last batch is padded with empty rows.
+        batch_rows = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
+        batch_rows = batch_rows + [[]] * (settings.batch_size - len(batch_rows))
+        arrays = batches.packed_batch(examples, batch_rows, settings.seq_len)
         totals = {"target_total": max(1.0, arrays["target"].sum())}
         return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)
 

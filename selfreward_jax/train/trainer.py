@@ -20,14 +20,14 @@ from selfreward_jax.parallel.sharding import batch_sharding, replicated
 from selfreward_jax.train import checkpoints
 
 Metrics = dict[str, jax.Array]
-# (params, microbatch, dropout key) -> (loss, metrics). Losses and metrics of microbatches add up: each divides
-# by totals of the whole batch, which the batch carries.
+# (params, microbatch, dropout key) -> (loss, metrics). Losses and metrics of microbatches are summed: each divides by
+# totals of the full batch, which are part of the microbatch.
 LossFn = Callable[[Params, dict[str, Any], jax.Array], tuple[jax.Array, Metrics]]
 Schedule = Callable[[int], float]  # the learning rate of a step
 
 
 class TrainState(NamedTuple):
-    """Everything that decides the future of a training run, apart from its configuration and what it leaves frozen."""
+    """Everything that determines the rest of a training run, except its settings and the frozen parameters."""
 
     step: jax.Array
     params: Params
@@ -35,32 +35,38 @@ class TrainState(NamedTuple):
 
 
 class DivergenceError(RuntimeError):
-    """The loss or its gradient is no longer a finite number.
+    """The loss or its gradient is not finite.
 
-    step: where.
+    step: the step at which this happened.
     """
 
-    def __init__(self, said: str, step: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
         self.step = step
 
 
 def make_schedule(steps: int, peak: float, end: float, warmup: int) -> Schedule:
-    """Linear warm-up from 0 over `warmup` steps (at most half of all), then a cosine from `peak` to `end`."""
+    """Linear warmup from 0 over `warmup` steps (at most half of `steps`), then cosine decay from `peak` to `end`."""
     warmup = min(warmup, steps // 2)
 
-    def rate(step: int) -> float:
+    def learning_rate(step: int) -> float:
         if step < warmup:
             return peak * step / warmup
         return end + (peak - end) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
-    return rate
+    return learning_rate
 
 
 def make_optimizer(settings: Any, max_nonfinite_steps: int = 0) -> optax.GradientTransformation:
-    """Gradient clipping and the optimiser that `settings` (config.optimizer) names, adamw or muon, at rate 1:
-    both multiply by the rate last, and the update does it, to which it is an argument, so one program serves all
-    schedules. Up to `skip` gradients in a row that are not finite change nothing."""
+    """Gradient clipping, then adamw or muon, with learning rate 1.
+
+    Both optimizers multiply by the learning rate last. The update step does this instead and takes the rate as an
+    argument, so one compiled program serves all schedules.
+
+    Args:
+      settings: config.optimizer.
+      max_nonfinite_steps: up to this many non-finite gradients in a row are skipped, without any change of the state.
+    """
     if settings.name == "muon":
         core = optax.contrib.muon(
             1.0,
@@ -81,51 +87,65 @@ def make_optimizer(settings: Any, max_nonfinite_steps: int = 0) -> optax.Gradien
 
 
 def muon_dimensions(params: Params) -> Any:
-    """Which axes of each stacked weight are its matrix: Muon for the layers' matrices, Adam for the rest."""
+    """The matrix axes of each stacked weight: Muon trains the matrices of the layers, Adam the rest."""
 
     def axes(name: str, weight: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         if name not in MATRICES:
             return None
-        cut = 1 + MATRICES[name]  # behind the layers and the inputs
-        return optax.contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(range(cut, weight.ndim)))
+        first_output = 1 + MATRICES[name]  # after the layer axis and the input axes
+        inputs, outputs = range(1, first_output), range(first_output, weight.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), tuple(outputs))
 
     layers = {name: axes(name, weight) for name, weight in params["layers"].items()}
     return {name: layers if name == "layers" else None for name in params}
 
 
 def state_shardings(
-    optimizer: optax.GradientTransformation, params: Params, like: Any, mesh: Mesh, offload: bool = False
+    optimizer: optax.GradientTransformation,
+    abstract_params: Params,
+    param_shardings: Any,
+    mesh: Mesh,
+    offload: bool = False,
 ) -> TrainState:
-    """Shardings of the state: moments lie as their parameters do (`like`), everything else on every device.
+    """Shardings of the training state: moments are sharded like their parameters, everything else is replicated.
 
-    A leaf of the optimiser's state belongs to a parameter if its path ends in the parameter's path. With `offload`
-    the moments lie in the host's memory.
+    A leaf of the optimizer state belongs to a parameter if its path ends with the parameter's path.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      abstract_params: shapes and dtypes of the parameters.
+      param_shardings: their shardings.
+      mesh: the training mesh.
+      offload: keep the moments in host memory.
     """
-    paths = {tuple(map(str, path)): s for path, s in jax.tree_util.tree_leaves_with_path(like)}
+    by_path = {tuple(map(str, path)): s for path, s in jax.tree_util.tree_leaves_with_path(param_shardings)}
 
-    def one(path: Any, leaf: Any) -> Any:
+    def sharding_of(path: Any, leaf: Any) -> Any:
         names = tuple(map(str, path))
-        tails = (names[i:] for i in range(len(names)))
-        found = next((paths[t] for t in tails if t in paths and leaf.ndim), None)
-        if found is None:
+        suffixes = (names[i:] for i in range(len(names)))
+        sharding = next((by_path[s] for s in suffixes if s in by_path and leaf.ndim), None)
+        if sharding is None:
             return replicated(mesh)
-        return found.with_memory_kind("pinned_host") if offload else found
+        return sharding.with_memory_kind("pinned_host") if offload else sharding
 
-    opt_state = jax.eval_shape(optimizer.init, params)
-    return TrainState(replicated(mesh), like, jax.tree_util.tree_map_with_path(one, opt_state))
+    opt_state = jax.eval_shape(optimizer.init, abstract_params)
+    return TrainState(replicated(mesh), param_shardings, jax.tree_util.tree_map_with_path(sharding_of, opt_state))
 
 
-# (state, batch, dropout key, frozen parameters or None, learning rate) -> (next state, metrics)
+# (state, sharded batch, dropout key, frozen parameters or None, learning rate) -> (next state, metrics)
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh) -> Update:
-    """The jitted update step.
+    """The jitted update step: (state, batch, key, frozen, rate) -> (next state, metrics).
 
-    It takes the state (donated), a batch whose arrays are [A, B, ...] for A microbatches (scalars alike for all of
-    them), the run's dropout key, into which it folds the step, the parameters that stay as they are, if any, and what
-    the optimiser's updates are multiplied by; it returns the next state and the metrics, which hold `loss`,
-    `grad_norm`, what `loss_fn` reports and, where steps may be left out, how many in a row were: `skipped`.
+    state: donated.
+    batch: "arrays" [A, B, ...] for A microbatches, and "totals", scalars that all microbatches share.
+    key: dropout key of the run; the step is folded into it.
+    frozen: parameters that are not trained, or None.
+    rate: the learning rate.
+    metrics: `loss`, `grad_norm` and the metrics of `loss_fn`; if the optimizer may skip steps also `skipped`, the
+      number of steps skipped in a row.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -133,26 +153,27 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
         state: TrainState, batch: dict[str, Any], key_data: jax.Array, frozen: Params | None, rate: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
-        whole_loss = lambda trained, *rest: loss_fn(lora.combine(frozen, trained), *rest)  # noqa: E731
-        grad_fn = jax.value_and_grad(whole_loss, has_aux=True)
+        full_loss = lambda trained, *rest: loss_fn(lora.combine(frozen, trained), *rest)  # noqa: E731
+        grad_fn = jax.value_and_grad(full_loss, has_aux=True)
 
-        def micro(index: Any, arrays: dict[str, Any]) -> tuple[Params, Metrics]:
+        def microbatch_grads(index: Any, arrays: dict[str, Any]) -> tuple[Params, Metrics]:
             inputs = arrays | batch["totals"]
             (loss, metrics), grads = grad_fn(state.params, inputs, jax.random.fold_in(key, index))
-            # Summed over rows where the weights lie, not on every device.
+            # Summed over rows into the shards of the weights, not into full gradients on every device.
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
             return grads, metrics | {"loss": loss}
 
         arrays = batch["arrays"]
         count = jax.tree.leaves(arrays)[0].shape[0]
-        total = micro(0, jax.tree.map(lambda x: x[0], arrays))
+        sums = microbatch_grads(0, jax.tree.map(lambda x: x[0], arrays))
         if count > 1:
             rest = (jnp.arange(1, count), jax.tree.map(lambda x: x[1:], arrays))
-            total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, micro(*one)), None), total, rest)
-        grads, metrics = total
-        # From the host's memory, where they may lie, for as long as they are used.
-        near = jax.tree.map(lambda s: s.with_memory_kind(None), shardings.opt_state)
-        updates, opt_state = optimizer.update(grads, jax.device_put(state.opt_state, near), state.params)
+            add = lambda sums, xs: (jax.tree.map(jnp.add, sums, microbatch_grads(*xs)), None)  # noqa: E731
+            sums, _ = jax.lax.scan(add, sums, rest)
+        grads, metrics = sums
+        # The moments may be in host memory; they are in device memory only for the update.
+        on_device = jax.tree.map(lambda s: s.with_memory_kind(None), shardings.opt_state)
+        updates, opt_state = optimizer.update(grads, jax.device_put(state.opt_state, on_device), state.params)
         params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         if isinstance(opt_state, optax.ApplyIfFiniteState):
@@ -162,16 +183,16 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
     def update_on_mesh(
         state: TrainState, batch: dict[str, Any], key: jax.Array, frozen: Params | None = None, rate: float = 1.0
     ) -> tuple[TrainState, Metrics]:
-        key_data = np.asarray(jax.random.key_data(key))  # plain numbers may go to the devices of any process
+        key_data = np.asarray(jax.random.key_data(key))  # a numpy array may go to the devices of any process
         with jax.set_mesh(mesh):
             return update(state, batch, key_data, frozen, np.float32(rate))
 
-    update_on_mesh.jitted = update  # for those who lower it
+    update_on_mesh.jitted = update  # for callers that lower it
     return update_on_mesh
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh, grad_accum_steps: int) -> dict[str, Any]:
-    """Splits each array [B, ...] into [A, B / A, ...] and puts it on the mesh, rows spread over devices."""
+    """Splits each array [B, ...] into [A, B / A, ...] for A microbatches and shards its rows over the mesh."""
 
     def arrays(x: np.ndarray) -> jax.Array:
         x = x.reshape(grad_accum_steps, x.shape[0] // grad_accum_steps, *x.shape[1:])
@@ -183,6 +204,27 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh, grad_accum_steps: int) -> dic
     }
 
 
+class FitOptions(NamedTuple):
+    """When `fit` saves, and what it calls.
+
+    path: directory of the saved states.
+    checkpoint_every: steps between saved states; 0 saves none.
+    on_step: called with the number and the metrics of each step, one step late, so that the device never waits.
+    eval_fn: called with the number of completed steps and the parameters, every `eval_every` steps and at the end.
+      Training ends if it returns False.
+    should_stop: called after every step. If it returns True, the state is saved and `fit` raises Stopped.
+    max_nonfinite_steps: non-finite gradients in a row that the optimizer skips.
+    """
+
+    path: epath.Path
+    checkpoint_every: int
+    on_step: Callable[[int, dict[str, float]], None]
+    eval_fn: Callable[[int, Params], bool] | None = None
+    eval_every: int = 0
+    should_stop: Callable[[], bool] = lambda: False
+    max_nonfinite_steps: int = 0
+
+
 def fit(
     state: TrainState,
     update: Update,
@@ -190,61 +232,45 @@ def fit(
     steps: int,
     lr_schedule: Schedule,
     key: jax.Array,
-    *,
-    checkpoint_every: int,
-    path: epath.Path,
-    on_step: Callable[[int, dict[str, float]], None],
+    options: FitOptions,
     frozen: Params | None = None,
-    eval_fn: Callable[[int, Params], bool] | None = None,
-    eval_every: int = 0,
-    should_stop: Callable[[], bool] = lambda: False,
-    max_nonfinite_steps: int = 0,
 ) -> TrainState:
-    """Runs steps state.step ... steps - 1, or fewer if `watch` says so.
+    """Runs steps state.step ... steps - 1, or fewer if `options.eval_fn` ends the training.
 
     Args:
-      state: where to start.
+      state: the initial state.
       update: from `make_update`.
-      batch_at: the placed batch of a step; a pure function.
+      batch_at: the sharded batch of a step; a pure function.
       steps: the number of steps of the whole run.
-      rate: the learning rate of a step.
+      lr_schedule: the learning rate of a step.
       key: dropout key of the run; the update folds the step into it.
-      checkpoint_every: steps between saved states; 0 saves none.
-      path: where states are saved.
-      frozen: parameters that stay as they are.
-      report: called with each step's number and metrics, one step late, so that the device never waits.
-      watch: called with the number of steps done and the parameters, every `watch_every` steps and at the end; where
-        it returns False, training ends.
-      halt: asked after every step; where it returns True the state is saved.
-      skip: steps in a row that the optimiser leaves out because their gradient is not finite.
+      options: when to save, and what to call.
+      frozen: parameters that are not trained.
 
     Raises:
-      Diverged: a loss was not finite; the message names the step.
-      Stopped: `halt` said so, or `watch` was asked to stop; the state is saved.
+      DivergenceError: a loss or gradient was not finite; the message names the step.
+      Stopped: `options.should_stop` returned True, or `options.eval_fn` raised it; the state is saved.
     """
     pending: tuple[int, Metrics] | None = None
 
     def flush() -> None:
+        nonlocal pending
         if pending is not None:
             step, metrics = pending
-            values = {name: float(value) for name, value in metrics.items()}
-            for name in ("loss", "grad_norm"):  # a finite loss can have a gradient that is not
-                if not math.isfinite(values[name]) and not 0 < values.get("skipped", 0) <= max_nonfinite_steps:
-                    raise DivergenceError(f"{name} is {values[name]} at step {step}", step)
-            on_step(step, values)
+            options.on_step(step, _check_finite(step, metrics, options.max_nonfinite_steps))
+        pending = None
 
     step = int(state.step)
     while True:
-        # Before anything else: a run that was killed while it looked looks again.
-        if eval_fn and step and (step % eval_every == 0 or step == steps):
+        # First of all, so that a run that was killed during an evaluation repeats it.
+        if options.eval_fn and step and (step % options.eval_every == 0 or step == steps):
             flush()
-            pending = None
             try:
-                goes_on = eval_fn(step, state.params)
-            except Stopped:  # it was asked to stop while it looked, and looks again from here
-                checkpoints.save_step(path, step, state)
+                proceed = options.eval_fn(step, state.params)
+            except Stopped:  # during the evaluation; the next start repeats it from here
+                checkpoints.save_step(options.path, step, state)
                 raise
-            if not goes_on:
+            if not proceed:
                 return state
         if step >= steps:
             flush()
@@ -252,10 +278,20 @@ def fit(
         state, metrics = update(state, batch_at(step), key, frozen, lr_schedule(step))
         flush()
         pending, step = (step, metrics), step + 1
-        halted = should_stop()
-        if halted or (checkpoint_every and step % checkpoint_every == 0 and step < steps):
+        stop = options.should_stop()
+        every = options.checkpoint_every
+        if stop or (every and step % every == 0 and step < steps):
             flush()
-            pending = None
-            checkpoints.save_step(path, step, state)
-        if halted:
+            checkpoints.save_step(options.path, step, state)
+        if stop:
             raise Stopped
+
+
+def _check_finite(step: int, metrics: Metrics, max_nonfinite_steps: int) -> dict[str, float]:
+    """The metrics as numbers. Raises DivergenceError at a non-finite step that the optimizer does not skip."""
+    values = {name: float(value) for name, value in metrics.items()}
+    skipped = 0 < values.get("skipped", 0) <= max_nonfinite_steps
+    for name in ("loss", "grad_norm"):  # a finite loss can have a gradient that is not
+        if not math.isfinite(values[name]) and not skipped:
+            raise DivergenceError(f"{name} is {values[name]} at step {step}", step)
+    return values
