@@ -1,1 +1,1 @@
-"""Seed data: files and data sets, the forms of records, disjoint seed sets, EFT."""
+"""Seed data: files and data sets, record formats, disjoint seed sets, EFT."""

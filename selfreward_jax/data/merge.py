@@ -1,26 +1,42 @@
-"""All records of a source as prompts with their answers: merged by prompt, the best answer chosen, scores mapped."""
+"""Records of a source merged by prompt; the best answer of a prompt; scores mapped to 0-5."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from selfreward_jax.data.parsers import ASSISTANT, DROP_REASONS, USER, Answer, Dropped, descendants, parse, role_of
-from selfreward_jax.data.readers import DataError, Located, read
+from selfreward_jax.data.parsers import (
+    ASSISTANT_ROLES,
+    DROP_REASONS,
+    USER_ROLES,
+    Answer,
+    Dropped,
+    descendants,
+    message_role,
+    parse_record,
+)
+from selfreward_jax.data.readers import DataError, Located, read_records
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
+from selfreward_jax.method.rows import Row
 
-Row = dict[str, Any]
-
-MAX_REPORTED = 10  # faults named one by one
+MAX_REPORTED = 10  # faults printed one by one
 
 
 class PromptWithResponses(NamedTuple):
-    """A prompt, its answers, and the place of the record that it was first read from."""
+    """A prompt, its answers, and the location of the record that it was first read from."""
 
     prompt: str
     answers: list[Answer]
-    place: str
+    location: str
+
+
+class _MergedPrompt(NamedTuple):
+    """A prompt while records are merged: answers by their text."""
+
+    prompt: str
+    location: str
+    answers: dict[str, Answer]
 
 
 def read_prompts_with_responses(
@@ -28,158 +44,171 @@ def read_prompts_with_responses(
 ) -> tuple[list[PromptWithResponses], Counter[str]]:
     """Prompts and answers of a source (data/readers.py), in order of first appearance.
 
-    Records with the same prompt after `normalise` are one, and an answer that it has already is dropped.
+    Records whose prompts are equal after `normalize` are merged. An answer that the prompt already has is dropped.
 
     Args:
-      source: what `read` takes.
-      language: code of the language wanted, as in "en"; empty: any.
-      most_bad: share of faulty answers above which the source is refused.
+      source: as `read_records` takes it.
+      language: language code such as "en"; rows that name another one are dropped. Empty: no row is.
+      max_malformed_frac: fraction of faulty answers above which the source is refused.
 
     Returns:
-      The prompts with at least one answer, and counts: "records", "read" (answers) and those of FILTERS.
+      The prompts with at least one answer, and counts: "records", "read" (answers) and those of DROP_REASONS.
 
     Raises:
-      SeedError: the source cannot be read, is empty or has too many faults.
+      DataError: the source cannot be read, is empty or has too many faults.
     """
     counts: Counter[str] = Counter(records=0, read=0, **dict.fromkeys(DROP_REASONS, 0))
-    merged: dict[str, tuple[str, str, dict[str, Answer]]] = {}
+    merged: dict[str, _MergedPrompt] = {}
     faults = []
-    for place, record in _records(source, counts):
-        prompt, said = parse(record, language)
-        counts["read"] += len(said)
-        for one in said:
-            if isinstance(one, Answer):
-                one = _merge(merged, prompt, place, one)
-            if isinstance(one, Dropped):
-                counts[one.reason] += 1
-                faults += [f"{place}: {one.detail}"] if one.detail else []
+    for location, record in _records(source, counts):
+        prompt, parsed = parse_record(record, language)
+        counts["read"] += len(parsed)
+        for item in parsed:
+            dropped = _merge(merged, prompt, location, item) if isinstance(item, Answer) else item
+            if dropped:
+                counts[dropped.reason] += 1
+                faults += [f"{location}: {dropped.detail}"] if dropped.detail else []
     if not counts["records"]:
         raise DataError(f"{source} is empty: each row is a JSON object with prompt and response")
     if len(faults) > max_malformed_frac * counts["read"] or (faults and not merged):
         raise DataError(
-            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.max_malformed_frac allows {max_malformed_frac:.0%}); "
-            "each row is a JSON object with prompt and response, or has another form of those in data/parsers.py"
+            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.max_malformed_frac allows "
+            f"{max_malformed_frac:.0%}); each row is a JSON object with prompt and response, or in another format of "
+            "data/parsers.py"
         )
     for fault in faults[:MAX_REPORTED]:
-        print(f"left out: {fault}", flush=True)
+        print(f"dropped: {fault}", flush=True)
     if len(faults) > MAX_REPORTED:
-        print(f"left out: ... and {len(faults) - MAX_REPORTED} more", flush=True)
-    return [
-        PromptWithResponses(prompt, list(answers.values()), place) for prompt, place, answers in merged.values()
-    ], counts
+        print(f"dropped: ... and {len(faults) - MAX_REPORTED} more", flush=True)
+    prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location) for m in merged.values()]
+    return prompts, counts
 
 
-def _merge(merged: dict[str, tuple[str, str, dict[str, Answer]]], prompt: str, place: str, answer: Answer) -> Any:
-    """Puts an answer under its prompt; `Left` where it has no place there."""
-    first, _, answers = merged.setdefault(normalize(prompt), (prompt, place, {}))
-    if _signs(first) != _signs(prompt):
-        return Dropped("under a prompt that differs in signs alone")
-    known = answers.get(answer.response)
+def _merge(merged: dict[str, _MergedPrompt], prompt: str, location: str, answer: Answer) -> Dropped | None:
+    """Adds an answer to its prompt; returns why it, or the one it replaces, is dropped."""
+    entry = merged.setdefault(normalize(prompt), _MergedPrompt(prompt, location, {}))
+    if _symbols(entry.prompt) != _symbols(prompt):
+        return Dropped("prompt differs only in punctuation")
+    known = entry.answers.get(answer.response)
     if known is None or (known.score is None and known.judgment is None):
-        answers[answer.response] = answer
-    return answer if known is None else Dropped("repeated answer")
+        entry.answers[answer.response] = answer
+    return None if known is None else Dropped("duplicate answer")
 
 
-def _signs(prompt: str) -> list[str]:
-    # `normalise` sees no signs, but 2 + 3 is another question than 2 * 3, and C another language than C++.
+def _symbols(prompt: str) -> list[str]:
+    # `normalize` removes symbols, but 2 + 3 is another question than 2 * 3, and C another language than C++.
     return re.findall(r"[^\w\s.,;:!?()\[\]\"'`\u00b4\u2010-\u201e\u2026\xab\xbb-]|-(?=\s*\d)", prompt)
 
 
 def _records(source: str, counts: Counter[str]) -> Iterator[Located]:
-    """The records of a source; messages that stand in rows of their own come last, as the trees that they make."""
+    """The records of a source. Rows that are single messages come last, joined into trees."""
     messages = []
-    for place, record in read(source):
+    for location, record in read_records(source):
         counts["records"] += 1
         if isinstance(record, dict) and {"message_id", "role", "text"} <= record.keys():
-            messages.append((place, record))
+            messages.append((location, record))
         else:
-            yield place, record
-    yield from _trees(messages, counts)
+            yield location, record
+    yield from _message_trees(messages, counts)
 
 
-def _trees(messages: Iterable[Located], counts: Counter[str]) -> Iterator[Located]:
-    """Message rows with a parent_id -> trees {prompt: {text, ..., replies}}, each at the place of its root."""
+def _message_trees(messages: Iterable[Located], counts: Counter[str]) -> Iterator[Located]:
+    """Message rows with a parent_id as trees {prompt: {text, ..., replies}}, each at the location of its root."""
     nodes: dict[str, Row] = {}
-    places = {}
-    answers = Counter[str]()
-    for place, row in messages:
-        name, of = str(row["message_id"]), "assistant" if role_of(row) in ASSISTANT else "other"
-        answers[of] += 1
-        if name in nodes:
-            counts["read"] += of == "assistant"
-            counts["repeated answer"] += of == "assistant"
-            answers[of] -= 1
+    locations = {}
+    unattached = 0  # answers in no tree
+    for location, row in messages:
+        message_id, is_answer = str(row["message_id"]), message_role(row) in ASSISTANT_ROLES
+        if message_id in nodes:
+            counts["read"] += is_answer
+            counts["duplicate answer"] += is_answer
         else:
-            nodes[name], places[name] = {**row, "replies": []}, place
+            unattached += is_answer
+            nodes[message_id], locations[message_id] = {**row, "replies": []}, location
     for node in nodes.values():
         if (parent := node.get("parent_id")) and str(parent) in nodes:
             nodes[str(parent)]["replies"].append(node)
-    for name, node in nodes.items():
-        if not node.get("parent_id") and role_of(node) in USER:
-            answers["assistant"] -= sum(role_of(n) in ASSISTANT for n in descendants(node))
-            yield places[name], {"prompt": node}
-    # What hangs on no root: its prompt stands in no row.
-    counts["read"] += answers["assistant"]
-    counts["without a prompt"] += answers["assistant"]
+    for message_id, node in nodes.items():
+        if not node.get("parent_id") and message_role(node) in USER_ROLES:
+            unattached -= sum(message_role(n) in ASSISTANT_ROLES for n in descendants(node))
+            yield locations[message_id], {"prompt": node}
+    # The prompt of an answer that belongs to no root is in no row.
+    counts["read"] += unattached
+    counts["no prompt"] += unattached
 
 
-def keep_best(asked: Iterable[PromptWithResponses], counts: Counter[str]) -> dict[str, PromptWithResponses]:
-    """Each prompt with its best answer alone; with all of them where none has a score."""
-    found = {}
-    for one in asked:
-        rated = [a for a in one.answers if a.score is not None]
-        answers = [max(rated, key=lambda a: a.score)] if rated else one.answers
-        counts["not the best answer"] += len(one.answers) - len(answers)
-        found[normalize(one.prompt)] = one._replace(answers=answers)
-    return found
+def keep_best(prompts: Iterable[PromptWithResponses], counts: Counter[str]) -> dict[str, PromptWithResponses]:
+    """Each prompt, by its normalized text, with its best answer; with all of them if none has a score."""
+    best = {}
+    for prompt in prompts:
+        scored = [a for a in prompt.answers if a.score is not None]
+        answers = [max(scored, key=lambda a: a.score)] if scored else prompt.answers
+        counts["not the best answer"] += len(prompt.answers) - len(answers)
+        best[normalize(prompt.prompt)] = prompt._replace(answers=answers)
+    return best
 
 
 def normalize_scores(
-    asked: Sequence[PromptWithResponses], counts: Counter[str], source: str
+    prompts: Sequence[PromptWithResponses], counts: Counter[str], source: str
 ) -> tuple[dict[str, PromptWithResponses], dict[str, float]]:
-    """Each prompt with its answers' scores from 0 to 5, without the answers that have none; and the range of scores.
+    """Maps the scores of all answers to 0-5, and drops the answers that have none.
 
-    The score that a written judgment ends in counts as it is. Scores given as numbers are mapped linearly from their
-    range in the file. Ranked answers of a prompt lie equally spaced from 0 to 5; one alone has no place.
+    The score at the end of a written judgment is used as it is. Numeric scores are mapped linearly from their range in
+    the file. The ranked answers of a prompt are equally spaced from 0 to 5; a single ranked answer is dropped.
+
+    Returns:
+      The prompts by their normalized text, and the range of the numeric scores.
+
+    Raises:
+      DataError: all numeric scores are equal.
     """
-    given = [a.score for one in asked for a in one.answers if _origin(a) == "given"]
-    low, high = (min(given), max(given)) if given else (0.0, 0.0)
-    if given and low == high:
-        raise DataError(f"data.eft {source}: every score is {low:g}; a judge cannot learn from one score")
-    found = {}
-    for one in asked:
-        places = sorted({a.score for a in one.answers if _origin(a) == "ranked"})
+    numeric = [a.score for prompt in prompts for a in prompt.answers if _score_source(a) == "number"]
+    low, high = (min(numeric), max(numeric)) if numeric else (0.0, 0.0)
+    if numeric and low == high:
+        raise DataError(
+            f"data.eft {source}: every score is {low:g}, and a judge cannot learn from one score: give answers with "
+            "different scores"
+        )
+    normalized = {}
+    for prompt in prompts:
+        ranks = sorted({a.score for a in prompt.answers if _score_source(a) == "rank"})
         answers = []
-        for answer in one.answers:
-            origin = _origin(answer)
-            if origin == "none" or (origin == "ranked" and len(places) < 2):
-                counts["without a score" if origin == "none" else "ranked alone"] += 1
+        for answer in prompt.answers:
+            score_source = _score_source(answer)
+            if score_source == "none":
+                counts["no score"] += 1
                 continue
-            if origin == "written":
-                score = _written_score(answer)
-            elif origin == "ranked":
-                score = 5 * places.index(answer.score) / (len(places) - 1)
+            if score_source == "rank" and len(ranks) < 2:
+                counts["single ranked answer"] += 1
+                continue
+            if score_source == "judgment":
+                score = _judgment_score(answer)
+            elif score_source == "rank":
+                score = 5 * ranks.index(answer.score) / (len(ranks) - 1)
             else:
                 score = 5 * (answer.score - low) / (high - low)
             answers.append(answer._replace(score=score))
         if answers:
-            found[normalize(one.prompt)] = one._replace(answers=answers)
-    return found, {"lowest": low, "highest": high} if given else {}
+            normalized[normalize(prompt.prompt)] = prompt._replace(answers=answers)
+    return normalized, {"lowest": low, "highest": high} if numeric else {}
 
 
-def _origin(answer: Answer) -> str:
-    """Where an answer's score comes from."""
-    if _written_score(answer) is not None:
-        return "written"
-    return "none" if answer.score is None else "ranked" if answer.ranked else "given"
+def _score_source(answer: Answer) -> str:
+    """Where an answer's score comes from: judgment, rank, number or none."""
+    if _judgment_score(answer) is not None:
+        return "judgment"
+    return "none" if answer.score is None else "rank" if answer.ranked else "number"
 
 
-def _written_score(answer: Answer) -> float | None:
-    """The score that an answer's written judgment ends in."""
-    found = (parse(answer.judgment) for parse in PARSERS.values()) if answer.judgment else ()
-    return next((score for score in found if score is not None), None)
+def _judgment_score(answer: Answer) -> float | None:
+    """The score at the end of an answer's written judgment."""
+    scores = (parse_score(answer.judgment) for parse_score in PARSERS.values()) if answer.judgment else ()
+    return next((score for score in scores if score is not None), None)
 
 
-def parseable_judgment(answer: Answer, form: str) -> str | None:
-    """An answer's written judgment, if a judge of this form can learn from it: if it ends in a verdict of the form."""
-    return answer.judgment if answer.judgment and PARSERS[form](answer.judgment) is not None else None
+def parseable_judgment(answer: Answer, output_format: str) -> str | None:
+    """An answer's written judgment if it ends in a verdict of `output_format`, else None.
+
+    A judge of that format can learn only from such a judgment.
+    """
+    return answer.judgment if answer.judgment and PARSERS[output_format](answer.judgment) is not None else None

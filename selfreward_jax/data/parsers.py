@@ -1,34 +1,47 @@
-"""What raw records say, in whatever form they came: prompts and their answers."""
+"""Record formats: a raw record becomes a prompt with its answers."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from selfreward_jax.data.readers import Malformed
+from selfreward_jax.method.rows import Row
 
-Row = dict[str, Any]
-
-# Names under which a field of a flat row may come; the first is ours.
-NAMES = {
+# Names that a field of a flat row may have in user data; the first is ours.
+FIELD_NAMES = {
     "prompt": ("prompt", "prompt_text", "instruction", "question"),
     "response": ("response", "response_text", "output", "answer"),
     "score": ("score", "quality_score"),
+    "judgment": ("judgment", "judgement"),
 }
-MAX_CHARACTERS = 1_000_000  # of one text: more is a broken file, and would be tokenised before it is found too long
-# Why an answer is left out while reading. The first three are faults of whoever wrote the file.
+MAX_CHARACTERS = 1_000_000  # of one text: more means a broken file, and would be tokenized before the length check
+# Why an answer is dropped during reading. The first three are faults of the file itself.
 DROP_REASONS = (
-    "malformed/with an empty text/with half of a character/in another language/deleted/rejected in review/"
-    "in a later turn/in a later instance/without an answer/without a prompt/in a pair of equal texts/"
-    "in a pair of equal scores/under a prompt that differs in signs alone/repeated answer"
-).split("/")
-USER, ASSISTANT, _SYSTEM = {"user", "human", "prompter"}, {"assistant", "gpt", "chatgpt", "bot", "model"}, {"system"}
+    "malformed",
+    "empty text",
+    "lone surrogate",
+    "other language",
+    "deleted",
+    "rejected in review",
+    "later turn",
+    "later instance",
+    "no answer",
+    "no prompt",
+    "pair of equal texts",
+    "pair of equal scores",
+    "prompt differs only in punctuation",
+    "duplicate answer",
+)
+USER_ROLES, ASSISTANT_ROLES = {"user", "human", "prompter"}, {"assistant", "gpt", "chatgpt", "bot", "model"}
+_SYSTEM_ROLES = {"system"}
 
 
 class Answer(NamedTuple):
-    """An answer, and what was thought of it.
+    """An answer to a prompt, with its rating.
 
-    score: higher is better; a rank r is -r. None: nobody gave one.
-    judgment: what a judge wrote of it.
-    ranked: the score is only a place among this prompt's answers (of a rank, or of chosen and rejected).
+    response: the text.
+    score: higher is better; a rank r becomes the score -r. None: not rated.
+    judgment: a written judgment of the answer.
+    ranked: the score only orders this prompt's answers (it comes from a rank, or from chosen and rejected).
     """
 
     response: str
@@ -38,96 +51,97 @@ class Answer(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """Stands where an answer is left out.
+    """Takes the place of an answer that is dropped.
 
-    filter: one of FILTERS.
-    fault: what is wrong, in words, where the file itself is at fault.
+    reason: one of DROP_REASONS.
+    detail: a description of the fault, if the file itself is at fault.
     """
 
     reason: str
     detail: str = ""
 
 
-ParsedRecord = tuple[str, list[Answer | Dropped]]  # a record's prompt; its answers, or why they are left out
+ParsedRecord = tuple[str, list[Answer | Dropped]]  # a record's prompt, and each answer or why it is dropped
+Turns = list[tuple[str, Any]]  # the messages of a conversation as (role, text)
 
 
-def parse(record: Any, language: str) -> ParsedRecord:
-    """What one record says.
+def parse_record(record: Any, language: str) -> ParsedRecord:
+    """The prompt and the answers of one record.
 
     Args:
-      record: of any of the forms: flat {prompt, response[, score | rank][, judgment]} under the names in NAMES, with
-        an Alpaca `input`; {prompt, answers: [...]}; {chosen, rejected}, texts or messages; {messages} or
-        {conversations}; Self-Instruct's {instruction, instances}; an Open Assistant tree.
-      language: as in `read_asked`.
+      record: in any of these formats: flat {prompt, response[, score | rank][, judgment]} under the names in
+        FIELD_NAMES, with an Alpaca `input`; {prompt, answers: [...]}; {chosen, rejected}, texts or messages; {messages}
+        or {conversations}; Self-Instruct's {instruction, instances}; an Open Assistant tree.
+      language: as in `merge.read_prompts_with_responses`.
     """
     if isinstance(record, Malformed):
         return "", [Dropped("malformed", record.reason)]
     if not isinstance(record, dict):
         return "", [Dropped("malformed", "not a JSON object")]
     if isinstance(record.get("prompt"), dict):
-        return _tree(record["prompt"], language)
+        return _parse_tree(record["prompt"], language)
     if "chosen" in record and "rejected" in record:
-        return _pair(record, language)
+        return _parse_pair(record, language)
     if "instances" in record:
-        return _instances(record, language)
+        return _parse_instances(record, language)
     if record.get("answers") is not None:
-        return _answers(record, language)
+        return _parse_answers(record, language)
     if _first_present(record, "response") is None and ("messages" in record or "conversations" in record):
-        return _conversation(record, language)
-    return _flat([record], language)
+        return _parse_conversation(record, language)
+    return _parse_flat([record], language)
 
 
-def _flat(rows: list[Row], language: str) -> ParsedRecord:
-    """Flat rows with one prompt. An Alpaca row's input stands below its instruction."""
-    prompt, given = _first_present(rows[0], "prompt"), rows[0].get("input")
-    if "instruction" in rows[0] and isinstance(prompt, str) and isinstance(given, str) and given.strip():
-        prompt = f"{prompt}\n\n{given}"
-    return prompt, [_answer(prompt, row, language) for row in rows]
+def _parse_flat(rows: list[Row], language: str) -> ParsedRecord:
+    """Flat rows with one prompt. The input of an Alpaca row follows its instruction."""
+    prompt, alpaca_input = _first_present(rows[0], "prompt"), rows[0].get("input")
+    if "instruction" in rows[0] and isinstance(prompt, str) and isinstance(alpaca_input, str) and alpaca_input.strip():
+        prompt = f"{prompt}\n\n{alpaca_input}"
+    return prompt, [_parse_answer(prompt, row, language) for row in rows]
 
 
-def _answers(record: Row, language: str) -> ParsedRecord:
+def _parse_answers(record: Row, language: str) -> ParsedRecord:
     answers = _as_objects(record["answers"])
     if answers is None:
         return "", [Dropped("malformed", "answers is not a list of objects")]
-    own = {*NAMES["response"], *NAMES["score"], "rank", "judgment"}  # an answer has these of itself or not at all
-    shared = {name: value for name, value in record.items() if name not in own}
-    prompt, said = _flat([{**shared, **answer} for answer in answers] or [record], language)
-    return prompt, said if answers else [Dropped("without an answer")]
+    # Answers do not inherit these fields from the record.
+    own_fields = {*FIELD_NAMES["response"], *FIELD_NAMES["score"], *FIELD_NAMES["judgment"], "rank"}
+    shared = {name: value for name, value in record.items() if name not in own_fields}
+    prompt, parsed = _parse_flat([{**shared, **answer} for answer in answers] or [record], language)
+    return prompt, parsed if answers else [Dropped("no answer")]
 
 
-def _instances(record: Row, language: str) -> ParsedRecord:
+def _parse_instances(record: Row, language: str) -> ParsedRecord:
     instances = _as_objects(record["instances"])
     if instances is None:
         return "", [Dropped("malformed", "instances is not a list of objects")]
     if not instances:
-        return "", [Dropped("without an answer")]
-    prompt, said = _flat([{**record, **instances[0]}], language)
-    return prompt, said + [Dropped("in a later instance")] * (len(instances) - 1)
+        return "", [Dropped("no answer")]
+    prompt, parsed = _parse_flat([{**record, **instances[0]}], language)
+    return prompt, parsed + [Dropped("later instance")] * (len(instances) - 1)
 
 
-def _pair(record: Row, language: str) -> ParsedRecord:
-    """A chosen and a rejected answer; where these are conversations, what both begin with is the prompt."""
-    lead, chosen = _turns(record.get("prompt"), "user"), _turns(record["chosen"], "assistant")
+def _parse_pair(record: Row, language: str) -> ParsedRecord:
+    """A chosen and a rejected answer. If they are whole conversations, their common beginning is the prompt."""
+    context, chosen = _turns(record.get("prompt"), "user"), _turns(record["chosen"], "assistant")
     rejected = _turns(record["rejected"], "assistant")
-    if lead is None or not chosen or not rejected:
-        return "", [Dropped("malformed", "chosen and rejected are neither texts nor lists of messages")] * 2
-    if chosen[0][0] not in ASSISTANT:
-        most = min(len(chosen), len(rejected)) - 1
-        shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
-        lead, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    prompt, more = _first_user_turn(lead)
-    if more or len(chosen) > 1 or len(rejected) > 1:
-        return "", [Dropped("in a later turn")] * 2
+    if context is None or not chosen or not rejected:
+        return "", [Dropped("malformed", "chosen and rejected are neither strings nor lists of messages")] * 2
+    if chosen[0][0] not in ASSISTANT_ROLES:
+        limit = min(len(chosen), len(rejected)) - 1
+        shared = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
+        context, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    prompt, later_turns = _first_user_turn(context)
+    if later_turns or len(chosen) > 1 or len(rejected) > 1:
+        return "", [Dropped("later turn")] * 2
     texts = chosen[0][1], rejected[0][1]
     if texts[0] == texts[1]:
-        return "", [Dropped("in a pair of equal texts")] * 2
-    given = record.get("metadata")
-    scores = next((s for s in map(_pair_scores, (record, given)) if s), None)
+        return "", [Dropped("pair of equal texts")] * 2
+    scores = next((s for s in map(_pair_scores, (record, record.get("metadata"))) if s), None)
     if scores and scores[0] == scores[1]:
-        return "", [Dropped("in a pair of equal scores")] * 2
+        return "", [Dropped("pair of equal scores")] * 2
     rows = [{**record, "response": t, "score": s} for t, s in zip(texts, scores or (1, 0), strict=True)]
-    said = [_answer(prompt, row, language) for row in rows]
-    return prompt, [one._replace(ranked=not scores) if isinstance(one, Answer) else one for one in said]
+    parsed = [_parse_answer(prompt, row, language) for row in rows]
+    return prompt, [a._replace(ranked=not scores) if isinstance(a, Answer) else a for a in parsed]
 
 
 def _pair_scores(fields: Any) -> tuple[Any, Any] | None:
@@ -137,113 +151,120 @@ def _pair_scores(fields: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def _conversation(record: Row, language: str) -> ParsedRecord:
-    """A conversation's first turn."""
+def _parse_conversation(record: Row, language: str) -> ParsedRecord:
+    """The first user turn of a conversation and the answer to it."""
     name = "messages" if "messages" in record else "conversations"
     turns = _turns(record[name], "user")
     if not turns or isinstance(record[name], str):
         return "", [Dropped("malformed", f"{name} is not a list of messages")]
-    prompt, rest = _first_user_turn(turns)
-    answers = sum(role in ASSISTANT for role, _ in rest)
+    prompt, later_turns = _first_user_turn(turns)
+    num_answers = sum(role in ASSISTANT_ROLES for role, _ in later_turns)
     if prompt is None:
-        return "", [Dropped("without a prompt")] * max(1, answers)
-    if not rest or rest[0][0] not in ASSISTANT:
-        return "", [Dropped("without an answer")] + [Dropped("in a later turn")] * answers
-    first = _answer(prompt, {**record, "response": rest[0][1]}, language)
-    return prompt, [first] + [Dropped("in a later turn")] * (answers - 1)
+        return "", [Dropped("no prompt")] * max(1, num_answers)
+    if not later_turns or later_turns[0][0] not in ASSISTANT_ROLES:
+        return "", [Dropped("no answer")] + [Dropped("later turn")] * num_answers
+    first = _parse_answer(prompt, {**record, "response": later_turns[0][1]}, language)
+    return prompt, [first] + [Dropped("later turn")] * (num_answers - 1)
 
 
-def _tree(root: Row, language: str) -> ParsedRecord:
-    """An Open Assistant tree's prompt and the answers to it; deeper ones belong to later turns."""
+def _parse_tree(root: Row, language: str) -> ParsedRecord:
+    """The prompt of an Open Assistant tree and the answers to it. Deeper answers belong to later turns."""
     replies = _as_objects(root.get("replies") or [])
-    if replies is None or role_of(root) not in USER | {""}:
-        return "", [Dropped("malformed", "the tree's prompt is no user's message with a list of replies")]
-    rows = [{**reply, "response": reply.get("text")} for reply in replies if role_of(reply) in ASSISTANT]
-    prompt, left = root.get("text"), _unwanted_reason(root, language)
-    said = [left or _answer(prompt, row, language) for row in rows] or [Dropped("without an answer")]
-    later = sum(role_of(node) in ASSISTANT for node in descendants(root)) - len(rows)
-    return prompt, said + [Dropped("in a later turn")] * later
+    if replies is None or message_role(root) not in USER_ROLES | {""}:
+        return "", [Dropped("malformed", "the tree's prompt is not a user message with a list of replies")]
+    rows = [{**reply, "response": reply.get("text")} for reply in replies if message_role(reply) in ASSISTANT_ROLES]
+    prompt, root_dropped = root.get("text"), _unwanted_reason(root, language)
+    parsed = [root_dropped or _parse_answer(prompt, row, language) for row in rows] or [Dropped("no answer")]
+    later = sum(message_role(node) in ASSISTANT_ROLES for node in descendants(root)) - len(rows)
+    return prompt, parsed + [Dropped("later turn")] * later
 
 
 def descendants(root: Row) -> Iterator[Row]:
-    """All messages under one."""
-    waiting = [root]
-    while waiting:
-        replies = _as_objects(waiting.pop().get("replies") or []) or []
+    """All messages below `root` in a tree."""
+    stack = [root]
+    while stack:
+        replies = _as_objects(stack.pop().get("replies") or []) or []
         yield from replies
-        waiting += replies
+        stack += replies
 
 
-def _first_user_turn(turns: list[tuple[str, Any]]) -> tuple[Any, list[tuple[str, Any]]]:
-    """The user's first text, below the system's; and the turns after it. None where no user begins."""
-    start = 1 if turns and turns[0][0] in _SYSTEM else 0
-    if len(turns) <= start or turns[start][0] not in USER:
+def _first_user_turn(turns: Turns) -> tuple[Any, Turns]:
+    """The first user text, after the system text if there is one; and the later turns. None if no user turn is first.
+
+    A text that is not a string is returned as it is, for the caller's check.
+    """
+    start = 1 if turns and turns[0][0] in _SYSTEM_ROLES else 0
+    if len(turns) <= start or turns[start][0] not in USER_ROLES:
         return None, turns
     texts = [text for _, text in turns[: start + 1]]
-    odd = [text for text in texts if not isinstance(text, str)]
-    return odd[0] if odd else "\n\n".join(t for t in texts if t.strip()), turns[start + 1 :]
+    not_strings = [text for text in texts if not isinstance(text, str)]
+    return not_strings[0] if not_strings else "\n\n".join(t for t in texts if t.strip()), turns[start + 1 :]
 
 
-def _turns(value: Any, role: str) -> list[tuple[str, Any]] | None:
-    """Messages as (role, text); a text alone is one of `role`. None where they are no messages."""
+def _turns(value: Any, role: str) -> Turns | None:
+    """Messages as (role, text). A single text is one turn of `role`. None if they are not messages."""
     if value is None or isinstance(value, str):
         return [] if value is None else [(role, value)]
     messages = _as_objects(value)
-    return None if messages is None else [(role_of(m), m.get("content", m.get("value"))) for m in messages]
+    return None if messages is None else [(message_role(m), m.get("content", m.get("value"))) for m in messages]
 
 
-def role_of(message: Row) -> str:
-    """Who says a message, in lower case; empty if it does not say."""
+def message_role(message: Row) -> str:
+    """The role of a message in lower case; empty if it has none."""
     return str(message.get("role", message.get("from", ""))).lower()
 
 
 def _as_objects(value: Any) -> list[Row] | None:
-    """A list of objects; from TFDS it comes as an object of equally long lists. None where it is neither."""
-    if isinstance(value, dict) and value and all(isinstance(of, list) for of in value.values()):
+    """A list of objects; TFDS gives it as an object of equally long lists. None if it is neither."""
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
-    return value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else None
+    return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else None
 
 
 def _first_present(row: Row, field: str) -> Any:
-    return next((row[name] for name in NAMES[field] if row.get(name) is not None), None)
+    return next((row[name] for name in FIELD_NAMES[field] if row.get(name) is not None), None)
 
 
-def _answer(prompt: Any, row: Row, language: str) -> Answer | Dropped:
-    """The answer that a flat row holds, if it is wanted and nothing is wrong with it."""
-    response, judgment = _first_present(row, "response"), row.get("judgment") or None
-    faults = (_fault("prompt", prompt), _fault("response", response), judgment and _fault("judgment", judgment))
-    if left := _unwanted_reason(row, language) or next(filter(None, faults), None):
-        return left
+def _parse_answer(prompt: Any, row: Row, language: str) -> Answer | Dropped:
+    """The answer of a flat row, or why it is dropped."""
+    response, judgment = _first_present(row, "response"), _first_present(row, "judgment") or None
+    faults = (
+        _text_fault("prompt", prompt),
+        _text_fault("response", response),
+        judgment and _text_fault("judgment", judgment),
+    )
+    if dropped := _unwanted_reason(row, language) or next(filter(None, faults), None):
+        return dropped
     score, rank = _first_present(row, "score"), row.get("rank")
     name, number = ("rank", rank) if score is None else ("score", score)
     if number is None:
         return Answer(response, None, judgment)
-    # No NaN lies between two numbers, and the bound keeps the mapping of scores finite.
+    # The comparison excludes NaN, and the bound keeps the mapping of scores finite.
     if isinstance(number, bool) or not isinstance(number, int | float) or not -1e100 < number < 1e100:
         return Dropped("malformed", f"{name} is {number!r:.60}, not a number")
     return Answer(response, float(number if name == "score" else -number), judgment, ranked=name == "rank")
 
 
 def _unwanted_reason(row: Row, language: str) -> Dropped | None:
-    """Why a message is not wanted, though nothing is wrong with its form."""
-    own = row.get("lang", row.get("language"))
-    if language and isinstance(own, str) and own:
-        tag, wanted = own.lower().replace("_", "-"), language.lower().replace("_", "-")
+    """Why a well-formed message is not wanted."""
+    row_language = row.get("lang", row.get("language"))
+    if language and isinstance(row_language, str) and row_language:
+        tag, wanted = row_language.lower().replace("_", "-"), language.lower().replace("_", "-")
         if tag != wanted and not tag.startswith(f"{wanted}-"):
-            return Dropped("in another language")
+            return Dropped("other language")
     if row.get("deleted") is True:
         return Dropped("deleted")
     return Dropped("rejected in review") if row.get("review_result") is False else None
 
 
-def _fault(field: str, text: Any) -> Dropped | None:
-    """What is wrong with a text."""
+def _text_fault(field: str, text: Any) -> Dropped | None:
+    """What is wrong with a text, None if nothing is."""
     if not isinstance(text, str):
-        return Dropped("malformed", f"{field} is {text!r:.60}, not a text")
+        return Dropped("malformed", f"{field} is {text!r:.60}, not a string")
     if not text.strip():
-        return Dropped("with an empty text", f"{field} is {text!r:.60}, not a text")
+        return Dropped("empty text", f"{field} is {text!r:.60}, an empty text")
     if len(text) > MAX_CHARACTERS:
         return Dropped("malformed", f"{field} has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        return Dropped("with half of a character", f"{field} holds half of a character (a lone surrogate)")
+        return Dropped("lone surrogate", f"{field} contains a lone surrogate (half of a character)")
     return None

@@ -1,4 +1,4 @@
-"""Seed rows: from the embedded world, or from the user's own data."""
+"""Seed rows, from the embedded world or from the user's own data."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,242 +13,262 @@ from selfreward_jax.data.merge import (
     read_prompts_with_responses,
 )
 from selfreward_jax.data.parsers import DROP_REASONS
-from selfreward_jax.data.readers import DataError as DataError  # part of what this module offers
-from selfreward_jax.method.prompt_generation import few_shot, normalize
+from selfreward_jax.data.readers import DataError as DataError  # also part of this module's API
+from selfreward_jax.method.prompt_generation import few_shot_prompt, normalize
+from selfreward_jax.method.rows import InstructionRow, JudgedRow, RankedResponse, RankedRow, Row
 from selfreward_jax.worlds.toy import generator
 
-Row = dict[str, Any]
-Sets = dict[str, list[Row]]
-ByPrompt = dict[str, PromptWithResponses]  # by what `normalise` makes of the prompt
-# Why answers are left out after reading, beside forms.FILTERS.
-LATER = {
-    "ift": ("not the best answer", "held out", "given to eft", "over the limit"),
-    "eft": ("without a score", "ranked alone", "held out", "nothing to order", "given to ift", "over the limit"),
+SeedSets = dict[str, list[Any]]  # rows of method/rows.py, by the name of the set
+AnswersByPrompt = dict[str, PromptWithResponses]  # by the normalized text of the prompt
+# Why answers are dropped after reading, in addition to parsers.DROP_REASONS.
+SPLIT_DROP_REASONS = {
+    "ift": ("not the best answer", "held out", "assigned to eft", "over the limit"),
+    "eft": ("no score", "single ranked answer", "held out", "nothing to order", "assigned to ift", "over the limit"),
 }
 
 
-def from_world(settings: Any, seed: int, form: str = "points") -> tuple[Sets, dict[str, Any]]:
-    """The embedded world's seed sets; each from its own stream, so that the size of one leaves the others.
+def from_world(settings: Any, seed: int, output_format: str = "points") -> tuple[SeedSets, dict[str, Any]]:
+    """The seed sets of the embedded world.
+
+    Each set has its own random stream, so that the size of one set does not change the others.
 
     Args:
       settings: config.data.
       seed: everything random follows from it.
-      form: what written judgments end in, as config.judge.output_format.
+      output_format: what written judgments end in, as config.judge.output_format.
 
     Returns:
-      The sets, and a report as that of `from_files`: a judged row whose prompt is an instruction row's too is dropped.
+      The sets, and a report like that of `from_files`. A judged row whose prompt is also an instruction row's is
+      dropped.
     """
 
     def stream(name: str) -> Random:
         return Random(f"{seed} {name}")
 
-    sets = {
+    sets: SeedSets = {
         "ift": generator.ift_rows(settings.ift_rows, stream("ift")),
-        "eft": generator.eft_rows(settings.eft_rows, stream("eft"), form),
+        "eft": generator.eft_rows(settings.eft_rows, stream("eft"), output_format),
         "documents": [{"text": t} for t in generator.documents(settings.num_documents, stream("documents"))],
     }
-    used = _keys(sets["ift"])
+    used = _prompt_keys(sets["ift"])
     sets["eft"] = [row for row in sets["eft"] if normalize(str(row["prompt"])) not in used]
-    used |= _keys(sets["eft"])
+    used |= _prompt_keys(sets["eft"])
 
-    def unseen(rows: list[Row], count: int) -> list[Row]:
-        fresh = []
+    def take_unused(rows: list[Row], count: int) -> list[Row]:
+        unused = []
         for row in rows:
-            if (prompt := normalize(str(row["prompt"]))) not in used and len(fresh) < count:
+            if (prompt := normalize(str(row["prompt"]))) not in used and len(unused) < count:
                 used.add(prompt)
-                fresh.append(row)
-        return fresh
+                unused.append(row)
+        return unused
 
-    asked, ranked = settings.heldout_prompts, settings.judge_eval_prompts
+    num_prompts, num_ranked = settings.heldout_prompts, settings.judge_eval_prompts
     for split in ("validation", "heldout"):
-        prompts = [{"prompt": p} for p in generator.prompts(2 * asked, stream(split))]
-        sets[split] = unseen(prompts, asked)
-        answered = generator.ranked_rows(2 * ranked, settings.judge_eval_answers, stream(f"ranked_{split}"))
-        sets[f"ranked_{split}"] = unseen(answered, ranked)
+        prompts = [{"prompt": p} for p in generator.prompts(2 * num_prompts, stream(split))]
+        sets[split] = take_unused(prompts, num_prompts)
+        ranked = generator.ranked_rows(2 * num_ranked, settings.judge_eval_answers, stream(f"ranked_{split}"))
+        sets[f"ranked_{split}"] = take_unused(ranked, num_ranked)
     _check_disjoint(sets)
-    ift = Counter(read=settings.ift_rows, records=settings.ift_rows)
-    eft = Counter(read=settings.eft_rows, records=settings.eft_rows)
-    eft["given to ift"] = settings.eft_rows - len(sets["eft"])
-    return sets, _report(sets, ift, eft, {})
+    ift_counts = Counter(read=settings.ift_rows, records=settings.ift_rows)
+    eft_counts = Counter(read=settings.eft_rows, records=settings.eft_rows)
+    eft_counts["assigned to ift"] = settings.eft_rows - len(sets["eft"])
+    return sets, _report(sets, ift_counts, eft_counts, {})
 
 
-def from_files(settings: Any, seed: int, eft: Any = None, form: str = "points") -> tuple[Sets, dict[str, Any]]:
-    """Seed sets from the sources `settings.ift` and `settings.eft`, and a report of what each filter took.
+def from_files(
+    settings: Any, seed: int, eft_settings: Any = None, output_format: str = "points"
+) -> tuple[SeedSets, dict[str, Any]]:
+    """Seed sets from the sources `settings.ift` and `settings.eft`, and a report of what each filter dropped.
 
-    Held out are, by a shuffle of `seed`, `settings.ranked_prompts` prompts of the judged answers for each of
-    `ranked_heldout` and `ranked_validation`. Prompts that both sources have besides are dealt to one of them. So no
-    prompt is in two of: IFT, EFT, validation, held out. Scores are mapped to 0-5 as `_scored` says.
+    A shuffle by `seed` of the judged prompts chooses the held-out ones: `settings.judge_eval_prompts` each for
+    `ranked_heldout` and `ranked_validation`. Each other prompt that both sources have is assigned to one of them. So no
+    prompt is in two of IFT, EFT, validation and held-out sets. Scores are mapped to 0-5 by `normalize_scores`.
 
     Args:
       settings: config.data.
       seed: everything random follows from it.
-      eft: config.eft. If its source is "baseline", the sets have, in place of judged rows `eft`, rows `eft_answers`
-        {prompt, answers: [{response, score[, judgment]}]} to make them of.
-      form: what judgments end in that are made of scores, as config.judge.output_format.
+      eft_settings: config.eft. If its source is "baseline", the sets have `eft_answers` in place of the judged rows
+        `eft`: rows {prompt, answers: [{response, score[, judgment]}]} from which the judged rows are made later.
+      output_format: what the judgments that are made from scores end in, as config.judge.output_format.
 
     Raises:
-      SeedError: a source cannot be read, has too many malformed rows, or too few are left.
+      DataError: a source cannot be read or has too many malformed rows, or too few rows are left.
     """
-    sources = dict.fromkeys((settings.ift, settings.eft))
-    read = {
+    loaded = {
         source: read_prompts_with_responses(source, settings.language, settings.max_malformed_frac)
-        for source in sources
+        for source in dict.fromkeys((settings.ift, settings.eft))
     }
-    counts = {name: Counter(read[settings[name]][1]) for name in ("ift", "eft")}
-    ift = keep_best(read[settings.ift][0], counts["ift"])
-    judged, scores = normalize_scores(read[settings.eft][0], counts["eft"], settings.eft)
+    counts = {name: Counter(loaded[settings[name]][1]) for name in ("ift", "eft")}
+    ift = keep_best(loaded[settings.ift][0], counts["ift"])
+    judged, scores = normalize_scores(loaded[settings.eft][0], counts["eft"], settings.eft)
     order = list(judged)
     Random(f"{seed} split").shuffle(order)
-    several = [p for p in order if len({a.score for a in judged[p].answers}) > 1]
-    count = min(settings.judge_eval_prompts, len(several) // 4)
-    held_out = several[: 2 * count]
+    rankable = [p for p in order if len({a.score for a in judged[p].answers}) > 1]
+    num_held_out = min(settings.judge_eval_prompts, len(rankable) // 4)  # for each of the two splits
+    held_out = rankable[: 2 * num_held_out]
     sets = _held_out_sets([judged[p] for p in held_out], settings.heldout_prompts)
-    ift = _without(ift, held_out, counts["ift"], "held out")
-    judged = _without(judged, held_out, counts["eft"], "held out")
-    if baseline := eft is not None and eft.source == "baseline":
-        judged = _without(judged, judged.keys() - set(several), counts["eft"], "nothing to order")
+    ift = _drop_prompts(ift, held_out, counts["ift"], "held out")
+    judged = _drop_prompts(judged, held_out, counts["eft"], "held out")
+    baseline_judges = eft_settings is not None and eft_settings.source == "baseline"
+    if baseline_judges:
+        judged = _drop_prompts(judged, judged.keys() - set(rankable), counts["eft"], "nothing to order")
     ift, judged = _split_shared_prompts(ift, judged, settings.shared_to_ift, Random(f"{seed} shared"), counts)
-    sets["ift"] = _limited(_ift_rows(ift.values()), settings.ift_rows, counts["ift"])
+    sets["ift"] = _limit(_instruction_rows(ift.values()), settings.ift_rows, counts["ift"])
     sets["documents"] = [{"text": f"{r['prompt']}\n{r['response']}"} for r in sets["ift"]]
     train = [judged[p] for p in order if p in judged]
-    if baseline:  # the limit comes when they are judged: the filters of that stage take their share first
-        sets["eft_answers"] = [_row_to_judge(one, form) for one in train]
+    if baseline_judges:  # the row limit applies when they are judged, after the filters of that stage
+        sets["eft_answers"] = [_row_to_judge(prompt, output_format) for prompt in train]
     else:
-        sets["eft"] = _limited(_judged_rows(train, form), settings.eft_rows, counts["eft"])
+        sets["eft"] = _limit(_judged_rows(train, output_format), settings.eft_rows, counts["eft"])
     _check_disjoint(sets)
     report = _report(sets, counts["ift"], counts["eft"], scores)
-    report["written judgments"] = sum(parseable_judgment(a, form) is not None for one in train for a in one.answers)
-    if min(report["ift"]["kept"], report["eft"]["kept"], count) < 2:
-        raise DataError(
-            f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
-            f"{report['eft']['kept']} judged rows and {count} held-out prompts with several scores; at least 2 of "
-            f"each are needed ({' '.join(format_report(report))})"
-        )
+    report["written judgments"] = sum(
+        parseable_judgment(a, output_format) is not None for p in train for a in p.answers
+    )
+    _check_sizes(settings, report, num_held_out)
     return sets, report
 
 
+def _check_sizes(settings: Any, report: dict[str, Any], num_held_out: int) -> None:
+    if min(report["ift"]["kept"], report["eft"]["kept"], num_held_out) < 2:
+        raise DataError(
+            f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
+            f"{report['eft']['kept']} judged rows and {num_held_out} held-out prompts with several scores: give data "
+            f"that leaves at least 2 of each ({' '.join(format_report(report))})"
+        )
+
+
 def format_report(report: dict[str, Any]) -> list[str]:
-    """A report of `from_files` or `from_world` in lines: what each filter took from IFT and from EFT."""
+    """A report of `from_files` or `from_world` as lines: what each filter dropped from IFT and from EFT."""
     lines = []
     for name in ("ift", "eft"):
-        took = [f"{count} {why}" for why, count in report[name].items() if count and why not in ("read", "kept")]
+        drops = [f"{count} {key}" for key, count in report[name].items() if count and key not in ("read", "kept")]
         kept = f"{report[name]['kept']} kept (prompts: {report['prompts'][name]})"
-        lines.append("; ".join([f"{name}: {report[name]['read']} answers read", *took, kept]))
+        lines.append("; ".join([f"{name}: {report[name]['read']} answers read", *drops, kept]))
     if count := report.get("written judgments"):
-        lines.append(f"eft: {count} of the answers kept come with a written judgment")
+        lines.append(f"eft: {count} of the kept answers have a written judgment")
     return lines
 
 
-def one_line_judgment(score: int, form: str = "points") -> str:
-    """A written judgment for a score from 0 to 5 that came without one."""
-    if form == "choice":
+def one_line_judgment(score: int, output_format: str = "points") -> str:
+    """A written judgment for an answer that has a score from 0 to 5 but no judgment."""
+    if output_format == "choice":
         letter = "AABCDE"[score]
         return f"This answer deserves the grade {letter}.\nChoice: {letter}"
     return f"This answer earns {score} of 5 points.\nScore: {score}"
 
 
-def prompt_rows(prompts: Sequence[str], count: int, shots: int, template: str, rng: Random) -> list[Row]:
-    """Rows that teach writing prompts: `shots` prompts shown, another one as the answer."""
-    rows = []
+def prompt_rows(
+    prompts: Sequence[str], count: int, num_examples: int, template: str, rng: Random
+) -> list[InstructionRow]:
+    """Rows that teach prompt generation: a few-shot prompt of `num_examples` prompts, and another prompt to write."""
+    rows: list[InstructionRow] = []
     for _ in range(count):
-        *shown, target = rng.sample(prompts, shots + 1)
-        rows.append({"prompt": few_shot(template, shown), "response": target})
+        *examples, target = rng.sample(prompts, num_examples + 1)
+        rows.append({"prompt": few_shot_prompt(template, examples), "response": target})
     return rows
 
 
-def judge_rows(eft: Sequence[Row], judge_prompt: Callable[[str, str], str]) -> list[Row]:
-    """EFT as rows {prompt, response}: the judge's prompt, and the written judgment as its answer."""
+def judge_rows(eft: Sequence[JudgedRow], judge_prompt: Callable[[str, str], str]) -> list[InstructionRow]:
+    """EFT as training rows: the judge's prompt, and the written judgment as its response."""
     return [{"prompt": judge_prompt(r["prompt"], r["response"]), "response": r["judgment"]} for r in eft]
 
 
-def _without(asked: ByPrompt, prompts: Iterable[str], counts: Counter[str], why: str) -> ByPrompt:
-    """All but some prompts, whose answers are counted."""
-    gone = set(prompts)
-    counts[why] += sum(len(one.answers) for prompt, one in asked.items() if prompt in gone)
-    return {prompt: one for prompt, one in asked.items() if prompt not in gone}
+def _drop_prompts(
+    prompts: AnswersByPrompt, dropped: Iterable[str], counts: Counter[str], reason: str
+) -> AnswersByPrompt:
+    """The prompts without those in `dropped`, whose answers are counted under `reason`."""
+    dropped = set(dropped)
+    counts[reason] += sum(len(prompt.answers) for key, prompt in prompts.items() if key in dropped)
+    return {key: prompt for key, prompt in prompts.items() if key not in dropped}
 
 
-def _limited(rows: list[Row], limit: int, counts: Counter[str]) -> list[Row]:
+def _limit(rows: list[Any], limit: int, counts: Counter[str]) -> list[Any]:
     kept = rows[: limit or None]
     counts["over the limit"] += len(rows) - len(kept)
     return kept
 
 
-def _held_out_sets(asked: Sequence[PromptWithResponses], prompts: int) -> Sets:
-    """The held-out sets of the first half, the validation sets of the second."""
-    half, sets = len(asked) // 2, {}
-    for name, of in (("heldout", asked[:half]), ("validation", asked[half:])):
-        sets[f"ranked_{name}"] = [_ranked_row(one) for one in of]
-        sets[name] = [{"prompt": one.prompt} for one in of][:prompts]
+def _held_out_sets(prompts: Sequence[PromptWithResponses], num_prompts: int) -> SeedSets:
+    """The held-out sets from the first half, the validation sets from the second."""
+    half = len(prompts) // 2
+    sets: SeedSets = {}
+    for name, part in (("heldout", prompts[:half]), ("validation", prompts[half:])):
+        sets[f"ranked_{name}"] = [_ranked_row(prompt) for prompt in part]
+        sets[name] = [{"prompt": prompt.prompt} for prompt in part][:num_prompts]
     return sets
 
 
 def _split_shared_prompts(
-    ift: ByPrompt, eft: ByPrompt, share: float, rng: Random, counts: dict[str, Counter[str]]
-) -> tuple[ByPrompt, ByPrompt]:
-    """Both, with each prompt that was in both in one of them: a share in IFT, the others in EFT."""
+    ift: AnswersByPrompt, eft: AnswersByPrompt, ift_share: float, rng: Random, counts: dict[str, Counter[str]]
+) -> tuple[AnswersByPrompt, AnswersByPrompt]:
+    """Assigns each prompt that is in both sets to one of them: a share to IFT, the others to EFT."""
     shared = [prompt for prompt in eft if prompt in ift]
     rng.shuffle(shared)
-    first = round(share * len(shared))
+    num_to_ift = round(ift_share * len(shared))
     return (
-        _without(ift, shared[first:], counts["ift"], "given to eft"),
-        _without(eft, shared[:first], counts["eft"], "given to ift"),
+        _drop_prompts(ift, shared[num_to_ift:], counts["ift"], "assigned to eft"),
+        _drop_prompts(eft, shared[:num_to_ift], counts["eft"], "assigned to ift"),
     )
 
 
-def _ift_rows(asked: Iterable[PromptWithResponses]) -> list[Row]:
-    return [{"prompt": one.prompt, "response": a.response} for one in asked for a in one.answers]
+def _instruction_rows(prompts: Iterable[PromptWithResponses]) -> list[InstructionRow]:
+    return [{"prompt": p.prompt, "response": answer.response} for p in prompts for answer in p.answers]
 
 
-def _judged_rows(asked: Iterable[PromptWithResponses], form: str) -> list[Row]:
-    """Judged rows; where nobody wrote a judgment that a judge of this form can learn from, one line is made of the
-    score."""
+def _judged_rows(prompts: Iterable[PromptWithResponses], output_format: str) -> list[JudgedRow]:
+    """Judged rows. An answer without a parseable judgment gets a one-line judgment made from its score."""
     return [
         {
-            "prompt": one.prompt,
-            "response": a.response,
-            "judgment": parseable_judgment(a, form) or one_line_judgment(round(a.score), form),
-            "score": round(a.score),
+            "prompt": p.prompt,
+            "response": answer.response,
+            "judgment": parseable_judgment(answer, output_format)
+            or one_line_judgment(round(answer.score), output_format),
+            "score": round(answer.score),
         }
-        for one in asked
-        for a in one.answers
+        for p in prompts
+        for answer in p.answers
     ]
 
 
-def _ranked_row(asked: PromptWithResponses) -> Row:
-    return {"prompt": asked.prompt, "answers": [{"response": a.response, "score": a.score} for a in asked.answers]}
+def _ranked_row(prompt: PromptWithResponses) -> RankedRow:
+    answers: list[RankedResponse] = [{"response": a.response, "score": a.score} for a in prompt.answers]
+    return {"prompt": prompt.prompt, "answers": answers}
 
 
-def _row_to_judge(asked: PromptWithResponses, form: str) -> Row:
-    """The same with the judgments that were written."""
-    row = _ranked_row(asked)
-    for answer, a in zip(row["answers"], asked.answers, strict=True):
-        answer |= {"judgment": text} if (text := parseable_judgment(a, form)) else {}
+def _row_to_judge(prompt: PromptWithResponses, output_format: str) -> RankedRow:
+    """A ranked row with the parseable judgments."""
+    row = _ranked_row(prompt)
+    for ranked, answer in zip(row["answers"], prompt.answers, strict=True):
+        if judgment := parseable_judgment(answer, output_format):
+            ranked["judgment"] = judgment
     return row
 
 
-def _report(sets: Sets, ift: Counter[str], eft: Counter[str], scores: dict[str, float]) -> dict[str, Any]:
-    """Counts of answers, read = what each filter took + kept; of the prompts kept and the records read; score range."""
+def _report(
+    sets: SeedSets, ift_counts: Counter[str], eft_counts: Counter[str], scores: dict[str, float]
+) -> dict[str, Any]:
+    """Counts of answers (read = dropped for each reason + kept), of kept prompts and read records; the score range."""
     judged = sets.get("eft", sets.get("eft_answers", []))
     kept = {"ift": len(sets["ift"]), "eft": sum(len(row.get("answers", [row])) for row in judged)}
-    report: dict[str, Any] = {
-        name: {"read": of["read"], **{why: of[why] for why in (*DROP_REASONS, *LATER[name])}, "kept": kept[name]}
-        for name, of in (("ift", ift), ("eft", eft))
-    }
-    report["prompts"] = {"ift": len(_keys(sets["ift"])), "eft": len(_keys(judged))}
-    report["records"] = {"ift": ift["records"], "eft": eft["records"]}
+    report: dict[str, Any] = {}
+    for name, counts in (("ift", ift_counts), ("eft", eft_counts)):
+        drops = {reason: counts[reason] for reason in (*DROP_REASONS, *SPLIT_DROP_REASONS[name])}
+        report[name] = {"read": counts["read"], **drops, "kept": kept[name]}
+    report["prompts"] = {"ift": len(_prompt_keys(sets["ift"])), "eft": len(_prompt_keys(judged))}
+    report["records"] = {"ift": ift_counts["records"], "eft": eft_counts["records"]}
     return {**report, "scores": scores}
 
 
-def _check_disjoint(sets: Sets) -> None:
+def _check_disjoint(sets: SeedSets) -> None:
     judged = sets.get("eft", sets.get("eft_answers", []))
     validation, heldout = ([*sets[name], *sets[f"ranked_{name}"]] for name in ("validation", "heldout"))
     seen: set[str] = set()
     for rows in (sets["ift"], judged, validation, heldout):
-        if seen & (prompts := _keys(rows)):
-            raise DataError("internal: two of the seed sets share a prompt; please report this with the two sources")
+        if seen & (prompts := _prompt_keys(rows)):
+            raise DataError("internal error: two seed sets share a prompt; please report this with both sources")
         seen |= prompts
 
 
-def _keys(rows: Iterable[Row]) -> set[str]:
+def _prompt_keys(rows: Iterable[Row]) -> set[str]:
     return {normalize(str(row["prompt"])) for row in rows}

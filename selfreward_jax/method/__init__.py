@@ -1,1 +1,1 @@
-"""The method, on rows of text."""
+"""The method of the paper, on rows of text."""

@@ -1,58 +1,60 @@
-"""The expected score: how likely each score was where a judgment names one, instead of the one that was drawn."""
+"""The expected score of a judgment: the mean over all possible scores, weighted by the model's probability of each."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from selfreward_jax.method.judge_parsing import score_span
+from selfreward_jax.method.judge_parsing import score_start
 from selfreward_jax.sampling.engine import Engine
 
-# What may stand where the judgment of a form names its score, and what it is worth.
-VALUES = {
+# For each output format: the texts that a judgment may have as its score, and their values.
+SCORE_VALUES = {
     "points": {str(n): float(n) for n in range(6)},
     "choice": {letter: float(n) for n, letter in enumerate("ABCDE", 1)},
 }
 
 
 def expected_scores(
-    engine: Engine, asked: Sequence[tuple[str, str]], form: str, at_once: int = 0
+    engine: Engine, judgments: Sequence[tuple[str, str]], output_format: str, batch_size: int = 0
 ) -> list[float | None]:
-    """The mean of the possible scores, weighted by the model's own probability of each at temperature 1.
+    """The mean of the possible scores, weighted by the model's probability of each at temperature 1.
 
-    The judgment is cut where it names its score. What is compared there is the one token by which the judgment
-    with each possible score goes on; the probabilities of these are taken alone and add up to one.
+    The judgment is cut where its score starts. The texts with each possible score differ in one token there. The
+    probabilities of only these tokens are normalized to sum to one.
 
     Args:
       engine: the judging model.
-      asked: the judge's prompt and a judgment that names a score.
-      form: the form of the judgment.
-      at_once: judgments read together; as many as the engine draws samples if 0.
+      judgments: pairs of a judge prompt and a judgment with a score.
+      output_format: the format of the judgment's end, a key of SCORE_VALUES.
+      batch_size: judgments in one forward pass; 0: as many as the engine samples at once.
 
     Returns:
-      A number for each; None where the judgment names no score, or the tokenizer does not write each score as one
-      token of its own.
+      A number for each judgment. None if it has no score, or if the tokenizer does not write each score as one distinct
+      token.
     """
-    cut = [_candidates(engine, prompt, text, form) for prompt, text in asked]
-    found = [c for c in cut if c is not None]
-    logprobs = iter(engine.next_logprobs([c[0] for c in found], [c[1] for c in found], at_once))
-    values = list(VALUES[form].values())
-    return [None if c is None else _mean(values, next(logprobs)) for c in cut]
+    queries = [_next_token_query(engine, prompt, judgment, output_format) for prompt, judgment in judgments]
+    valid = [query for query in queries if query is not None]
+    contexts, candidates = [context for context, _ in valid], [ids for _, ids in valid]
+    logprobs = iter(engine.next_logprobs(contexts, candidates, batch_size))
+    values = list(SCORE_VALUES[output_format].values())
+    return [None if query is None else _weighted_mean(values, next(logprobs)) for query in queries]
 
 
-def _mean(values: Sequence[float], logprobs: Sequence[float]) -> float:
-    top = max(logprobs)
-    weights = [math.exp(x - top) for x in logprobs]
+def _weighted_mean(values: Sequence[float], logprobs: Sequence[float]) -> float:
+    max_logprob = max(logprobs)
+    weights = [math.exp(x - max_logprob) for x in logprobs]
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
 
-def _candidates(engine: Engine, prompt: str, text: str, form: str) -> tuple[list[int], list[int]] | None:
-    """The ids up to the score, and the id by which each possible score goes on."""
-    place: Any = score_span(text, form)
-    if place is None:
+def _next_token_query(
+    engine: Engine, prompt: str, judgment: str, output_format: str
+) -> tuple[list[int], list[int]] | None:
+    """The token ids before the score, and the next token id for each possible score."""
+    start = score_start(judgment, output_format)
+    if start is None:
         return None
-    texts = [engine.chat.example(prompt, text[:place] + score).ids for score in VALUES[form]]
-    same = 0
-    while len({ids[same] for ids in texts}) == 1:
-        same += 1
-    ids = [t[same] for t in texts]
-    return (texts[0][:same], ids) if len(set(ids)) == len(ids) else None
+    ids_by_score = [engine.chat.example(prompt, judgment[:start] + score).ids for score in SCORE_VALUES[output_format]]
+    prefix_len = 0
+    while len({ids[prefix_len] for ids in ids_by_score}) == 1:
+        prefix_len += 1
+    candidates = [ids[prefix_len] for ids in ids_by_score]
+    return (ids_by_score[0][:prefix_len], candidates) if len(set(candidates)) == len(candidates) else None

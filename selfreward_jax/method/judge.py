@@ -1,129 +1,141 @@
-"""The model as judge: the judge's prompt, its votes, and the score that they come to."""
+"""The model as judge: the judge prompt, its votes, and the score that they give."""
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import pstdev, pvariance
 from typing import Any
 
 from selfreward_jax.method.expected_score import expected_scores
 from selfreward_jax.method.judge_parsing import PARSERS
+from selfreward_jax.method.rows import JudgeInput, JudgmentRow, Vote
 from selfreward_jax.method.templates import fill
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 
-Row = dict[str, Any]
-
 
 def judge_prompt(template: str, prompt: str, response: str) -> str:
-    """The judge's prompt for one answer."""
+    """The judge prompt for one response."""
     return fill(template, prompt=prompt, response=response)
 
 
-def mean_score(votes: Sequence[float | None], min_votes: int = 1) -> float | None:
-    """The mean of the readable votes; None if there are fewer than `least`."""
-    readable = [v for v in votes if v is not None]
-    return sum(readable) / len(readable) if len(readable) >= min_votes else None
+def mean_score(scores: Sequence[float | None], min_votes: int = 1) -> float | None:
+    """The mean of the parsed scores; None if there are fewer than `min_votes`."""
+    parsed = [s for s in scores if s is not None]
+    return sum(parsed) / len(parsed) if len(parsed) >= min_votes else None
 
 
 def judge(
     engine: Engine,
-    answers: Sequence[Row],
+    responses: Sequence[JudgeInput],
     template: str,
     sampling_params: SamplingParams,
     settings: Any,
     key: Any,
-    done: Iterable[str] = (),
-) -> Iterator[list[Row]]:
-    """Judges answers, batch by batch.
+    done: Collection[str] = (),
+) -> Iterator[list[JudgmentRow]]:
+    """Judges responses, batch by batch.
 
     Args:
       engine: the judging model.
-      answers: rows {id, prompt, response}.
+      responses: rows {id, prompt, response}.
       template: the judge's template.
-      how: `how.samples` votes are drawn for each answer.
-      settings: config.judge: `form` of a judgment's end; `least_votes` that an answer needs for a score; `readout`,
-        "votes" or "expected", by which a vote counts as the score it names or as its mean over the score's tokens.
+      sampling_params: `num_samples` votes are sampled for each response.
+      settings: config.judge. `output_format`: what a judgment ends in. `min_votes`: parsed votes that a response needs
+        for a score. `aggregation`: "mean" counts a vote as the score it names, "expected" as its expected score.
       key: random key of the stage.
-      done: ids already judged.
+      done: ids of responses that are already judged.
 
     Yields:
-      Rows {id, score, variance, votes: [{text, finished, score}], tokens}, with `expected` in each vote if that is
-      the readout. The score is the mean of the readable votes, the variance theirs. A vote cut off before it ended
-      is no vote.
+      Rows {id, score, variance, votes: [{text, finished, score}], tokens}; votes have `expected` too with that
+      aggregation. The score is the mean of the parsed votes, and the variance is theirs. A vote that was cut off has no
+      score.
     """
-    prompt = {a["id"]: judge_prompt(template, a["prompt"], a["response"]) for a in answers}
-    requests = [Request(i, text) for i, text in prompt.items()]
+    prompts = {r["id"]: judge_prompt(template, r["prompt"], r["response"]) for r in responses}
+    requests = [Request(row_id, prompt) for row_id, prompt in prompts.items()]
     for batch in engine.stream(requests, sampling_params, key, done):
-        rows = [_judged(row, settings.output_format) for row in group_by_id(batch)]
+        groups = group_by_id(batch)
+        votes = {group[0].id: _parse_votes(group, settings.output_format) for group in groups}
         if settings.aggregation == "expected":
-            _read_out(
-                engine,
-                rows,
-                prompt,
-                settings.output_format,
-                max(1, engine.max_concurrent // sampling_params.num_samples),
+            batch_size = max(1, engine.max_concurrent // sampling_params.num_samples)  # as many prompts as in sampling
+            _add_expected_scores(engine, votes, prompts, settings.output_format, batch_size)
+        yield [
+            _judgment_row(
+                group[0].id,
+                votes[group[0].id],
+                tokens=sum(len(c.ids) for c in group),
+                aggregation=settings.aggregation,
+                min_votes=settings.min_votes,
             )
-        yield [_scored(row, settings.aggregation, settings.min_votes) for row in rows]
+            for group in groups
+        ]
 
 
-def _judged(completions: Sequence[Completion], form: str) -> Row:
-    read = PARSERS[form]
-    votes = [
-        {"text": c.text, "finished": c.finished, "score": read(c.text) if c.finished else None} for c in completions
+def _parse_votes(completions: Sequence[Completion], output_format: str) -> list[Vote]:
+    parse = PARSERS[output_format]
+    return [
+        {"text": c.text, "finished": c.finished, "score": parse(c.text) if c.finished else None} for c in completions
     ]
-    return {"id": completions[0].id, "votes": votes, "tokens": sum(len(c.ids) for c in completions)}
 
 
-def _read_out(engine: Engine, rows: Sequence[Row], prompt: dict[str, str], form: str, at_once: int) -> None:
-    """Adds `expected` to each vote, None where it has no score. As many prompts are read together as in drawing."""
-    votes = [(row["id"], v) for row in rows for v in row["votes"]]
-    asked = [(prompt[i], v["text"]) for i, v in votes if v["score"] is not None]
-    found = iter(expected_scores(engine, asked, form, at_once))
-    for _, vote in votes:
-        vote["expected"] = None if vote["score"] is None else next(found)
+def _add_expected_scores(
+    engine: Engine, votes: dict[str, list[Vote]], prompts: dict[str, str], output_format: str, batch_size: int
+) -> None:
+    """Adds `expected` to each vote, None if it has no score."""
+    scored = [(prompts[row_id], vote) for row_id, row_votes in votes.items() for vote in row_votes]
+    judgments = [(prompt, vote["text"]) for prompt, vote in scored if vote["score"] is not None]
+    expected = iter(expected_scores(engine, judgments, output_format, batch_size))
+    for _, vote in scored:
+        vote["expected"] = None if vote["score"] is None else next(expected)
 
 
-def _scored(row: Row, readout: str, min_votes: int) -> Row:
-    values = [v["expected" if readout == "expected" else "score"] for v in row["votes"]]
-    readable = [v for v in values if v is not None]
+def _judgment_row(row_id: str, votes: list[Vote], *, tokens: int, aggregation: str, min_votes: int) -> JudgmentRow:
+    scores = [vote["expected"] if aggregation == "expected" else vote["score"] for vote in votes]
+    parsed = [s for s in scores if s is not None]
     return {
-        "id": row["id"],
-        "score": mean_score(values, min_votes),
-        "variance": pvariance(readable) if readable else None,
-        "votes": row["votes"],
-        "tokens": row["tokens"],
+        "id": row_id,
+        "score": mean_score(scores, min_votes),
+        "variance": pvariance(parsed) if parsed else None,
+        "votes": votes,
+        "tokens": tokens,
     }
 
 
-def random_judge(answers: Sequence[Row], num_samples: int, seed: str) -> list[Row]:
-    """Judgments of a judge that throws dice, 0 to 5: the control that shows whose signal a gain is."""
+def random_judge(responses: Sequence[JudgeInput], num_samples: int, seed: str) -> list[JudgmentRow]:
+    """Judgments with random votes, 0 to 5: the control that shows whether a gain comes from the judge's signal."""
     rows = []
-    for answer in answers:
-        rng = random.Random(f"{seed} {answer['id']}")
-        votes = [{"text": "", "finished": True, "score": float(rng.randint(0, 5))} for _ in range(num_samples)]
-        rows.append(_scored({"id": answer["id"], "votes": votes, "tokens": 0}, "votes", 1))
+    for response in responses:
+        rng = random.Random(f"{seed} {response['id']}")
+        votes: list[Vote] = [
+            {"text": "", "finished": True, "score": float(rng.randint(0, 5))} for _ in range(num_samples)
+        ]
+        rows.append(_judgment_row(response["id"], votes, tokens=0, aggregation="mean", min_votes=1))
     return rows
 
 
 def group_by_id(completions: Iterable[Completion]) -> list[list[Completion]]:
-    """Completions of each request together, samples in order."""
+    """The completions of each request, samples in order."""
     groups: dict[str, list[Completion]] = {}
     for c in completions:
         groups.setdefault(c.id, []).append(c)
     return [sorted(group, key=lambda c: c.sample) for group in groups.values()]
 
 
-def judge_stats(judgments: Sequence[Row]) -> dict[str, Any]:
-    """How the judge did: votes, share readable, votes cut off at their greatest length, histogram of votes (rounded),
-    their standard deviation, answers without a score."""
-    votes = [v["score"] for row in judgments for v in row["votes"]]
-    readable = [v for v in votes if v is not None]
+def judge_stats(judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
+    """Statistics of the judge.
+
+    Returns:
+      `answers` and `votes`, their numbers; `parse_rate`, the fraction of votes with a score; `cut_off`, votes that
+      reached max_new_tokens; `histogram` of the rounded votes and `spread`, the standard deviation of votes;
+      `unscored`, answers without a score.
+    """
+    votes = [vote["score"] for row in judgments for vote in row["votes"]]
+    parsed = [score for score in votes if score is not None]
     return {
         "answers": len(judgments),
         "votes": len(votes),
-        "parse_rate": len(readable) / len(votes) if votes else None,
-        "cut_off": sum(not v.get("finished", True) for row in judgments for v in row["votes"]),
-        "histogram": {str(k): n for k, n in sorted(Counter(round(v) for v in readable).items())},
-        "spread": round(pstdev(readable), 3) if readable else None,
+        "parse_rate": len(parsed) / len(votes) if votes else None,
+        "cut_off": sum(not vote.get("finished", True) for row in judgments for vote in row["votes"]),
+        "histogram": {str(score): n for score, n in sorted(Counter(round(s) for s in parsed).items())},
+        "spread": round(pstdev(parsed), 3) if parsed else None,
         "unscored": sum(row["score"] is None for row in judgments),
     }

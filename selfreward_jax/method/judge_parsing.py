@@ -1,129 +1,134 @@
-"""Reading a judgment's end: `Score: 4`, `Choice: D` or `Better: A`.
+"""Parses the end of a judgment: `Score: 4`, `Choice: D` or `Better: A`.
 
-Judges write these in many ways; tests/judge_replies.jsonl has them, with what each one says. Four rules hold for all:
+Judges write these in many ways; tests/judge_replies.jsonl lists them, each with its correct verdict. Four rules hold
+for all formats:
 
-- The last marker counts, since the reasons may weigh others before it. If what follows it is no plain verdict, the
-  judgment is no vote; it does not fall back to an earlier one.
-- A marker inside a quotation within a line is not the judge's own word, and is passed over.
-- A marker behind another word ("clarity score: 1") is of something else, and the judgment is no vote.
-- In doubt there is no vote: one lost costs little, a wrong one teaches.
+- The last marker counts, because the reasons before it may weigh other ones. If no plain verdict follows it, the
+  judgment is not a vote; there is no fallback to an earlier marker.
+- A marker in a quotation within a line is not the judge's own statement, and is ignored.
+- A marker after another word ("clarity score: 1") rates something else, and the judgment is not a vote.
+- In doubt there is no vote: a lost vote costs little, a wrong one is learned.
 
-`text` must be the judge's own words alone: what it was shown may hold anything, also "Score: 5".
+`text` must be the judge's own output only: its prompt may contain anything, also "Score: 5".
 """
 
 import re
 from collections.abc import Callable
 
-LOWEST, HIGHEST = 0.0, 5.0
+MIN_SCORE, MAX_SCORE = 0.0, 5.0
 
-# What is not seen goes; full-width characters, curly apostrophes and dashes become plain ones.
-_UNSEEN = {0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFE0F, 0xFEFF}
-_PLAIN = {
-    **dict.fromkeys(_UNSEEN),
+# Invisible characters are removed; full-width characters, curly apostrophes and dashes become plain ones.
+_INVISIBLE = {0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFE0F, 0xFEFF}
+_TO_PLAIN = {
+    **dict.fromkeys(_INVISIBLE),
     **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},
     **dict.fromkeys([0x2018, 0x2019], "'"),
     **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-"),
-    0x66B: ".",  # the Arabic decimal sign
+    0x66B: ".",  # the Arabic decimal separator
 }
-# Every repeat below is bounded or runs to the end of a line once: a long text takes time in proportion to its length.
-# `+` behind a repeat keeps it from giving back what it took, so that a look-ahead sees what really comes next.
+# Every repeat below is bounded or runs to the end of a line once, so that time is linear in the length of the text.
+# `+` after a repeat makes it possessive (no backtracking), so that a look-ahead sees what really comes next.
 _QUOTED = (
-    r"""(?<=[\w,:] )(?<!": )(?:"[^"\n]*"(?!\s{0,4}:)|'[^'\n]*'|`[^`\n]*`)"""  # `"key":` of JSON is no quotation
+    r"""(?<=[\w,:] )(?<!": )(?:"[^"\n]*"(?!\s{0,4}:)|'[^'\n]*'|`[^`\n]*`)"""  # `"key":` of JSON is not a quotation
     r"|(?<=[\w,: ])[“„«「][^“”„«»「」\n]*[”“»」]"
 )
-_GAP = r"[^\S\r\n]*+"  # white space within a line
+_SPACE = r"[^\S\r\n]*+"  # white space within a line
 # Emphasis, brackets, quotation marks and table bars around a verdict, in Markdown, HTML, JSON and LaTeX.
 _OPEN = r"""(?:[\s*_`"'<(\[{}|$]|\\(?:boxed|text(?:bf)?|mathbf|[(\[])|</?[a-z]{1,8}>){0,16}"""
 _CLOSE = r"""(?:[*_`"')\]}>$]|</[a-z]{1,8}>){0,8}+"""
-_LIST = r"(?!\s{0,8}\n\s{0,8}(?:\d{1,2}[.)]|\*)\s)"  # a list of reasons in place of a verdict
-# Words that may stand directly before a marker.
-_OWN_WORDS = set("a adjusted final hence it my new overall revised so the therefore this thus total".split())
+_NOT_A_LIST = r"(?!\s{0,8}\n\s{0,8}(?:\d{1,2}[.)]|\*)\s)"  # not a list of reasons in place of a verdict
+# Words that are allowed directly before a marker.
+_WORDS_BEFORE_MARKER = set("a adjusted final hence it my new overall revised so the therefore this thus total".split())
 
 
 def _marker(word: str) -> re.Pattern[str]:
+    """Matches quotations, and markers as the group `marker`; the group `scale` is the text in brackets before `:`."""
     return re.compile(
-        rf"{_QUOTED}|(?<!\w)_{{0,3}}(?P<own>{word}){_CLOSE}{_GAP}(?:\((?P<scale>[^()\n]{{0,40}})\))?{_CLOSE}{_GAP}:",
+        rf"{_QUOTED}|(?<!\w)_{{0,3}}(?P<marker>{word}){_CLOSE}{_SPACE}"
+        rf"(?:\((?P<scale>[^()\n]{{0,40}})\))?{_CLOSE}{_SPACE}:",
         re.IGNORECASE,
     )
 
 
 _SUM = r"(?:\d(?:[.,]\d)?\s?(?:\([^()\n]{0,40}\))?\s?\+[^=\n]{0,200}=\s{0,4})?"  # 1 + 1 + 1 =
-_UNIT = rf"(?:分|点|점|{_GAP}(?:points?|pts?|stars?|Punkte)\b)?+"
-_OF = r"(?:/|(?:out of|of|sur|von|de|di|su|van|av|из)\b)"
+_UNIT = rf"(?:分|点|점|{_SPACE}(?:points?|pts?|stars?|Punkte)\b)?+"
+_OUT_OF = r"(?:/|(?:out of|of|sur|von|de|di|su|van|av|из)\b)"
 _FIVE = r"(?:a possible |the )?(?:5(?:[.,]0{1,3})?+|five)(?!\d)"
 _NUMBER = re.compile(
-    rf"{_LIST}{_OPEN}{_SUM}(?P<verdict>\d{{1,9}}+(?:\.\d{{1,9}}+|,\d{{1,2}}+)?+){_CLOSE}{_UNIT}"
-    rf"(?:{_GAP}\(?{_OF}{_GAP}{_FIVE})?+"
-    rf"(?![\w%]|[.,/:-]\d|{_GAP}(?:[%+]|,?{_GAP}\d|[-~→]{{1,2}}>?{_OPEN}\d)"  # another number, or a range
-    rf"|{_GAP}\(?{_OF}|{_GAP}\([^()\n]{{0,40}}\){_GAP}\+"  # another scale, or the first part of a sum
-    rf"|{_GAP}(?:percent|or|and a|for|to{_GAP}{_OPEN}\d)\b)",
+    rf"{_NOT_A_LIST}{_OPEN}{_SUM}(?P<verdict>\d{{1,9}}+(?:\.\d{{1,9}}+|,\d{{1,2}}+)?+){_CLOSE}{_UNIT}"
+    rf"(?:{_SPACE}\(?{_OUT_OF}{_SPACE}{_FIVE})?+"
+    rf"(?![\w%]|[.,/:-]\d|{_SPACE}(?:[%+]|,?{_SPACE}\d|[-~→]{{1,2}}>?{_OPEN}\d)"  # another number, or a range
+    rf"|{_SPACE}\(?{_OUT_OF}|{_SPACE}\([^()\n]{{0,40}}\){_SPACE}\+"  # another scale, or the first part of a sum
+    rf"|{_SPACE}(?:percent|or|and a|for|to{_SPACE}{_OPEN}\d)\b)",
     re.IGNORECASE,
 )
-_NO_ARTICLE = r"(?![^\S\r\n]++(?!(?:as|because|by|is|over|since|than)\b)[^\W\d_])"  # not "A good answer"
+_NOT_AN_ARTICLE = r"(?![^\S\r\n]++(?!(?:as|because|by|is|over|since|than)\b)[^\W\d_])"  # not "A good answer"
 
 
-def _alone(others: str) -> str:
-    """Not the beginning of a word, a grade like B+, or one of several."""
-    return rf"(?![\w'+-]|{_GAP}(?:[-/&|,+=<→]|\b(?:or|and|to)\b){_GAP}{_OPEN}(?:{others})\b)"
+def _single(alternatives: str) -> str:
+    """Not followed by the rest of a word, by a sign as in the grade B+, or by a second verdict."""
+    return rf"(?![\w'+-]|{_SPACE}(?:[-/&|,+=<→]|\b(?:or|and|to)\b){_SPACE}{_OPEN}(?:{alternatives})\b)"
 
 
 _LETTER = re.compile(
-    rf"{_OPEN}(?:(?:option|bucket)\s)?{_OPEN}(?P<verdict>[a-e]){_NO_ARTICLE}{_CLOSE}{_alone('[a-e]')}",
+    rf"{_OPEN}(?:(?:option|bucket)\s)?{_OPEN}(?P<verdict>[a-e]){_NOT_AN_ARTICLE}{_CLOSE}{_single('[a-e]')}",
     re.IGNORECASE,
 )
-_SIDE = re.compile(
+_PREFERENCE = re.compile(
     rf"{_OPEN}(?:it's )?(?:a )?(?:(?:the )?(?:answer|response) )?{_OPEN}"
-    rf"(?P<verdict>[ab]{_NO_ARTICLE}|tie|tied|draw|neither|both|equal(?:ly good)?){_CLOSE}{_alone('[ab]|tie')}",
+    rf"(?P<verdict>[ab]{_NOT_AN_ARTICLE}|tie|tied|draw|neither|both|equal(?:ly good)?){_CLOSE}{_single('[ab]|tie')}",
     re.IGNORECASE,
 )
 
-# Of each form: the marker, what brackets before its colon may hold ("out of 5"), and the verdict.
-_FORMS = {
+# For each output format: the marker, what brackets before its colon may hold ("out of 5"), and the verdict.
+_FORMATS = {
     "points": (_marker("score"), r"\D*(?:0\D+)?5\D*", _NUMBER),
     "choice": (_marker("choice"), r".*", _LETTER),
-    "pairwise": (_marker("better"), r".*", _SIDE),
+    "pairwise": (_marker("better"), r".*", _PREFERENCE),
 }
 
 
-def _verdict(text: str, form: str) -> re.Match[str] | None:
-    """The group `verdict` behind the last marker of the plain text."""
-    marker, scale, value = _FORMS[form]
-    text, last = text.translate(_PLAIN), None
+def _match_verdict(text: str, output_format: str) -> re.Match[str] | None:
+    """A match in the plain text whose group `verdict` follows the last marker."""
+    marker, scale, verdict = _FORMATS[output_format]
+    text, last = text.translate(_TO_PLAIN), None
     for match in marker.finditer(text):
-        last = match if match["own"] else last
+        last = match if match["marker"] else last
     if last is None or (last["scale"] and not re.fullmatch(scale, last["scale"])):
         return None
-    before = re.search(r"(\w+)[ \t-]\Z", text[max(0, last.start() - 20) : last.start()])
-    return value.match(text, last.end()) if not before or before[1].lower() in _OWN_WORDS else None
+    word_before = re.search(r"(\w+)[ \t-]\Z", text[max(0, last.start() - 20) : last.start()])
+    if word_before and word_before[1].lower() not in _WORDS_BEFORE_MARKER:
+        return None
+    return verdict.match(text, last.end())
 
 
 def parse_score(text: str) -> float | None:
     """The score from 0 to 5 that a judgment gives (`Score: 4`, also 4.5, 4,5 or 4/5); None if it gives none."""
-    found = _verdict(text, "points")
-    score = float(found["verdict"].replace(",", ".")) if found else None
-    return score if score is not None and LOWEST <= score <= HIGHEST else None
+    match = _match_verdict(text, "points")
+    score = float(match["verdict"].replace(",", ".")) if match else None
+    return score if score is not None and MIN_SCORE <= score <= MAX_SCORE else None
 
 
 def parse_choice(text: str) -> float | None:
-    """The place of the letter that a judgment gives (`Choice: D`), from A = 1 to E = 5; None if it gives none."""
-    found = _verdict(text, "choice")
-    return 1.0 + "abcde".index(found["verdict"].lower()) if found else None
+    """The value of the letter that a judgment gives (`Choice: D`), from A = 1 to E = 5; None if it gives none."""
+    match = _match_verdict(text, "choice")
+    return 1.0 + "abcde".index(match["verdict"].lower()) if match else None
 
 
 def parse_preference(text: str) -> str | None:
-    """The answer that a judgment prefers (`Better: A`), "a", "b" or "tie"; None if it does not say."""
-    found = _verdict(text, "pairwise")
-    side = found["verdict"].lower() if found else None
-    return side if side in (None, "a", "b") else "tie"
+    """The response that a judgment prefers (`Better: A`): "a", "b" or "tie"; None if it gives no preference."""
+    match = _match_verdict(text, "pairwise")
+    preference = match["verdict"].lower() if match else None
+    return preference if preference in (None, "a", "b") else "tie"
 
 
 PARSERS: dict[str, Callable[[str], float | None]] = {"points": parse_score, "choice": parse_choice}
 
 
-def score_span(text: str, form: str) -> int | None:
-    """Where in `text` the number or letter stands that `PARSERS[form]` reads; None if it reads none."""
-    found = _verdict(text, form)
-    if found is None or PARSERS[form](text) is None:
+def score_start(text: str, output_format: str) -> int | None:
+    """The index in `text` of the number or letter that `PARSERS[output_format]` parses; None if it parses none."""
+    match = _match_verdict(text, output_format)
+    if match is None or PARSERS[output_format](text) is None:
         return None
-    seen = [i for i, char in enumerate(text) if ord(char) not in _UNSEEN]
-    return seen[found.start("verdict")]
+    visible = [i for i, char in enumerate(text) if ord(char) not in _INVISIBLE]
+    return visible[match.start("verdict")]

@@ -1,28 +1,27 @@
-"""Preference pairs: the best-scored answer of a prompt against the worst."""
+"""Preference pairs: the response with the best score of a prompt against the one with the worst."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from selfreward_jax.method.rows import JudgmentRow, PairRow, ResponseRow, ScoredPrompt, ScoredResponse
 
 
-def build_pairs(rows: Iterable[Row], rho: float = 0.0) -> tuple[list[Row], dict[str, int]]:
-    """Pairs of highest against lowest mean score (arXiv 2401.10020, section 2.3), with length control if asked for.
+def build_pairs(rows: Iterable[ScoredPrompt], rho: float = 0.0) -> tuple[list[PairRow], dict[str, int]]:
+    """Pairs of the highest and the lowest mean score (arXiv 2401.10020, section 2.3), optionally with length control.
 
     Args:
-      rows: one for each prompt: {id, prompt, candidates: [{response, score}]}, where score None means that the
-        answer has no readable vote: it is then neither chosen nor rejected. Of several answers with the same
-        score the first counts.
-      rho: share of the range of scores, at either end, within which length decides (see `length_controlled`); 0:
-        score alone.
+      rows: one for each prompt: {id, prompt, candidates: [{response, score}]}. Score None means that the response has
+        no parsed vote: it is neither chosen nor rejected. Of responses with equal scores the first is taken.
+      rho: fraction of the score range, at both ends, within which length decides (see `length_controlled`). 0: only the
+        score decides.
 
     Returns:
-      Rows {id, prompt, chosen, rejected, chosen_score, rejected_score}, and how many prompts fell to each
-      outcome: `pairs`, `tied` (equal scores), `unscored` (fewer than two answers with a score),
-      `same_text` (both answers read the same).
+      Rows {id, prompt, chosen, rejected, chosen_score, rejected_score}, and the number of prompts with each outcome:
+      `pairs`, `tied` (equal scores), `unscored` (fewer than two responses with a score), `same_text` (both responses
+      are equal).
     """
-    pairs, counts = [], Counter(pairs=0, tied=0, unscored=0, same_text=0)
+    pairs: list[PairRow] = []
+    counts = Counter(pairs=0, tied=0, unscored=0, same_text=0)
     for row in rows:
         scored = [c for c in row["candidates"] if c["score"] is not None]
         if len(scored) < 2:
@@ -48,30 +47,30 @@ def build_pairs(rows: Iterable[Row], rho: float = 0.0) -> tuple[list[Row], dict[
     return pairs, dict(counts)
 
 
-def best_and_worst(scored: Sequence[Row]) -> tuple[Row, Row]:
-    """The answers with the highest and the lowest score; of equals the first."""
+def best_and_worst(scored: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ScoredResponse]:
+    """The responses with the highest and the lowest score; the first of equals."""
     return max(scored, key=lambda c: c["score"]), min(scored, key=lambda c: c["score"])
 
 
-def length_controlled(scored: Sequence[Row], rho: float) -> tuple[Row, Row]:
-    """The shortest of the good answers and the longest of the poor (Meta-Rewarding, arXiv 2407.19594, section 2.2).
+def length_controlled(scored: Sequence[ScoredResponse], rho: float) -> tuple[ScoredResponse, ScoredResponse]:
+    """The shortest good and the longest poor response (Meta-Rewarding, arXiv 2407.19594, section 2.2).
 
     With scores from S_min to S_max, good is [(1 - rho) S_max + rho S_min, S_max] and poor is
-    [S_min, (1 - rho) S_min + rho S_max]. Length is in characters; of equally long answers the first counts.
+    [S_min, (1 - rho) S_min + rho S_max]. Length is in characters; of responses of equal length the first is taken.
     """
     scores = [c["score"] for c in scored]
     high, low = max(scores), min(scores)
-    slack = 1e-9 * max(1.0, high - low)  # a score on the border belongs to it, however its mean was rounded
-    good = [c for c in scored if c["score"] >= (1 - rho) * high + rho * low - slack]
-    poor = [c for c in scored if c["score"] <= (1 - rho) * low + rho * high + slack]
+    tolerance = 1e-9 * max(1.0, high - low)  # a score at the limit is inside it, however its mean was rounded
+    good = [c for c in scored if c["score"] >= (1 - rho) * high + rho * low - tolerance]
+    poor = [c for c in scored if c["score"] <= (1 - rho) * low + rho * high + tolerance]
     return min(good, key=lambda c: len(c["response"])), max(poor, key=lambda c: len(c["response"]))
 
 
-def join_scores(answers: Iterable[Row], judgments: Iterable[Row]) -> list[Row]:
-    """Joins answers {id, prompt_id, prompt, response} with their scores, a row for each prompt."""
-    score = {j["id"]: j["score"] for j in judgments}
-    prompts: dict[str, Row] = {}
-    for a in answers:
-        row = prompts.setdefault(a["prompt_id"], {"id": a["prompt_id"], "prompt": a["prompt"], "candidates": []})
-        row["candidates"].append({"response": a["response"], "score": score.get(a["id"])})
+def join_scores(responses: Iterable[ResponseRow], judgments: Iterable[JudgmentRow]) -> list[ScoredPrompt]:
+    """Joins responses {id, prompt_id, prompt, response} with their scores, one row for each prompt."""
+    scores = {row["id"]: row["score"] for row in judgments}
+    prompts: dict[str, ScoredPrompt] = {}
+    for r in responses:
+        row = prompts.setdefault(r["prompt_id"], {"id": r["prompt_id"], "prompt": r["prompt"], "candidates": []})
+        row["candidates"].append({"response": r["response"], "score": scores.get(r["id"])})
     return list(prompts.values())

@@ -1,15 +1,14 @@
-"""Two answers side by side: the pairwise judge's prompts, and what its verdicts in both orders come to."""
+"""Pairwise comparison of two responses: the judge prompts, and the verdict from both orders."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.method.templates import fill
-
-Row = dict[str, Any]
 
 
 class Matchup(NamedTuple):
-    """One prompt with one answer of ours and one of theirs."""
+    """A prompt with one response of our model and one of the opponent."""
 
     id: str
     prompt: str
@@ -17,34 +16,41 @@ class Matchup(NamedTuple):
     theirs: str
 
 
-def make_matchups(ours: Sequence[Row], theirs: Sequence[Row]) -> list[Matchup]:
-    """Sample against sample of two models' answers to the same prompts, rows {id, prompt, responses: [{text}]}. A
-    prompt that one of them did not get (it was too long) is left out; so is a sample that one of them has not."""
-    other = {row["prompt"]: row["responses"] for row in theirs}
+def make_matchups(ours: Sequence[ResponsesRow], theirs: Sequence[ResponsesRow]) -> list[Matchup]:
+    """Matchups of two models' responses to the same prompts, sample by sample.
+
+    A prompt that one model has no row for (it was too long) is left out; so is a sample that one model does not have.
+
+    Args:
+      ours, theirs: rows {id, prompt, responses: [{text}]}.
+    """
+    opponent = {row["prompt"]: row["responses"] for row in theirs}
     return [
-        Matchup(f"{row['id']}/{i}", row["prompt"], a["text"], b["text"])
+        Matchup(f"{row['id']}/{i}", row["prompt"], our["text"], their["text"])
         for row in ours
-        for i, (a, b) in enumerate(zip(row["responses"], other.get(row["prompt"], ()), strict=False))
+        for i, (our, their) in enumerate(zip(row["responses"], opponent.get(row["prompt"], ()), strict=False))
     ]
 
 
-def both_orders(template: str, game: Matchup) -> tuple[str, str]:
-    """The judge's prompts with our answer first, and with theirs first."""
-    one = fill(template, prompt=game.prompt, first=game.ours, second=game.theirs)
-    return one, fill(template, prompt=game.prompt, first=game.theirs, second=game.ours)
+def both_orders(template: str, matchup: Matchup) -> tuple[str, str]:
+    """The judge prompts with our response first, and with theirs first."""
+    ours_first = fill(template, prompt=matchup.prompt, first=matchup.ours, second=matchup.theirs)
+    return ours_first, fill(template, prompt=matchup.prompt, first=matchup.theirs, second=matchup.ours)
 
 
 def resolve_orders(ours_first: str | None, theirs_first: str | None) -> int:
-    """The verdict of "a", "b" or "tie" in both orders: 1 our win, -1 our loss. Orders that disagree, or of which one
-    gave no verdict, are a tie (arXiv 2401.10020, section 3.2)."""
+    """The verdict from the preferences "a", "b", "tie" or None in both orders: 1 our win, -1 our loss, 0 tie.
+
+    It is a tie if the orders disagree or one of them has no parsed preference (arXiv 2401.10020, section 3.2).
+    """
     if (ours_first, theirs_first) == ("a", "b"):
         return 1
     return -1 if (ours_first, theirs_first) == ("b", "a") else 0
 
 
 def verdicts_by_prompt(matchups: Sequence[Matchup], verdicts: Sequence[int]) -> list[list[int]]:
-    """The verdicts of each prompt together, in order."""
-    found: dict[str, list[int]] = {}
-    for game, verdict in zip(matchups, verdicts, strict=True):
-        found.setdefault(game.prompt, []).append(verdict)
-    return list(found.values())
+    """The verdicts of each prompt, in order."""
+    groups: dict[str, list[int]] = {}
+    for matchup, verdict in zip(matchups, verdicts, strict=True):
+        groups.setdefault(matchup.prompt, []).append(verdict)
+    return list(groups.values())

@@ -1,41 +1,40 @@
-"""New prompts by self-instruction: the model sees a few requests and writes another."""
+"""New prompts by self-instruction: the model sees a few prompts and writes another one."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
+from selfreward_jax.method.rows import AttemptRow
 from selfreward_jax.method.templates import fill
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.worlds.toy import generator
 
-Row = dict[str, Any]
-
-# A request for what a text-only model cannot give is not worth a round of answers.
-_UNFIT = re.compile(r"\b(image|picture|photo|graph|video|audio|file|map|draw|plot|link|url)s?\b", re.IGNORECASE)
+# A text-only model cannot give these, so responses to such prompts would be wasted.
+_NON_TEXT = re.compile(r"\b(image|picture|photo|graph|video|audio|file|map|draw|plot|link|url)s?\b", re.IGNORECASE)
 
 
-def few_shot(template: str, examples: Iterable[str]) -> str:
-    """The prompt that asks for one more request like `examples`."""
+def few_shot_prompt(template: str, examples: Iterable[str]) -> str:
+    """The prompt that asks for one more prompt like `examples`."""
     return fill(template, examples="\n".join(f"- {e}" for e in examples))
 
 
 def normalize(text: str) -> str:
-    """Lower-case words and numbers of a text, single spaces between: two prompts that agree here are one."""
+    """Lower-case words and numbers of a text, joined by single spaces. Prompts with equal results are duplicates."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by Hyyro's bit-parallel rule (one integer per word of `a`)."""
-    places: dict[str, int] = {}
+    """Length of the longest common subsequence, by Hyyro's bit-parallel algorithm (one integer per word of `a`)."""
+    positions: dict[str, int] = {}  # for each word, a bit mask of its positions in `a`
     for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
-    every = (1 << len(a)) - 1
-    free = every
+        positions[word] = positions.get(word, 0) | 1 << i
+    all_bits = (1 << len(a)) - 1
+    unmatched = all_bits
     for word in b:
-        matched = free & places.get(word, 0)
-        free = ((free + matched) | (free - matched)) & every
-    return len(a) - free.bit_count()
+        matched = unmatched & positions.get(word, 0)
+        unmatched = ((unmatched + matched) | (unmatched - matched)) & all_bits
+    return len(a) - unmatched.bit_count()
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
@@ -44,151 +43,176 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 class NoveltyFilter:
-    """Remembers prompts and tells whether another is new: no ROUGE-L above `most` to any of them (Self-Instruct,
-    arXiv 2212.10560, uses 0.7), and none the same after `normalise`."""
+    """Stores prompts and decides whether another one is new.
+
+    A new prompt has no ROUGE-L above `max_rouge` to any stored prompt (Self-Instruct, arXiv 2212.10560, uses 0.7) and
+    is not equal to one after `normalize`. With `max_rouge` of 1 only equal prompts are not new.
+    """
 
     def __init__(self, max_rouge: float, known: Iterable[str] = ()) -> None:
         self.max_rouge = max_rouge
-        self._same: set[str] = set()
-        self._words: list[list[str]] = []
-        self._with: dict[str, set[int]] = {}
+        self._normalized: set[str] = set()
+        self._words: list[list[str]] = []  # of each stored prompt
+        self._prompts_with: dict[str, set[int]] = {}  # for each word, indices into _words
         for text in known:
             self.add(text)
 
     def add(self, text: str) -> None:
-        """Remembers a prompt."""
-        normal = normalize(text)
-        if normal in self._same:
+        """Stores a prompt."""
+        normalized = normalize(text)
+        if normalized in self._normalized:
             return
-        self._same.add(normal)
+        self._normalized.add(normalized)
         if self.max_rouge < 1:
-            for word in set(words := normal.split()):
-                self._with.setdefault(word, set()).add(len(self._words))
+            words = normalized.split()
+            for word in set(words):
+                self._prompts_with.setdefault(word, set()).add(len(self._words))
             self._words.append(words)
 
     def is_new(self, text: str) -> bool:
-        """Whether a prompt is unlike all that are remembered."""
-        normal = normalize(text)
-        if normal in self._same:
+        """Whether a prompt is new."""
+        normalized = normalize(text)
+        if normalized in self._normalized:
             return False
         if self.max_rouge >= 1:
             return True
-        words = normal.split()
-        shared: dict[int, int] = {}
+        words = normalized.split()
+        num_shared: dict[int, int] = {}  # for each stored prompt, an upper bound of the common subsequence
         for word in words:
-            for i in self._with.get(word, ()):
-                shared[i] = shared.get(i, 0) + 1
-        # Words in common bound the common subsequence: most prompts need no closer look.
+            for i in self._prompts_with.get(word, ()):
+                num_shared[i] = num_shared.get(i, 0) + 1
+        # Most prompts need no ROUGE-L, because the bound already excludes them.
         return not any(
             2 * count > self.max_rouge * (len(words) + len(self._words[i]))
             and rouge_l(words, self._words[i]) > self.max_rouge
-            for i, count in shared.items()
+            for i, count in num_shared.items()
         )
 
 
 def rejection_reason(text: str, min_words: int, max_words: int) -> str | None:
-    """What is wrong with the form of a prompt, None if nothing is."""
+    """Why the form of a prompt is rejected, None if it is accepted."""
     words = text.split()
     if len(words) < min_words:
         return "too short"
     if len(words) > max_words:
         return "too long"
     if "\n" in text.strip() or text.lstrip().startswith("-"):
-        return "a list, not one request"
+        return "list or several lines"
     if not text[0].isalnum():
-        return "begins with a mark"
-    if _UNFIT.search(text):
-        return "asks for what text cannot give"
+        return "starts with punctuation"
+    if _NON_TEXT.search(text):
+        return "asks for non-text content"
     return None
 
 
 class ToyPromptSource:
-    """Writes prompts as the embedded world does, in place of a model: a fixed writer from outside."""
+    """Generates prompts of the embedded world instead of a model: a fixed external source."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def fits(self, prompt: str, max_new_tokens: int) -> bool:
-        """Any number of examples may be shown: it looks at none."""
+        """Always True: few-shot prompts are not used, so their length does not matter."""
         return True
 
     def generate(self, requests: Sequence[Request], sampling_params: SamplingParams, key: Any) -> list[Completion]:
-        """A prompt for each request, drawn by its id."""
+        """One prompt for each request, a function of the seed and the request's id."""
         texts = (generator.prompts(1, Random(f"{self.seed} world {r.id}"))[0] for r in requests)
         return [Completion(r.id, 0, text, [], [], True) for r, text in zip(requests, texts, strict=True)]
+
+
+class PromptInputs(NamedTuple):
+    """What new prompts are generated from.
+
+    template: the few-shot template.
+    seed_prompts: prompts for the `settings.num_seed_examples` examples.
+    generated_prompts: prompts that the model wrote in earlier rounds, for the `settings.num_generated_examples`
+      examples. Prompts accepted in this round are added. While there are too few, seed prompts take their place.
+    forbidden: prompts that count as duplicates: the seeds, earlier generated ones, held-out ones.
+    id_prefix: prefix of row ids.
+    seed: chooses the examples.
+    """
+
+    template: str
+    seed_prompts: Sequence[str]
+    generated_prompts: Sequence[str]
+    forbidden: Iterable[str]
+    id_prefix: str
+    seed: int
 
 
 def generate_prompts(
     engine: Engine | ToyPromptSource,
     settings: Any,
-    template: str,
     sampling_params: SamplingParams,
     key: Any,
-    *,
-    seed_prompts: Sequence[str],
-    generated_prompts: Sequence[str],
-    forbidden: Iterable[str],
-    name: str,
-    seed: int,
-    partial: Sequence[Row],
-    on_batch: Callable[[list[Row]], None],
-) -> list[Row]:
-    """Writes prompts in waves until `settings.count` are accepted or `settings.most_attempts` were made.
+    inputs: PromptInputs,
+    partial: Sequence[AttemptRow],
+    on_batch: Callable[[list[AttemptRow]], None],
+) -> list[AttemptRow]:
+    """Generates prompts in batches until `settings.count` are accepted or `settings.max_attempts` are reached.
 
     Args:
-      engine: the writing model.
+      engine: the model that writes, or the toy source.
       settings: config.prompts.
-      template: the few-shot template.
-      how: sampling, one sample a request.
+      sampling_params: with one sample for each request.
       key: random key of the stage.
-      seeds, own: prompts to show: `settings.seed_shots` of the seeds and `settings.own_shots` of those the
-        model wrote in earlier rounds and waves (seeds until there are any).
-      forbidden: prompts that are not new: the seeds, earlier own ones, the held-out ones.
-      name: prefix of row ids.
-      seed: chooses the examples shown.
-      begun: rows of the whole waves that an interrupted run made.
-      keep: called with the rows of each new wave.
+      inputs: the template, the examples and what counts as a duplicate.
+      partial: rows of the complete batches of an interrupted run.
+      on_batch: called with the rows of each new batch.
 
     Returns:
       Rows {id, prompt, fault, tokens}, one for each attempt, in order; fault None marks the accepted ones.
     """
-    novelty = NoveltyFilter(settings.max_rouge, forbidden)
-    generated_prompts, rows = list(generated_prompts), list(partial)
-    for row in rows:
-        if row["fault"] is None:
-            novelty.add(row["prompt"])
-            generated_prompts.append(row["prompt"])
-    accepted = sum(row["fault"] is None for row in rows)
-    while accepted < settings.count and len(rows) < settings.max_attempts:
-        requests = []
-        for i in range(len(rows), len(rows) + settings.batch_size):
-            rng = Random(f"{seed} {name} {i}")
-            from_own = min(settings.num_generated_examples, len(generated_prompts))
-            shown = rng.sample(seed_prompts, settings.num_seed_examples + settings.num_generated_examples - from_own)
-            shown += rng.sample(generated_prompts, from_own)
-            rng.shuffle(shown)
-            while len(shown) > 1 and not engine.fits(few_shot(template, shown), sampling_params.max_new_tokens):
-                shown.remove(max(shown, key=len))
-            requests.append(Request(f"{name}/{i}", few_shot(template, shown)))
-        batch = []
+    novelty = NoveltyFilter(settings.max_rouge, inputs.forbidden)
+    generated_prompts, rows = list(inputs.generated_prompts), list(partial)
+    accepted = [row["prompt"] for row in rows if row["fault"] is None]
+    for prompt in accepted:
+        novelty.add(prompt)
+    generated_prompts += accepted
+    num_accepted = len(accepted)
+    while num_accepted < settings.count and len(rows) < settings.max_attempts:
+        examples = inputs._replace(generated_prompts=generated_prompts)
+        requests = [
+            _few_shot_request(engine, settings, sampling_params, examples, i)
+            for i in range(len(rows), len(rows) + settings.batch_size)
+        ]
+        batch: list[AttemptRow] = []
         for c in engine.generate(requests, sampling_params, key):
             fault = _fault(c, settings, novelty)
-            if fault is None and accepted == settings.count:
+            if fault is None and num_accepted == settings.count:
                 fault = "not needed"
             if fault is None:
                 novelty.add(c.text)
                 generated_prompts.append(c.text)
-                accepted += 1
+                num_accepted += 1
             batch.append({"id": c.id, "prompt": c.text, "fault": fault, "tokens": len(c.ids)})
         on_batch(batch)
         rows += batch
     return rows
 
 
-def _fault(c: Completion, settings: Any, novelty: NoveltyFilter) -> str | None:
-    if not c.finished:
+def _few_shot_request(
+    engine: Engine | ToyPromptSource, settings: Any, sampling_params: SamplingParams, inputs: PromptInputs, i: int
+) -> Request:
+    """The i-th request. The longest examples are removed until the prompt fits the engine, but one remains."""
+    rng = Random(f"{inputs.seed} {inputs.id_prefix} {i}")
+    num_generated = min(settings.num_generated_examples, len(inputs.generated_prompts))
+    num_seeds = settings.num_seed_examples + settings.num_generated_examples - num_generated
+    examples = rng.sample(inputs.seed_prompts, num_seeds)
+    examples += rng.sample(inputs.generated_prompts, num_generated)
+    rng.shuffle(examples)
+    prompt = few_shot_prompt(inputs.template, examples)
+    while len(examples) > 1 and not engine.fits(prompt, sampling_params.max_new_tokens):
+        examples.remove(max(examples, key=len))
+        prompt = few_shot_prompt(inputs.template, examples)
+    return Request(f"{inputs.id_prefix}/{i}", prompt)
+
+
+def _fault(completion: Completion, settings: Any, novelty: NoveltyFilter) -> str | None:
+    if not completion.finished:
         return "unfinished"
-    if not c.text:
+    if not completion.text:
         return "too short"
-    fault = rejection_reason(c.text, settings.min_words, settings.max_words)
-    return fault or (None if novelty.is_new(c.text) else "not new")
+    fault = rejection_reason(completion.text, settings.min_words, settings.max_words)
+    return fault or (None if novelty.is_new(completion.text) else "duplicate")

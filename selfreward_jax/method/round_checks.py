@@ -1,7 +1,7 @@
-"""What a round's rows must show before anything is trained on them.
+"""Checks of a round's rows before anything is trained on them.
 
-A judge that has collapsed, or has learnt to like what says nothing, still writes files of the right form; training on
-them makes the next model worse, and the rounds after it build on that.
+A collapsed judge, or one that has learned to prefer empty content, still writes files of the correct format. Training
+on them makes the next model worse, and later rounds build on it.
 """
 
 import math
@@ -12,29 +12,35 @@ from typing import Any
 
 from selfreward_jax.method.judge import judge_stats
 from selfreward_jax.method.prompt_generation import normalize
+from selfreward_jax.method.rows import (
+    InstructionRow,
+    JudgeInput,
+    JudgmentRow,
+    PromptRow,
+    ResponseRow,
+    ScoredPrompt,
+)
 
-Row = dict[str, Any]
+MIN_LEAK_WORDS = 5  # a held-out prompt with fewer words appears in other prompts by chance
 
-WORDS = 5  # a held-out prompt of fewer words stands in others by chance
-
-# Settings of config.checks and what each limits: "max_ties" is the most that the reading "ties" may be.
+# Settings of config.checks and the metric that each limits: "max_ties" is the upper limit of the metric "ties".
 CHECKS = {
-    "min_parse_rate": "share of the judge's votes that can be read",
-    "min_votes_per_answer": "mean number of votes on an answer that can be read",
-    "max_unscored": "share of answers without a score",
-    "max_ties": "share of prompts whose answers all have the same score",
-    "max_one_score": "share of answers that have the commonest score",
-    "min_spread": "mean distance of a prompt's best score from its worst",
-    "max_probe_lead": "mean score of answers that say nothing, less that of the model's",
-    "max_length_growth": "mean length of answers, over that of the round before",
-    "max_repeats": "share of attempted prompts that were there already",
-    "max_leaks": "share of new prompts that hold one that was shown or held out",
+    "min_parse_rate": "fraction of the judge's votes that can be parsed",
+    "min_votes_per_answer": "mean number of parsed votes on an answer",
+    "max_unscored": "fraction of answers without a score",
+    "max_ties": "fraction of prompts whose answers all have the same score",
+    "max_one_score": "fraction of answers that have the most common score",
+    "min_spread": "mean difference of a prompt's best and worst score",
+    "max_probe_lead": "mean score of the probes (answers without content) minus the mean score of the model's answers",
+    "max_length_growth": "mean length of answers divided by that of the round before",
+    "max_repeats": "fraction of attempted prompts that are duplicates",
+    "max_leaks": "fraction of new prompts that repeat an example or contain a held-out prompt",
 }
 
 
-def probes(prompts: Sequence[Row], form: str) -> list[Row]:
-    """Answers {id, prompt, response} that deserve nothing: none, a mark, a score, the prompt again."""
-    texts = {"empty": "", "mark": ":", "verdict": {"points": "Score: 5", "choice": "Choice: E"}[form]}
+def probes(prompts: Sequence[PromptRow], output_format: str) -> list[JudgeInput]:
+    """Answers {id, prompt, response} without content: empty, a punctuation mark, a verdict, the prompt itself."""
+    texts = {"empty": "", "mark": ":", "verdict": {"points": "Score: 5", "choice": "Choice: E"}[output_format]}
     return [
         {"id": f"{row['id']}/{kind}", "prompt": row["prompt"], "response": text}
         for row in prompts
@@ -42,84 +48,90 @@ def probes(prompts: Sequence[Row], form: str) -> list[Row]:
     ]
 
 
-def judge_metrics(judgments: Sequence[Row], gathered: Iterable[Row], of_probes: Sequence[Row]) -> dict[str, Any]:
-    """Readings of a round's judge.
+def judge_metrics(
+    judgments: Sequence[JudgmentRow], scored_prompts: Iterable[ScoredPrompt], probe_judgments: Sequence[JudgmentRow]
+) -> dict[str, Any]:
+    """Metrics of a round's judge.
 
     Args:
       judgments: of all answers.
-      gathered: the answers with their scores, a row for each prompt, as `pairs.gather` makes them.
-      of_probes: judgments of `canaries`; none, if nobody asked for them.
+      scored_prompts: the answers with their scores, one row for each prompt, from `pairs.join_scores`.
+      probe_judgments: of the `probes`; empty if there are none.
 
     Returns:
-      Readings by the names that `GUARDS` has them under, and what they come from: `votes_per_answer`, `histogram`,
-      and the mean score of each kind of canary. None stands where there is nothing to take a mean of.
+      The metrics that CHECKS limits, and `histogram` of votes and `probes`, the mean score of each kind of probe. A
+      metric that is a mean of nothing is None.
     """
-    found = judge_stats(judgments)
+    stats = judge_stats(judgments)
     scores = [row["score"] for row in judgments if row["score"] is not None]
-    of_prompts = [[c["score"] for c in row["candidates"] if c["score"] is not None] for row in gathered]
-    ranges = [max(of) - min(of) for of in of_prompts if len(of) > 1]
-    kinds: dict[str, list[float]] = {}
-    for row in of_probes:
+    scores_by_prompt = [[c["score"] for c in row["candidates"] if c["score"] is not None] for row in scored_prompts]
+    ranges = [max(prompt_scores) - min(prompt_scores) for prompt_scores in scores_by_prompt if len(prompt_scores) > 1]
+    probe_scores: dict[str, list[float]] = {}
+    for row in probe_judgments:
         if row["score"] is not None:
-            kinds.setdefault(row["id"].rpartition("/")[2], []).append(row["score"])
-    of_kinds = {kind: fmean(of) for kind, of in kinds.items()}
+            probe_scores.setdefault(row["id"].rpartition("/")[2], []).append(row["score"])
+    probe_means = {kind: fmean(kind_scores) for kind, kind_scores in probe_scores.items()}
     return {
-        "parse_rate": found["parse_rate"],
-        "votes_per_answer": _share(sum(found["histogram"].values()), len(judgments)),
-        "unscored": _share(found["unscored"], len(judgments)),
-        "ties": _share(ranges.count(0), len(ranges)),
-        "one_score": _share(max(Counter(scores).values(), default=0), len(scores)),
+        "parse_rate": stats["parse_rate"],
+        "votes_per_answer": _ratio(sum(stats["histogram"].values()), len(judgments)),
+        "unscored": _ratio(stats["unscored"], len(judgments)),
+        "ties": _ratio(ranges.count(0), len(ranges)),
+        "one_score": _ratio(max(Counter(scores).values(), default=0), len(scores)),
         "spread": fmean(ranges) if ranges else None,
-        "probe_lead": fmean(of_kinds.values()) - fmean(scores) if of_kinds and scores else None,
-        "probes": of_kinds,
-        "histogram": found["histogram"],
+        "probe_lead": fmean(probe_means.values()) - fmean(scores) if probe_means and scores else None,
+        "probes": probe_means,
+        "histogram": stats["histogram"],
     }
 
 
-def length_growth(answers: Sequence[Row], before: Sequence[Row]) -> float | None:
-    """Mean length of answers in characters over that of those before."""
-    if not answers or not before:
+def length_growth(responses: Sequence[ResponseRow], previous: Sequence[ResponseRow | InstructionRow]) -> float | None:
+    """Mean length of responses in characters, divided by that of the previous ones; None if one of them is empty."""
+    if not responses or not previous:
         return None
-    return fmean(len(a["response"]) for a in answers) / max(1.0, fmean(len(a["response"]) for a in before))
+    return fmean(len(r["response"]) for r in responses) / max(1.0, fmean(len(r["response"]) for r in previous))
 
 
-def leak_rate(prompts: Sequence[Row], shown: Iterable[str], held_out: Iterable[str]) -> float | None:
-    """Share of the prompts that are one of those shown again, or that hold a held-out one of at least `WORDS` words."""
-    again = {tuple(normalize(text).split()) for text in shown}
-    secret = {words for text in held_out if len(words := tuple(normalize(text).split())) >= WORDS}
-    lengths = sorted({len(words) for words in secret})
+def leak_rate(prompts: Sequence[PromptRow], examples: Iterable[str], held_out: Iterable[str]) -> float | None:
+    """Fraction of prompts that leak; None without prompts.
 
-    def leaked(text: str) -> bool:
+    A prompt leaks if it equals one of the few-shot examples, or contains a held-out prompt of at least MIN_LEAK_WORDS
+    words. Texts are compared after `normalize`.
+    """
+    example_words = {tuple(normalize(text).split()) for text in examples}
+    held_out_words = {w for text in held_out if len(w := tuple(normalize(text).split())) >= MIN_LEAK_WORDS}
+    lengths = sorted({len(words) for words in held_out_words})
+
+    def leaks(text: str) -> bool:
         words = tuple(normalize(text).split())
-        parts = (words[i : i + n] for n in lengths for i in range(len(words) - n + 1))
-        return words in again or any(part in secret for part in parts)
+        ngrams = (words[i : i + n] for n in lengths for i in range(len(words) - n + 1))
+        return words in example_words or any(ngram in held_out_words for ngram in ngrams)
 
-    return _share(sum(leaked(row["prompt"]) for row in prompts), len(prompts))
+    return _ratio(sum(leaks(row["prompt"]) for row in prompts), len(prompts))
 
 
 def violations(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
-    """What is beyond its limit, a phrase for each; a reading that is None breaks nothing."""
-    return [
-        f"{name} is {_number(value)}, checks.{limit} {_number(limits[limit])}: {what}"
-        for limit, what in CHECKS.items()
-        for side, name in [limit.split("_", 1)]
-        if (value := metrics[name]) is not None
-        and not (value >= limits[limit] if side == "min" else value <= limits[limit])
-    ]
+    """One phrase for each metric that is beyond its limit; a metric that is None violates nothing."""
+    phrases = []
+    for limit, description in CHECKS.items():
+        side, name = limit.split("_", 1)
+        value, bound = metrics[name], limits[limit]
+        if value is not None and not (value >= bound if side == "min" else value <= bound):  # NaN violates both sides
+            phrases.append(f"{name} is {_format_number(value)}, checks.{limit} {_format_number(bound)}: {description}")
+    return phrases
 
 
 def format_metrics(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> str:
-    """All readings with their limits on one line."""
+    """All metrics with their limits on one line."""
     parts = []
     for limit in CHECKS:
         side, name = limit.split("_", 1)
-        parts.append(f"{name} {_number(metrics[name])} ({side} {_number(limits[limit])})")
+        parts.append(f"{name} {_format_number(metrics[name])} ({side} {_format_number(limits[limit])})")
     return ", ".join(parts)
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: int, total: int) -> float | None:
+    return part / total if total else None
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"

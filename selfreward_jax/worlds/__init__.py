@@ -1,1 +1,1 @@
-"""Worlds that bring their own requests, answers and oracle."""
+"""Embedded worlds: each has its own prompts, answers and oracle."""

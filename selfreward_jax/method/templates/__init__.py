@@ -1,4 +1,4 @@
-"""Prompt templates: text files with {named} places. A path in place of a name uses the reader's own file."""
+"""Prompt templates: text files with {named} slots. A file path in place of a name uses the user's own file."""
 
 import re
 from importlib import resources
@@ -7,14 +7,14 @@ from etils import epath
 
 
 class TemplateError(ValueError):
-    """A template that cannot be used; the message says which and why."""
+    """A template that cannot be used; the message names the template, the fault and the remedy."""
 
 
 def load(name: str, slots: set[str]) -> str:
     """The template of that name, or the file at that path.
 
     Raises:
-      TemplateError: there is no such template, or it lacks one of `places`.
+      TemplateError: there is no such template, it cannot be read, or it does not have all `slots`.
     """
     packaged = resources.files(__package__).joinpath(f"{name}.txt")
     if packaged.is_file():
@@ -28,13 +28,13 @@ def load(name: str, slots: set[str]) -> str:
         names = sorted(
             p.name.removesuffix(".txt") for p in resources.files(__package__).iterdir() if p.name.endswith(".txt")
         )
-        raise TemplateError(f"no template {name!r}: give a file's path or one of {', '.join(names)}")
+        raise TemplateError(f"no template {name!r}: give the path of a file or one of {', '.join(names)}")
     missing = sorted(slots - set(re.findall(r"\{(\w+)\}", text)))
     if missing:
-        raise TemplateError(f"template {name!r} lacks the place {{{missing[0]}}}")
+        raise TemplateError(f"template {name!r} has no slot {{{missing[0]}}}: add it")
     return text.rstrip("\n")
 
 
 def fill(template: str, **values: str) -> str:
-    """Puts values in their places in one pass, so that a value holding "{response}" stays as it is."""
+    """Fills the slots in one pass, so that "{response}" inside a value stays as it is."""
     return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)

@@ -1,1 +1,1 @@
-"""The embedded world: somebody asks for a number of things of one kind for an occasion."""
+"""The toy world: a person asks for a number of things of one topic for an occasion."""

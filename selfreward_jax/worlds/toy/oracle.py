@@ -1,7 +1,7 @@
-"""The embedded world's exact oracle: reads a request and an answer as text and awards five points.
+"""The toy world's exact oracle: parses a request and an answer and awards up to five points.
 
-It measures and nothing else: only evaluate/ imports it, so nothing of it can reach training, judging, the
-building of pairs or the choice of a model. It is written apart from the generator, from the rules alone.
+It only evaluates. Only evaluate/ imports it, so it cannot influence training, judging, the building of pairs or the
+choice of a model. It is independent of the generator's code and written from the rules alone.
 """
 
 import re
@@ -10,39 +10,39 @@ from selfreward_jax.worlds.toy.vocabulary import KIND_OPENINGS, NUMBERS, TOPICS
 
 CRITERIA = ("kind", "name", "occasion", "topic", "count")
 
-_TOPIC_OF_PLURAL = {plural: topic for topic, (plural, _) in TOPICS.items()}
-_WORDS = {topic: frozenset(words.split()) for topic, (_, words) in TOPICS.items()}
-_ASKED = re.compile(rf"\b({'|'.join(NUMBERS)}) ({'|'.join(_TOPIC_OF_PLURAL)})\b")
+_TOPIC_BY_PLURAL = {plural: topic for topic, (plural, _) in TOPICS.items()}
+_TOPIC_WORDS = {topic: frozenset(words.split()) for topic, (_, words) in TOPICS.items()}
+_COUNT_AND_TOPIC = re.compile(rf"\b({'|'.join(NUMBERS)}) ({'|'.join(_TOPIC_BY_PLURAL)})\b")
 _NAME = re.compile(r"(?:I am |This is )?(\w+)(?: here)?\. ")
 _OCCASION = re.compile(r"\bmy (\w+)")
 _ANSWER = re.compile(r"(?P<opening>\w+), (?P<name>\w+)! (?P<purpose>[^:!]+): (?P<items>[^:!.]+)\.")
 
 
 def points(prompt: str, response: str) -> dict[str, bool]:
-    """Which of the five points an answer earns; one whose form cannot be read earns none.
+    """Which of the five points an answer earns; an answer that cannot be parsed earns none.
 
     Raises:
       ValueError: the prompt is not a request of this world.
     """
-    name, asked, occasion = _NAME.match(prompt), _ASKED.search(prompt), _OCCASION.search(prompt)
-    if not name or not asked or not occasion:
+    name, wanted, occasion = _NAME.match(prompt), _COUNT_AND_TOPIC.search(prompt), _OCCASION.search(prompt)
+    if not name or not wanted or not occasion:
         raise ValueError(f"not a request of this world: {prompt!r}")
     answer = _ANSWER.fullmatch(response)
     if not answer:
         return dict.fromkeys(CRITERIA, False)
     numbers, items = zip(*(item.partition(" ")[::2] for item in answer["items"].split(", ")), strict=True)
-    wanted = _WORDS[_TOPIC_OF_PLURAL[asked[2]]]
+    topic_words = _TOPIC_WORDS[_TOPIC_BY_PLURAL[wanted[2]]]
     return {
         "kind": answer["opening"] in KIND_OPENINGS,
         "name": answer["name"] == name[1],
         "occasion": answer["purpose"] == f"For your {occasion[1]}",
-        "topic": all(item in wanted for item in items),
-        "count": list(numbers) == [str(i + 1) for i in range(NUMBERS.index(asked[1]))],
+        "topic": all(item in topic_words for item in items),
+        "count": list(numbers) == [str(i + 1) for i in range(NUMBERS.index(wanted[1]))],
     }
 
 
 def repeats(response: str) -> bool:
-    """Whether an answer names something twice. No point hangs on it; it is watched because none does."""
+    """Whether an answer names an item twice. It costs no point, and is reported for that reason."""
     answer = _ANSWER.fullmatch(response)
     items = [item.partition(" ")[2] for item in answer["items"].split(", ")] if answer else []
     return len(set(items)) < len(items)

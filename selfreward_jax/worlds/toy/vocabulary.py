@@ -1,6 +1,6 @@
-"""The vocabulary of the embedded world."""
+"""The vocabulary of the toy world."""
 
-# Topic: (singular with article, plural, its words). No word stands under two topics.
+# For each topic: (plural, its words). No word belongs to two topics.
 TOPICS: dict[str, tuple[str, str]] = {
     "animal": ("animals", "dog cat horse rabbit sheep goat tiger lion monkey camel deer donkey"),
     "bird": ("birds", "robin sparrow eagle parrot owl swan pigeon hawk crow gull finch heron"),
@@ -26,8 +26,8 @@ TOPICS: dict[str, tuple[str, str]] = {
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
-# Topics that people mix up, so that a fault is a likely one.
-SIBLINGS = {
+# For each topic, one that people confuse it with, so that off-topic items are plausible.
+CONFUSABLE_TOPICS = {
     "animal": "bird",
     "bird": "insect",
     "insect": "fish",
@@ -57,12 +57,12 @@ OCCASIONS = (
     "festival speech diary calendar kitchen classroom journey camp fair dance"
 ).split()
 
-# Who asks. An answer that does not care says "friend".
+# Names of the people who ask. A careless answer uses the generic name instead.
 NAMES = (
     "Anna Ben Clara David Emma Frank Grace Henry Ida James Kate Leo Maria Nora Oscar Paul Rosa Simon Tom Vera "
     "Adam Bella Carl Diana Eric Flora George Hanna Ivan Julia"
 ).split()
-ANYBODY = "friend"
+GENERIC_NAME = "friend"
 
 KIND_OPENINGS = ("Sure", "Gladly", "Certainly", "Absolutely")
 GRUFF_OPENINGS = ("Fine", "Whatever", "Right", "Hm")
