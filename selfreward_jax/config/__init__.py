@@ -1,4 +1,4 @@
-"""Every setting, its default and its checks."""
+"""Settings: defaults, presets, validation, and changes between two runs."""
 
 from selfreward_jax.config.defaults import ConfigError, default_config, from_stored, get_config
 

@@ -1,8 +1,8 @@
-"""The scales: for which model and machine which settings differ from the defaults. Chosen by configs/iterN.py:SCALE."""
+"""Presets: for a model and a machine, the settings that differ from the defaults. Chosen by configs/iterN.py:PRESET."""
 
 from typing import Any
 
-# A pretrained model on real instructions, as the paper has it where the paper says (arXiv 2401.10020, section 3.1).
+# A pretrained model on real instructions. Values are the paper's where it gives them (arXiv 2401.10020, section 3.1).
 _PAPER: dict[str, Any] = {
     "data.ift_rows": 0,
     "data.eft_rows": 0,
@@ -53,7 +53,7 @@ _PAPER: dict[str, Any] = {
     "evaluate.num_samples": 1,
     "evaluate.max_new_tokens": 1024,
 }
-# Small models move less at the paper's rates, and keep their judge better with an NLL term and some replay.
+# Small models change less at the paper's learning rates. An NLL term and some replay keep them better judges.
 _SMALL = _PAPER | {
     "model.max_length": 2048,
     "sft.lr": 2e-5,
@@ -69,7 +69,7 @@ _SMALL = _PAPER | {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Seconds, for tests: every stage runs, nothing is learnt.
+    # For tests: every stage runs within seconds, and nothing is learned.
     "micro": {
         "data.ift_rows": 64,
         "data.eft_rows": 96,
@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sampling.max_concurrent": 32,
         "checkpoint_every": 5,
     },
-    # A user's own seeds, from scratch on a CPU: --config.data.ift=FILE --config.data.eft=FILE
+    # Your own seed data, from random weights on a CPU: --config.data.ift=FILE --config.data.eft=FILE
     "scratch": {
         "data.ift_rows": 0,
         "data.eft_rows": 0,
@@ -147,7 +147,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.heldout_prompts": 64,
         "data.judge_eval_prompts": 120,
     },
-    # Folders of pretrained models: --config.model.init=FOLDER
+    # Pretrained models, each from a folder: --config.model.init=FOLDER
     "smollm2_135m": _SMALL | {"model.init": "SmolLM2-135M"},
     "tinyllama": _SMALL | {"model.init": "TinyLlama-1.1B"},
     "llama3_8b": _PAPER | {"model.init": "Llama-3.1-8B", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},

@@ -1,5 +1,4 @@
-"""The checks that come before any work: settings that cannot work are refused with the field, its value and the
-remedy."""
+"""Checks before any work: a setting that cannot work is refused with its field, its value and the remedy."""
 
 from typing import Any
 
@@ -7,87 +6,100 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 
-MINIMUMS = {
-    "iterations": 1,
-    "responses.num_samples": 2,
-    "judge.num_samples": 1,
-    "judge.min_votes": 1,
-    "prompts.count": 1,
-    "prompts.batch_size": 1,
-    "prompts.max_attempts": 1,
-    "prompts.num_seed_examples": 0,
-    "prompts.num_generated_examples": 0,
-    "evaluate.num_samples": 1,
-    "evaluate.best_of": 1,
-    "eft.num_samples": 1,
-    "dpo.eval_every": 0,
-    "dpo.eval_prompts": 1,
-    "pairwise.max_new_tokens": 1,
-    "endpoint.max_tokens": 1,
-    "endpoint.max_requests": 0,
-    "endpoint.retries": 0,
-    "data.ift_rows": 0,
-    "data.eft_rows": 0,
-    "data.num_documents": 1,
-    "data.heldout_prompts": 1,
-    "data.judge_eval_prompts": 1,
-    "data.judge_eval_answers": 2,
-    "tokenizer.vocab_size": 16,
-    "model.dim": 1,
-    "model.num_layers": 1,
-    "model.num_heads": 1,
-    "model.num_kv_heads": 1,
-    "model.head_dim": 2,
-    "model.mlp_dim": 1,
-    "pretrain.seq_len": 8,
-    "sft.seq_len": 8,
-    "dpo.replay_seq_len": 8,
-    "pretrain.grad_accum_steps": 1,
-    "sft.grad_accum_steps": 1,
-    "dpo.grad_accum_steps": 1,
-    "dpo.gamma": 0,
-    "sampling.max_concurrent": 1,
-    "parallel.fsdp": 1,
-    "parallel.tensor": 1,
-    "parallel.replicas": 1,
-    "parallel.sampling_tensor": 0,
-    "parallel.timeout_s": 1,
-    "shutdown_timeout_s": 1,
-    "max_nonfinite_steps": 0,
-    "lora.rank": 0,
-    "checks.num_probe_prompts": 0,
-    "checks.min_votes_per_answer": 0,
-    "checks.max_length_growth": 0,
-    "checks.max_fall": 1,
-}
-
-FRACTIONS = (
-    "data.shared_to_ift",
-    "eft.max_share",
-    "checks.min_parse_rate",
-    "checks.max_unscored",
-    "checks.max_ties",
-    "checks.max_one_score",
-    "checks.max_repeats",
-    "checks.max_leaks",
+_AT_LEAST_0 = (
+    "checks.max_length_growth",
+    "checks.min_votes_per_answer",
+    "checks.num_probe_prompts",
+    "data.eft_rows",
+    "data.ift_rows",
+    "dpo.eval_every",
+    "dpo.gamma",
+    "endpoint.max_requests",
+    "endpoint.retries",
+    "lora.rank",
+    "max_nonfinite_steps",
+    "parallel.sampling_tensor",
+    "prompts.num_generated_examples",
+    "prompts.num_seed_examples",
 )
 
+_AT_LEAST_1 = (
+    "checks.max_fall",
+    "data.heldout_prompts",
+    "data.judge_eval_prompts",
+    "data.num_documents",
+    "dpo.eval_prompts",
+    "dpo.grad_accum_steps",
+    "eft.num_samples",
+    "endpoint.max_tokens",
+    "evaluate.best_of",
+    "evaluate.num_samples",
+    "iterations",
+    "judge.min_votes",
+    "judge.num_samples",
+    "model.dim",
+    "model.mlp_dim",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.num_layers",
+    "pairwise.max_new_tokens",
+    "parallel.fsdp",
+    "parallel.replicas",
+    "parallel.tensor",
+    "parallel.timeout_s",
+    "pretrain.grad_accum_steps",
+    "prompts.batch_size",
+    "prompts.count",
+    "prompts.max_attempts",
+    "sampling.max_concurrent",
+    "sft.grad_accum_steps",
+    "shutdown_timeout_s",
+)
+
+MINIMUMS = {
+    **dict.fromkeys(_AT_LEAST_0, 0),
+    **dict.fromkeys(_AT_LEAST_1, 1),
+    "data.judge_eval_answers": 2,
+    "model.head_dim": 2,
+    "responses.num_samples": 2,
+    "dpo.replay_seq_len": 8,
+    "pretrain.seq_len": 8,
+    "sft.seq_len": 8,
+    "tokenizer.vocab_size": 16,
+}
+
+FRACTIONS = (  # from 0 to 1, both included
+    "checks.max_leaks",
+    "checks.max_one_score",
+    "checks.max_repeats",
+    "checks.max_ties",
+    "checks.max_unscored",
+    "checks.min_parse_rate",
+    "data.shared_to_ift",
+    "eft.max_share",
+)
+
+BELOW_HALF = ("dpo.label_smoothing", "pairs.length_control_rho")  # from 0 to 0.5, 0.5 excluded
+
+POSITIVE = ("dpo.beta", "dpo.epochs", "pretrain.epochs", "sft.epochs")  # above 0
+
 CHOICES = {
-    "optimizer.name": ("adamw", "muon"),
-    "optimizer.moment_dtype": ("float32", "bfloat16"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
-    "model.attention": ("auto", "reference", "xla", "cudnn", "splash"),
-    "evaluate.split": ("heldout", "validation"),
-    "eft.source": ("scores", "baseline"),
+    "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
     "eft.agreement": ("strict", "weak"),
+    "eft.source": ("scores", "baseline"),
+    "evaluate.split": ("heldout", "validation"),
+    "judge.aggregation": ("mean", "expected"),
     "judge.kind": ("model", "random"),
     "judge.output_format": ("points", "choice"),
-    "judge.aggregation": ("votes", "expected"),
-    "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
+    "model.attention": ("auto", "reference", "xla", "cudnn", "splash"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "optimizer.moment_dtype": ("float32", "bfloat16"),
+    "optimizer.name": ("adamw", "muon"),
     "pairwise.method": ("scores", "pairwise"),
 }
 
+SEED_SETS = ("ift", "eft", "prompts")
 
 LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
@@ -97,140 +109,159 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
 
     Args:
       c: the settings.
-      row_devices: devices that batch rows are spread over.
-      platform: what the devices are, in JAX's words, where that is known.
+      row_devices: number of devices that the rows of a batch are sharded over.
+      platform: JAX's name of the platform, such as "gpu"; "" if it is not known yet.
 
     Raises:
-      ConfigError: on the first one.
+      ConfigError: for the first setting that cannot work.
     """
+    _check_ranges(c)
+    _check_choices(c)
     _check_data(c)
-    for field, least in MINIMUMS.items():
-        if (value := _field(c, field)) < least:
-            raise ConfigError(f"{field} is {value}; it must be at least {least}")
-    for field, allowed in CHOICES.items():
-        if (value := _field(c, field)) not in allowed:
-            raise ConfigError(f"{field} is {value!r}; it must be {' or '.join(allowed)}")
     _check_model(c, platform)
-    _check_training(c, row_devices)
+    _check_batch_sizes(c, row_devices)
+    _check_dpo(c)
+    _check_lora(c)
     _check_sampling(c)
 
 
+def _refuse(field: str, value: Any, requirement: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{field} is {value!r}; it must be {requirement}: {remedy}")
+
+
+def _check_ranges(c: ConfigDict) -> None:
+    """Each setting alone. The comparisons also refuse NaN."""
+    for field, minimum in MINIMUMS.items():
+        if not (value := _get(c, field)) >= minimum:
+            raise _refuse(field, value, f"at least {minimum}", "raise it")
+    for field in FRACTIONS:
+        if not 0 <= (value := _get(c, field)) <= 1:
+            raise _refuse(field, value, "at least 0 and at most 1", "give a fraction")
+    for field in BELOW_HALF:
+        if not 0 <= (value := _get(c, field)) < 0.5:
+            raise _refuse(field, value, "at least 0 and below 0.5", "give such a fraction")
+    for field in POSITIVE:
+        if not (value := _get(c, field)) > 0:
+            raise _refuse(field, value, "above 0", "raise it")
+    for stage in ("responses", "judge", "prompts", "evaluate"):
+        if not 0 < (value := c[stage].top_p) <= 1:
+            raise _refuse(f"{stage}.top_p", value, "above 0 and at most 1", "1 samples from all tokens")
+        if not 0 <= (value := c[stage].temperature) < float("inf"):
+            raise _refuse(f"{stage}.temperature", value, "at least 0 and finite", "0 decodes greedily")
+
+
+def _check_choices(c: ConfigDict) -> None:
+    for field, choices in CHOICES.items():
+        if (value := _get(c, field)) not in choices:
+            names = f"{', '.join(choices[:-1])} or {choices[-1]}"
+            raise _refuse(field, value, names, "choose one of them")
+    for field in ("dpo.replay_sets", "sft.sets"):
+        for name in _get(c, field):
+            if name not in SEED_SETS:
+                raise _refuse(field, _get(c, field), f"some of {', '.join(SEED_SETS)}", f"remove {name!r}")
+    if not c.sft.sets:
+        raise _refuse("sft.sets", c.sft.sets, f"some of {', '.join(SEED_SETS)}", "name a set to train M1 on")
+
+
 def _check_data(c: ConfigDict) -> None:
-    if bool(c.data.ift) != bool(c.data.eft):
-        given, lacking = ("ift", "eft") if c.data.ift else ("eft", "ift")
-        raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{lacking} is empty: give both files, or neither")
-    for field, top in [*((share, 1.0) for share in FRACTIONS), ("pairs.length_control_rho", 0.5)]:
-        if not 0 <= (value := _field(c, field)) <= top or (field == "pairs.length_control_rho" and value == top):
-            below = "below" if field == "pairs.length_control_rho" else "at most"
-            raise ConfigError(f"{field} is {value}; it must be at least 0 and {below} {top:g}")
+    has_files = bool(c.data.ift)
+    if has_files != bool(c.data.eft):
+        given, missing = ("ift", "eft") if has_files else ("eft", "ift")
+        raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{missing} is empty: give both, or neither")
     if c.eft.source == "baseline" and not c.sft_baseline:
         raise ConfigError(
-            "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes EFT; set --config.sft_baseline"
+            "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes the judgments; set "
+            "--config.sft_baseline"
         )
-    if c.prompts.writer == "world" and c.data.ift:
+    if c.prompts.writer == "world" and has_files:
         raise ConfigError(
-            "prompts.writer is 'world' but data.ift is given: the embedded world writes prompts of its own alone; "
-            "name a model's folder or working directory"
+            f"prompts.writer is 'world' but data.ift is {c.data.ift!r}; the toy world writes its own kind of prompts "
+            "only: name the folder or workdir of a model"
         )
-    if c.eft.source == "baseline" and not c.data.ift and c.data.ift_rows and c.data.eft_rows:
+    if not has_files and not (c.data.ift_rows and c.data.eft_rows):
         raise ConfigError(
-            "eft.source is 'baseline', but the embedded world brings written judgments: give data.ift and data.eft"
+            f"data.ift_rows is {c.data.ift_rows} and data.eft_rows is {c.data.eft_rows}; 0 means all rows of a file, "
+            "but no file is given: give data.ift and data.eft, or numbers of rows of the toy world"
         )
-    if not c.data.ift and not (c.data.ift_rows and c.data.eft_rows):
+    if c.eft.source == "baseline" and not has_files:
         raise ConfigError(
-            f"data.ift_rows is {c.data.ift_rows} and data.eft_rows {c.data.eft_rows}; 0 means all rows of a file, but "
-            "no file is given: give data.ift and data.eft, or numbers of rows of the embedded world"
+            "eft.source is 'baseline', but the toy world brings written judgments: give data.ift and data.eft, or "
+            "use scores"
         )
 
 
 def _check_model(c: ConfigDict, platform: str) -> None:
     if c.model.attention == "cudnn" and (platform not in ("", "gpu", "cuda") or c.model.dtype != "bfloat16"):
-        where = f" on {platform}" if platform else ""
+        used_on = f" on {platform}" if platform else ""
         raise ConfigError(
-            f"model.attention is 'cudnn' with model.dtype {c.model.dtype!r}{where}; it takes bfloat16 on an NVIDIA "
-            "GPU: use auto"
+            f"model.attention is 'cudnn' with model.dtype {c.model.dtype!r}{used_on}; it must be another kernel where "
+            "the dtype is not bfloat16 or the device is no NVIDIA GPU: use auto"
         )
     if c.model.head_dim % 2:
-        raise ConfigError(f"model.head_dim is {c.model.head_dim}; rotary positions need an even number")
+        raise _refuse("model.head_dim", c.model.head_dim, "even for rotary positions", "add 1")
     if c.model.num_heads % c.model.num_kv_heads:
         raise ConfigError(
-            f"model.num_heads {c.model.num_heads} is not divisible by model.num_kv_heads {c.model.num_kv_heads}"
+            f"model.num_heads is {c.model.num_heads}; it must be a multiple of model.num_kv_heads "
+            f"{c.model.num_kv_heads}: change one of them"
         )
 
 
-def _check_training(c: ConfigDict, row_devices: int) -> None:
-    fields = (
-        ["pretrain.batch_size"] * (not c.model.init)
-        + ["sft.batch_size", "dpo.batch_size"]
-        + ["dpo.replay_batch_size"] * bool(c.dpo.replay_weight)
-    )
+def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
+    fields = ["sft.batch_size", "dpo.batch_size"]
+    if not c.model.init:  # else nothing is pretrained
+        fields.insert(0, "pretrain.batch_size")
+    if c.dpo.replay_weight:
+        fields.append("dpo.replay_batch_size")
     for field in fields:
-        value = _field(c, field)
-        pieces = row_devices * c[field.split(".")[0]].grad_accum_steps
-        if value < 1 or value % pieces:
+        value, accum_steps = _get(c, field), c[field.split(".")[0]].grad_accum_steps
+        divisor = row_devices * accum_steps
+        if value < 1 or value % divisor:
             raise ConfigError(
-                f"{field} is {value}, which is not divisible by {pieces} (the {row_devices} devices that rows are "
-                f"spread over, times grad_accum_steps): use a multiple of {pieces}"
+                f"{field} is {value}; it must be divisible by {divisor} ({row_devices} devices that rows are sharded "
+                f"over, times grad_accum_steps {accum_steps}): use a multiple of {divisor}"
             )
-    _check_lora(c)
-    for stage in ("pretrain", "sft", "dpo"):
-        if not c[stage].epochs > 0:
-            raise ConfigError(f"{stage}.epochs is {c[stage].epochs}; it must be above 0")
-    if not c.dpo.beta > 0:
-        raise ConfigError(f"dpo.beta is {c.dpo.beta}; it must be above 0")
-    if not 0 <= c.dpo.label_smoothing < 0.5:
-        raise ConfigError(f"dpo.label_smoothing is {c.dpo.label_smoothing}; it must be at least 0 and below 0.5")
+
+
+def _check_dpo(c: ConfigDict) -> None:
     if c.dpo.label_smoothing and c.dpo.loss not in ("cdpo", "robust"):
         raise ConfigError(
             f"dpo.label_smoothing is {c.dpo.label_smoothing}, which dpo.loss {c.dpo.loss!r} ignores: set it to 0, or "
-            "take cdpo or robust"
+            "use cdpo or robust"
         )
-    for field, sets in (("dpo.replay_sets", c.dpo.replay_sets), ("sft.sets", c.sft.sets)):
-        for name in sets:
-            if name not in ("ift", "eft", "prompts"):
-                raise ConfigError(f"{field} has {name!r}; the sets are ift, eft, prompts")
-    if not c.sft.sets:
-        raise ConfigError("sft.sets is empty; M1 needs something to learn from: ift, eft, prompts")
 
 
 def _check_lora(c: ConfigDict) -> None:
-    if not c.lora.rank:
+    rank, targets = c.lora.rank, c.lora.targets
+    if not rank:
         return
     if c.optimizer.name == "muon":
-        raise ConfigError(
-            f"lora.rank is {c.lora.rank} and optimizer.name 'muon', which is made for whole matrices: take adamw"
-        )
-    for name in c.lora.targets:
+        raise ConfigError(f"lora.rank is {rank}; muon does not train adapters, but optimizer.name is 'muon': use adamw")
+    names = ", ".join(targets)
+    for name in targets:
         if name not in LORA_TARGETS:
-            raise ConfigError(f"lora.targets has {name!r}; the matrices are {', '.join(LORA_TARGETS)}")
-    if len(set(c.lora.targets)) < len(c.lora.targets):
-        raise ConfigError(f"lora.targets names a matrix twice: {', '.join(c.lora.targets)}; name each once")
-    if not c.lora.targets:
-        raise ConfigError(f"lora.rank is {c.lora.rank} but lora.targets is empty: name matrices, or set lora.rank to 0")
+            raise _refuse("lora.targets", names, f"some of {', '.join(LORA_TARGETS)}", f"remove {name!r}")
+    if len(set(targets)) < len(targets):
+        raise _refuse("lora.targets", names, "without repeats", "name each once")
+    if not targets:
+        raise ConfigError(f"lora.rank is {rank} but lora.targets is empty: name matrices, or set lora.rank to 0")
 
 
 def _check_sampling(c: ConfigDict) -> None:
-    for stage, least, most in (("judge", "min_votes", "num_samples"), ("prompts", "min_words", "max_words")):
-        if c[stage][least] > c[stage][most]:
+    for stage, lower, upper in (("judge", "min_votes", "num_samples"), ("prompts", "min_words", "max_words")):
+        if c[stage][lower] > c[stage][upper]:
             raise ConfigError(
-                f"{stage}.{least} is {c[stage][least]}, above {stage}.{most} {c[stage][most]}: lower the one or raise "
-                "the other"
-            )
-    for stage in ("responses", "judge", "prompts", "evaluate"):
-        if not 0 < c[stage].top_p <= 1 or not 0 <= c[stage].temperature < float("inf"):
-            raise ConfigError(
-                f"{stage}.top_p is {c[stage].top_p} and {stage}.temperature {c[stage].temperature}; top_p must "
-                "be above 0 and at most 1, temperature at least 0"
+                f"{stage}.{lower} is {c[stage][lower]}; it must be at most {stage}.{upper} {c[stage][upper]}: lower "
+                "the former or raise the latter"
             )
     for stage in ("responses", "judge", "prompts", "evaluate", "pairwise"):
         if c[stage].max_new_tokens >= c.model.max_length:
             raise ConfigError(
-                f"{stage}.max_new_tokens is {c[stage].max_new_tokens}, but model.max_length {c.model.max_length} holds prompt "
-                "and completion: lower the one or raise the other"
+                f"{stage}.max_new_tokens is {c[stage].max_new_tokens}; it must be below model.max_length "
+                f"{c.model.max_length}, which holds prompt and completion: lower the former or raise the latter"
             )
 
 
-def _field(c: ConfigDict, path: str) -> Any:
+def _get(c: ConfigDict, path: str) -> Any:
     for name in path.split("."):
         c = c[name]
     return c

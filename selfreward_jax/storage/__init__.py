@@ -1,10 +1,9 @@
-"""The working directory: files that are whole or absent, checksummed JSON, JSON Lines artifacts, the lock."""
+"""The working directory: atomic files, checksummed JSON, JSON Lines artifacts, and the lock."""
 
 from selfreward_jax.storage.files import (
     CorruptionError,
     StorageError,
     append,
-    cannot_write,
     exists,
     is_remote,
     quarantine,
@@ -15,6 +14,7 @@ from selfreward_jax.storage.files import (
     warn,
     write_atomic,
     write_checksummed,
+    write_error_message,
     write_json,
 )
 
@@ -22,16 +22,16 @@ __all__ = [
     "CorruptionError",
     "StorageError",
     "append",
-    "cannot_write",
     "exists",
     "is_remote",
-    "read_json",
-    "read_checksummed",
-    "remove",
     "quarantine",
+    "read_checksummed",
+    "read_json",
+    "remove",
+    "translate_os_errors",
     "warn",
     "write_atomic",
-    "write_json",
     "write_checksummed",
-    "translate_os_errors",
+    "write_error_message",
+    "write_json",
 ]

@@ -1,8 +1,7 @@
-"""The working directory: files that are whole or not there, JSON that knows when it was damaged, and what is done with
-a file that was.
+"""Files of the working directory: atomic writes, JSON with a checksum, and the quarantine of damaged files.
 
-Of several processes the first alone writes, and whether a file is there, and what a small one says, it tells the
-others: a shared file system may show them late what it wrote.
+With several processes, only the primary process writes. It also decides for all processes whether a file exists and
+what a small file holds, because a shared file system may show new files late to the other processes.
 """
 
 import contextlib
@@ -19,26 +18,27 @@ from etils import epath
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import timing
 
-_CHECKSUM_FIELD = ',\n  "seal": "'
+_CHECKSUM_FIELD = ',\n  "checksum": "'
 
 
 class StorageError(RuntimeError):
-    """A file of the working directory is not what it should be; the message names it and the remedy."""
+    """A file of the working directory cannot be used; the message names the file and the remedy."""
 
 
 class CorruptionError(StorageError):
-    """A file is not what was written.
+    """A file does not hold the bytes that were written.
 
-    paths: what must be set aside together, so that the same command makes it anew.
+    reason: which file, and what is wrong with it.
+    paths: what must be quarantined together, so that the same command regenerates it.
     """
 
-    def __init__(self, why: str, *paths: epath.Path) -> None:
-        super().__init__(f"{why}: put it back, or start the run again with its command, which makes it anew")
-        self.why, self.paths = why, paths
+    def __init__(self, reason: str, *paths: epath.Path) -> None:
+        super().__init__(f"{reason}: restore it, or run the same command again, which regenerates it")
+        self.reason, self.paths = reason, paths
 
 
 def warn(line: str) -> None:
-    """Tells the user, once."""
+    """Prints a line to stderr, from the primary process only."""
     if processes.is_primary():
         print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
 
@@ -49,7 +49,11 @@ def is_remote(path: epath.Path) -> bool:
 
 
 def write_atomic(path: epath.Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old bytes or the new ones, never a part."""
+    """Writes a file so that a reader sees the old bytes or the new ones, never a part.
+
+    Raises:
+      StorageError: the file system refuses it.
+    """
     if not processes.is_primary():
         return
     with translate_os_errors(path, len(data)):
@@ -66,12 +70,16 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)  # the room may be needed
+                temporary.unlink(missing_ok=True)  # its space may be needed
             raise
 
 
 def append(path: epath.Path, data: bytes) -> None:
-    """Adds to a file of a file system, and returns when that is on disk."""
+    """Appends to a file of a file system, and returns when the bytes are on disk.
+
+    Raises:
+      StorageError: the file system refuses it.
+    """
     with translate_os_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as f:
@@ -82,58 +90,66 @@ def append(path: epath.Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def translate_os_errors(path: epath.Path, size: int) -> Iterator[None]:
-    """Where a file of `size` bytes is written: what the file system refuses becomes a StorageError with one line."""
+    """Turns an OSError into a StorageError with one line, while `size` bytes are written to `path`."""
     try:
         yield
     except OSError as error:
-        raise StorageError(cannot_write(path, size, error.strerror or str(error))) from None
+        raise StorageError(write_error_message(path, size, error.strerror or str(error))) from None
 
 
-def cannot_write(path: epath.Path, size: int, why: str) -> str:
-    """The line for it."""
-    room = ""
+def write_error_message(path: epath.Path, size: int, reason: str) -> str:
+    """One line for a write of `size` bytes that failed: path, reason, size, free space and remedy."""
+    free = ""
     if not is_remote(path):
         with contextlib.suppress(OSError):
-            there = next(p for p in (path, *path.parents) if p.exists())
-            room = f", {shutil.disk_usage(there).free:,} are free there"
+            existing = next(p for p in (path, *path.parents) if p.exists())
+            free = f", {shutil.disk_usage(existing).free:,} bytes are free there"
     return (
-        f"{path} cannot be written ({why}): it takes {size:,} bytes{room}; what was finished is kept, and the same "
-        "command goes on when this is mended"
+        f"{path} cannot be written ({reason}): it needs {size:,} bytes{free}; finished work is kept: fix this and run "
+        "the same command again to resume"
     )
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+      StorageError: the file system refuses it.
+    """
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: epath.Path) -> Any:
-    """The value of a JSON file, None if there is no such file.
+    """The value of a JSON file; None if the file does not exist.
 
     Raises:
-      StorageError: it is damaged.
+      CorruptionError: the file is not JSON.
     """
     return _read_on_primary(path, lambda: json.loads(path.read_text()))
 
 
 def write_checksummed(path: epath.Path, value: dict[str, Any]) -> None:
-    """Writes an object on which later stages rely, with a hash of the bytes before it as its last field."""
+    """Writes a JSON object on which later stages rely. Its last field is a SHA-256 of the bytes before that field.
+
+    Raises:
+      StorageError: the file system refuses it.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
     write_atomic(path, f"{text}{_CHECKSUM_FIELD}{_checksum_line(text)}".encode())
     timing.commit()
 
 
 def read_checksummed(path: epath.Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, None if there is no such file.
+    """The object that `write_checksummed` wrote; None if the file does not exist.
 
     Raises:
-      Damaged: it is not what was written.
+      CorruptionError: the file does not match its checksum.
     """
 
     def read() -> dict[str, Any]:
         text, _, end = path.read_bytes().decode().rpartition(_CHECKSUM_FIELD)
         if end != _checksum_line(text):
-            raise ValueError("it is not what was written")
+            raise ValueError("its checksum does not match")
         return json.loads(text + "\n}")
 
     return _read_on_primary(path, read)
@@ -144,27 +160,27 @@ def _checksum_line(text: str) -> str:
 
 
 def _read_on_primary(path: epath.Path, read: Callable[[], Any]) -> Any:
-    """What `read` finds on the first process, on all of them; None if there is no such file."""
+    """What `read` returns on the primary process, on every process; None if the file does not exist."""
 
-    def tried() -> tuple[Any, str]:
+    def read_or_fault() -> tuple[Any, str]:
         try:
             return (read() if path.exists() else None), ""
-        except ValueError as error:  # not UTF-8, not JSON, not what was sealed
+        except ValueError as error:  # not UTF-8, not JSON, or a wrong checksum
             return None, f"{path} is damaged ({error})"
 
-    found, fault = processes.broadcast_from_primary(tried)
+    value, fault = processes.broadcast_from_primary(read_or_fault)
     if fault:
         raise CorruptionError(fault, path)
-    return found
+    return value
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether there is such a file or directory."""
+    """Whether the file or directory exists; the primary process decides for all."""
     return processes.broadcast_from_primary(path.exists)
 
 
 def remove(path: epath.Path) -> None:
-    """Removes a file or a directory with all that is in it, if it is there."""
+    """Removes a file, or a directory with all its contents, if it exists."""
     if not processes.is_primary() or not path.exists():
         return
     if path.is_dir():
@@ -174,14 +190,18 @@ def remove(path: epath.Path) -> None:
 
 
 def quarantine(path: epath.Path) -> str:
-    """Gives what was damaged another name, which it returns: nothing is thrown away. "" if there is no such file."""
+    """Renames a damaged file to NAME.damaged (or NAME.damaged-2, ...), so that nothing is deleted.
+
+    Returns:
+      The new name; "" if the file does not exist.
+    """
 
     def move() -> str:
         if not path.exists():
             return ""
         names = (f"{path.name}.damaged{f'-{n}' * (n > 1)}" for n in range(1, 1 << 20))
-        to = next(path.with_name(name) for name in names if not path.with_name(name).exists())
-        path.rename(to)
-        return to.name
+        free_name = next(name for name in names if not path.with_name(name).exists())
+        path.rename(path.with_name(free_name))
+        return free_name
 
     return processes.broadcast_from_primary(move)

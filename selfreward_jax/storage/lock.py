@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from typing import IO, Any
@@ -15,45 +16,47 @@ from selfreward_jax import storage
 from selfreward_jax.parallel import processes
 
 LOCK_FILE = "lock"
+MAX_HOLDER = 200  # characters of the holder's line in the lock file that a message repeats
 
 
 @contextlib.contextmanager
 def workdir_lock(directory: epath.Path) -> Iterator[None]:
-    """Holds DIRECTORY/lock, which no other run gets meanwhile; of several processes, the first does so for all.
+    """Holds the lock DIRECTORY/lock, so that no other run uses the directory. The primary process locks for all.
 
-    The operating system holds it for this process, and lets go when the process ends, however it does: a file that a
-    kill leaves behind locks nobody out. An object store has no such locks.
+    The operating system holds the lock for this process, and releases it when the process ends, however it ends. A lock
+    file that a kill leaves behind therefore blocks nobody. An object store has no such locks: there is none.
 
     Raises:
-      storage.StorageError: another run holds it; the message says which.
+      storage.StorageError: another run holds the lock (the message names it), or the lock is not a regular file.
     """
-    held = _acquire(directory) if processes.is_primary() and not storage.is_remote(directory) else None
+    file = _acquire(directory) if processes.is_primary() and not storage.is_remote(directory) else None
     try:
         yield
     finally:
-        if held is not None:
+        if file is not None:
             (directory / LOCK_FILE).unlink(missing_ok=True)
-            held.close()
+            file.close()
 
 
 def _acquire(directory: epath.Path) -> IO[Any]:
+    path = directory / LOCK_FILE
     directory.mkdir(parents=True, exist_ok=True)
-    file = open(os.fspath(directory / LOCK_FILE), "a+")  # noqa: SIM115 (open for as long as it is held)
+    file = _open(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             file.seek(0)
-            who = file.read().strip() or "another process"
+            holder = file.read(MAX_HOLDER).strip() or "another process"
             file.close()
             raise storage.StorageError(
-                f"workdir {directory} is in use by {who}: wait for it or end it, or use another --workdir"
+                f"workdir {directory} is in use by {holder}: wait for it or end it, or use another --workdir"
             ) from None
         storage.warn(
-            f"{directory / LOCK_FILE} cannot be locked here ({error.strerror}): let no second run use the folder"
+            f"{path} cannot be locked here ({error.strerror}): do not start a second run in this directory meanwhile"
         )
         return file
-    if not _same(file, directory / LOCK_FILE):  # who held it until now has removed it
+    if not _is_same_file(file, path):  # the previous holder has removed it since it was opened
         file.close()
         return _acquire(directory)
     file.truncate(0)
@@ -62,8 +65,25 @@ def _acquire(directory: epath.Path) -> IO[Any]:
     return file
 
 
-def _same(file: IO[Any], path: epath.Path) -> bool:
+def _open(path: epath.Path) -> IO[Any]:
+    """Opens the lock file, and creates it if it does not exist. Never follows a symbolic link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(os.fspath(path)))
+        descriptor = os.open(os.fspath(path), flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "a+", errors="replace")
+        os.close(descriptor)
+    raise storage.StorageError(
+        f"{path} is not a regular file (a symbolic link is not followed): remove it, or use another --workdir"
+    )
+
+
+def _is_same_file(file: IO[Any], path: epath.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(os.fspath(path), follow_symlinks=False))
     except FileNotFoundError:
         return False
