@@ -1,1 +1,1 @@
-"""Measures models; trains nothing."""
+"""Measures models: judge agreement, win rates, confidence intervals. Nothing here trains a model."""

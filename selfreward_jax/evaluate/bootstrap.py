@@ -1,35 +1,35 @@
-"""Percentile bootstrap: how far a figure would move if other instructions had been drawn."""
+"""Percentile bootstrap: how far a metric would move with another sample of instructions."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-DRAWS = 2000
+NUM_RESAMPLES = 2000
 
 
-def intervals(
-    parts: np.ndarray, figures: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int = 0
+def confidence_intervals(
+    prompt_stats: np.ndarray, metrics_fn: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int = 0
 ) -> dict[str, list[float] | None]:
-    """95 % intervals of figures that are functions of sums over instructions.
+    """95 % confidence intervals of metrics that are functions of sums over instructions.
 
     Args:
-      parts: what each instruction adds, [instructions, columns].
-      figures: from sums [..., columns] to named figures [...]; nan where there is nothing to divide by.
-      seed: of the draws.
+      prompt_stats: what each instruction contributes, [instructions, columns].
+      metrics_fn: from sums [..., columns] to named metrics [...]; nan where the denominator is zero.
+      seed: of the resampling.
 
     Returns:
-      [low, high] for each figure: the middle 95 % of `DRAWS` draws of as many instructions, with replacement. None
-      where most draws have no figure.
+      [low, high] for each metric: the middle 95 % over `NUM_RESAMPLES` resamples. A resample has as many instructions
+      as there are, drawn with replacement. None where the metric is undefined in most resamples.
     """
-    rows = len(parts)
-    if not rows:
-        return dict.fromkeys(figures(np.zeros(parts.shape[1])), None)
-    drawn = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
-    return {name: _middle(values) for name, values in figures(drawn.astype(float) @ parts).items()}
+    count = len(prompt_stats)
+    if not count:
+        return dict.fromkeys(metrics_fn(np.zeros(prompt_stats.shape[1])), None)
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
+    return {name: _middle(values) for name, values in metrics_fn(weights.astype(float) @ prompt_stats).items()}
 
 
 def _middle(values: np.ndarray) -> list[float] | None:
-    numbers = values[np.isfinite(values)]
-    if 2 * len(numbers) < len(values):
+    finite = values[np.isfinite(values)]
+    if 2 * len(finite) < len(values):
         return None
-    return [float(v) for v in np.percentile(numbers, [2.5, 97.5])]
+    return [float(v) for v in np.percentile(finite, [2.5, 97.5])]

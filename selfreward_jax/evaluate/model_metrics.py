@@ -1,70 +1,68 @@
-"""Measures one model: its answers to held-out prompts, and its judgments of a fixed set of answers."""
+"""Metrics of one model: its responses to held-out prompts, and its judgments of a fixed set of responses."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from selfreward_jax.evaluate import head_to_head, oracle
-from selfreward_jax.evaluate.agreement import agreement, intervals
+from selfreward_jax.evaluate.agreement import agreement, confidence_intervals
+from selfreward_jax.method.rows import JudgmentRow, RankedRow, ResponsesRow, Row
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
-Row = dict[str, Any]
 
-
-def ranked_answers(ranked: list[Row]) -> list[Row]:
-    """The answers of ranked rows {id, prompt, answers: [{response, score}]} as rows {id, prompt, response}."""
+def ranked_responses(ranked: Sequence[RankedRow]) -> list[Row]:
+    """The responses of ranked rows, as rows {id, prompt, response} for the judge; the id is RANKED_ID/INDEX."""
     return [
-        {"id": f"{row['id']}/{i}", "prompt": row["prompt"], "response": a["response"]}
+        {"id": f"{row['id']}/{i}", "prompt": row["prompt"], "response": response["response"]}
         for row in ranked
-        for i, a in enumerate(row["answers"])
+        for i, response in enumerate(row["answers"])
     ]
 
 
-def judge_figures(ranked: list[Row], judgments: list[Row]) -> dict[str, Any]:
-    """Agreement of judgments with the true scores of the ranked answers, and the share of readable votes.
+def judge_metrics(ranked: Sequence[RankedRow], judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
+    """Agreement of judgments with the true scores of the ranked responses, and the fraction of parseable votes.
 
-    `length_accuracy` is the pairwise accuracy of calling the longer answer the better one, on the same answers: a
-    judge that does no better may have learnt no more.
+    `length_accuracy` is a baseline on the same responses: the pairwise accuracy of preferring the longer response. A
+    judge that does no better may have learned no more.
     """
-    score = {j["id"]: j["score"] for j in judgments}
-    instructions = [
-        (
-            [a["score"] for a in row["answers"]],
-            [score.get(f"{row['id']}/{i}") for i in range(len(row["answers"]))],
-        )
-        for row in ranked
-    ]
-    lengths = [
-        (
-            truth,
-            [float(len(a["response"])) if s is not None else None for a, s in zip(row["answers"], judged, strict=True)],
-        )
-        for row, (truth, judged) in zip(ranked, instructions, strict=True)
-    ]
-    votes = [v["score"] for j in judgments for v in j["votes"]]
+    score_of = {row["id"]: row["score"] for row in judgments}
+    instructions, lengths = [], []
+    for row in ranked:
+        truth = [response["score"] for response in row["answers"]]
+        judged = [score_of.get(f"{row['id']}/{i}") for i in range(len(row["answers"]))]
+        instructions.append((truth, judged))
+        characters = [
+            float(len(response["response"])) if score is not None else None
+            for response, score in zip(row["answers"], judged, strict=True)
+        ]
+        lengths.append((truth, characters))
+    votes = [vote["score"] for row in judgments for vote in row["votes"]]
     return {
         **agreement(instructions),
-        "interval": intervals(instructions),
+        "interval": confidence_intervals(instructions),
         "length_accuracy": agreement(lengths)["pairwise_accuracy"],
         "parse_rate": sum(v is not None for v in votes) / len(votes) if votes else None,
     }
 
 
-def answer_figures(rows: list[Row], has_oracle: bool) -> dict[str, Any]:
-    """Mean length in characters, share of finished answers, and the oracle's figures where there is one."""
-    texts = [r for row in rows for r in row["responses"]]
-    figures = {
-        "mean_length": sum(len(r["text"]) for r in texts) / len(texts),
-        "finished": sum(r["finished"] for r in texts) / len(texts),
+def response_metrics(rows: Sequence[ResponsesRow], has_oracle: bool) -> dict[str, Any]:
+    """Mean length in characters, fraction of finished responses, and the oracle's metrics where there is an oracle."""
+    responses = [response for row in rows for response in row["responses"]]
+    metrics = {
+        "mean_length": sum(len(r["text"]) for r in responses) / len(responses),
+        "finished": sum(r["finished"] for r in responses) / len(responses),
     }
-    return figures | ({"oracle": oracle.figures(rows)} if has_oracle else {})
+    return metrics | ({"oracle": oracle.metrics(rows)} if has_oracle else {})
 
 
-def versus(directory: Any, models: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Head to head of each model with every other, from their answers in the working directory."""
-    rows = {m: JsonlArtifact(directory / m / "eval_answers.jsonl").rows() for m in models}
-    return {a: {b: head_to_head.win_rates(by_oracle(rows[a], rows[b])) for b in models if b != a} for a in models}
+def pairwise_win_rates(workdir: epath.Path, models: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Win rates of each model against every other, by the oracle, from their responses in the working directory."""
+    rows = {m: JsonlArtifact(workdir / m / "eval_answers.jsonl").rows() for m in models}
+    return {a: {b: head_to_head.win_rates(oracle_verdicts(rows[a], rows[b])) for b in models if b != a} for a in models}
 
 
-def by_oracle(ours: list[Row], theirs: list[Row]) -> list[list[int]]:
-    """The world's oracle on two models' answers to the same prompts, for each prompt and sample: 1 ours, 0 tie, -1
+def oracle_verdicts(ours: Sequence[ResponsesRow], theirs: Sequence[ResponsesRow]) -> list[list[int]]:
+    """The oracle's verdicts on two models' responses to the same prompts, per prompt and sample: 1 ours, 0 tie, -1
     theirs."""
     return oracle.verdicts(ours, theirs)

@@ -1,24 +1,27 @@
-"""What the embedded world's oracle says of a model's answers to held-out prompts, alone and head to head."""
+"""The toy world's oracle on responses to held-out prompts: metrics of one model, verdicts between two models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfreward_jax.evaluate.head_to_head import sign
+from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.worlds.toy import oracle
-
-Row = dict[str, Any]
 
 CRITERIA = oracle.CRITERIA
 
 
-def points(rows: Sequence[Row]) -> list[list[dict[str, bool]]]:
-    """The points of each response of each row {prompt, responses: [{text}]}."""
+def points(rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, bool]]]:
+    """Which criteria each response of each row {prompt, responses: [{text}]} meets; each is worth one point."""
     return [[oracle.points(row["prompt"], r["text"]) for r in row["responses"]] for row in rows]
 
 
-def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean points (0 to 5), share of perfect answers, the share that names
-    something twice (no point hangs on that), and the share that earns each point."""
+def metrics(rows: Sequence[ResponsesRow]) -> dict[str, Any]:
+    """Metrics of one model's responses.
+
+    Returns:
+      `mean`, the mean points (0 to 5); `perfect`, the fraction of perfect responses; `repeats`, the fraction that name
+      something twice (no criterion depends on it); `criteria`, the fraction of responses that meet each criterion.
+    """
     flat = [p for row in points(rows) for p in row]
     totals = [sum(p.values()) for p in flat]
     return {
@@ -29,11 +32,11 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def verdicts(ours: Sequence[Row], theirs: Sequence[Row]) -> list[list[int]]:
-    """Verdicts on the same prompts, sample by sample: the answer with more points wins.
+def verdicts(ours: Sequence[ResponsesRow], theirs: Sequence[ResponsesRow]) -> list[list[int]]:
+    """Verdicts on the same prompts, sample by sample: the response with more points wins. 1 ours, 0 tie, -1 theirs.
 
     Raises:
-      ValueError: the rows are of other prompts.
+      ValueError: the two lists have different prompts.
     """
     if [r["prompt"] for r in ours] != [r["prompt"] for r in theirs]:
         raise ValueError("the two models did not answer the same prompts")
