@@ -6,42 +6,45 @@ from selfreward_jax import storage
 from selfreward_jax.method import round_checks
 from selfreward_jax.method.pairs import join_scores
 from selfreward_jax.method.responses import finished_responses
+from selfreward_jax.method.rows import Row
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, few_shot_pool
-from selfreward_jax.stages.self_reward import held_out_prompts
+from selfreward_jax.stages.common import StageError, few_shot_pool, held_out_prompts, previous_model
 from selfreward_jax.stages.training import is_trained
 from selfreward_jax.telemetry.progress import log_line
 
 
-def check_round(run: Run, t: int) -> None:
-    """m_t/checks.json: what the round's rows show.
+def check_round(run: Run, model: str) -> None:
+    """m_t/checks.json: metrics of the round's rows.
 
     Raises:
-      StageError: something is beyond its limit in config.checks, and m_t is not trained yet.
+      StageError: a metric is beyond its limit in config.checks, and m_t is not trained yet.
     """
-    name, limits = f"m{t}", run.cfg.checks
-    path, trained = run.workdir / name / "checks.json", is_trained(run, name)
+    limits, path, trained = run.cfg.checks, run.workdir / model / "checks.json", is_trained(run, model)
     if trained and storage.read_checksummed(path) is not None:
         return
-    found = round_metrics(run, t)
-    storage.write_checksummed(path, found)
-    log_line(f"{name} guards: {round_checks.format_metrics(found, limits)}")
-    if (broken := round_checks.violations(found, limits)) and not trained:
+    metrics = round_metrics(run, model)
+    storage.write_checksummed(path, metrics)
+    log_line(f"{model} checks: {round_checks.format_metrics(metrics, limits)}")
+    if (violations := round_checks.violations(metrics, limits)) and not trained:
         raise StageError(
-            f"{name} is not trained: {'; '.join(broken)}. Read {run.workdir / name}/judgments.jsonl; then train the judge "
-            "longer in a new --workdir, or, if you want it so, move the limit and start again"
+            f"{model} is not trained: {'; '.join(violations)}. Read {run.workdir / model}/judgments.jsonl. Then train "
+            "the judge longer in a new --workdir, or change the limit on purpose and start again"
         )
 
 
-def round_metrics(run: Run, t: int) -> dict[str, Any]:
-    """What the rows of round t show, by the names of `guards.GUARDS`."""
-    of = lambda stage, t=t: run.jsonl(f"m{t}", stage)  # noqa: E731
-    found, judgments = finished_responses(of("responses").rows()), of("judgments").rows()
-    before = finished_responses(of("responses", t - 1).rows()) if t > 2 else run.jsonl("seed", "ift").rows()
-    canaries = of("probes").rows() if of("probes").manifest else []
-    manifest = of("prompts").manifest
-    return round_checks.judge_metrics(judgments, join_scores(found, judgments), canaries) | {
-        "length_growth": round_checks.length_growth(found, before),
-        "repeats": manifest["faults"].get("not new", 0) / manifest["attempts"],
-        "leaks": round_checks.leak_rate(of("prompts").rows(), few_shot_pool(run), held_out_prompts(run)),
+def round_metrics(run: Run, model: str) -> dict[str, Any]:
+    """The metrics that `round_checks.CHECKS` limits."""
+
+    def rows(stage: str, folder: str = model) -> list[Row]:
+        artifact = run.files.jsonl(folder, stage)
+        return artifact.rows() if artifact.manifest else []
+
+    finished, judged = finished_responses(rows("responses")), rows("judgments")
+    earlier = finished_responses(rows("responses", previous_model(model)))  # none before the first round
+    before = earlier or rows("ift", "seed")
+    attempts = run.files.jsonl(model, "prompts").manifest
+    return round_checks.judge_metrics(judged, join_scores(finished, judged), rows("probes")) | {
+        "length_growth": round_checks.length_growth(finished, before),
+        "repeats": attempts["faults"].get("duplicate", 0) / attempts["attempts"],
+        "leaks": round_checks.leak_rate(rows("prompts"), few_shot_pool(run), held_out_prompts(run)),
     }

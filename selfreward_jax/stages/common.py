@@ -1,9 +1,8 @@
-"""What several stages start from: templates, and seed rows as prompts and as training texts."""
+"""What several stages read: templates, and the seed sets as training examples."""
 
 from collections.abc import Iterable
 from functools import partial
 from random import Random
-from typing import Any
 
 from selfreward_jax import storage
 from selfreward_jax.data import seed_sets
@@ -12,19 +11,28 @@ from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
+from selfreward_jax.method.rows import InstructionRow, Row
 from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.runs.run import Run
 
-Row = dict[str, Any]
+HELD_OUT_SETS = ("validation", "heldout", "ranked_validation", "ranked_heldout")
 
 
 class StageError(RuntimeError):
-    """A stage cannot go on; the message says what is wrong and what to do. Nothing made so far is lost."""
+    """A stage cannot continue; the message says why and what to do. Everything made so far is kept."""
+
+
+def previous_model(model: str) -> str:
+    """The model that a round starts from: "m1" for "m2"."""
+    return f"m{int(model[1:]) - 1}"
 
 
 def check_inputs(run: Run) -> None:
-    """Reads the templates and the description of the model before any work: what cannot be used shows now, not when its
-    stage comes."""
+    """Reads the templates and the description of the pretrained model before any work, so that a fault shows now.
+
+    Raises:
+      TemplateError, ModelFormatError, ConfigError, StageError: one of them cannot be used.
+    """
     judge_template(run)
     prompt_template(run)
     pairwise_template(run)
@@ -32,27 +40,28 @@ def check_inputs(run: Run) -> None:
         _pin_writer(run)
     if run.cfg.model.init and not storage.exists(run.workdir / "m0" / "manifest.json"):
         folder = hub.resolve_model_dir(run.cfg.model.init)
-        found, raw = read_config(folder)
-        run.check_layouts(found)
+        pretrained, raw = read_config(folder)
+        run.models.check_divisible(pretrained)
         read_chat(folder)
-        if (most := raw.get("max_position_embeddings", run.cfg.model.max_length)) < run.cfg.model.max_length:
+        limit = raw.get("max_position_embeddings", run.cfg.model.max_length)
+        if limit < run.cfg.model.max_length:
             raise ModelFormatError(
-                f"model.max_length is {run.cfg.model.max_length}, but {folder} was made for {most} tokens: lower "
+                f"model.max_length is {run.cfg.model.max_length}, but {folder} was made for {limit} tokens: lower "
                 "model.max_length"
             )
 
 
 def _pin_writer(run: Run) -> None:
-    """Notes which model writes the prompts, the first time, and holds every later round to it."""
-    path, pinned = run.cfg.prompts.writer, run.workdir / "prompts_writer.json"
-    known = storage.read_json(pinned) or {}
-    name, digest = resolve_model(path, known.get("model", ""))
-    if known and known["digest"] != digest:
+    """Stores which model writes the prompts in the first round. Every later round must find the same one."""
+    writer, path = run.cfg.prompts.writer, run.workdir / "prompts_writer.json"
+    pinned = storage.read_json(path) or {}
+    model, digest = resolve_model(writer, pinned.get("model", ""))
+    if pinned and pinned["digest"] != digest:
         raise StageError(
-            f"prompts.writer {path} is not the model that it was ({known['model']}, {known['digest']}; now {digest}): "
-            "put that model back, or begin in a new --workdir"
+            f"prompts.writer {writer} is not the model of the earlier rounds ({pinned['model']}, {pinned['digest']}; "
+            f"now {digest}): restore that model, or start in a new --workdir"
         )
-    storage.write_json(pinned, {"writer": path, "model": name, "digest": digest})
+    storage.write_json(path, {"writer": writer, "model": model, "digest": digest})
 
 
 def judge_template(run: Run) -> str:
@@ -61,49 +70,51 @@ def judge_template(run: Run) -> str:
 
 
 def pairwise_template(run: Run) -> str:
-    """The template that shows a judge two answers."""
+    """The template that shows a judge two responses."""
     return templates.load(run.cfg.pairwise.template, {"prompt", "first", "second"})
 
 
 def prompt_template(run: Run) -> str:
-    """The template that asks for a new prompt."""
+    """The few-shot template for a new prompt."""
     return templates.load(run.cfg.prompts.template, {"examples"})
 
 
 def eft_source_set(run: Run) -> str:
-    """The set that the seed stage makes for EFT: judged rows, or answers that the SFT baseline is to judge."""
+    """The seed set from which EFT comes: judged rows, or ranked answers that the SFT baseline is to judge."""
     return "eft_answers" if run.cfg.eft.source == "baseline" else "eft"
 
 
+def held_out_prompts(run: Run) -> list[str]:
+    """The prompts that no training may see."""
+    return [row["prompt"] for name in HELD_OUT_SETS for row in run.files.jsonl("seed", name).rows()]
+
+
 def few_shot_pool(run: Run) -> list[str]:
-    """Seed prompts fit to be shown as examples: those in the form that a new prompt must have."""
-    return filter_few_shot(run, run.jsonl("seed", "ift").rows())
+    """Seed prompts that may be few-shot examples: those in the form that a new prompt must have."""
+    return filter_few_shot(run, run.files.jsonl("seed", "ift").rows())
 
 
-def filter_few_shot(run: Run, rows: Iterable[Row]) -> list[str]:
+def filter_few_shot(run: Run, rows: Iterable[InstructionRow]) -> list[str]:
     """Those prompts of instruction rows."""
-    settings = run.cfg.prompts
+    c = run.cfg.prompts
     prompts = (row["prompt"] for row in rows)
-    return [p for p in prompts if not prompt_generation.rejection_reason(p, settings.min_words, settings.max_words)]
+    return [p for p in prompts if not prompt_generation.rejection_reason(p, c.min_words, c.max_words)]
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
-    """Training texts of the seed sets: ift, eft (the judge's task), prompts (the prompt writer's task)."""
-    ift = run.jsonl("seed", "ift").rows()
-    rows: dict[str, list[Row]] = {}
-    for name in names:
-        if name == "ift":
-            rows[name] = ift
-        elif name == "eft":
-            template = judge_template(run)
-            rows[name] = seed_sets.judge_rows(run.jsonl("seed", "eft").rows(), partial(judging.judge_prompt, template))
-        else:
-            settings = run.cfg.prompts
-            rows[name] = seed_sets.prompt_rows(
-                few_shot_pool(run),
-                run.cfg.data.prompt_rows,
-                settings.num_seed_examples + settings.num_generated_examples,
-                prompt_template(run),
-                Random(f"{run.cfg.seed} prompt rows"),
-            )
-    return {name: [run.chat.example(r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
+    """Training examples of the seed sets: ift, eft (the judge's task), prompts (the task of writing prompts)."""
+    rows: dict[str, list[Row]] = {name: _task_rows(run, name) for name in names}
+    return {name: [run.models.chat.example(r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
+
+
+def _task_rows(run: Run, name: str) -> list[Row]:
+    """A seed set as rows {prompt, response}."""
+    if name == "ift":
+        return run.files.jsonl("seed", "ift").rows()
+    if name == "eft":
+        as_prompt = partial(judging.judge_prompt, judge_template(run))
+        return seed_sets.judge_rows(run.files.jsonl("seed", "eft").rows(), as_prompt)
+    c = run.cfg.prompts
+    num_examples = c.num_seed_examples + c.num_generated_examples
+    rng = Random(f"{run.cfg.seed} prompt rows")
+    return seed_sets.prompt_rows(few_shot_pool(run), run.cfg.data.prompt_rows, num_examples, prompt_template(run), rng)

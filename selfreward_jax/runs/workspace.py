@@ -1,0 +1,124 @@
+"""The working directory of a run: its artifacts, its manifests, and the random keys of its stages.
+
+Nothing here writes, but for the artifacts that a stage is given to write.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.config.diff import config_hash
+from selfreward_jax.parallel import processes
+from selfreward_jax.sampling.engine import stable_hash32
+from selfreward_jax.storage.artifacts import JsonlArtifact
+
+# Names under which stages are hashed into random keys. Another name here would change every measured number.
+_KEY_NAMES = {"pretrain": "base", "responses": "candidates", "probes": "canaries"}
+
+
+def key_name(stage: str) -> str:
+    """The name of a stage in its random keys."""
+    return _KEY_NAMES.get(stage, stage.replace("judgments", "judgements"))
+
+
+class Workspace:
+    """Paths and manifests of one working directory.
+
+    Args:
+      cfg: the settings of the run. Artifacts carry their hash.
+      workdir: a folder or gs://BUCKET/FOLDER. It need not exist.
+
+    Raises:
+      ConfigError: the address cannot be reached.
+    """
+
+    def __init__(self, cfg: ConfigDict, workdir: str) -> None:
+        self.cfg, self.config_hash = cfg, config_hash(json.loads(cfg.to_json()))
+        self.path = epath.Path(workdir)
+        if "://" not in workdir:
+            self.path = self.path.expanduser().resolve()  # Orbax wants absolute paths
+        try:
+            self.path.exists()
+        except (ImportError, ValueError) as error:  # the file system of such an address is not installed
+            raise ConfigError(
+                f'workdir {workdir} cannot be reached ({error}): gs:// needs pip install "selfreward-jax[gs]"'
+            ) from None
+
+    def jsonl(self, *names: str) -> JsonlArtifact:
+        """The JSON Lines artifact of that name, such as jsonl("m2", "pairs")."""
+        return JsonlArtifact(self.path.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.config_hash)
+
+    def is_complete(self, folder: str, stage: str, made_by: str = "") -> bool:
+        """Whether FOLDER/STAGE.jsonl is complete.
+
+        Raises:
+          storage.StorageError: it is, but model `made_by` has other weights now than those that made it.
+        """
+        manifest = self.jsonl(folder, stage).manifest
+        if manifest and made_by:
+            then, now = manifest.get("weights"), self.weights_fingerprint(made_by)
+            if then != now:
+                raise storage.StorageError(
+                    f"{self.path / folder / stage}.jsonl was made by {made_by} with weights {then}, but {made_by} has "
+                    f"weights {now}: restore that {made_by}, or move {stage}.manifest.json and all later artifacts away"
+                )
+        return manifest is not None
+
+    def model_names(self) -> list[str]:
+        """The finished models in training order: m0, sft, m1, m2, ..."""
+        names = {path.parts[0] for path in self.artifacts() if path.name == "manifest.json"}
+        models = [name for name in names if re.fullmatch(r"m\d+|sft", name)]
+        return sorted(models, key=lambda name: 0.5 if name == "sft" else int(name[1:]))
+
+    def complete_artifacts(self) -> list[tuple[str, str]]:
+        """(folder, stage) of each complete JSON Lines artifact, sorted."""
+        suffix = ".manifest.json"
+        return [(p.parts[0], p.name.removesuffix(suffix)) for p in self.artifacts() if p.name.endswith(suffix)]
+
+    def artifacts(self) -> list[epath.Path]:
+        """Files and folders up to two levels below the working directory, relative to it and sorted.
+
+        Listed, not globbed: the directory's own name may hold any character.
+        """
+
+        def listing() -> Iterator[str]:
+            for entry in self.path.iterdir() if self.path.is_dir() else ():
+                yield entry.name
+                if entry.is_dir():
+                    yield from (f"{entry.name}/{inner.name}" for inner in entry.iterdir())
+
+        return [epath.Path(name) for name in processes.broadcast_from_primary(lambda: sorted(listing()))]
+
+    def first_match(self, patterns: tuple[str, ...]) -> str | None:
+        """The first artifact that one of the patterns ("*/pairs.*") matches; None if there is none."""
+        names = [str(path) for path in self.artifacts()]
+        return next((name for pattern in patterns for name in names if fnmatchcase(name, pattern)), None)
+
+    def verify(self) -> None:
+        """Reads every complete JSON Lines artifact, also those that no later stage reads.
+
+        Raises:
+          storage.CorruptionError: one is not what was written.
+        """
+        for folder, stage in self.complete_artifacts():
+            self.jsonl(folder, stage).verify()
+
+    def weights_fingerprint(self, model: str) -> str:
+        """The fingerprint of a finished model's weights."""
+        return storage.read_checksummed(self.path / model / "manifest.json")["weights"]
+
+    def stage_key(self, model: str, stage: str) -> jax.Array:
+        """The random key of a stage: a function of the seed and the two names alone."""
+        key = jax.random.key(self.cfg.seed)
+        return jax.random.fold_in(jax.random.fold_in(key, stable_hash32(model)), stable_hash32(key_name(stage)))
+
+    def stage_seed(self, model: str, stage: str) -> int:
+        """The same as a number, for shuffles on the host."""
+        return stable_hash32(f"{self.cfg.seed} {model} {key_name(stage)}")

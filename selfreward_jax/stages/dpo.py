@@ -1,0 +1,62 @@
+"""DPO: M_t from M_(t-1) and the preference pairs of round t."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from selfreward_jax import storage
+from selfreward_jax.llm import lora
+from selfreward_jax.llm.llama import Llama
+from selfreward_jax.runs.run import Run
+from selfreward_jax.stages.common import previous_model, seed_examples
+from selfreward_jax.stages.early_stopping import EarlyStopping
+from selfreward_jax.stages.training import Job, drop_overlong, is_trained, train
+from selfreward_jax.train.dpo import Pair, PairLayout, choose_layout, loss_fn, make_batch_fn, reference_logprobs
+from selfreward_jax.train.monitor import TrainingMonitor
+
+
+def dpo(run: Run, model: str) -> None:
+    """m_t: DPO on the pairs of round t, from m_(t-1), which is also the reference."""
+    if is_trained(run, model):
+        return
+    settings, previous = run.cfg.dpo, previous_model(model)
+    example = run.models.chat.example
+    pairs = [
+        Pair(example(row["prompt"], row["chosen"]), example(row["prompt"], row["rejected"]))
+        for row in run.files.jsonl(model, "pairs").rows()
+    ]
+    decoder = Llama(run.models.model_config(settings.dropout, adapters=True))
+    # The layout of the round before, so that slightly other lengths need no new compilation.
+    known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layout")
+    layout = choose_layout(pairs, decoder.cfg, known and PairLayout(*known))
+    reference = _reference_logprobs(run, model, pairs, layout)
+    replay = [e for of_set in seed_examples(run, settings.replay_sets).values() for e in of_set]
+    if settings.replay_weight and replay:
+        replay = drop_overlong(replay, settings.replay_seq_len, f"{model} replay")
+    else:
+        replay = []
+    seed = run.files.stage_seed(model, "dpo")
+    steps, batch_at = make_batch_fn(pairs, reference, replay, settings, seed, run.models.mesh, decoder.cfg, layout)
+    tokens = settings.batch_size * layout.tokens + bool(replay) * settings.replay_batch_size * settings.replay_seq_len
+    monitor = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.checks.max_fall)
+    early = EarlyStopping(run, model, previous) if settings.eval_every else None
+    start = partial(run.models.load_trainable, previous)
+    metadata = {"rows": len(pairs), "layout": list(layout)}
+    train(run, Job(model, "dpo", loss_fn(decoder, settings), steps, batch_at, start, tokens, monitor, metadata, early))
+
+
+def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: PairLayout) -> np.ndarray:
+    """Log-probs [pairs, 2] of the responses under the reference, float32. They are stored in MODEL/ref_logprobs.json:
+    the reference is not in memory during training, and a restart on other machines reads the same numbers."""
+    path = run.workdir / model / "ref_logprobs.json"
+    stored, of_pairs = storage.read_checksummed(path), run.files.jsonl(model, "pairs").manifest["sha256"]
+    if stored is None or stored["pairs"] != of_pairs:
+        models = run.models
+        models.drop_engine()  # of an earlier stage
+        decoder = Llama(models.model_config(adapters=True))
+        params = lora.combine(models.frozen_base(), models.load_trainable(previous_model(model)))
+        logprobs = reference_logprobs(decoder, params, pairs, run.cfg.dpo.batch_size, models.mesh, layout)
+        stored = {"pairs": of_pairs, "chosen": logprobs[:, 0].tolist(), "rejected": logprobs[:, 1].tolist()}
+        storage.write_checksummed(path, stored)
+    return np.array([stored["chosen"], stored["rejected"]], np.float32).T

@@ -1,0 +1,87 @@
+"""The stage table: a stage of it writes each artifact, and each setting decides an artifact or says why not."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+from conftest import micro
+
+from selfreward_jax.cli import args
+from selfreward_jax.config import default_config
+from selfreward_jax.config.diff import RUNTIME_FIELDS
+from selfreward_jax.runs.run import make_run
+from selfreward_jax.stages.table import STAGES, TABLE
+
+# Written by the loop itself, or by what follows it.
+OF_THE_LOOP = ("config.json", "events.jsonl", "summary.json", "report.html", "lock", "tensorboard", "tensorboard/*")
+
+
+def patterns():
+    return [p.replace("{m}", "*") for stage in STAGES for p in stage.writes]
+
+
+def test_every_artifact_is_written_by_a_stage(made):
+    for path in make_run(micro(2), str(made)).files.artifacts():
+        name = str(path)
+        folder = "/" not in name and any(fnmatchcase(p.split("/")[0], name) or p.startswith("*/") for p in patterns())
+        assert folder or any(fnmatchcase(name, p) for p in (*patterns(), *OF_THE_LOOP)), name
+
+
+def test_every_step_of_a_finished_run_is_complete(made):
+    run = make_run(micro(2), str(made))
+    steps = TABLE.steps(run.cfg)
+    assert [s.label for s in steps if s.stage.manifest and s.manifest(run) is None] == []
+    assert [s.label for s in steps if s.folder == "m2" and s.stage.run][:3] == [
+        "m2 check_judge",
+        "m2 prompts",
+        "m2 responses",
+    ]
+
+
+def test_what_is_read_was_written_by_an_earlier_step():
+    cfg = default_config()
+    cfg.iterations = 3
+    written = []
+    for step in TABLE.steps(cfg):
+        before = f"m{int(step.folder[1:]) - 1}" if step.folder[1:].isdigit() else ""
+        for name in step.stage.reads:
+            name = name.replace("{m-1}", before).replace("{m}", step.folder).replace("*", "x")
+            assert any(fnmatchcase(name, p) for p in written), (step.label, name)
+        written += [p.replace("{m}", step.folder) for p in step.stage.writes]
+
+
+def test_every_setting_decides_an_artifact_or_is_known_to_decide_none():
+    for field in args.flatten_config(default_config()):
+        free = {field, field.split(".")[0]} & {*RUNTIME_FIELDS, *TABLE.without_artifacts}
+        assert free or TABLE.dependents(field) != ("*/*",), field
+        assert not (free & set(RUNTIME_FIELDS) and free & set(TABLE.without_artifacts)), field
+
+
+def test_every_setting_that_a_stage_names_exists():
+    fields = args.flatten_config(default_config())
+    known = {".".join(f.split(".")[:n]) for f in fields for n in (1, 2)} | {"inputs"}
+    assert {name for stage in STAGES for name in stage.settings} <= known
+
+
+@pytest.mark.parametrize(
+    ("field", "decides"),
+    [
+        ("seed", ["seed/*"]),
+        ("prompts.max_rouge", ["*/prompts.*", "prompts_writer.json"]),
+        ("prompts.template", ["seed/*", "*/prompts.*", "prompts_writer.json"]),
+        ("dpo.beta", ["*/ref_logprobs.json", "*/checkpoint", "*/manifest.json"]),
+        ("max_nonfinite_steps", ["*/steps"]),
+        ("sampling.max_concurrent", []),
+        ("pairwise.method", ["*/early_*"]),
+        ("something.new", ["*/*"]),
+    ],
+)
+def test_what_a_setting_decides_by_hand(field, decides):
+    assert list(TABLE.dependents(field)) == decides
+
+
+def test_a_name_of_the_working_directory_is_no_pattern(made, tmp_path):
+    odd = tmp_path / "lr=[5e-5] *?"
+    odd.symlink_to(made)
+    files = make_run(micro(2), str(odd)).files
+    assert files.model_names() == ["m0", "m1", "m2"]
+    assert files.first_match(("*/pairs.*",)) == "m2/pairs.jsonl"
