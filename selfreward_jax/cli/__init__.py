@@ -1,1 +1,1 @@
-"""The command line: a file for each subcommand."""
+"""The command line: one file per subcommand."""

@@ -1,40 +1,45 @@
-"""Measures the models of a run: the paper's reward-model table, and head to head.
+"""Evaluates the models of a run: the paper's reward-model table, and head-to-head win rates.
 
     python -m selfreward_jax evaluate --workdir=runs/a
-    python -m selfreward_jax evaluate --workdir=runs/a --against=runs/b --judge=m1
-    python -m selfreward_jax evaluate --workdir=runs/a --judge=endpoint --endpoint.url=http://localhost:8000/v1 \
-        --endpoint.model=NAME
+    python -m selfreward_jax evaluate --workdir=runs/a --opponent=runs/b --judge=m1
+    python -m selfreward_jax evaluate --workdir=runs/a --judge=endpoint \\
+        --endpoint.base_url=http://localhost:8000/v1 --endpoint.model=NAME
 
-The judge of the head-to-head is the embedded world's oracle, a model of the run, or an OpenAI-compatible endpoint,
-whose key is read from the environment. What is made goes to WORKDIR/evaluation; a second run makes and pays for nothing
-twice.
+The judge of the win rates is the toy world's oracle, a model of the run, or an OpenAI-compatible endpoint. The
+endpoint's key is read from the environment. Results are written to WORKDIR/evaluation. A second evaluation reuses them:
+no response is generated twice, and no request is paid for twice.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from selfreward_jax import loop, stages, storage
+from selfreward_jax import storage
 from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError, validate
-from selfreward_jax.evaluate import model_metrics as measure
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
 from selfreward_jax.evaluate.head_to_head import win_rates
+from selfreward_jax.evaluate.model_metrics import oracle_verdicts
 from selfreward_jax.llm.chat import ChatError
 from selfreward_jax.llm.hf_config import ModelFormatError
+from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import load_model, resolve_model
-from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.run import Run, open_run
+from selfreward_jax.stages import StageError
+from selfreward_jax.stages.measure import evaluate as evaluate_model
+from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
+from selfreward_jax.stages.sampling import sample_with_engine
 from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache
 
-Row = dict[str, Any]
-Judge = Callable[[str, str, dict[str, list[Row]]], list[list[int]]]  # names of two models, answers by name -> verdicts
-FOLDER = "evaluation"
-# Settings of the run that an evaluation may put others in the place of.
+ResponseRows = list[ResponsesRow]
+Judge = Callable[[str, str, dict[str, ResponseRows]], list[list[int]]]  # two model names, rows by name -> verdicts
+OUTPUT_DIR = "evaluation"
+# Settings of the run that the command line may override, with their types.
 OVERRIDABLE_FIELDS = {
     "endpoint.base_url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.max_requests": int,
     "pairwise.method": str, "pairwise.max_new_tokens": int,
@@ -46,141 +51,152 @@ INPUT_ERRORS = (
     TemplateError,
     EndpointError,
     StorageError,
-    stages.StageError,
+    StageError,
     OSError,
 )
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates. Returns the exit code: 0, or 2 after one line that says what to mend."""
+    """Evaluates. Returns the exit code: 0, or 2 after a one-line error message."""
     try:
-        options = _options(argv)
+        options = _parse_options(argv)
         compile_cache.enable(options.compile_cache)
-        run = Run.reopen(options.workdir)
+        run = open_run(options.workdir)
         for field in OVERRIDABLE_FIELDS:
-            if (given := getattr(options, field)) is not None:
-                part, name = field.split(".")
-                run.cfg[part][name] = given
+            if (value := getattr(options, field)) is not None:
+                section, name = field.split(".")
+                run.cfg[section][name] = value
         validate.validate(run.cfg, row_devices=1)
-        found = evaluate(run, options.models, options.judge, options.against, options.against_name)
-        print("\n".join(tables.paper(found)), flush=True)
+        report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_name)
+        print("\n".join(tables.evaluation_tables(report)), flush=True)
     except INPUT_ERRORS as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = args.parser("evaluate", __doc__, compiles=True)
-    parser.add_argument("--workdir", required=True, help="the run's working directory")
-    parser.add_argument("--models", default="", help="which models, such as m1,m2; else all that are trained")
-    parser.add_argument("--judge", default="", help="oracle, endpoint, or a model of the run; else oracle or the last")
-    parser.add_argument("--against", default="", help="another model: a working directory, or a Hugging Face folder")
-    parser.add_argument("--against_name", default="", help="which model of that working directory; else the last")
-    for field, kind in OVERRIDABLE_FIELDS.items():
-        parser.add_argument(f"--{field}", type=kind, help=f"else the run's {field}")
+def _parse_options(argv: list[str]) -> argparse.Namespace:
+    parser = args.make_parser("evaluate", __doc__, compiles=True)
+    parser.add_argument("--workdir", required=True, help="working directory of the run")
+    parser.add_argument("--models", default="", help="models to evaluate, such as m1,m2 (default: all trained models)")
+    parser.add_argument(
+        "--judge", default="", help="oracle, endpoint, or a model of the run (default: oracle if any, else last model)"
+    )
+    parser.add_argument("--opponent", default="", help="another model: a working directory or a Hugging Face folder")
+    parser.add_argument("--opponent_name", default="", help="model of the opponent's working directory (default: last)")
+    for field, field_type in OVERRIDABLE_FIELDS.items():
+        parser.add_argument(f"--{field}", type=field_type, help=f"overrides the run's {field}")
     return parser.parse_args(argv[1:])
 
 
 def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_name: str) -> dict[str, Any]:
-    """Measures models that were not, plays them against each other, and writes evaluation/report_JUDGE.json.
+    """Evaluates models, compares them with each other, and writes evaluation/report_JUDGE.json.
 
     Args:
       run: the run.
-      models: names with commas between; all but m0 if empty.
+      models: comma-separated names; all but m0 if empty.
       judge: "oracle", "endpoint" or a model; if empty the oracle where there is one, else the last model.
-      against, against_name: another model that each of ours meets, or nothing.
+      opponent, opponent_name: another model that is compared with each of ours, or "".
 
     Returns:
-      {judge and what else names it, models: figures of each by name, versus: records by the names of both}.
+      `judge` and what else describes the judge; `models`, the metrics of each by name; `versus`, the win rates by the
+      names of both models.
 
     Raises:
-      ConfigError: a model or judge is not there.
+      ConfigError: a model or judge does not exist.
     """
-    there = [m for m in run.models() if m != "m0"]
-    names = [m for m in models.split(",") if m] or there
-    judge = judge or ("oracle" if _has_oracle(run) else (there or [""])[-1])
-    for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
-        if name not in there:
-            raise ConfigError(f"workdir {run.workdir} holds {', '.join(there) or 'no trained model'}, not {name!r}")
-    if not names:
-        raise ConfigError(f"workdir {run.workdir} holds no trained model yet: run selfreward_jax.main to m1 first")
-    if judge == "oracle" and not _has_oracle(run):
-        raise ConfigError("--judge is 'oracle', but only the embedded world has one: give a model, or endpoint")
+    names, judge = _choose_models(run, models, judge)
     if opponent and run.cfg.evaluate.best_of > 1:
         raise ConfigError(
-            f"evaluate.best_of of this run is {run.cfg.evaluate.best_of}: a guest (--against) answers once for each "
-            "answer wanted, and would play against the best of several"
+            f"evaluate.best_of of this run is {run.cfg.evaluate.best_of}: an --opponent samples one response where the "
+            "run's models keep the best of several; leave --opponent out"
         )
-    verdicts, described = _judge(run, judge)
+    verdicts, report = _make_judge(run, judge)
     for name in names:
-        loop.evaluate(run, name)
-    answers = {name: run.jsonl(name, "eval_answers").rows() for name in names}
+        evaluate_model(run, name)
+    responses = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
     if opponent:
-        guest, answers_of_guest = _answers_of(run, opponent, opponent_name)
-        answers[guest] = answers_of_guest
-        described |= {"guest": {"name": guest, "path": opponent}}
+        label, rows = _opponent_responses(run, opponent, opponent_name)
+        responses[label] = rows
+        report |= {"guest": {"name": label, "path": opponent}}
     versus: dict[str, dict[str, Any]] = {}
-    order = list(answers)
+    order = list(responses)
     for i, ours in reversed(list(enumerate(order))):
         for theirs in order[:i]:
-            sides = (theirs, ours) if ours not in names else (ours, theirs)  # the guest stands second
-            versus.setdefault(sides[0], {})[sides[1]] = win_rates(verdicts(*sides, _common(answers, sides)))
-    figures = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
-    found = {**described, "models": figures, "versus": versus}
-    storage.write_json(run.workdir / FOLDER / f"report_{judge}.json", found)
-    return found
+            a, b = (theirs, ours) if ours not in names else (ours, theirs)  # the opponent comes second
+            versus.setdefault(a, {})[b] = win_rates(verdicts(a, b, _common_prompts(responses, a, b)))
+    metrics = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
+    report |= {"models": metrics, "versus": versus}
+    storage.write_json(run.workdir / OUTPUT_DIR / f"report_{judge}.json", report)
+    return report
 
 
-def _common(answers: dict[str, list[Row]], sides: tuple[str, str]) -> dict[str, list[Row]]:
-    """The answers of both to the prompts that both answered."""
-    both = set.intersection(*({row["prompt"] for row in answers[side]} for side in sides))
-    if not both:
-        raise ConfigError(f"{sides[0]} and {sides[1]} answered no prompt in common")
-    return {side: [row for row in answers[side] if row["prompt"] in both] for side in sides}
+def _choose_models(run: Run, models: str, judge: str) -> tuple[list[str], str]:
+    """The names of the models to evaluate, and the judge."""
+    trained = [m for m in run.files.model_names() if m != "m0"]
+    names = [m for m in models.split(",") if m] or trained
+    judge = judge or ("oracle" if _has_oracle(run) else (trained or [""])[-1])
+    for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
+        if name not in trained:
+            raise ConfigError(f"workdir {run.workdir} holds {', '.join(trained) or 'no trained model'}, not {name!r}")
+    if not names:
+        raise ConfigError(f"workdir {run.workdir} holds no trained model yet: run selfreward_jax.main until m1 first")
+    if judge == "oracle" and not _has_oracle(run):
+        raise ConfigError("--judge is 'oracle', but only the toy world has one: give a model, or endpoint")
+    return names, judge
+
+
+def _common_prompts(responses: dict[str, ResponseRows], a: str, b: str) -> dict[str, ResponseRows]:
+    """The rows of two models for the prompts that both answered."""
+    common = {row["prompt"] for row in responses[a]} & {row["prompt"] for row in responses[b]}
+    if not common:
+        raise ConfigError(f"{a} and {b} answered no prompt in common: give an opponent with the same held-out prompts")
+    return {name: [row for row in responses[name] if row["prompt"] in common] for name in (a, b)}
 
 
 def _has_oracle(run: Run) -> bool:
     return not run.cfg.data.ift
 
 
-def _judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
-    """What gives the verdicts, and what a report says of it.
+def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
+    """The function that gives the verdicts, and the fields that describe the judge in a report.
 
     Raises:
       EndpointError: the endpoint's settings cannot work.
     """
     if judge == "oracle":
-        return lambda ours, theirs, answers: measure.by_oracle(answers[ours], answers[theirs]), {"judge": judge}
+        return lambda ours, theirs, rows: oracle_verdicts(rows[ours], rows[theirs]), {"judge": judge}
     if judge == "endpoint":
-        # One for the whole evaluation: it counts what is paid for.
-        settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / FOLDER / "endpoint.jsonl")
-        by = partial(stages.compare_by_endpoint, run, endpoint)
-        described = {
+        # One object for the whole evaluation, since it counts the requests.
+        settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / OUTPUT_DIR / "endpoint.jsonl")
+        ask_endpoint = partial(compare_by_endpoint, run, endpoint)
+        description = {
             "judge": judge,
             "url": settings.base_url,
             "model": settings.model,
             "template": run.cfg.pairwise.template,
         }
-        return lambda ours, theirs, answers: by(answers[ours], answers[theirs], f"{ours} : {theirs}"), described
-    form = run.cfg.pairwise.method
-    way = form if form == "scores" else f"{form}_{run.cfg.pairwise.max_new_tokens}"
+        return lambda ours, theirs, rows: ask_endpoint(rows[ours], rows[theirs], f"{ours} : {theirs}"), description
+    method = run.cfg.pairwise.method
+    suffix = method if method == "scores" else f"{method}_{run.cfg.pairwise.max_new_tokens}"
 
-    def by_model(ours: str, theirs: str, answers: dict[str, list[Row]]) -> list[list[int]]:
-        return stages.compare(run, judge, answers[ours], answers[theirs], FOLDER, f"{ours}_{theirs}_by_{judge}_{way}")
+    def by_model(ours: str, theirs: str, rows: dict[str, ResponseRows]) -> list[list[int]]:
+        stage = f"{ours}_{theirs}_by_{judge}_{suffix}"
+        return compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
 
-    return by_model, {"judge": judge, "form": form}
+    return by_model, {"judge": judge, "form": method}
 
 
-def _answers_of(run: Run, path: str, name: str) -> tuple[str, list[Row]]:
-    """Another model's answers to the held-out prompts of this run, under its name and what it is, wherever it lies."""
+def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, Sequence[ResponsesRow]]:
+    """Another model's label and its responses to this run's held-out prompts. The label holds the model's name and a
+    hash of the model, so it does not depend on the path."""
     label = "-".join(resolve_model(path, name)).replace("/", "_")
-    if run.jsonl(FOLDER, f"{label}_answers").manifest is None:
-        run.drop_engine()
+    if run.files.jsonl(OUTPUT_DIR, f"{label}_answers").manifest is None:
+        run.models.drop_engine()
         engine = load_model(path, name, mesh_from=run).engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length)
-        asked = run.jsonl("seed", run.cfg.evaluate.split).rows()
-        stages.sample_with_engine(run, engine, asked, run.cfg.evaluate, FOLDER, f"{label}_answers")
-    return label, run.jsonl(FOLDER, f"{label}_answers").rows()
+        prompts = run.files.jsonl("seed", run.cfg.evaluate.split).rows()
+        sample_with_engine(run, engine, prompts, run.cfg.evaluate, OUTPUT_DIR, f"{label}_answers")
+    return label, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()
 
 
 if __name__ == "__main__":

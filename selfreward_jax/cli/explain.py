@@ -1,5 +1,5 @@
-"""Where a preference pair comes from: its prompt, all answers to it, each vote on them, and whose they are. Or where
-the time went, over all starts of a run: by stage, and what was lost to kills.
+"""Shows where a preference pair comes from: its prompt, all answers, each vote, and the models behind them.
+With --time, shows how the time of a run was spent over all its starts, by stage, and what was lost to kills.
 
 python -m selfreward_jax explain --workdir=runs/a --pair=m2/17
 python -m selfreward_jax explain --workdir=runs/a --time
@@ -15,22 +15,24 @@ from etils import epath
 from selfreward_jax import storage
 from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
+from selfreward_jax.method.rows import JudgmentRow, Response
 from selfreward_jax.report import time_report
+from selfreward_jax.runs.workspace import key_name
 from selfreward_jax.sampling.engine import stable_hash32
+from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.escape import escape
 
-Row = dict[str, Any]
 STAGES = ("prompts", "responses", "judgments", "pairs")
 
 
 def main(argv: list[str]) -> int:
-    """Explains. Returns the exit code: 0, or 2 after one line that says what to mend."""
-    parser = args.parser("explain", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's working directory")
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--pair", help="id of the pair, as in pairs.jsonl, such as m2/17")
-    asked.add_argument("--time", action="store_true", help="a table of the seconds of each stage")
+    """Explains. Returns the exit code: 0, or 2 after a one-line error message."""
+    parser = args.make_parser("explain", __doc__)
+    parser.add_argument("--workdir", required=True, help="working directory of the run")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--pair", help="id of the pair, as in pairs.jsonl, such as m2/17")
+    mode.add_argument("--time", action="store_true", help="a table of the seconds of each stage")
     try:
         options = parser.parse_args(argv[1:])
         workdir = epath.Path(options.workdir)
@@ -43,57 +45,71 @@ def main(argv: list[str]) -> int:
 
 
 def time_report_lines(workdir: epath.Path) -> list[str]:
-    """A table of where the time of a run went.
+    """A table of how the time of a run was spent.
 
     Raises:
       ConfigError: there is no run.
     """
     if not (workdir / "events.jsonl").exists():
-        raise ConfigError(f"workdir {workdir} holds no run: there is no events.jsonl of one")
-    return time_report.table(time_report.read(workdir))
+        raise ConfigError(f"workdir {workdir} holds no run: there is no events.jsonl")
+    return time_report.format_table(time_report.read(workdir, TABLE.kind_of))
 
 
-def trace_pair(workdir: epath.Path, pair: str) -> Iterator[str]:
-    """Lines that say where a pair comes from; what models wrote is inert in them.
+def trace_pair(workdir: epath.Path, pair_id: str) -> Iterator[str]:
+    """Lines that explain where a pair comes from; text of models has its control characters escaped.
 
     Raises:
       ConfigError: there is no such pair.
     """
-    t = pair.partition("/")[0]
-    files = {name: JsonlArtifact(workdir / t / f"{name}.jsonl") for name in STAGES}
-    if not t.startswith("m") or not t[1:].isdigit() or files["pairs"].manifest is None:
-        rounds = sorted(p.parent.name for p in workdir.glob("m*/pairs.manifest.json"))
-        raise ConfigError(f"pair is {pair!r}, and {workdir} has pairs of {', '.join(rounds) or 'no round'}")
-    rows = {name: {row["id"]: row for row in file.rows()} for name, file in files.items()}
-    if pair not in rows["pairs"]:
-        near = difflib.get_close_matches(pair, rows["pairs"], n=1, cutoff=0.0)
-        raise ConfigError(
-            f"pair is {pair!r}, and {t} has no such pair; the nearest one is {near[0] if near else 'none'}"
-        )
-    settings, judge = storage.read_json(workdir / "config.json"), f"m{int(t[1:]) - 1}"
-    model = storage.read_checksummed(workdir / judge / "manifest.json") or {}
-    learnt = (storage.read_checksummed(workdir / t / "manifest.json") or {}).get("weights")
-    chosen = rows["pairs"][pair]
-    yield f"pair {pair} of {workdir}, seed {settings['seed']}"
-    yield f"judged by {judge}, weights {model.get('weights')}"
-    yield f"learnt by {t}, " + (f"weights {learnt}" if learnt else "which is not trained yet")
-    for file in files.values():
-        yield f"{file.path.name}: {file.manifest['rows']} rows, SHA-256 {file.manifest['sha256']}"
-    writer = settings["prompts"]["writer"] or judge
-    yield from _block(f"prompt, by {writer}", chosen["prompt"])
-    yield f"answers, by {judge}; their keys: {_key(settings['seed'], t, 'candidates', pair)}, then the answer's number"
-    for number, answer in enumerate(rows["responses"][pair]["responses"]):
-        judged = rows["judgments"].get(f"{pair}/{number}")
-        sides = [s for s in ("chosen", "rejected") if answer["text"] == chosen[s]]
-        score = "not judged" if judged is None else f"score {judged['score']}"
-        cut = "" if answer["finished"] else ", cut off"
-        yield from _block(" ".join([f"answer {number}: {score}{cut}", *map(str.upper, sides)]), answer["text"])
-        if judged:
-            key = _key(settings["seed"], t, "judgments", judged["id"])
+    model_name = pair_id.partition("/")[0]
+    artifacts, rows = _load_round(workdir, model_name, pair_id)
+    settings, judge = storage.read_json(workdir / "config.json"), f"m{int(model_name[1:]) - 1}"
+    seed, pair = settings["seed"], rows["pairs"][pair_id]
+    judge_weights = (storage.read_checksummed(workdir / judge / "manifest.json") or {}).get("weights")
+    weights = (storage.read_checksummed(workdir / model_name / "manifest.json") or {}).get("weights")
+    yield f"pair {pair_id} of {workdir}, seed {seed}"
+    yield f"judged by {judge}, weights {judge_weights}"
+    yield f"trains {model_name}, " + (f"weights {weights}" if weights else "which is not trained yet")
+    for artifact in artifacts.values():
+        yield f"{artifact.path.name}: {artifact.manifest['rows']} rows, SHA-256 {artifact.manifest['sha256']}"
+    yield from _block(f"prompt, by {settings['prompts']['writer'] or judge}", pair["prompt"])
+    key = _format_key(seed, model_name, "responses", pair_id)
+    yield f"answers, by {judge}; their keys: {key}, then the answer's number"
+    for number, response in enumerate(rows["responses"][pair_id]["responses"]):
+        judgment = rows["judgments"].get(f"{pair_id}/{number}")
+        yield from _block(f"answer {number}: {_describe_response(response, judgment, pair)}", response["text"])
+        if judgment:
+            key = _format_key(seed, model_name, "judgments", judgment["id"])
             yield f"    votes of {judge}; their keys: {key}, then the vote's number"
-            for vote, said in enumerate(judged["votes"]):
-                read = "no vote" if said["score"] is None else said["score"]
-                yield from _block(f"    vote {vote}: {read}", said["text"], indent=8)
+            for index, vote in enumerate(judgment["votes"]):
+                score = "no vote" if vote["score"] is None else vote["score"]
+                yield from _block(f"    vote {index}: {score}", vote["text"], indent=8)
+
+
+def _load_round(
+    workdir: epath.Path, model_name: str, pair_id: str
+) -> tuple[dict[str, JsonlArtifact], dict[str, dict[str, Any]]]:
+    """The artifacts of the round that trains a model, by stage, and their rows by id."""
+    artifacts = {stage: JsonlArtifact(workdir / model_name / f"{stage}.jsonl") for stage in STAGES}
+    if not model_name.startswith("m") or not model_name[1:].isdigit() or artifacts["pairs"].manifest is None:
+        folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
+        rounds = [folder.name for folder in folders if (folder / "pairs.manifest.json").exists()]
+        raise ConfigError(f"pair is {pair_id!r}, and {workdir} has pairs of {', '.join(rounds) or 'no round'}")
+    rows = {stage: {row["id"]: row for row in artifact.rows()} for stage, artifact in artifacts.items()}
+    if pair_id not in rows["pairs"]:
+        nearest = difflib.get_close_matches(pair_id, rows["pairs"], n=1, cutoff=0.0)
+        raise ConfigError(
+            f"pair is {pair_id!r}, and {model_name} has no such pair; the nearest one is "
+            f"{nearest[0] if nearest else 'none'}"
+        )
+    return artifacts, rows
+
+
+def _describe_response(response: Response, judgment: JudgmentRow | None, pair: dict[str, Any]) -> str:
+    score = "not judged" if judgment is None else f"score {judgment['score']}"
+    cut_off = "" if response["finished"] else ", cut off"
+    sides = [side.upper() for side in ("chosen", "rejected") if response["text"] == pair[side]]
+    return " ".join([score + cut_off, *sides])
 
 
 def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
@@ -101,8 +117,8 @@ def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
     yield from (" " * indent + "| " + line for line in escape(text).split("\n"))
 
 
-def _key(seed: int, model: str, stage: str, row: str) -> str:
-    numbers = [f"{stable_hash32(name)} ({name})" for name in (model, stage, row)]
+def _format_key(seed: int, model_name: str, stage: str, row_id: str) -> str:
+    numbers = [f"{stable_hash32(name)} ({name})" for name in (model_name, key_name(stage), row_id)]
     return f"key({seed}) folded with " + ", ".join(numbers)
 
 

@@ -1,11 +1,16 @@
-"""python -m selfreward_jax fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
-[--tokens=N] [--only=PROGRAM,...] [--json]
+"""Does a run fit a TPU slice? Compiles its programs for the slice, on a machine without a TPU.
 
-Does a run fit a TPU slice? Compiles its programs for it, on a machine without a TPU, and prints the bytes that each
-takes on a chip, by kind, and its collectives. It proves that the programs compile and fit, not how fast they are.
---tokens is the length of a pair's longer side in DPO (else model.max_length), --only names programs, --json prints
-lines.
-Needs the extra `tpu`: pip install "selfreward-jax[tpu]". Exit codes: 0 it fits; 1 it does not; 2 bad input.
+    python -m selfreward_jax fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
+
+Prints the bytes that each program takes on a chip, by kind, and its collectives. This shows that the programs compile
+and fit, not how fast they are. Needs the extra `tpu`: pip install "selfreward-jax[tpu]".
+
+  --topology=GENERATION:AxB[xC]  the TPU slice, such as v5e:4x4
+  --tokens=N                     length of a pair's longer side in DPO (default: model.max_length)
+  --only=PROGRAM,...             compile only these programs
+  --json                         one JSON line per program instead of a table
+
+Exit codes: 0 it fits; 1 it does not fit; 2 invalid input.
 """
 
 import json
@@ -33,18 +38,18 @@ from selfreward_jax.parallel.sharding import batch_divisor
 
 GIB = 1 << 30
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory
-USABLE = 0.98  # of it; the rest is the system's (15.75 of 16 GiB on a v5e)
-# What libtpu asks a Google machine for, it is told here instead; and that nobody has a TPU to himself.
-_NO_TPU = {
+USABLE = 0.98  # fraction of the memory; the rest is reserved by the system (15.75 of 16 GiB usable on a v5e)
+# Answers to what libtpu would ask a cloud machine for. The last one lets several processes load libtpu.
+_LIBTPU_ENV = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, GENERATION:AxB or GENERATION:AxBxC.")
-_TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a pair's longer side in DPO; 0: model.max_length.")
-_ONLY = flags.DEFINE_list("only", [], f"Programs to look at, of {', '.join(NAMES)}; all if not given.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON line for each program instead of a table.")
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Length of a pair's longer side in DPO, in tokens; 0: model.max_length.")
+_ONLY = flags.DEFINE_list("only", [], f"Programs to compile, of {', '.join(NAMES)}; all by default.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON line per program instead of a table.")
 
 
 def main(argv: list[str]) -> int:
@@ -54,27 +59,32 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         cfg, _ = args.parse(argv)
-        return report(cfg, _TOPOLOGY.value or "", _TOKENS.value, _ONLY.value, _JSON.value)
+        return check_fit(cfg, _TOPOLOGY.value or "", _TOKENS.value, _ONLY.value, _JSON.value)
     except (config.ConfigError, ModelFormatError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)
         return 2
 
 
-def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json: bool) -> int:
-    """Prints what each program of the run (those of `only`, if any) takes on the slice. Returns the exit code."""
+def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json: bool) -> int:
+    """Prints what each program of the run (only those in `only`, if any) takes on the slice.
+
+    Returns:
+      The exit code: 0 if all fit, else 1.
+
+    Raises:
+      ConfigError: the slice or a setting is not valid.
+    """
     devices = slice_devices(topology)
     try:
-        along = cfg.parallel
-        mesh = make_mesh(along.fsdp, along.tensor, along.replicas, devices)
+        mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor, cfg.parallel.replicas, devices)
         if not (cfg.data.ift or cfg.data.ift_rows):
-            cfg.data.ift = cfg.data.eft = "any"  # which seeds, does not matter here
+            cfg.data.ift = cfg.data.eft = "any"  # the seed data do not matter here
         validate.validate(cfg, batch_divisor(mesh), "tpu")
-        lowered = programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only)
         rows = []
-        for program in lowered:
+        for program in programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only):
             rows.append(measure_program(program, topology, mesh))
             print(json.dumps(rows[-1]) if as_json else _format_row(rows[-1]), flush=True)
-    except ValueError as error:  # sizes that do not divide; the message has the numbers
+    except ValueError as error:  # sizes that are not divisible; the message has the numbers
         raise config.ConfigError(str(error)) from None
     fits = all(row["fits"] for row in rows)
     if not as_json:
@@ -84,7 +94,7 @@ def report(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json
 
 
 def slice_devices(topology: str) -> list[Any]:
-    """The devices of a TPU slice that need not be there.
+    """The devices of a TPU slice, which need not exist.
 
     Raises:
       ConfigError: there is no such slice, or libtpu is not installed.
@@ -94,15 +104,15 @@ def slice_devices(topology: str) -> list[Any]:
         raise config.ConfigError(
             f"topology is {topology!r}; it must be a generation ({', '.join(CHIPS)}) and a shape, such as v5p:4x4x4"
         )
-    os.environ |= _NO_TPU
+    os.environ |= _LIBTPU_ENV
     jax.config.update("jax_platforms", "cpu")
     sides = [*map(int, shape.split("x")), 1][:3]
-    given: dict[str, Any] = {"chips_per_host_bounds": [min(2, side) for side in sides[:2]] + [1]}  # 2 x 2, or fewer
+    options: dict[str, Any] = {"chips_per_host_bounds": [min(2, side) for side in sides[:2]] + [1]}  # at most 2 x 2
     if generation == "v4":
-        given["chip_config_name"] = "megacore"  # a chip's two cores as one device, as a run has them
+        options["chip_config_name"] = "megacore"  # a chip's two cores are one device, as in a run
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **given).devices
-    except Exception as error:  # of the plugin, which has no public types
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except Exception as error:  # the plugin's errors have no public types
         remedy = 'pip install "selfreward-jax[tpu]" brings libtpu' if "libtpu" in str(error) else "give another shape"
         raise config.ConfigError(f"topology {topology}: {str(error).splitlines()[0]} ({remedy})") from None
 
@@ -115,12 +125,12 @@ def measure_program(program: Program, topology: str, mesh: Mesh) -> dict[str, An
     row["bytes"] = dict(program.bytes)
     try:
         compiled = program.lowered.compile()
-    except Exception as error:  # the compiler's own refusal, which has no public type
+    except Exception as error:  # the compiler's out-of-memory error has no public type
         if "hbm" not in str(error).lower():
             raise
         return row | {
             "fits": False,
-            "peak": _refused(str(error), sum(program.bytes.values()), program.resident_bytes),
+            "peak": _peak_from_error(str(error), sum(program.bytes.values()), program.resident_bytes),
             "collectives": {},
         }
     memory = compiled.memory_analysis()
@@ -132,33 +142,38 @@ def measure_program(program: Program, topology: str, mesh: Mesh) -> dict[str, An
     return row | {"fits": fits, "peak": peak, "collectives": totals_by_kind(parse_collectives(compiled.as_text()))}
 
 
-def _refused(said: str, known: int, beside: int) -> int:
-    """Bytes on a device that would be needed, from the compiler's words when it refused; `known` are those told in
-    advance, of which `beside` are none of the program's own."""
-    used = re.search(r"Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", said)
+def _peak_from_error(message: str, planned: int, resident: int) -> int:
+    """Bytes needed on a device, from the compiler's out-of-memory message.
+
+    Args:
+      message: the compiler's message.
+      planned: bytes known before compiling: arguments, and what else is resident.
+      resident: the part of `planned` that does not belong to the program.
+    """
+    used = re.search(r"Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", message)
     if used is None:
-        return known
+        return planned
     size, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
-    found = int(float(size) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[unit])
-    return found + (beside if used[1] else known)
+    count = int(float(size) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[unit])
+    return count + (resident if used[1] else planned)
 
 
 def _format_row(row: dict[str, Any]) -> str:
-    peak, most = row["peak"] / GIB, row["hbm"] / GIB
+    peak, hbm = row["peak"] / GIB, row["hbm"] / GIB
     kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in row["bytes"].items())
-    moved = ", ".join(f"{n['count']} {kind} ({n['bytes'] / GIB:.2f})" for kind, n in row["collectives"].items())
+    collectives = ", ".join(f"{n['count']} {kind} ({n['bytes'] / GIB:.2f})" for kind, n in row["collectives"].items())
     verdict = "fits" if row["fits"] else "DOES NOT FIT"
     return (
-        f"{row['program']:8} {peak:7.2f} of {most:.0f} GiB a chip, {verdict}: {row['shapes']}\n"
+        f"{row['program']:8} {peak:7.2f} of {hbm:.0f} GiB per chip, {verdict}: {row['shapes']}\n"
         f"         GiB: {kinds}\n"
-        f"         collectives, GiB on each device: {moved or 'none'}"
+        f"         collectives, GiB per device: {collectives or 'none'}"
     )
 
 
 def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
-    """What to change so that a program fits, the nearest first."""
+    """What to change so that a program fits, the smallest change first."""
     stage, hbm, size = row["program"], row["hbm"], row["bytes"]
-    used = f"{stage}: {row['peak'] / GIB:.1f} GiB a chip where {hbm / GIB:.0f} are;"
+    used = f"{stage}: needs {row['peak'] / GIB:.1f} GiB per chip, which has {hbm / GIB:.0f};"
     if stage in ("sft", "dpo"):
         state = (size["params"] + size["optimiser"]) / hbm
         if state < 0.8:
@@ -168,9 +183,11 @@ def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
         split = cfg.parallel.fsdp * cfg.parallel.tensor < math.prod(row["mesh"].values())
         more = "raise parallel.fsdp" if split else f"take {2 ** math.ceil(math.log2(state / 0.6))} times the chips"
         adapters = "" if cfg.lora.rank else ", or train adapters (lora.rank=16)"
-        return f"{used} parameters and optimiser alone fill {state:.0%}: {more}, or optimizer.offload=True{adapters}"
+        return (
+            f"{used} parameters and optimizer state alone fill {state:.0%}: {more}, or optimizer.offload=True{adapters}"
+        )
     if size.get("training", 0) > 0.4 * hbm:
-        return f"{used} the state of training lies beside it: set dpo.eval_every=0, or take more chips"
+        return f"{used} the training state is resident too: set dpo.eval_every=0, or take more chips"
     wider = f"raise parallel.sampling_tensor (now {cfg.parallel.sampling_tensor or cfg.parallel.tensor})"
     if stage in ("merge", "reshard") or size["params"] > 0.6 * hbm:
         return f"{used} {wider}, or take more chips"

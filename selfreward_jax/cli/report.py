@@ -1,4 +1,4 @@
-"""Writes report.html of a run anew, finished or not: python -m selfreward_jax report --workdir=runs/a"""
+"""Rewrites report.html of a run, finished or not: python -m selfreward_jax report --workdir=runs/a"""
 
 import sys
 
@@ -8,18 +8,19 @@ from selfreward_jax import storage
 from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.report.page import Page
-from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.run import open_run
+from selfreward_jax.stages.table import TABLE
 
 
 def main(argv: list[str]) -> int:
-    """Writes it. Returns the exit code: 0, or 2 after one line that says what to mend."""
-    parser = args.parser("report", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's working directory")
+    """Writes the report. Returns the exit code: 0, or 2 after a one-line error message."""
+    parser = args.make_parser("report", __doc__)
+    parser.add_argument("--workdir", required=True, help="working directory of the run")
     try:
         workdir = parser.parse_args(argv[1:]).workdir
-        jax.config.update("jax_platforms", "cpu")  # an accelerator may be at work on the run
-        run = Run.reopen(workdir)
-        if not Page(run).write():
+        jax.config.update("jax_platforms", "cpu")  # a training process may be using the accelerator
+        run = open_run(workdir)
+        if not Page(run, TABLE).write():
             return 2
     except (ConfigError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Other programs: lm-evaluation-harness, and the file formats of the field."""
+"""Integrations with other software: lm-evaluation-harness, and the file formats of AlpacaEval, MT-Bench and TRL."""

@@ -1,9 +1,9 @@
-"""EleutherAI's lm-evaluation-harness over our models.
+"""An adapter that runs EleutherAI's lm-evaluation-harness (lm_eval) on the models of this project.
 
     lm_eval.simple_evaluate(model=HarnessLM("runs/a", name="m3"), tasks=["arc_easy"])
 
-lm_eval is no part of this project's requirements; only this file imports it. What it scores, and on which ids, is what
-its own "hf" backend does with the exported folder, so that figures can be compared.
+lm_eval is an optional dependency; only this file imports it. The scores, and the token ids that they are computed on,
+are those of lm_eval's own "hf" backend on the exported folder, so that results are comparable.
 """
 
 import re
@@ -35,41 +35,41 @@ except ImportError as error:
         f"selfreward_jax.integrations.lm_eval needs lm-evaluation-harness ({error}): pip install lm_eval"
     ) from error
 
-Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # texts (a key for lm_eval's cache), context, continuation
+ScoreRequest = tuple[tuple[str, str] | None, list[int], list[int]]  # key of lm_eval's cache, context, continuation
 
-_SAMPLING = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
-_IDLE = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": 0}  # these change nothing
+_SUPPORTED_SETTINGS = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
+_NO_OP_SETTINGS = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": 0}  # with these values they change nothing
 
 
 @partial(jax.jit, static_argnames="cfg")
-def score(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`token_logprobs_and_greedy` as one program."""
+def score_tokens(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs_and_greedy` as one jitted program."""
     return token_logprobs_and_greedy(Llama(cfg), params, tokens_BT)
 
 
-class IdsEngine(Engine):
-    """An engine whose prompts are ids already."""
+class TokenIdEngine(Engine):
+    """An engine whose prompts are already token ids."""
 
-    def ids(self, prompt: Any) -> list[int]:
+    def encode(self, prompt: Any) -> list[int]:
         """The prompt itself."""
         return list(prompt)
 
 
 class HarnessLM(TemplateLM):
-    """A model of ours as lm_eval sees it.
+    """A model of this project behind lm_eval's interface.
 
     Args:
-      path, name: the model, as in `saved.open_model`.
-      batch_size: texts scored, or answers drawn, together.
-      max_length: most tokens the model is given; its own length if 0.
-      add_bos_token: whether a text begins with the id that begins texts; as the folder's tokenizer does if None.
-      seed: for sampled answers.
+      path, name: the model, as in `load_model`.
+      batch_size: texts scored, or responses sampled, at once.
+      max_length: maximum number of tokens that the model is given; its own maximum if 0.
+      add_bos_token: whether a text begins with the BOS token; as the folder's tokenizer does if None.
+      seed: for sampled responses.
 
     Raises:
-      ConfigError, HubError: as `saved.open_model`.
+      ConfigError, ModelFormatError: as `load_model`.
     """
 
-    BUCKET = 32  # lengths are rounded up to a multiple of this, to compile few programs
+    BUCKET = 32  # lengths are rounded up to a multiple of this, so that few programs are compiled
 
     def __init__(
         self,
@@ -85,37 +85,44 @@ class HarnessLM(TemplateLM):
         self.model = load_model(path, name)
         self.chat, self.seed = self.model.chat, seed
         self.max_length = min(max_length or self.model.max_length, self.model.max_length)
-        self.max_gen_toks = min(256, self.max_length // 2)  # of tasks that do not say
+        self.max_gen_toks = min(256, self.max_length // 2)  # for tasks that set no limit
         self.batch_size = round_up(int(batch_size), batch_divisor(self.model.mesh))
         self._source = f"{path}/{self.model.name}"
         folder = hub.resolve_model_dir(path) if path.startswith(hub.HUB_PREFIX) else epath.Path(path)
         folder = self.model.run.workdir / "tokenizer" if self.model.run else folder
-        self.add_bos_token = begins_texts(folder, self.chat) if add_bos_token is None else add_bos_token
-        pieces = sorted(self.chat.tokenizer.special_tokens, key=len, reverse=True)
-        self._controls = re.compile(f"({'|'.join(map(re.escape, pieces)) or '(?!)'})")
-        saved, limits = self.model, {"rows": self.batch_size, "max_length": self.max_length}
-        self._engine = IdsEngine(saved.cfg, saved.params, saved.chat, saved.mesh, **limits)
+        self.add_bos_token = adds_bos(folder, self.chat) if add_bos_token is None else add_bos_token
+        tokens = sorted(self.chat.tokenizer.special_tokens, key=len, reverse=True)
+        self._special_tokens = re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})")
+        self._engine = TokenIdEngine(
+            self.model.cfg,
+            self.model.params,
+            self.chat,
+            self.model.mesh,
+            max_concurrent=self.batch_size,
+            max_length=self.max_length,
+        )
 
     # --- texts to ids ---
 
     @property
     def eot_token_id(self) -> int:
-        """The id that ends a text."""
+        """The id of the token that ends a text (EOS)."""
         return self.chat.tokenizer.special_tokens[self.chat.eos] if self.chat.eos else self.chat.stop_ids[0]
 
     @property
     def prefix_token_id(self) -> int:
-        """The id that stands before a text that has nothing before it."""
+        """The id before a text without context: BOS, or EOS where there is no BOS."""
         return self.chat.tokenizer.special_tokens[self.chat.bos] if self.chat.bos else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text. Control pieces in it become control ids: lm_eval hands over a chat template's text so."""
+        """Token ids of a text. Special tokens in it become their own ids, since lm_eval passes rendered chat templates
+        as text."""
         bos = self.chat.bos
         if add_special_tokens is None:
             add_special_tokens = self.add_bos_token and not (bos and string.startswith(bos))
         ids = [self.prefix_token_id] if bos and add_special_tokens else []
         preceded_by = "nothing"
-        for i, part in enumerate(self._controls.split(string)):
+        for i, part in enumerate(self._special_tokens.split(string)):
             if i % 2:
                 ids.append(self.chat.tokenizer.special_tokens[part])
                 preceded_by = "control"
@@ -125,27 +132,29 @@ class HarnessLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What names the tokenizer in lm_eval's caches of requests."""
+        """The tokenizer's name in lm_eval's caches of requests."""
         return self._source.replace("/", "__")
 
     def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the chat template writes it. Without `add_generation_prompt` the last message goes on."""
-        named = {"bos_token": self.chat.bos or "", "eos_token": self.chat.eos or ""}
-        text = render(self.chat.template, messages=chat_history, add_generation_prompt=add_generation_prompt, **named)
+        """A conversation, rendered by the chat template. Without `add_generation_prompt` the text ends inside the last
+        message, which the model continues."""
+        tokens = {"bos_token": self.chat.bos or "", "eos_token": self.chat.eos or ""}
+        text = render(self.chat.template, messages=chat_history, add_generation_prompt=add_generation_prompt, **tokens)
         if add_generation_prompt:
             return text
         last = chat_history[-1]["content"].strip()
         return text[: text.rindex(last) + len(last)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template; None where lm_eval wants none."""
+        """The template; None where lm_eval asks for none."""
         return self.chat.template if chat_template else None
 
     # --- log-likelihoods ---
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: Sequence[ScoreRequest], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
+        """For each request the log-likelihood of the continuation, and whether it is the greedy one."""
         texts = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         for (key, _, continuation), text in zip(requests, texts, strict=True):
             if not 0 < len(continuation) < len(text):
@@ -153,29 +162,33 @@ class HarnessLM(TemplateLM):
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model of length "
                     f"{self.max_length}: {key}"
                 )
-        answers: list[Any] = [None] * len(requests)
+        results: list[Any] = [None] * len(requests)
         longest_first = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         progress = tqdm(total=len(texts), desc="log-likelihoods", disable=disable_tqdm)
         for start in range(0, len(texts), self.batch_size):
-            chosen = longest_first[start : start + self.batch_size]
-            # The last token is only a target: it needs no place of its own in the model.
-            tokens = np.zeros((self.batch_size, round_up(len(texts[chosen[0]]) - 1, self.BUCKET) + 1), np.int32)
-            for row, i in enumerate(chosen):
-                tokens[row, : len(texts[i])] = texts[i]
-            placed = jax.device_put(tokens, batch_sharding(self.model.mesh, 2))
-            logprobs, likeliest = jax.device_get(score(self.model.cfg, self.model.params, placed))
-            for row, i in enumerate(chosen):
+            members = longest_first[start : start + self.batch_size]
+            logprobs_BT, is_greedy_BT = self._score_batch([texts[i] for i in members])
+            for row, i in enumerate(members):
                 key, _, continuation = requests[i]
-                scored = slice(len(texts[i]) - len(continuation), len(texts[i]))
-                answers[i] = float(logprobs[row, scored].sum(dtype=np.float64)), bool(likeliest[row, scored].all())
+                span = slice(len(texts[i]) - len(continuation), len(texts[i]))
+                results[i] = float(logprobs_BT[row, span].sum(dtype=np.float64)), bool(is_greedy_BT[row, span].all())
                 if key is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, answers[i])
-            progress.update(len(chosen))
+                    self.cache_hook.add_partial("loglikelihood", key, results[i])
+            progress.update(len(members))
         progress.close()
-        return answers
+        return results
+
+    def _score_batch(self, texts: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Log-prob of each token and whether it is the greedy one, [batch_size, tokens]; the longest text is first."""
+        # The last token is only a target: the model need not read it.
+        tokens_BT = np.zeros((self.batch_size, round_up(len(texts[0]) - 1, self.BUCKET) + 1), np.int32)
+        for row, text in enumerate(texts):
+            tokens_BT[row, : len(text)] = text
+        on_device = jax.device_put(tokens_BT, batch_sharding(self.model.mesh, 2))
+        return jax.device_get(score_tokens(self.model.cfg, self.model.params, on_device))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, in windows that do not overlap but for one token of context."""
+        """Log-likelihoods of whole texts, in disjoint windows with one token of context."""
         windows = [
             utils.get_rolling_token_windows(self.tok_encode(r.args[0]), self.prefix_token_id, self.max_length, 1)
             for r in requests
@@ -187,50 +200,54 @@ class HarnessLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    # --- answers ---
+    # --- generation ---
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continues each text; what comes after a stop string is cut off."""
+        """Continues each text; the result is cut at the first stop string."""
         settings = [normalize_gen_kwargs(r.args[1], self.max_gen_toks) for r in requests]
-        alike: dict[SamplingParams, list[int]] = {}
-        for i, given in enumerate(settings):
-            alike.setdefault(self._sampling(given), []).append(i)
-        answers = [""] * len(requests)
+        groups: dict[SamplingParams, list[int]] = {}  # indices of requests with the same parameters
+        for i, request_settings in enumerate(settings):
+            groups.setdefault(self._sampling_params(request_settings), []).append(i)
+        responses = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="answers", disable=disable_tqdm)
-        for how, members in alike.items():
-            room = self.max_length - how.max_new_tokens
-            prompts = [self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in members]
-            asked = [Request(str(i), prompt) for i, prompt in zip(members, prompts, strict=True)]
-            for batch in self._engine.stream(asked, how, jax.random.key(self.seed)):
-                for c in batch:
-                    text = self.chat.tokenizer.decode([t for t in c.ids if t not in self.chat.stop_ids])
-                    answers[int(c.id)] = postprocess_generated_text(text, settings[int(c.id)]["until"], None)
-                    self.cache_hook.add_partial("generate_until", requests[int(c.id)].args, answers[int(c.id)])
+        for sampling_params, members in groups.items():
+            max_prompt = self.max_length - sampling_params.max_new_tokens
+            prompts = [self.tok_encode(requests[i].args[0])[-max_prompt:] or [self.prefix_token_id] for i in members]
+            batch_requests = [Request(str(i), prompt) for i, prompt in zip(members, prompts, strict=True)]
+            for batch in self._engine.stream(batch_requests, sampling_params, jax.random.key(self.seed)):
+                for completion in batch:
+                    i = int(completion.id)
+                    text = self.chat.tokenizer.decode([t for t in completion.ids if t not in self.chat.stop_ids])
+                    responses[i] = postprocess_generated_text(text, settings[i]["until"], None)
+                    self.cache_hook.add_partial("generate_until", requests[i].args, responses[i])
                 progress.update(len(batch))
         progress.close()
-        return answers
+        return responses
 
-    def _sampling(self, given: dict[str, Any]) -> SamplingParams:
-        temperature = float(given.get("temperature", 0.0)) if given["do_sample"] else 0.0
-        idle = _IDLE | ({"top_k": given.get("top_k")} if not temperature else {})
-        unknown = {k: v for k, v in given.items() if k not in _SAMPLING and v not in (None, idle.get(k))}
-        if unknown:
-            raise ValueError(f"the task's generation settings {unknown} are not known here: {sorted(_SAMPLING)} are")
-        if given["max_gen_toks"] >= self.max_length:
+    def _sampling_params(self, settings: dict[str, Any]) -> SamplingParams:
+        temperature = float(settings.get("temperature", 0.0)) if settings["do_sample"] else 0.0
+        no_op = _NO_OP_SETTINGS | ({"top_k": settings.get("top_k")} if not temperature else {})
+        unsupported = {
+            k: v for k, v in settings.items() if k not in _SUPPORTED_SETTINGS and v not in (None, no_op.get(k))
+        }
+        if unsupported:
             raise ValueError(
-                f"the task asks for {given['max_gen_toks']} new tokens, but the model holds {self.max_length} in all: "
-                "give gen_kwargs a smaller max_gen_toks"
+                f"the task's generation settings {unsupported} are not supported; {sorted(_SUPPORTED_SETTINGS)} are"
             )
-        return SamplingParams(1, temperature, float(given.get("top_p", 1.0)), given["max_gen_toks"])
+        if settings["max_gen_toks"] >= self.max_length:
+            raise ValueError(
+                f"the task asks for {settings['max_gen_toks']} new tokens, but the model's maximum length is "
+                f"{self.max_length}: set a smaller max_gen_toks in gen_kwargs"
+            )
+        return SamplingParams(1, temperature, float(settings.get("top_p", 1.0)), settings["max_gen_toks"])
 
 
-def begins_texts(folder: epath.Path, chat: Chat) -> bool:
-    """Whether a folder's tokenizer puts the id that begins a text in front of every text, as transformers reads it."""
+def adds_bos(folder: epath.Path, chat: Chat) -> bool:
+    """Whether a folder's tokenizer puts the BOS token in front of every text, as transformers reads the folder."""
     if not chat.bos:
         return False
-    if (path := folder / "tokenizer.json").exists():  # what it says counts, not tokenizer_config.json
-        return tokenizers.Tokenizer.from_str(path.read_text()).encode("a").ids[:1] == [
-            chat.tokenizer.special_tokens[chat.bos]
-        ]
-    settings = folder / "tokenizer_config.json"  # of a SentencePiece model: our documents begin so, as Llama's do
+    if (path := folder / "tokenizer.json").exists():  # it takes precedence over tokenizer_config.json
+        ids = tokenizers.Tokenizer.from_str(path.read_text()).encode("a").ids
+        return ids[:1] == [chat.tokenizer.special_tokens[chat.bos]]
+    settings = folder / "tokenizer_config.json"  # of a SentencePiece model: like Llama's, ours adds BOS by default
     return bool((read_json_object(settings) if settings.exists() else {}).get("add_bos_token", True))

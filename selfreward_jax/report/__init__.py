@@ -1,1 +1,1 @@
-"""What a run says of itself."""
+"""What a run reports: summary.json, tables, report.html, the model card, the plan of a dry run."""

@@ -1,22 +1,23 @@
-"""Charts as SVG that takes its colours from the page around it: one drawing for light, dark and paper."""
+"""Charts as SVG that takes its colors from the surrounding page: one drawing for light, dark and print."""
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its cache where nobody asked
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it logs that it builds its font cache
 
-# What is drawn in one of these gets the style sheet's colour of that name.
-COLOURS = {"ink": "#010203", "line": "#040506", "good": "#070809", "even": "#0a0b0c", "bad": "#0d0e0f"}
+# A part drawn in one of these colors gets the style sheet's color of that name.
+COLORS = {"ink": "#010203", "line": "#040506", "good": "#070809", "even": "#0a0b0c", "bad": "#0d0e0f"}
 SERIES = [f"#11{i:02x}11" for i in range(6)]
-_VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()} | {
-    colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
+_VARIABLES = {color: f"var(--{name})" for name, color in COLORS.items()} | {
+    color: f"var(--series-{i})" for i, color in enumerate(SERIES)
 }
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -28,12 +29,12 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.linewidth": 0.6,
-    "grid.color": COLOURS["line"],
+    "grid.color": COLORS["line"],
     "legend.frameon": False,
     "legend.fontsize": 8,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["ink"]),
-    "axes.edgecolor": COLOURS["line"],
-    "axes.titlecolor": COLOURS["ink"],
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), COLORS["ink"]),
+    "axes.edgecolor": COLORS["line"],
+    "axes.titlecolor": COLORS["ink"],
 }
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 MAX_POINTS = 200  # of a curve
@@ -41,89 +42,89 @@ MAX_POINTS = 200  # of a curve
 Curve = Sequence[tuple[int, float]]
 
 
-def scores(means: Mapping[str, float], label: str, most: float) -> str:
-    """A bar for each model, from 0 to `most`."""
+def score_bars(means: Mapping[str, float], label: str, max_score: float) -> str:
+    """A bar for each model, from 0 to `max_score`."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         bars = axes.bar(list(means), list(means.values()), color=SERIES[0], width=0.6)
         axes.bar_label(bars, fmt="%.2f", padding=2)
-        axes.set_ylim(0, most * 1.08)
+        axes.set_ylim(0, max_score * 1.08)
         axes.grid(axis="x", visible=False)
 
-    return _drawn(label, draw)
+    return _render(label, draw)
 
 
-def records(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
-    """Wins, ties and losses as shares of one bar each, the first on top."""
+def win_rate_bars(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
+    """Wins, ties and losses as fractions of one bar each, the first row on top."""
 
-    def draw(axes: Any) -> None:
-        places, left = np.arange(len(rows))[::-1], np.zeros(len(rows))
-        for i, (name, colour) in enumerate((("win", "good"), ("tie", "even"), ("lose", "bad")), 1):
-            share = np.array([100 * row[i] for row in rows])
-            bars = axes.barh(places, share, left=left, color=COLOURS[colour], label=name, height=0.62)
-            axes.bar_label(bars, [f"{x:.0f}" if x >= 6 else "" for x in share], label_type="center")
-            left += share
-        axes.set_yticks(places, [row[0] for row in rows])
+    def draw(axes: Axes) -> None:
+        positions, left = np.arange(len(rows))[::-1], np.zeros(len(rows))
+        for i, (name, color) in enumerate((("win", "good"), ("tie", "even"), ("lose", "bad")), 1):
+            percent = np.array([100 * row[i] for row in rows])
+            bars = axes.barh(positions, percent, left=left, color=COLORS[color], label=name, height=0.62)
+            axes.bar_label(bars, [f"{x:.0f}" if x >= 6 else "" for x in percent], label_type="center")
+            left += percent
+        axes.set_yticks(positions, [row[0] for row in rows])
         axes.set_xlim(0, 100)
         axes.grid(visible=False)
         axes.figure.legend(ncols=3, loc="outside lower center")
 
-    return _drawn(label, draw, height=1.2 + 0.34 * len(rows))
+    return _render(label, draw, height=1.2 + 0.34 * len(rows))
 
 
-def histograms(counts: Mapping[str, Mapping[str, int]], label: str) -> str:
-    """Shares of whole scores 0 to 5, a group of bars each, one bar of them for each name."""
+def vote_histograms(counts: Mapping[str, Mapping[str, int]], label: str) -> str:
+    """Percentages of the whole scores 0 to 5: a group of bars per score, one bar per name."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         width = 0.8 / max(1, len(counts))
-        for i, (name, of) in enumerate(counts.items()):
-            shares = np.array([of.get(str(score), 0) for score in range(6)], float)
-            places = np.arange(6) + (i - (len(counts) - 1) / 2) * width
-            axes.bar(places, 100 * shares / max(1.0, shares.sum()), width, color=SERIES[i % len(SERIES)], label=name)
+        for i, (name, histogram) in enumerate(counts.items()):
+            votes = np.array([histogram.get(str(score), 0) for score in range(6)], float)
+            positions = np.arange(6) + (i - (len(counts) - 1) / 2) * width
+            axes.bar(positions, 100 * votes / max(1.0, votes.sum()), width, color=SERIES[i % len(SERIES)], label=name)
         axes.set_xticks(range(6))
         axes.set_ylabel("% of votes")
         axes.grid(axis="x", visible=False)
         axes.legend()
 
-    return _drawn(label, draw)
+    return _render(label, draw)
 
 
-def lengths(found: Mapping[str, Sequence[int]], label: str) -> str:
-    """How long the answers of each model are, in characters; what is longer than 99 % of all is left out."""
+def length_histograms(lengths: Mapping[str, Sequence[int]], label: str) -> str:
+    """Lengths of the responses of each model, in characters; what is longer than 99 % of all is cut off."""
 
-    def draw(axes: Any) -> None:
-        top = np.quantile(np.concatenate([np.asarray(of) for of in found.values()]), 0.99)
+    def draw(axes: Axes) -> None:
+        top = np.quantile(np.concatenate([np.asarray(values) for values in lengths.values()]), 0.99)
         edges = np.linspace(0, max(1.0, top), 31)
-        for i, (name, of) in enumerate(found.items()):
-            shares = np.histogram(of, edges)[0] / max(1, len(of))
-            axes.stairs(100 * shares, edges, color=SERIES[i % len(SERIES)], label=name, linewidth=1.4)
+        for i, (name, values) in enumerate(lengths.items()):
+            fractions = np.histogram(values, edges)[0] / max(1, len(values))
+            axes.stairs(100 * fractions, edges, color=SERIES[i % len(SERIES)], label=name, linewidth=1.4)
         axes.set_xlabel("characters")
         axes.set_ylabel("% of answers")
         axes.legend()
 
-    return _drawn(label, draw)
+    return _render(label, draw)
 
 
-def curves(found: Mapping[str, Curve], label: str) -> str:
-    """Lines over training steps; of a long one means of as many stretches as it may have points."""
+def training_curves(lines: Mapping[str, Curve], label: str) -> str:
+    """Lines over training steps; a line with more than `MAX_POINTS` points is averaged over as many intervals."""
 
-    def draw(axes: Any) -> None:
-        for i, (name, points) in enumerate(found.items()):
-            axes.plot(*_thinned(points), color=SERIES[i % len(SERIES)], label=name, linewidth=1.2)
+    def draw(axes: Axes) -> None:
+        for i, (name, points) in enumerate(lines.items()):
+            axes.plot(*_averaged(points), color=SERIES[i % len(SERIES)], label=name, linewidth=1.2)
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
-    return _drawn(label, draw)
+    return _render(label, draw)
 
 
-def _thinned(points: Curve) -> np.ndarray:
-    parts = np.array_split(np.asarray(points, float), min(MAX_POINTS, len(points)))
-    return np.array([part.mean(0) for part in parts]).T
+def _averaged(points: Curve) -> np.ndarray:
+    intervals = np.array_split(np.asarray(points, float), min(MAX_POINTS, len(points)))
+    return np.array([interval.mean(0) for interval in intervals]).T
 
 
-def _drawn(label: str, draw: Any, width: float = 4.2, height: float = 2.7) -> str:
-    """The chart; sizes in inches, at which its letters are as large as the page's."""
+def _render(label: str, draw: Callable[[Axes], None], width: float = 4.2, height: float = 2.7) -> str:
+    """The chart as SVG; at these sizes in inches its text is as large as the page's."""
     with rc_context(_STYLE | {"svg.hashsalt": label}), io.BytesIO() as out:
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
@@ -132,11 +133,12 @@ def _drawn(label: str, draw: Any, width: float = 4.2, height: float = 2.7) -> st
         figure.savefig(
             out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
-        return _themed(out.getvalue(), label)
+        return _apply_theme(out.getvalue(), label)
 
 
-def _themed(svg: bytes, label: str) -> str:
-    """The drawing without styles, which a page's policy forbids: each becomes an attribute, its colours variables."""
+def _apply_theme(svg: bytes, label: str) -> str:
+    """The drawing without inline styles, which the page's content security policy forbids: each style becomes an
+    attribute, and its colors become CSS variables."""
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _LINK)
     root = ElementTree.fromstring(svg)
@@ -152,8 +154,8 @@ def _themed(svg: bytes, label: str) -> str:
                 name, value = "font-size", next(word for word in value.split() if word.endswith("px"))
             element.set(name, _VARIABLES.get(value, value))
             used.add(value.strip("url(#)"))
-        if "fill" in element.attrib:
-            element.set("fill", _VARIABLES.get(element.get("fill"), element.get("fill")))
+        if fill := element.get("fill"):
+            element.set("fill", _VARIABLES.get(fill, fill))
     for element in root.iter():
         if element.get("id") and element.get("id") not in used:
             del element.attrib["id"]

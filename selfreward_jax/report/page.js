@@ -1,13 +1,13 @@
 "use strict";
 
-// A block of the page: base64 of gzip of JSON.
+// Decodes a block of the page: JSON, compressed by gzip, as base64.
 async function unpack(id) {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
 }
 
-// An element with text in it; text is never markup.
+// An element that contains text; text is never parsed as markup.
 function make(tag, className, ...children) {
   const element = document.createElement(tag);
   element.className = className;
@@ -15,7 +15,7 @@ function make(tag, className, ...children) {
   return element;
 }
 
-// A list of rows that match, fifty at a time; a row is filled when it is opened.
+// The rows that match a search, fifty at a time; a row is filled in when it is opened.
 class List {
   static STEP = 50;
 
@@ -52,15 +52,15 @@ class List {
 }
 
 const score = (value) => String(Math.round(value * 100) / 100);
-const said = (text) => make("div", "said", text);
+const content = (text) => make("div", "content", text);
 const prompt = (text) => make("span", "grow", text.replaceAll("\n", " "));
 
 function side(name, className, text, votes) {
-  const found = make("section", `side ${className}`, make("h4", "", name), said(text || "(nothing)"));
+  const section = make("section", `side ${className}`, make("h4", "", name), content(text || "(nothing)"));
   votes.forEach(([value, reasons], i) => {
-    found.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "none" : score(value)}`), said(reasons)));
+    section.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "none" : score(value)}`), content(reasons)));
   });
-  return found;
+  return section;
 }
 
 async function browsePairs(root) {
@@ -85,21 +85,21 @@ async function browsePairs(root) {
     const votes = await votesOf(row.i);
     const [chosen, rejected] = votes ?? [[], []];
     body.replaceChildren(
-      said(row.prompt),
+      content(row.prompt),
       make("div", "sides",
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
-      make("p", "soft", votes ? "All answers, votes and keys: " : "Its votes had no room here; all answers, votes and keys: ",
-        make("code", "", `python -m selfreward_jax.explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
+      make("p", "soft", votes ? "All answers, votes and keys: " : "This page has no room for its votes. All answers, votes and keys: ",
+        make("code", "", `python -m selfreward_jax explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));
   const update = () => {
-    const words = search.value.toLowerCase(), least = Number(gap.value) || 0;
-    const found = rows.filter((row) => row.gap >= least && (!round.value || row.round === round.value) && row.text.includes(words));
-    if (order.value === "widest") found.sort((a, b) => b.gap - a.gap || a.i - b.i);
-    if (order.value === "closest") found.sort((a, b) => a.gap - b.gap || a.i - b.i);
-    list.show(found);
+    const query = search.value.toLowerCase(), minGap = Number(gap.value) || 0;
+    const matching = rows.filter((row) => row.gap >= minGap && (!round.value || row.round === round.value) && row.text.includes(query));
+    if (order.value === "widest") matching.sort((a, b) => b.gap - a.gap || a.i - b.i);
+    if (order.value === "closest") matching.sort((a, b) => a.gap - b.gap || a.i - b.i);
+    list.show(matching);
   };
   for (const control of [search, round, gap, order]) control.addEventListener("input", update);
   update();
@@ -107,9 +107,9 @@ async function browsePairs(root) {
 
 async function browseAnswers(root) {
   const table = await unpack("block-answers");
-  const rows = table.prompts.map((text, i) => ({ prompt: text, said: table.said[i], text: `${text}\n${table.said[i].flat().join("\n")}`.toLowerCase() }));
-  const fill = (row, body) => body.replaceChildren(said(row.prompt), make("div", "sides",
-    ...row.said.map((texts, i) => make("section", "side", make("h4", "", table.models[i].toUpperCase()), ...texts.map((text) => said(text || "(nothing)"))))));
+  const rows = table.prompts.map((text, i) => ({ prompt: text, responses: table.responses[i], text: `${text}\n${table.responses[i].flat().join("\n")}`.toLowerCase() }));
+  const fill = (row, body) => body.replaceChildren(content(row.prompt), make("div", "sides",
+    ...row.responses.map((texts, i) => make("section", "side", make("h4", "", table.models[i].toUpperCase()), ...texts.map((text) => content(text || "(nothing)"))))));
   const list = new List(root, rows, (row) => [prompt(row.prompt)], fill, "prompts");
   const search = root.querySelector("[name=search]");
   const update = () => list.show(rows.filter((row) => row.text.includes(search.value.toLowerCase())));
@@ -121,6 +121,6 @@ for (const [id, browse] of [["pairs", browsePairs], ["answers", browseAnswers]])
   const root = document.getElementById(id);
   if (!root) continue;
   browse(root).then(() => { root.dataset.ready = "yes"; }, () => {
-    root.querySelector("output").value = "This browser cannot unpack the rows (it lacks DecompressionStream); they are in the run's pairs.jsonl and eval_answers.jsonl.";
+    root.querySelector("output").value = "This browser cannot decompress the rows (it has no DecompressionStream). They are in the run's pairs.jsonl and eval_answers.jsonl.";
   });
 }

@@ -1,90 +1,90 @@
-"""summary.json, and what is printed at the end of a run."""
+"""summary.json, and the tables at the end of a run."""
 
-from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.evaluate import model_metrics as measure
-from selfreward_jax.method import judge as judging
+from selfreward_jax.evaluate import model_metrics
+from selfreward_jax.method.judge import judge_stats
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import tables, time_report
 from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.stage import StageTable
 from selfreward_jax.telemetry import timing
 
 
-def write(r: Run) -> dict[str, Any]:
-    """Gathers the figures of all models and stages into summary.json and prints the table.
+def write(run: Run, table: StageTable) -> dict[str, Any]:
+    """Gathers the figures of all models and stages into summary.json, and prints the tables.
 
     `seconds`, `peak_memory_bytes` and `time` are of all runs in the directory together, and so are a stage's seconds.
     """
-    timing.commit()  # all is on disk
-    r.flush_usage()
-    found = {**gather(r), **_time(r), "config": storage.read_json(r.workdir / "config.json")}
-    storage.write_json(r.workdir / "summary.json", found)
+    timing.commit()  # everything is on disk
+    run.log.flush()
+    config = storage.read_json(run.workdir / "config.json")
+    summary = {**gather(run, table), **_time(run, table), "config": config}
+    storage.write_json(run.workdir / "summary.json", summary)
     if processes.is_primary():
-        print("\n".join([*tables.short(found["models"]), "", time_report.line(found["time"])]), flush=True)
-    return found
+        print(
+            "\n".join([*tables.summary_tables(summary["models"]), "", time_report.format_line(summary["time"])]),
+            flush=True,
+        )
+    return summary
 
 
-def gather(r: Run) -> dict[str, Any]:
+def gather(run: Run, table: StageTable) -> dict[str, Any]:
     """The figures of what is made so far: models, rounds, stages, seeds."""
-    names = [name for name in r.models() if storage.exists(r.workdir / name / "eval.json")]
-    models = {name: storage.read_checksummed(r.workdir / name / "eval.json") for name in names}
-    if not r.cfg.data.ift:
-        for name, others in measure.versus(r.workdir, names).items():
+    names = [name for name in run.files.model_names() if storage.exists(run.workdir / name / "eval.json")]
+    models = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
+    if not run.cfg.data.ift:
+        for name, others in model_metrics.pairwise_win_rates(run.workdir, names).items():
             models[name]["versus"] = others
-    rounds = takewhile(partial(_is_judged, r), (f"m{t}" for t in count(2)))
+    rounds = takewhile(lambda name: _is_judged(run, name), (f"m{t}" for t in count(2)))
     return {
         "models": models,
-        "rounds": {name: _round(r, name) for name in rounds},
-        "stages": _stages(r, r.models()),
-        "seeds": storage.read_json(r.workdir / "seed" / "report.json"),
-        "eft": (r.jsonl("seed", "eft").manifest or {}).get("counts"),
+        "rounds": {name: _round(run, name) for name in rounds},
+        "stages": _stages(run, table),
+        "seeds": storage.read_json(run.workdir / "seed" / "report.json"),
+        "eft": (run.files.jsonl("seed", "eft").manifest or {}).get("counts"),
     }
 
 
-def _is_judged(r: Run, name: str) -> bool:
-    return all(r.jsonl(name, stage).manifest for stage in ("prompts", "responses", "judgments"))
+def _is_judged(run: Run, model: str) -> bool:
+    return all(run.files.jsonl(model, stage).manifest for stage in ("prompts", "responses", "judgments"))
 
 
-def _time(r: Run) -> dict[str, Any]:
-    found = time_report.read(r.workdir)
-    kinds, lost = (time_report.totals(found[name]) for name in ("stages", "lost"))
+def _time(run: Run, table: StageTable) -> dict[str, Any]:
+    report = time_report.read(run.workdir, table.kind_of)
+    kinds, lost = (time_report.totals(report[name]) for name in ("stages", "lost"))
     return {
         "seconds": sum(kinds.values()) + sum(lost.values()),
-        "peak_memory_bytes": found["peak_memory_bytes"],
-        "time": found | {"kinds": kinds},
+        "peak_memory_bytes": report["peak_memory_bytes"],
+        "time": report | {"kinds": kinds},
     }
 
 
-def _round(r: Run, name: str) -> dict[str, Any]:
-    prompts = r.jsonl(name, "prompts").manifest
+def _round(run: Run, model: str) -> dict[str, Any]:
+    manifests = {stage: run.files.jsonl(model, stage).manifest or {} for stage in ("responses", "judgments", "pairs")}
+    prompts = run.files.jsonl(model, "prompts").manifest
     return {
         "prompts": {k: prompts[k] for k in ("rows", "attempts", "faults")},
-        "left_out": {n: (r.jsonl(name, n).manifest or {}).get("left_out", 0) for n in ("responses", "judgments")},
-        "judge": judging.judge_stats(r.jsonl(name, "judgments").rows()),
-        "pairs": (r.jsonl(name, "pairs").manifest or {}).get("counts"),
-        "checks": storage.read_checksummed(r.workdir / name / "checks.json"),
+        "left_out": {stage: manifests[stage].get("left_out", 0) for stage in ("responses", "judgments")},
+        "judge": judge_stats(run.files.jsonl(model, "judgments").rows()),
+        "pairs": manifests["pairs"].get("counts"),
+        "checks": storage.read_checksummed(run.workdir / model / "checks.json"),
     }
 
 
-def _stages(r: Run, names: list[str]) -> list[dict[str, Any]]:
-    files = ("prompts", "responses", "judgments", "pairs")
-    took = {name: sum(kinds.values()) for name, kinds in time_report.read(r.workdir)["stages"].items()}
-    found = []
-    for name in names:
-        for stage in files:
-            if (manifest := r.jsonl(name, stage).manifest) is not None:
-                found.append(_figures(name, stage, manifest, took))
-        if (manifest := storage.read_checksummed(r.workdir / name / "manifest.json")) is not None:
-            found.append(_figures(name, manifest["stage"], manifest, took))
-        for stage in ("eval_answers", "eval_judgments"):
-            if (manifest := r.jsonl(name, stage).manifest) is not None:
-                found.append(_figures(name, stage, manifest, took))
-    return found
-
-
-def _figures(model: str, stage: str, manifest: dict[str, Any], took: dict[str, float]) -> dict[str, Any]:
-    counts = {k: manifest.get(k, 0) for k in ("rows", "tokens")}
-    return {"model": model, "name": stage, **counts, "seconds": round(took.get(f"{model} {stage}", 0.0), 3)}
+def _stages(run: Run, table: StageTable) -> list[dict[str, Any]]:
+    """Rows, tokens and seconds of each step that is complete and makes rows or a model."""
+    seconds = time_report.seconds_by_stage(time_report.read(run.workdir, table.kind_of))
+    steps = table.known_steps(run)
+    complete = [(step, manifest) for step in steps if (manifest := step.manifest(run)) and "rows" in manifest]
+    return [
+        {
+            "model": step.folder,
+            "name": manifest.get("stage", step.stage.name),
+            **{k: manifest.get(k, 0) for k in ("rows", "tokens")},
+            "seconds": round(seconds.get(f"{step.folder} {manifest.get('stage', step.stage.name)}", 0.0), 3),
+        }
+        for step, manifest in complete
+    ]

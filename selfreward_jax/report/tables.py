@@ -1,9 +1,9 @@
-"""The paper's tables as text: answers, head to head, and how far the judges agree with the truth."""
+"""Tables as text: responses, win rates, and the judges' agreement with the truth."""
 
 from typing import Any
 
-# Column heads and figures; those of the paper first.
-JUDGE = {
+# Column heads and metrics of the judge table; the paper's metrics first.
+JUDGE_COLUMNS = {
     "pairwise": "pairwise_accuracy",
     "5-best": "five_best",
     "exact": "exact_match",
@@ -13,28 +13,29 @@ JUDGE = {
 EXTRA_COLUMNS = {"(length)": "length_accuracy", "parsed": "parse_rate", "ties": "tie_rate"}
 
 
-def short(models: dict[str, Any]) -> list[str]:
-    """The tables at the end of a run, from the figures of each model."""
-    versus = {name: of["versus"] for name, of in models.items() if "versus" in of}
+def summary_tables(models: dict[str, Any]) -> list[str]:
+    """The tables at the end of a run, from the metrics of each model."""
+    versus = {name: metrics["versus"] for name, metrics in models.items() if "versus" in metrics}
+    order = list(models)
     earlier = {
-        a: {b: v for b, v in of.items() if list(models).index(b) < list(models).index(a)} for a, of in versus.items()
+        a: {b: rates for b, rates in others.items() if order.index(b) < order.index(a)} for a, others in versus.items()
     }
-    return [*answers(models), *(head_to_head(dict(reversed(earlier.items()))) if versus else []), *judges(models)]
+    win_rates = win_rate_table(dict(reversed(earlier.items()))) if versus else []
+    return [*response_table(models), *win_rates, *judge_table(models)]
 
 
-def paper(found: dict[str, Any]) -> list[str]:
-    """The tables of an evaluation, with 95 % intervals."""
-    lines = [*answers(found["models"])]
-    if found["versus"]:
-        lines += head_to_head(found["versus"], f"judged by {found['judge']}")
-    return [*lines, *judges(found["models"]), *judge_intervals(found["models"])]
+def evaluation_tables(report: dict[str, Any]) -> list[str]:
+    """The tables of an evaluation report, with 95 % confidence intervals."""
+    models, versus = report["models"], report["versus"]
+    win_rates = win_rate_table(versus, f"judged by {report['judge']}") if versus else []
+    return [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
 
 
-def answers(models: dict[str, Any]) -> list[str]:
-    """What the answers to held-out prompts are like."""
+def response_table(models: dict[str, Any]) -> list[str]:
+    """Metrics of the responses to held-out prompts."""
     names = list(models)
     if "oracle" not in models[names[0]]:
-        lines = ["", "answers      length  finished   (no oracle: these are a user's own seeds)"]
+        lines = ["", "answers      length  finished   (no oracle: the seed data are the user's)"]
         return lines + [
             f"  {n.upper():8s}  {models[n]['mean_length']:7.1f}  {models[n]['finished']:8.2f}" for n in names
         ]
@@ -42,40 +43,40 @@ def answers(models: dict[str, Any]) -> list[str]:
     lines = ["", "answers      mean  perfect  length   " + "  ".join(criteria)]
     for name in names:
         m, o = models[name], models[name]["oracle"]
-        shares = o["criteria"] | {"repeats": o["repeats"]}
-        each = "  ".join(f"{v:{len(c)}.2f}" for c, v in shares.items())
-        lines.append(f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {m['mean_length']:6.1f}   {each}")
+        fractions = o["criteria"] | {"repeats": o["repeats"]}
+        cells = "  ".join(f"{v:{len(c)}.2f}" for c, v in fractions.items())
+        lines.append(f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {m['mean_length']:6.1f}   {cells}")
     return lines
 
 
-def head_to_head(versus: dict[str, dict[str, Any]], by: str = "") -> list[str]:
-    """Wins, ties and losses of the one on the left, with the margin's 95 % interval."""
-    lines = ["", f"head to head         win %  tie %  lose %   win - lose  [95 %]   {by}".rstrip()]
+def win_rate_table(versus: dict[str, dict[str, Any]], judge: str = "") -> list[str]:
+    """Wins, ties and losses of the model on the left, with the 95 % confidence interval of the margin."""
+    lines = ["", f"head to head         win %  tie %  lose %   win - lose  [95 %]   {judge}".rstrip()]
     for ours, others in versus.items():
         for theirs, v in others.items():
             low, high = (100 * x for x in v["interval"]["margin"])
-            shares = f"{100 * v['win']:6.1f} {100 * v['tie']:6.1f} {100 * v['lose']:7.1f}"
+            rates = f"{100 * v['win']:6.1f} {100 * v['tie']:6.1f} {100 * v['lose']:7.1f}"
             pair = f"{ours.upper()} : {theirs.upper()}"
-            lines.append(f"  {pair:16s}  {shares}   {100 * v['margin']:+6.1f}  [{low:+.1f} {high:+.1f}]")
+            lines.append(f"  {pair:16s}  {rates}   {100 * v['margin']:+6.1f}  [{low:+.1f} {high:+.1f}]")
     return lines
 
 
-def judges(models: dict[str, Any]) -> list[str]:
-    """The paper's reward-model table; beside it calling the longer answer better, readable votes, and ties."""
-    columns = JUDGE | EXTRA_COLUMNS
+def judge_table(models: dict[str, Any]) -> list[str]:
+    """The paper's reward-model table, with the length baseline, the fraction of parseable votes, and ties."""
+    columns = JUDGE_COLUMNS | EXTRA_COLUMNS
     lines = ["", "judge        " + "  ".join(f"{c:>8s}" for c in columns)]
-    for name, of in models.items():
-        cells = [of["judge"][field] for field in columns.values()]
+    for name, metrics in models.items():
+        cells = [metrics["judge"][field] for field in columns.values()]
         lines.append(f"  {name.upper():8s}   " + "  ".join(_cell(v) for v in cells))
     return lines
 
 
-def judge_intervals(models: dict[str, Any]) -> list[str]:
-    """The 95 % intervals of the same figures."""
-    lines = ["", "95 %         " + "  ".join(f"{c:>12s}" for c in JUDGE)]
-    for name, of in models.items():
-        found = [of["judge"]["interval"][field] for field in JUDGE.values()]
-        cells = [f"{v[0]:.3f}-{v[1]:.3f}" if v else "-" for v in found]
+def judge_interval_table(models: dict[str, Any]) -> list[str]:
+    """The 95 % confidence intervals of the same metrics."""
+    lines = ["", "95 %         " + "  ".join(f"{c:>12s}" for c in JUDGE_COLUMNS)]
+    for name, metrics in models.items():
+        intervals = [metrics["judge"]["interval"][field] for field in JUDGE_COLUMNS.values()]
+        cells = [f"{v[0]:.3f}-{v[1]:.3f}" if v else "-" for v in intervals]
         lines.append(f"  {name.upper():8s}   " + "  ".join(f"{c:>12s}" for c in cells))
     return lines
 

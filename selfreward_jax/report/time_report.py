@@ -1,100 +1,106 @@
-"""What a run's time was spent on, over all its starts, and how much of it was lost: read from events.jsonl."""
+"""How a run's time was spent over all its starts, and how much of it was lost: read from events.jsonl."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
-STAGE_KINDS = {
-    "training": ("pretrain", "sft", "dpo"),
-    "sampling": ("prompts", "responses", "answers", "drawn"),
-    "judging": ("judgments", "probes", "judged"),
-}
-KINDS = (*STAGE_KINDS, "compiling", "saving", "loading", "waiting", "other")
+KINDS = ("training", "sampling", "judging", "compiling", "saving", "loading", "waiting", "other")
+
+Seconds = Counter[str]  # seconds by kind
+KindOf = Callable[[str], str]
 
 
-def read(workdir: epath.Path) -> dict[str, Any]:
-    """Of a working directory: how often a process began there; its seconds by stage and kind; those that were spent on
-    what no disk has, as far as they are known: a process that was killed cannot tell of its last moments.
+def read(workdir: epath.Path, kind_of: KindOf) -> dict[str, Any]:
+    """The time report of a working directory.
+
+    Args:
+      workdir: the working directory.
+      kind_of: the kind of a stage's own work, from its label in the log; `StageTable.kind_of`.
 
     Returns:
-      {starts, peak_memory_bytes, stages: {stage: {kind: seconds}}, lost: {stage: {kind: seconds}}}, kinds as in
-      `KINDS`; the peak is of all processes that wrote the log.
+      `starts`, how often a process started; `stages`, {stage: {kind: seconds}} of work that is on disk; `lost`, the
+      same for work that is not on disk, as far as it is known (a killed process cannot log its last moments);
+      `peak_memory_bytes`, over all processes that wrote the log. The kinds are those of `KINDS`.
     """
-    return summarize(events(workdir / "events.jsonl"))
+    return summarize(read_events(workdir / "events.jsonl"), kind_of)
 
 
-def events(log: epath.Path) -> Iterator[dict[str, Any]]:
-    """The events of a log, none if there is no log."""
+def read_events(log: epath.Path) -> Iterator[dict[str, Any]]:
+    """The events of a log; none if there is no log."""
     for line in log.read_text().split("\n") if log.exists() else ():
         try:
             event = json.loads(line)
-        except ValueError:  # a kill has torn it
+        except ValueError:  # a kill has torn this line
             continue
         if isinstance(event, dict):
             yield event
 
 
-def summarize(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The same of the log's events."""
+def summarize(events: Iterable[dict[str, Any]], kind_of: KindOf) -> dict[str, Any]:
+    """The time report of a log's events, as `read` returns it."""
     starts = peak = 0
-    kept: dict[str, Counter] = {}
-    lost: dict[str, Counter] = {}
-    pending: dict[str, Counter] = {}
+    committed: dict[str, Seconds] = {}
+    lost: dict[str, Seconds] = {}
+    pending: dict[str, Seconds] = {}
     for event in events:
         if event.get("begins"):
             starts += 1
             _move(pending, lost, list(pending))
         peak = max(peak, event.get("peak_memory_bytes", 0))
-        for stage, kinds in event.get("spent", {}).items():
-            of = pending.setdefault(stage, Counter())
+        for stage, kinds in event.get("seconds", {}).items():
+            seconds_of = pending.setdefault(stage, Counter())
             for kind, seconds in kinds.items():
-                of[kind or stage_kind(stage)] += seconds
-        if event.get("kept"):
-            _move(pending, kept, [stage for stage in event["spent"] if stage in pending])
+                seconds_of[kind or kind_of(stage)] += seconds
+        if event.get("committed"):
+            _move(pending, committed, [stage for stage in event["seconds"] if stage in pending])
     _move(pending, lost, list(pending))
-    return {"starts": starts, "peak_memory_bytes": peak, "stages": _plain(kept), "lost": _plain(lost)}
+    return {"starts": starts, "peak_memory_bytes": peak, "stages": _rounded(committed), "lost": _rounded(lost)}
 
 
-def _move(source: dict[str, Counter], to: dict[str, Counter], stages: list[str]) -> None:
+def _move(source: dict[str, Seconds], target: dict[str, Seconds], stages: list[str]) -> None:
     for stage in stages:
-        to.setdefault(stage, Counter()).update(source.pop(stage))
+        target.setdefault(stage, Counter()).update(source.pop(stage))
 
 
-def _plain(of: dict[str, Counter]) -> dict[str, dict[str, float]]:
+def _rounded(stages: dict[str, Seconds]) -> dict[str, dict[str, float]]:
     return {
-        stage: {kind: round(kinds[kind], 3) for kind in KINDS if kinds[kind] >= 0.0005} for stage, kinds in of.items()
+        stage: {kind: round(kinds[kind], 3) for kind in KINDS if kinds[kind] >= 0.0005}
+        for stage, kinds in stages.items()
     }
 
 
-def stage_kind(stage: str) -> str:
-    """What a stage's own work is."""
-    last = stage.replace("_", " ").rpartition(" ")[2]
-    return next((kind for kind, names in STAGE_KINDS.items() if last in names), "other")
+def seconds_by_stage(report: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each stage by its label, over all starts."""
+    return {stage: sum(kinds.values()) for stage, kinds in report["stages"].items()}
 
 
 def totals(stages: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Seconds by kind, of all stages together."""
+    """Seconds by kind, over all stages."""
     return {kind: s for kind in KINDS if (s := round(sum(kinds.get(kind, 0.0) for kinds in stages.values()), 3))}
 
 
-def line(found: dict[str, Any]) -> str:
+def format_line(report: dict[str, Any]) -> str:
     """The totals on one line."""
-    parts = [f"{kind} {seconds:.1f}" for kind, seconds in totals(found["stages"]).items()]
-    lost = sum(totals(found["lost"]).values())
-    return f"seconds: {', '.join(parts)}; lost {lost:.1f} in {found['starts']} start{'s' * (found['starts'] != 1)}"
+    parts = [f"{kind} {seconds:.1f}" for kind, seconds in totals(report["stages"]).items()]
+    lost = sum(totals(report["lost"]).values())
+    return f"seconds: {', '.join(parts)}; lost {lost:.1f} in {_starts(report)}"
 
 
-def table(found: dict[str, Any]) -> list[str]:
-    """A line for each stage, with its seconds by kind; what was lost last."""
-    rows = {stage or "between stages": kinds for stage, kinds in found["stages"].items()}
-    rows["all"] = totals(found["stages"])
-    rows["lost"] = totals(found["lost"])
+def format_table(report: dict[str, Any]) -> list[str]:
+    """A line for each stage with its seconds by kind, then the totals and what was lost."""
+    rows = {stage or "between stages": kinds for stage, kinds in report["stages"].items()}
+    rows["all"] = totals(report["stages"])
+    rows["lost"] = totals(report["lost"])
     width = max(map(len, rows))
     lines = [f"{'seconds':{width}s}  " + "  ".join(f"{kind:>9s}" for kind in KINDS)]
     for name, kinds in rows.items():
         cells = (f"{kinds[kind]:9.1f}" if kind in kinds else f"{'-':>9s}" for kind in KINDS)
         lines.append(f"{name:{width}s}  " + "  ".join(cells))
-    return [*lines, f"in {found['starts']} start{'s' * (found['starts'] != 1)}"]
+    return [*lines, f"in {_starts(report)}"]
+
+
+def _starts(report: dict[str, Any]) -> str:
+    return f"{report['starts']} start{'s' * (report['starts'] != 1)}"
