@@ -1,23 +1,21 @@
-"""The cases of the comparisons: models, prompts, pairs of random ids, alike for both sides. Without JAX or torch."""
-
-from typing import Any
+"""Inputs of the comparisons, the same for both sides: models, prompts, pairs of random ids. Needs no JAX or torch."""
 
 import numpy as np
 
-# Of LlamaConfig: vocabulary, dim, layers, heads, kv_heads, head_dim, hidden.
+# Of LlamaConfig: vocab_size, dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim.
 SHAPES = {
-    "tiny": (768, 96, 3, 4, 2, 32, 240),  # of the embedded world
+    "tiny": (768, 96, 3, 4, 2, 32, 240),  # of the toy world
     "6.5m": (4096, 256, 6, 8, 4, 32, 688),
     "135m": (49152, 576, 30, 9, 3, 64, 1536),  # SmolLM2-135M's
     "1b": (128256, 2048, 16, 32, 8, 64, 8192),  # Llama 3.2 1B's
     "8b": (128256, 4096, 32, 32, 8, 128, 14336),  # Llama 3.1 8B's
 }
-TIED = ("tiny", "135m", "1b")  # whose output matrix is the embedding
-FIRST = 3  # ids below are controls
+TIED = ("tiny", "135m", "1b")  # the output matrix is the embedding
+FIRST = 3  # ids below are special tokens
 
 
 def prompts(shape: str, count: int, length: int, shared: int = 0) -> list[list[int]]:
-    """Prompts of `length` ids, of which they share the first `shared`."""
+    """Prompts of `length` ids, with the first `shared` ids in common."""
     rng = np.random.default_rng(count + length)
     ids = rng.integers(FIRST, SHAPES[shape][0], (count, length))
     ids[:, :shared] = ids[0, :shared]
@@ -27,8 +25,7 @@ def prompts(shape: str, count: int, length: int, shared: int = 0) -> list[list[i
 def pairs(shape: str, count: int, prompt: int, response: int) -> list[dict[str, list[int]]]:
     """Pairs of responses of `response` ids to prompts of `prompt` ids."""
     rng = np.random.default_rng(prompt + response)
-    made: list[dict[str, Any]] = []
-    for _ in range(count):
-        lengths = {"prompt": prompt, "chosen": response, "rejected": response}
-        made.append({name: rng.integers(FIRST, SHAPES[shape][0], n).tolist() for name, n in lengths.items()})
-    return made
+    lengths = {"prompt": prompt, "chosen": response, "rejected": response}
+    return [
+        {name: rng.integers(FIRST, SHAPES[shape][0], n).tolist() for name, n in lengths.items()} for _ in range(count)
+    ]

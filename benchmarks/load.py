@@ -1,11 +1,11 @@
-"""How much host memory does reading a Hugging Face folder take, beside the weights themselves?
+"""How much host memory does loading a Hugging Face folder take, in addition to the weights?
 
     python -m benchmarks.load [--layers=8 --dim=1024]
 
-Writes a random model, reads it in a process of its own, and prints a JSON line: bytes of the weights, bytes of the
-largest tensor of the folder, and the peak of the process's own memory above what it held before reading. On a CPU the
-weights themselves lie in host memory, so the excess is what reading costs. Pages of the mapped files are told apart:
-the kernel takes them back when it needs them.
+Writes a random model, loads it in a new process, and prints a JSON line: bytes of the weights, bytes of the largest
+tensor of the folder, and the peak of the process's own memory above what it held before. On a CPU the weights are in
+host memory, so the excess is the cost of loading. Pages of the mapped files are counted separately, since the kernel
+reclaims them when it needs memory.
 """
 
 import json
@@ -27,33 +27,33 @@ from selfreward_jax.parallel.sharding import param_shardings
 
 _LAYERS = flags.DEFINE_integer("layers", 8, "Layers.")
 _DIM = flags.DEFINE_integer("dim", 1024, "Model dimension.")
-_READ = flags.DEFINE_string("read", "", "Reads this folder and prints the peak; used by the program itself.")
+_READ = flags.DEFINE_string("read", "", "Loads this folder and prints the peak; the program calls itself with it.")
 
 
 def resident(kind: str) -> int:
-    """Bytes of this process by the kernel's count: VmHWM is the peak of all, RssAnon without pages of mapped files."""
+    """Bytes of this process as the kernel counts them: VmHWM is the overall peak, RssAnon excludes mapped files."""
     for line in epath.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"the kernel does not tell {kind}")
+    raise OSError(f"/proc/self/status has no {kind}: run this on Linux")
 
 
 def read(folder: str) -> None:
-    """Reads the folder and prints what it took."""
+    """Loads the folder and prints the memory that it took."""
     cfg, _ = read_config(epath.Path(folder))
     shardings = param_shardings(param_specs(cfg), make_mesh())
-    jax.block_until_ready(jax.jit(lambda: jnp.zeros((256, 256)) + 1)())  # the compiler's own memory comes first
+    jax.block_until_ready(jax.jit(lambda: jnp.zeros((256, 256)) + 1)())  # exclude the memory of the compiler
     before, peaks, done = resident("RssAnon"), [0], threading.Event()
 
-    def watch() -> None:
+    def sample_memory() -> None:
         while not done.wait(0.001):
             peaks.append(resident("RssAnon"))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    sampler = threading.Thread(target=sample_memory)
+    sampler.start()
     params = jax.block_until_ready(hf.load(epath.Path(folder), cfg, shardings))
     done.set()
-    watcher.join()
+    sampler.join()
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     largest = max(4 * a * b for a, b in (s for s in hf.expected_tensors(cfg).values() if len(s) == 2))
     excess = max(peaks) - before - size
@@ -63,7 +63,7 @@ def read(folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """One of the two processes."""
+    """Runs one of the two processes."""
     del argv
     if _READ.value:
         read(_READ.value)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
 
 
 def write_and_read() -> None:
-    """Writes a random model, and reads it in a new process."""
+    """Writes a random model, and loads it in a new process."""
     D = _DIM.value
     cfg = LlamaConfig(32_000, D, _LAYERS.value, D // 64, D // 128, 64, 4 * D, tie_embeddings=False)
     params = Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]

@@ -2,11 +2,11 @@
 
     python -m benchmarks.memory [--pairs=4]
 
-Compiles a DPO step (without running it) for a grid of lengths and vocabularies, and prints a JSON line for each: the
-bytes of temporaries that XLA plans for, those of the parameters, optimiser and gradients, and what one float32 array
-[B, T, V] of all logits would take. Then the least-squares fit temporaries = a + b * length + c * vocabulary +
-d * length * vocabulary, and d in units of that array: 0 if no such array is held, at least 1 if one is. The same with
-the logits held whole, which is what the figure would be without chunks.
+Compiles a DPO step (without running it) for a grid of lengths and vocabularies. Prints a JSON line for each: the bytes
+of temporaries that XLA plans, the bytes of parameters, optimizer and gradients, and the bytes of one float32 array
+[B, T, V] of all logits. Then prints the least-squares fit temporaries = a + b * length + c * vocabulary +
+d * length * vocabulary, with d in units of that array: 0 if no such array is held, at least 1 if one is. The same is
+done with all logits held at once, which is what the figure would be without chunks.
 """
 
 import itertools
@@ -21,17 +21,17 @@ from selfreward_jax.memory.programs import programs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.train import logprobs
 
-_PAIRS = flags.DEFINE_integer("pairs", 4, "Pairs a step.")
+_PAIRS = flags.DEFINE_integer("pairs", 4, "Pairs per step.")
 LENGTHS = (256, 512, 1024, 2048)
 VOCABULARIES = (4_096, 16_384, 32_768, 65_536)
 
 
-def measured(length: int, vocabulary: int, at_once: int) -> dict:
-    """Bytes of one compiled step, with at most `at_once` logits held."""
+def measure_step(length: int, vocabulary: int, max_logits: int) -> dict:
+    """Bytes of one compiled step, with at most `max_logits` logits held at once."""
     c = config.default_config()
     c.update_from_flattened_dict({"dpo.batch_size": _PAIRS.value, "dpo.replay_weight": 0.0, "model.max_length": length})
     c.update_from_flattened_dict({"tokenizer.vocab_size": vocabulary, "model.remat": "full", "model.scan_layers": True})
-    logprobs.MAX_LOGITS = at_once
+    logprobs.MAX_LOGITS = max_logits
     (program,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), length, ["dpo"])
     memory = program.lowered.compile().memory_analysis()
     return {
@@ -44,9 +44,9 @@ def measured(length: int, vocabulary: int, at_once: int) -> dict:
 
 
 def main(_: list[str]) -> None:
-    """Measures, fits, prints."""
-    for name, at_once in (("in chunks", logprobs.MAX_LOGITS), ("whole", 1 << 60)):
-        rows = [measured(t, v, at_once) for t, v in itertools.product(LENGTHS, VOCABULARIES)]
+    """Measures, fits and prints."""
+    for name, max_logits in (("in chunks", logprobs.MAX_LOGITS), ("whole", 1 << 60)):
+        rows = [measure_step(t, v, max_logits) for t, v in itertools.product(LENGTHS, VOCABULARIES)]
         for row in rows:
             print(json.dumps({"logits": name, **row}), flush=True)
         length, vocabulary = (np.array([r[k] for r in rows], float) for k in ("length", "vocabulary"))

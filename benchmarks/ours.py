@@ -1,4 +1,4 @@
-"""Our side of a comparison: a process that is asked for one run after the other. See side_by_side.py."""
+"""The worker process of our side of a comparison. See side_by_side.py."""
 
 import json
 import time
@@ -24,17 +24,17 @@ from selfreward_jax.train import dpo, trainer
 Run = Callable[[], dict[str, Any]]
 
 
-class Ids:
-    """In place of a chat format: prompts are ids in words, no id ends a sample."""
+class TokenIdChat:
+    """Replaces a chat format: prompts are ids written as words, and no id stops sampling."""
 
     stop_ids = ()
 
-    def opening(self, prompt: str) -> list[int]:
+    def encode_prefix(self, prompt: str) -> list[int]:
         """The ids."""
         return [int(word) for word in prompt.split()]
 
     def response_text(self, ids: list[int]) -> str:
-        """Nothing: it is not read."""
+        """Empty: the text is not used."""
         return ""
 
 
@@ -49,63 +49,63 @@ def save(case: dict[str, Any]) -> Run:
     folder = epath.Path(case["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     cfg, params = model(case["shape"], "float32")
-    described = write_config(cfg, None, "float32", max_position_embeddings=4096)
-    (folder / "config.json").write_text(json.dumps(described))
+    hf_config = write_config(cfg, None, "float32", max_position_embeddings=4096)
+    (folder / "config.json").write_text(json.dumps(hf_config))
     hf.save(folder, cfg, params, "float32")
     return lambda: {}
 
 
 def generate(case: dict[str, Any]) -> Run:
-    """Draws `samples` of `new` tokens after each of `prompts` prompts of `length`, of which `shared` are the same."""
+    """Samples `samples` times `new` tokens for each of `prompts` prompts of `length` ids, which share `shared` ids."""
     cfg, params = model(case["shape"], case["dtype"])
     params = jax.tree.map(lambda x: x.astype(case["dtype"]), params)
-    engine = Engine(cfg, params, Ids(), make_mesh(), max_concurrent=case["rows"], max_length=4096, raw=True)
+    engine = Engine(cfg, params, TokenIdChat(), make_mesh(), max_concurrent=case["rows"], max_length=4096, raw=True)
     ids = cases.prompts(case["shape"], case["prompts"], case["length"], case.get("shared", 0))
     requests = [Request(str(i), " ".join(map(str, x))) for i, x in enumerate(ids)]
-    how = SamplingParams(case["samples"], 0.7, 0.9, case["new"])
-    turn = iter(range(1 << 30))
+    sampling_params = SamplingParams(case["samples"], 0.7, 0.9, case["new"])
+    seeds = iter(range(1 << 30))
 
     def run() -> dict[str, Any]:
         start = time.perf_counter()
-        made = engine.generate(requests, how, jax.random.key(next(turn)))
+        completions = engine.generate(requests, sampling_params, jax.random.key(next(seeds)))
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "tokens": sum(len(c.ids) for c in made)}
+        return {"seconds": seconds, "tokens": sum(len(c.ids) for c in completions)}
 
     return run
 
 
 def dpo_step(case: dict[str, Any]) -> Run:
-    """Steps of DPO with AdamW, and the reference forward of the same pairs if `reference` says so."""
+    """DPO steps with AdamW; with `reference`, each step also runs the reference model on the same pairs."""
     cfg, params = model(case["shape"], case["dtype"])
-    made = []
+    pairs = []
     for row in cases.pairs(case["shape"], case["pairs"], case["prompt"], case["response"]):
         sides = (Example(row["prompt"] + row[s], _target(row, s)) for s in ("chosen", "rejected"))
-        made.append(dpo.Pair(*sides))
+        pairs.append(dpo.Pair(*sides))
     c = config.default_config()
     c.update_from_flattened_dict(
-        {"dpo.batch_size": len(made), "dpo.replay_weight": 0.0, "dpo.nll_weight": 0.0, "dpo.epochs": 1e6}
+        {"dpo.batch_size": len(pairs), "dpo.replay_weight": 0.0, "dpo.nll_weight": 0.0, "dpo.epochs": 1e6}
     )
     mesh, net = make_mesh(), Llama(cfg)
     c.optimizer.name = "adamw"
     optimizer = trainer.make_optimizer(c.optimizer)
     shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
     update = trainer.make_update(dpo.loss_fn(net, c.dpo), optimizer, shardings, mesh)
-    reference = dpo.reference_logprobs(net, params, made, len(made), mesh)
-    _, batch_at = dpo.make_batch_fn(made, reference, [], c.dpo, 0, mesh, cfg)
+    reference = dpo.reference_logprobs(net, params, pairs, len(pairs), mesh)
+    _, batch_at = dpo.make_batch_fn(pairs, reference, [], c.dpo, 0, mesh, cfg)
     state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
-    held = {"state": jax.device_put(state, shardings)}  # where updates leave it: else the second is compiled anew
+    carry = {"state": jax.device_put(state, shardings)}  # sharded as updates return it, else the second step recompiles
     forward = jax.jit(lambda params, batch: dpo.pair_logprobs(net, params, batch))
     arrays = {name: x[0] for name, x in batch_at(0)["arrays"].items()}
 
     def run() -> dict[str, Any]:
         start = time.perf_counter()
-        seen = []
+        logprobs = []
         for step in range(case["steps"]):
             if case["reference"]:
                 with jax.set_mesh(mesh):
-                    seen.append(forward(params, arrays))
-            held["state"], metrics = update(held["state"], batch_at(step), jax.random.key(0), rate=1e-6)
-        jax.block_until_ready((held["state"], metrics, seen))
+                    logprobs.append(forward(params, arrays))
+            carry["state"], metrics = update(carry["state"], batch_at(step), jax.random.key(0), rate=1e-6)
+        jax.block_until_ready((carry["state"], metrics, logprobs))
         return {"seconds": (time.perf_counter() - start) / case["steps"], "loss": float(metrics["loss"])}
 
     return run
@@ -116,22 +116,22 @@ def _target(row: dict[str, list[int]], side: str) -> list[bool]:
 
 
 def machine(case: dict[str, Any]) -> Run:
-    """What this machine can do: float32 and bfloat16 FLOP/s of a matrix product, bytes/s of reading memory."""
+    """The machine's rates: float32 and bfloat16 FLOP/s of a matrix product, bytes/s of reading memory."""
     n = 2048 if jax.default_backend() == "cpu" else 16384
-    read = jnp.ones(1 << 27 if n == 2048 else 1 << 31, jnp.float32)  # 512 MiB, 8 GiB: more than any cache
+    array = jnp.ones(1 << 27 if n == 2048 else 1 << 31, jnp.float32)  # 512 MiB, 8 GiB: more than any cache
     total = jax.jit(jnp.sum)
     product = jax.jit(lambda a: a @ a)
-    given = {dtype: jnp.ones((n, n), dtype) for dtype in ("float32", "bfloat16")}
+    matrices = {dtype: jnp.ones((n, n), dtype) for dtype in ("float32", "bfloat16")}
 
-    def timed(f: Any, x: Any) -> float:
+    def timed(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
         jax.block_until_ready(f(x))
         start = time.perf_counter()
         jax.block_until_ready(f(x))
         return time.perf_counter() - start
 
     def run() -> dict[str, Any]:
-        rates = {f"{dtype}_flops": 2 * n**3 / timed(product, x) for dtype, x in given.items()}
-        return {"bytes": read.nbytes / timed(total, read), **rates}
+        rates = {f"{dtype}_flops": 2 * n**3 / timed(product, x) for dtype, x in matrices.items()}
+        return {"bytes": array.nbytes / timed(total, array), **rates}
 
     return run
 

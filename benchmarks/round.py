@@ -1,12 +1,12 @@
-"""How long does a whole round take, beside transformers and TRL?
+"""How long does a whole round take, compared with transformers and TRL?
 
     python -m benchmarks.round [--shapes=6.5m,135m] [--peer_python=PYTHON]
 
-32 prompts of 128 ids, 4 answers of 128 tokens each; 3 votes of 64 tokens on each answer behind a rubric of 256 ids and
-256 more; DPO on 32 pairs of 128 + 128 ids in steps of 8, the reference read once for each pair. Every part in the
-setting in which a side does a smaller case of it fastest, all parts one after the other in each run. What lies between
-them (text, files, pairs) is not in it. Prints a JSON line a model, with settings and the median of each part, and each
-run as it ends to the error output.
+A round has 32 prompts of 128 ids with 4 responses of 128 tokens each; 3 votes of 64 tokens on each response, after a
+rubric of 256 ids and 256 more; and DPO on 32 pairs of 128 + 128 ids in steps of 8, with the reference run once per
+pair. Each side does each part in the setting in which a smaller case was fastest. A run does all parts one after the
+other. Work between the parts (text, files, pairs) is not measured. Prints a JSON line per model, with the settings and
+the median of each part. Each run is printed to stderr when it ends.
 """
 
 import json
@@ -17,9 +17,17 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.side_by_side import SHAPES, TURNS, dpo_settings, dtypes, fastest, summary, workers
+from benchmarks.side_by_side import (
+    SHAPES,
+    TURNS,
+    candidate_dtypes,
+    dpo_settings,
+    fastest_setting,
+    start_workers,
+    summarize,
+)
 
-PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are tried
+PARTS: list[dict[str, Any]] = [  # "trial": the smaller sizes with which the settings are compared
     {"task": "generate", "prompts": 32, "samples": 4, "length": 128, "new": 128, "trial": {"new": 32}},
     {
         "task": "generate",
@@ -42,45 +50,58 @@ PARTS: list[dict[str, Any]] = [  # a trial is what is smaller where settings are
     },
 ]
 _WARM = {
-    "ours": flags.DEFINE_bool("warm_ours", True, "Whether our side does a round before; without it compiling counts."),
-    "theirs": flags.DEFINE_bool("warm_peer", True, "Whether the other side, which compiles nothing, does so too."),
+    "ours": flags.DEFINE_bool("warm_ours", True, "Whether our side warms up with a round; else compilation counts."),
+    "theirs": flags.DEFINE_bool("warm_peer", True, "Whether the peer, which compiles nothing, warms up too."),
 }
-_BATCHES = flags.DEFINE_list("peer_batches", ["8", "32"], "Prompts at once that the other side tries.")
+_BATCHES = flags.DEFINE_list("peer_batches", ["8", "32"], "Batch sizes that the peer tries, in prompts.")
 
 
-def measured(side: str, case: dict[str, Any], tried: list[list[dict]]) -> tuple[list[dict], dict[str, Any], dict]:
-    """The setting of each part, the fastest of those tried; the seconds of a round with them, and the versions. In a
-    process that ends then: with large models memory does not hold both sides'."""
-    with workers((side,)) as (worker, _):
-        asked = zip(PARTS, tried, strict=True)
-        best = [fastest(worker, part["task"], case | part | part["trial"], settings) for part, settings in asked]
-        parts = [case | part | b for part, b in zip(PARTS, best, strict=True)]
-        worker.ask(task="several", case={"parts": parts}, run=_WARM[side].value)
-        return best, worker.ask(run=True), worker.versions
+def measure_side(side: str, case: dict[str, Any], candidates: list[list[dict]]) -> tuple[list[dict], dict, dict]:
+    """Measures one round of one side in a new process, since memory may not hold both sides' large models.
+
+    Args:
+      side: "ours" or "theirs".
+      case: the model.
+      candidates: for each part, the settings to try.
+
+    Returns:
+      The fastest setting of each part, the seconds of a round with them, and the versions.
+    """
+    with start_workers((side,)) as (worker, _):
+        trials = zip(PARTS, candidates, strict=True)
+        best = [
+            fastest_setting(worker, part["task"], case | part | part["trial"], settings) for part, settings in trials
+        ]
+        parts = [case | part | setting for part, setting in zip(PARTS, best, strict=True)]
+        worker.request(task="several", case={"parts": parts}, run=_WARM[side].value)
+        return best, worker.request(run=True), worker.versions
 
 
 def main(_: list[str]) -> None:
-    """Measures, prints."""
-    of_ours, of_theirs = dtypes()
-    dpo_ours, dpo_theirs = dpo_settings(of_ours, of_theirs)
-    drawing = [{"dtype": d, "rows": 128} for d in of_ours]
-    batches = [{"dtype": d, "batch": int(batch)} for d in of_theirs for batch in _BATCHES.value]
+    """Measures and prints."""
+    our_dtypes, peer_dtypes = candidate_dtypes()
+    our_dpo, peer_dpo = dpo_settings(our_dtypes, peer_dtypes)
+    our_sampling = [{"dtype": d, "rows": 128} for d in our_dtypes]
+    peer_sampling = [{"dtype": d, "batch": int(batch)} for d in peer_dtypes for batch in _BATCHES.value]
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES.value:
             case = {"shape": shape, "folder": str(Path(folder) / shape)}
-            with workers(("ours",)) as (worker, _):
-                worker.ask(task="save", case=case)
-            tried = {"ours": [drawing, drawing, dpo_ours], "theirs": [batches, batches, dpo_theirs]}
+            with start_workers(("ours",)) as (worker, _):
+                worker.request(task="save", case=case)
+            candidates = {
+                "ours": [our_sampling, our_sampling, our_dpo],
+                "theirs": [peer_sampling, peer_sampling, peer_dpo],
+            }
             runs, versions = [], {}
             for _turn in range(TURNS.value):
-                pair = {}
-                for side in tried:
-                    best, pair[side], of_side = measured(side, case, tried[side])
-                    tried[side], versions = [[b] for b in best], versions | of_side
-                    print(json.dumps({"side": side} | pair[side]), file=sys.stderr, flush=True)
-                runs.append(tuple(pair.values()))
-            settings = [{"parts": [b for (b,) in of_side]} for of_side in tried.values()]
-            print(json.dumps({"task": "round", "shape": shape, **summary(runs, settings, versions)}), flush=True)
+                times = {}
+                for side in candidates:
+                    best, times[side], side_versions = measure_side(side, case, candidates[side])
+                    candidates[side], versions = [[setting] for setting in best], versions | side_versions
+                    print(json.dumps({"side": side} | times[side]), file=sys.stderr, flush=True)
+                runs.append(tuple(times.values()))
+            settings = [{"parts": [setting for (setting,) in parts]} for parts in candidates.values()]
+            print(json.dumps({"task": "round", "shape": shape, **summarize(runs, settings, versions)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The other side of a comparison: transformers' generate and TRL's DPOTrainer. See side_by_side.py."""
+"""The worker process of the peer: transformers' generate and TRL's DPOTrainer. See side_by_side.py."""
 
 import contextlib
 import sys
@@ -20,7 +20,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 
 def _now() -> float:
-    """Seconds, when the device has done what it was told."""
+    """Seconds, after the device has finished its work."""
     if GPU:
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -31,55 +31,61 @@ def _model(case: dict[str, Any]) -> Any:
 
 
 def generate(case: dict[str, Any]) -> Run:
-    """Draws with `generate`, `batch` prompts at a time, each with all its samples."""
+    """Samples with `generate`, `batch` prompts at a time, each with all its samples."""
     model = _model(case).eval()
     ids = torch.tensor(
         cases.prompts(case["shape"], case["prompts"], case["length"], case.get("shared", 0)), device=DEVICE
     )
-    how = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "num_return_sequences": case["samples"]}
-    how |= {"max_new_tokens": case["new"], "min_new_tokens": case["new"], "pad_token_id": 0}
+    sampling = {
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "num_return_sequences": case["samples"],
+    }
+    sampling |= {"max_new_tokens": case["new"], "min_new_tokens": case["new"], "pad_token_id": 0}
 
     def run() -> dict[str, Any]:
         start, tokens = _now(), 0
         with torch.inference_mode():
             for part in ids.split(case["batch"]):
-                made = model.generate(part, attention_mask=torch.ones_like(part), **how)
-                tokens += made.shape[0] * (made.shape[1] - part.shape[1])
+                output = model.generate(part, attention_mask=torch.ones_like(part), **sampling)
+                tokens += output.shape[0] * (output.shape[1] - part.shape[1])
         return {"seconds": _now() - start, "tokens": tokens}
 
     return run
 
 
 def dpo_step(case: dict[str, Any]) -> Run:
-    """Steps of TRL's own training loop, by its own clock between the beginnings of steps."""
+    """Steps of TRL's own training loop, timed by its callbacks from the start to the end of each step."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     vocabulary = {f"w{i}": i for i in range(cases.SHAPES[case["shape"]][0])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2")
-    # TRL adds the end of text itself.
+    word_level = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_level, pad_token="w0", bos_token="w1", eos_token="w2")
+    # TRL appends EOS itself.
     rows = cases.pairs(case["shape"], case["pairs"], case["prompt"], case["response"] - 1)
     text = lambda ids: " ".join(f"w{i}" for i in ids)  # noqa: E731
-    made = [
+    pairs = [
         {"prompt": text(r["prompt"]), "chosen": " " + text(r["chosen"]), "rejected": " " + text(r["rejected"])}
         for r in rows
     ]
 
     class Clock(TrainerCallback):
-        """When each step began and ended."""
+        """Times each step."""
 
         times: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            """Notes the time."""
+            """Starts the time of a step."""
             self.times.append(-_now())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            """Notes the time."""
+            """Completes the time of a step."""
             self.times[-1] += _now()
 
     def run() -> dict[str, Any]:
@@ -90,7 +96,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
                 bf16=case["autocast"],
                 report_to="none",
                 gradient_checkpointing=False,
-                per_device_train_batch_size=len(made),
+                per_device_train_batch_size=len(pairs),
                 max_steps=case["steps"] + 1,
                 precompute_ref_log_probs=not case["reference"],
                 max_length=None,
@@ -101,11 +107,11 @@ def dpo_step(case: dict[str, Any]) -> Run:
             )
             clock = Clock()
             clock.times = []
-            data = Dataset.from_list(made * (case["steps"] + 1))
-            own = DPOTrainer(
+            data = Dataset.from_list(pairs * (case["steps"] + 1))
+            trainer = DPOTrainer(
                 model=_model(case), args=args, train_dataset=data, processing_class=tokenizer, callbacks=[clock]
             )
-            own.train()
+            trainer.train()
         steps = clock.times[1:]  # the first warms up
         return {"seconds": sum(steps) / len(steps)}
 
