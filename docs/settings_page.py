@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from selfreward_jax/config.py: python docs/settings_page.py"""
+"""Writes docs/settings.md from the settings and their comments: python docs/settings_page.py"""
 
 import ast
 import re
@@ -6,53 +6,51 @@ from pathlib import Path
 
 from selfreward_jax import config
 from selfreward_jax.cli.args import flatten_config
+from selfreward_jax.config import defaults
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field
 
-Written by `docs/settings_page.py` from `selfreward_jax/config.py`; do not edit it here. On the command line a field is
-`--config.FIELD=VALUE`. Defaults are those of the scale `tiny`, the embedded world on a CPU; what the other scales
-change is in `selfreward_jax/config/presets.py`. What of them may change in a working directory that is begun says
-`selfreward_jax/config/diff.py`.
+Written by `docs/settings_page.py` from `selfreward_jax/config/defaults.py`; do not edit this page. On the command line,
+set a field with `--config.FIELD=VALUE`. The defaults are those of the preset `tiny`, the toy world on a CPU. The
+other presets, and what they change, are in `selfreward_jax/config/presets.py`. Which fields may change between two runs
+in one working directory is decided in `selfreward_jax/config/diff.py`.
 """
 
 
-def described() -> dict[str, str]:
-    """What the comments of config.py say of each field, and of each group of fields under its name."""
-    source = Path(config.__file__).read_text()
-    (function,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "defaults"]
+def field_comments() -> dict[str, str]:
+    """The comment of each setting in config/defaults.py, and of each group of settings under the group's name."""
+    source = Path(defaults.__file__).read_text()
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     lines = source.splitlines()
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
 
-    def read(body: list[ast.stmt], names: tuple[str, ...] = ()) -> None:
+    def collect(body: list[ast.stmt], groups: tuple[str, ...] = ()) -> None:
         for statement in body:
-            if isinstance(statement, ast.For):
-                read(statement.body, tuple(pair[0] for pair in ast.literal_eval(statement.iter)))
+            if isinstance(statement, ast.For):  # over the names of groups with the same settings
+                collect(statement.body, tuple(pair[0] for pair in ast.literal_eval(statement.iter)))
             elif isinstance(statement, ast.Assign):
-                said = re.search(r"  # (.*)$", lines[statement.end_lineno - 1])
+                comment = re.search(r"  # (.*)$", lines[statement.targets[0].lineno - 1])
                 target = ast.unparse(statement.targets[0])
-                for name in names or ("",):
-                    found[target.replace("c[name]", f"c.{name}").removeprefix("c.")] = said[1] if said else ""
+                for group in groups or ("",):
+                    field = target.replace("c[name]", f"c.{group}").removeprefix("c.")
+                    comments[field] = comment[1] if comment else ""
 
-    read(function.body)
-    return found
+    collect(functions["default_config"].body)
+    return comments
 
 
 def page() -> str:
-    """The page."""
-    said, groups = described(), {}
+    """The text of the page."""
+    comments, groups = field_comments(), {}
     for field, value in flatten_config(config.default_config()).items():
         groups.setdefault(field.rpartition(".")[0], []).append((field, value))
     lines = [HEAD]
     for group, rows in sorted(groups.items()):
-        about = f": {said[group]}" if said.get(group) else ""
-        lines += [
-            f"## {f'`{group}`' if group else 'The run'}{about}",
-            "",
-            "| field | default | what it is |",
-            "|---|---|---|",
-        ]
-        lines += [f"| `{field}` | `{value!r}` | {said[field].replace('|', '/')} |" for field, value in rows]
+        about = f": {comments[group]}" if comments.get(group) else ""
+        title = f"`{group}`" if group else "The run"
+        lines += [f"## {title}{about}", "", "| field | default | what it is |", "|---|---|---|"]
+        lines += [f"| `{field}` | `{value!r}` | {comments[field].replace('|', '/')} |" for field, value in rows]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
