@@ -1,73 +1,73 @@
 #!/usr/bin/env bash
 # launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [--chips=4] [--slices=1] [--spot]
-#     [--most_restarts=30] [--namespace=default] [--service_account=default] [--manifest] [--dry_run]
-#     -- --config=FILE[:SCALE] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
+#     [--max_restarts=30] [--namespace=default] [--service_account=default] [--manifest] [--dry_run]
+#     -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 # launch/gke.sh --xpk --name=NAME --image=IMAGE --cluster=CLUSTER --project=PROJECT --zone=ZONE --tpu_type=TYPE
-#     [--slices=1] [--spot] [--most_restarts=30] [--dry_run] -- ...
+#     [--slices=1] [--spot] [--max_restarts=30] [--dry_run] -- ...
 #
-# One run of selfreward_jax.main on TPU slices of the GKE cluster that kubectl speaks to: fills launch/gke_jobset.yaml in
-# and applies it. The cluster needs the JobSet controller, 0.6 or later. With --xpk the same run through xpk, which needs
-# a cluster that xpk made.
+# Runs selfreward_jax.main on TPU slices of the GKE cluster that kubectl is connected to. It fills in
+# launch/gke_jobset.yaml and applies it. The cluster needs the JobSet controller, 0.6 or later. With --xpk the run is
+# submitted through xpk, to a cluster that xpk created.
 #
 #   --name             of the JobSet
 #   --image            container image with the project in its working directory: launch/Dockerfile
 #   --accelerator      the node pool's cloud.google.com/gke-tpu-accelerator, such as tpu-v5-lite-podslice, tpu-v6e-slice
 #   --topology         the node pool's cloud.google.com/gke-tpu-topology, such as 4x4
 #   --chips            chips of a host; hosts of a slice = chips of the topology / chips of a host
-#   --slices           node pools; more than one: Multislice; main is told --config.parallel.replicas=SLICES
+#   --slices           node pools; above 1: Multislice; passes --config.parallel.replicas=SLICES
 #   --spot             only on nodes of spot node pools
-#   --most_restarts    how often all is started again after anything but success and bad input
-#   --service_account  the Kubernetes account that may write to the bucket (Workload Identity)
+#   --max_restarts     maximum number of restarts after anything but success and bad input
+#   --service_account  the Kubernetes account with write access to the bucket (Workload Identity)
 #   --manifest         print the manifest and apply nothing
 #   --dry_run          print the command and run nothing
-#   --tpu_type         as xpk names it, such as v5litepod-16
+#   --tpu_type         the type as xpk names it, such as v5litepod-16
 #
-# To know: the command comes back at once, the cluster does the rest, restarts too. A pod that waits costs nothing, a node
-# that the autoscaler made for it does. A JobSet that has ended stays: to go on where the run was, delete it
-# (kubectl delete jobset NAME) and give the command again.
+# Notes: the command returns at once, and the cluster does the rest, restarts too. A waiting pod costs nothing; a node that
+# the autoscaler created for it does. A finished JobSet remains. To resume a run, delete the JobSet
+# (kubectl delete jobset NAME) and repeat the command.
 #
 # Exit code: 2 bad input, else that of kubectl or xpk.
 set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-name='' image='' accelerator='' topology='' chips=4 slices=1 most_restarts=30 namespace=default service_account=default
+name='' image='' accelerator='' topology='' chips=4 slices=1 max_restarts=30 namespace=default service_account=default
 spot=0 xpk=0 manifest=0 cluster='' project='' zone='' tpu_type=''
-read_options "name image accelerator topology chips slices most_restarts namespace service_account cluster project \
+read_options "name image accelerator topology chips slices max_restarts namespace service_account cluster project \
 zone tpu_type" "spot xpk manifest" "$@"
-need name "$label" "give a name of at most 40 small letters, digits and dashes"
-need image "[A-Za-z0-9][-A-Za-z0-9._/:@]*" "give a container image with the project in it: launch/Dockerfile makes one"
-need slices "$positive" "give the number of slices, from 1"
-need most_restarts "$whole" "give the most restarts, from 0"
+require name "$label" "give a name of at most 40 small letters, digits and dashes"
+require image "[A-Za-z0-9][-A-Za-z0-9._/:@]*" "give a container image with the project in it: launch/Dockerfile makes one"
+require slices "$positive" "give the number of slices, from 1"
+require max_restarts "$nonnegative" "give the maximum number of restarts, from 0"
 if ((xpk)); then
-  need cluster "$label" "give the name of a cluster that xpk made"
-  need project "[-a-z0-9:.]+" "give the id of your Google Cloud project"
-  need zone "[a-z]+-[a-z]+[0-9]+(-[a-z])?" "give the cluster's zone, such as us-central1-a"
-  need tpu_type "[-a-z0-9]+" "give the TPU type as xpk names it, such as v5litepod-16"
-  ((!spot)) || refuse "--spot does not go with --xpk: whether nodes are spot was said when xpk made the cluster"
+  require cluster "$label" "give the name of a cluster that xpk created"
+  require project "[-a-z0-9:.]+" "give the id of your Google Cloud project"
+  require zone "[a-z]+-[a-z]+[0-9]+(-[a-z])?" "give the cluster's zone, such as us-central1-a"
+  require tpu_type "[-a-z0-9]+" "give the TPU type as xpk names it, such as v5litepod-16"
+  ((!spot)) || usage_error "--spot cannot be used with --xpk: spot nodes are chosen when xpk creates the cluster"
 else
-  need accelerator "[a-z][-a-z0-9]*" "give the node pool's gke-tpu-accelerator, such as tpu-v5-lite-podslice"
-  need topology "$positive(x$positive){1,2}" "give the node pool's gke-tpu-topology, such as 4x4 or 2x2x4"
-  need chips "$positive" "give the chips of one host, such as 4"
-  need namespace "$label" "give a Kubernetes namespace"
-  need service_account "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes service account"
+  require accelerator "[a-z][-a-z0-9]*" "give the node pool's gke-tpu-accelerator, such as tpu-v5-lite-podslice"
+  require topology "$positive(x$positive){1,2}" "give the node pool's gke-tpu-topology, such as 4x4 or 2x2x4"
+  require chips "$positive" "give the chips of one host, such as 4"
+  require namespace "$label" "give a Kubernetes namespace"
+  require service_account "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes service account"
   total=$((${topology//x/*}))
-  ((total % chips == 0)) || refuse "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
+  ((total % chips == 0)) || usage_error "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
 fi
-need_main shared
-# First, so that the user's own value wins.
+require_main shared
+# First, so that the user's value overrides it.
 ((slices == 1)) || main=(--config.parallel.replicas="$slices" "${main[@]}")
 
 if ((xpk)); then
-  # xpk starts again after 42 and 127 to 255 only, unless told; with these it is everything but 0 and 2.
+  # By default xpk restarts only after 42 and 127 to 255; with these codes, after everything but 0 and 2.
   run xpk workload create --workload="$name" --cluster="$cluster" --project="$project" --zone="$zone" \
-    --tpu-type="$tpu_type" --num-slices="$slices" --docker-image="$image" --max-restarts="$most_restarts" \
+    --tpu-type="$tpu_type" --num-slices="$slices" --docker-image="$image" --max-restarts="$max_restarts" \
     --restart-on-exit-codes=1,3-126 \
     --command="$(quoted python -m selfreward_jax.main --distributed "${main[@]}")"
   exit
 fi
 
-# The words as a list in JSON, which is YAML too. Kubernetes reads $$ as $, and $(NAME) as a variable of its own.
+# The arguments as a JSON list, which is valid YAML. Kubernetes reads $$ as $, and $(NAME) as a variable.
 list() {
   local word all=''
   for word in "$@"; do
@@ -82,11 +82,11 @@ list() {
 
 text=$(sed '/^ *#/d' "$(dirname "$0")/gke_jobset.yaml")
 ((spot)) || text=$(grep -v "with --spot only" <<<"$text")
-declare -A values=([NAME]=$name [NAMESPACE]=$namespace [MOST_RESTARTS]=$most_restarts [SLICES]=$slices
+declare -A values=([NAME]=$name [NAMESPACE]=$namespace [MAX_RESTARTS]=$max_restarts [SLICES]=$slices
   [HOSTS]=$((total / chips)) [SERVICE_ACCOUNT]=$service_account [ACCELERATOR]=$accelerator [TOPOLOGY]=$topology
   [IMAGE]=$image [CHIPS]=$chips)
 for key in "${!values[@]}"; do text=${text//"\${$key}"/"${values[$key]}"}; done
-text=${text/"\${ARGUMENTS}"/"$(list "${main[@]}")"} # last: what the user wrote is not filled in
+text=${text/"\${ARGUMENTS}"/"$(list "${main[@]}")"} # last, so that user text is not substituted
 
 if ((manifest)); then
   echo "$text"
@@ -94,6 +94,6 @@ elif ((dry_run)); then
   echo "$(quoted kubectl apply -f -) <<<${text@Q}"
 else
   kubectl apply -f - <<<"$text"
-  say "follow it: kubectl get jobset $name -n $namespace; kubectl logs -f -n $namespace" \
+  log "follow the run: kubectl get jobset $name -n $namespace; kubectl logs -f -n $namespace" \
     "-l jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
 fi
