@@ -14,6 +14,7 @@ from etils import epath
 
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
+from selfreward_jax.telemetry.escape import escape
 
 LOCK_FILE = "lock"
 MAX_HOLDER = 200  # characters of the holder's line in the lock file that a message repeats
@@ -47,7 +48,7 @@ def _acquire(directory: epath.Path) -> IO[Any]:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             file.seek(0)
-            holder = file.read(MAX_HOLDER).strip() or "another process"
+            holder = escape(file.readline(MAX_HOLDER).strip()) or "another process"
             file.close()
             raise storage.StorageError(
                 f"workdir {directory} is in use by {holder}: wait for it or end it, or use another --workdir"
