@@ -122,8 +122,8 @@ def compile_rows(name: str, preset: str, topology: str, options: str, only: list
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     if result.returncode == 2 or not rows:
-        rows = [{"program": "refused", "fits": False, "said": (result.stderr.strip() or "?").splitlines()[-1]}]
-    return [{"name": name, "scale": preset, "slice": topology, "options": options, **row} for row in rows]
+        rows = [{"program": "refused", "fits": False, "error": (result.stderr.strip() or "?").splitlines()[-1]}]
+    return [{"name": name, "preset": preset, "slice": topology, "options": options, **row} for row in rows]
 
 
 def estimate_gpu(name: str, preset: str, gpu: str, count: int, memory: int, tensor: int, sampling_tensor: int) -> dict:
@@ -155,7 +155,7 @@ def estimate_gpu(name: str, preset: str, gpu: str, count: int, memory: int, tens
     fits = max(dpo, sampling) < 0.9 * memory * GIB
     return {
         "name": name,
-        "scale": preset,
+        "preset": preset,
         "slice": f"{count} x {gpu}",
         "tensor": tensor,
         "sampling_tensor": sampling_tensor,
@@ -175,11 +175,11 @@ def document(compiled: list[dict], estimated: list[dict]) -> str:
     lines = HEAD.splitlines()
     groups: dict[tuple, dict] = {}
     for row in compiled:
-        groups.setdefault((row["name"], row["scale"], row["slice"], row["options"]), {})[row["program"]] = row
+        groups.setdefault((row["name"], row["preset"], row["slice"], row["options"]), {})[row["program"]] = row
     for (name, preset, topology, options), programs in groups.items():
         if "refused" in programs:
             lines.append(
-                f"| {name} ({preset}) | {topology} | | | | | | | refused: {programs['refused']['said']} | `{options}` |"
+                f"| {name} ({preset}) | {topology} | | | | | | | refused: {programs['refused']['error']} | `{options}` |"
             )
             continue
         reshards = [programs[p] for p in ("merge", "reshard") if p in programs]

@@ -38,7 +38,7 @@ def measure_step(length: int, vocabulary: int, max_logits: int) -> dict:
         "length": length,
         "vocabulary": vocabulary,
         "temporaries": memory.temp_size_in_bytes,
-        "state": program.bytes["params"] + program.bytes["optimiser"],
+        "state": program.bytes["params"] + program.bytes["optimizer"],
         "all_logits": 4 * 2 * _PAIRS.value * length * vocabulary,
     }
 

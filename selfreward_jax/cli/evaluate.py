@@ -118,7 +118,7 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_name: st
     if opponent:
         label, rows = _opponent_responses(run, opponent, opponent_name)
         responses[label] = rows
-        report |= {"guest": {"name": label, "path": opponent}}
+        report |= {"opponent": {"name": label, "path": opponent}}
     versus: dict[str, dict[str, Any]] = {}
     order = list(responses)
     for i, ours in reversed(list(enumerate(order))):
@@ -172,7 +172,7 @@ def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
         ask_endpoint = partial(compare_by_endpoint, run, endpoint)
         description = {
             "judge": judge,
-            "url": settings.base_url,
+            "base_url": settings.base_url,
             "model": settings.model,
             "template": run.cfg.pairwise.template,
         }
@@ -184,7 +184,7 @@ def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
         stage = f"{ours}_{theirs}_by_{judge}_{suffix}"
         return compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
 
-    return by_model, {"judge": judge, "form": method}
+    return by_model, {"judge": judge, "method": method}
 
 
 def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, Sequence[ResponsesRow]]:

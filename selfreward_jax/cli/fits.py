@@ -175,7 +175,7 @@ def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
     stage, hbm, size = row["program"], row["hbm"], row["bytes"]
     used = f"{stage}: needs {row['peak'] / GIB:.1f} GiB per chip, which has {hbm / GIB:.0f};"
     if stage in ("sft", "dpo"):
-        state = (size["params"] + size["optimiser"]) / hbm
+        state = (size["params"] + size["optimizer"]) / hbm
         if state < 0.8:
             remat = "" if cfg.model.remat == "full" else "model.remat=full, "
             now = f"{stage}.grad_accum_steps (now {cfg[stage].grad_accum_steps})"

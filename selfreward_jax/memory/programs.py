@@ -112,7 +112,7 @@ class _Training(NamedTuple):
     def bytes(self, offload: bool) -> dict[str, int]:
         return {
             "params": bytes_per_device(self.state.params) + bytes_per_device(self.frozen or {}),
-            "optimiser": bytes_per_device(self.state.opt_state) * (not offload),
+            "optimizer": bytes_per_device(self.state.opt_state) * (not offload),
         }
 
 

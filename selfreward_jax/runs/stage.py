@@ -21,6 +21,7 @@ class Stage(NamedTuple):
 
     name: in the log, in the summary, and (see `workspace.key_name`) in random keys.
     run: makes it, and does nothing if it is complete. None: the stage before it makes it too.
+    folders: patterns of the folders that it is made for.
     reads: the artifacts that it reads; {m} stands for its folder, {m-1} for the model before.
     writes: patterns of what it writes.
     settings: sections or fields that decide what it writes.
@@ -32,6 +33,7 @@ class Stage(NamedTuple):
 
     name: str
     run: Callable[[Run, str], object] | None
+    folders: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     settings: tuple[str, ...]
@@ -39,6 +41,11 @@ class Stage(NamedTuple):
     manifest: str = ""
     cost: Callable[[ConfigDict], Cost] | None = None
     wanted: Callable[[ConfigDict], bool] = lambda _: True
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Patterns of all that it writes, in any of its folders."""
+        return tuple(dict.fromkeys(name.replace("{m}", folder) for name in self.writes for folder in self.folders))
 
 
 class Step(NamedTuple):
@@ -88,7 +95,7 @@ class StageTable(NamedTuple):
         if sections & set(self.without_artifacts):
             return ()
         stages = [stage for stage in self.stages if sections & set(stage.settings)]
-        return tuple(p.replace("{m}", "*") for stage in stages for p in stage.writes) if stages else ("*/*",)
+        return tuple(pattern for stage in stages for pattern in stage.patterns) if stages else ("*/*",)
 
     def kind_of(self, label: str) -> str:
         """The kind of a stage by its label in the log. Stages within a stage ("m2 early_5_answers") end like one."""

@@ -51,7 +51,7 @@ def compare_by_endpoint(
     """
     template, matchups = pairwise_template(run), make_matchups(ours, theirs)
     requests = [prompt for matchup in matchups for prompt in both_orders(template, matchup)]
-    replies = endpoint.ask(requests, run.cfg.endpoint.max_tokens)
+    replies = endpoint.complete(requests, run.cfg.endpoint.max_tokens)
     sides = [parse_preference(text) if text else None for text in replies]
     _log_unreadable(label, sides, f"endpoint.max_tokens is {run.cfg.endpoint.max_tokens}")
     verdicts = [resolve_orders(*orders) for orders in zip(sides[::2], sides[1::2], strict=True)]

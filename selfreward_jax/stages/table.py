@@ -50,9 +50,13 @@ def _responses(cfg: ConfigDict) -> int:
     return cfg.prompts.count * cfg.responses.num_samples
 
 
+ROUNDS = ("m[2-9]", "m[1-9][0-9]*")
+MODELS = ("sft", "m[1-9]*")
+
 SEED = Stage(
     "documents",
     setup.seed,
+    folders=("seed",),
     reads=(),
     writes=("seed/*",),
     settings=(
@@ -65,6 +69,7 @@ SEED = Stage(
 TOKENIZER = Stage(
     "tokenizer",
     setup.tokenizer,
+    folders=("tokenizer",),
     reads=("seed/ift.jsonl", "seed/eft.jsonl", "seed/documents.jsonl"),
     writes=("tokenizer/*",),
     settings=("tokenizer", "model"),
@@ -73,6 +78,7 @@ TOKENIZER = Stage(
 PRETRAIN = Stage(
     "pretrain",
     setup.pretrain,
+    folders=("m0",),
     reads=("seed/documents.jsonl", "tokenizer/*"),
     writes=("m0/*",),
     settings=("pretrain", "model", "optimizer"),
@@ -83,6 +89,7 @@ PRETRAIN = Stage(
 SFT_BASELINE = Stage(
     "sft",
     sft_baseline,
+    folders=("sft",),
     reads=("seed/ift.jsonl", "m0/checkpoint"),
     writes=("sft/*",),
     settings=("sft", "lora"),
@@ -94,8 +101,9 @@ SFT_BASELINE = Stage(
 EFT = Stage(
     "eft_judgments",
     setup.eft,
+    folders=("seed",),
     reads=("seed/eft_answers.jsonl", "sft/checkpoint"),
-    writes=("seed/eft_judgments.*", "seed/eft.*"),
+    writes=("seed/eft_judgments.*",),
     settings=("eft", "judge"),
     kind="judging",
     manifest="seed/eft_judgments.manifest.json",
@@ -105,6 +113,7 @@ EFT = Stage(
 SFT = Stage(
     "sft",
     sft,
+    folders=("m1",),
     reads=("seed/ift.jsonl", "seed/eft.jsonl", "m0/checkpoint"),
     writes=("m1/*",),
     settings=("sft", "lora"),
@@ -112,10 +121,11 @@ SFT = Stage(
     manifest="m1/manifest.json",
     cost=lambda cfg: _set_rows(cfg, *cfg.sft.sets),
 )
-CHECK_JUDGE = Stage("check_judge", self_reward.check_judge, ("{m-1}/eval_judgments.jsonl",), (), ())
+CHECK_JUDGE = Stage("check_judge", self_reward.check_judge, ROUNDS, ("{m-1}/eval_judgments.jsonl",), (), ())
 PROMPTS = Stage(
     "prompts",
     prompts,
+    folders=ROUNDS,
     reads=("seed/ift.jsonl", "{m-1}/checkpoint"),
     writes=("{m}/prompts.*", "prompts_writer.json"),
     settings=("prompts",),
@@ -126,6 +136,7 @@ PROMPTS = Stage(
 RESPONSES = Stage(
     "responses",
     self_reward.responses,
+    folders=ROUNDS,
     reads=("{m}/prompts.jsonl", "{m-1}/checkpoint"),
     writes=("{m}/responses.*",),
     settings=("responses",),
@@ -136,6 +147,7 @@ RESPONSES = Stage(
 JUDGMENTS = Stage(
     "judgments",
     self_reward.judgments,
+    folders=ROUNDS,
     reads=("{m}/responses.jsonl", "{m-1}/checkpoint"),
     writes=("{m}/judgments.*",),
     settings=("judge",),
@@ -146,6 +158,7 @@ JUDGMENTS = Stage(
 PROBES = Stage(
     "probes",
     self_reward.probes,
+    folders=ROUNDS,
     reads=("{m}/prompts.jsonl", "{m-1}/checkpoint"),
     writes=("{m}/probes.*",),
     settings=("judge",),
@@ -157,6 +170,7 @@ PROBES = Stage(
 PAIRS = Stage(
     "pairs",
     self_reward.pairs,
+    folders=ROUNDS,
     reads=("{m}/responses.jsonl", "{m}/judgments.jsonl"),
     writes=("{m}/pairs.*",),
     settings=("pairs",),
@@ -165,6 +179,7 @@ PAIRS = Stage(
 CHECKS = Stage(
     "checks",
     check_round,
+    folders=ROUNDS,
     reads=("{m}/prompts.jsonl", "{m}/responses.jsonl", "{m}/judgments.jsonl", "{m}/probes.jsonl"),
     writes=("{m}/checks.json",),
     settings=(),
@@ -173,18 +188,20 @@ CHECKS = Stage(
 DPO = Stage(
     "dpo",
     dpo,
+    folders=ROUNDS,
     reads=("{m}/pairs.jsonl", "{m-1}/checkpoint", "seed/eft.jsonl"),
-    writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/manifest.json"),
+    writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/checkpoint.json", "{m}/manifest.json"),
     settings=("dpo", "optimizer", "lora"),
     kind="training",
     manifest="{m}/manifest.json",
     cost=lambda cfg: Cost(cfg.prompts.count),
 )
-EARLY_STOPPING = Stage("early_stopping", None, (), ("{m}/early_*",), ("pairwise", "evaluate", "judge"))
-SAVED_STEPS = Stage("steps", None, (), ("{m}/steps",), ("max_nonfinite_steps",))
+EARLY_STOPPING = Stage("early_stopping", None, ROUNDS, (), ("{m}/early_*",), ("pairwise", "evaluate", "judge"))
+SAVED_STEPS = Stage("steps", None, ("m*", "sft"), (), ("{m}/steps",), ("max_nonfinite_steps",))
 EVAL_DRAWN = Stage(
     "eval_answers_drawn",
     None,
+    folders=MODELS,
     reads=("seed/heldout.jsonl", "{m}/checkpoint"),
     writes=("{m}/eval_answers_drawn.*",),
     settings=("evaluate",),
@@ -196,6 +213,7 @@ EVAL_DRAWN = Stage(
 EVAL_JUDGED = Stage(
     "eval_answers_judged",
     None,
+    folders=MODELS,
     reads=("{m}/eval_answers_drawn.jsonl",),
     writes=("{m}/eval_answers_judged.*",),
     settings=("evaluate", "judge"),
@@ -207,6 +225,7 @@ EVAL_JUDGED = Stage(
 EVAL_ANSWERS = Stage(
     "eval_answers",
     measure.eval_answers,
+    folders=MODELS,
     reads=("seed/heldout.jsonl", "{m}/checkpoint"),
     writes=("{m}/eval_answers.*",),
     settings=("evaluate",),
@@ -217,6 +236,7 @@ EVAL_ANSWERS = Stage(
 EVAL_JUDGMENTS = Stage(
     "eval_judgments",
     measure.eval_judgments,
+    folders=MODELS,
     reads=("seed/ranked_heldout.jsonl", "{m}/checkpoint"),
     writes=("{m}/eval_judgments.*",),
     settings=("evaluate", "judge"),
@@ -227,6 +247,7 @@ EVAL_JUDGMENTS = Stage(
 EVAL_METRICS = Stage(
     "eval_metrics",
     measure.eval_metrics,
+    folders=MODELS,
     reads=("{m}/eval_answers.jsonl", "{m}/eval_judgments.jsonl"),
     writes=("{m}/eval.json",),
     settings=("evaluate",),
