@@ -91,8 +91,8 @@ HEAD = """# What fits where
 Made by `python -m benchmarks.fit_table --write`.
 
 Each figure is the peak memory of one program of a run, in GiB on a chip. `python -m selfreward_jax fits` compiles it
-for the slice with libtpu's compiler, without a TPU. This proves that the programs compile and fit. It says nothing about
-speed.
+for the slice with libtpu's compiler, without a TPU. This proves that the programs compile and fit. It says nothing
+about speed.
 
 - DPO has 2,048 tokens a side for pretrained models.
 - A figure in brackets does not fit. Where the compiler gave up early, it is what it had requested by then.
@@ -178,9 +178,8 @@ def document(compiled: list[dict], estimated: list[dict]) -> str:
         groups.setdefault((row["name"], row["preset"], row["slice"], row["options"]), {})[row["program"]] = row
     for (name, preset, topology, options), programs in groups.items():
         if "refused" in programs:
-            lines.append(
-                f"| {name} ({preset}) | {topology} | | | | | | | refused: {programs['refused']['error']} | `{options}` |"
-            )
+            error = programs["refused"]["error"]
+            lines.append(f"| {name} ({preset}) | {topology} | | | | | | | refused: {error} | `{options}` |")
             continue
         reshards = [programs[p] for p in ("merge", "reshard") if p in programs]
         programs["reshard"] = max(reshards, key=lambda p: p["peak"], default=None)

@@ -85,13 +85,13 @@ LENGTHS = (24, 13)
 
 
 def tokens() -> list[np.ndarray]:
-    """The texts whose logits are kept."""
+    """The texts of the golden logits."""
     rng = np.random.default_rng(7)
     return [rng.integers(3, _TINY["vocab_size"], n) for n in LENGTHS]
 
 
 def tensors(config: dict) -> dict[str, np.ndarray]:
-    """Float32 weights by their names; each follows from its name alone. Logits come out of order 10."""
+    """Float32 weights by name. The name determines the values. Logits are of order 10."""
     D, F = config["hidden_size"], config["intermediate_size"]
     N, K = config["num_attention_heads"], config["num_key_value_heads"]
     H = config.get("head_dim", D // N)
@@ -120,7 +120,7 @@ def tensors(config: dict) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path, family: str, dtype: str = "float32", **changed: object) -> Path:
-    """The folder of a family; `changed` fields of its config.json are for a test that wants another one."""
+    """Writes the folder of a family, with `changed` fields in its config.json. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     config = FAMILIES[family] | changed
     (folder / "config.json").write_text(json.dumps(config))

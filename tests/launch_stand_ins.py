@@ -1,4 +1,4 @@
-"""Stand-ins for the tools that the launch scripts call, which record what they are told, and what the scripts need."""
+"""Fakes of the tools that the launch scripts call, which record their calls; and options of the scripts."""
 
 import shutil
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-# All that a script may find on its way, beside the stand-ins: the real gcloud or kubectl must never be called.
+# All tools that a script may find in PATH, besides the fakes: the real gcloud or kubectl must never be called.
 TOOLS = "bash cat dirname env grep head mkdir rm sed sleep tail touch".split()
 
 MAIN = ["--config=configs/iter3.py:llama3_8b", "--workdir=gs://bucket/run"]
@@ -24,8 +24,8 @@ SLURM = "--nodes=2 --gpus=4".split()
 
 
 RECORD = """#!/usr/bin/env bash
-printf '%s\\037' "${0##*/}" "$@" $'\\036' >>"$CALLS" # one write: others write there too
-# The first line of a file, which it takes out; the last one stays.
+printf '%s\\037' "${0##*/}" "$@" $'\\036' >>"$CALLS" # one write, since several processes append
+# Prints and removes the first line of a file; the last line stays.
 next() {
   local lines; mapfile -t lines <"$1"
   ((${#lines[@]} < 2)) || printf '%s\\n' "${lines[@]:1}" >"$1"
@@ -35,7 +35,7 @@ next() {
 
 
 class World:
-    """A folder with the stand-ins, and what they were told."""
+    """A folder with the fakes, and the calls that they recorded."""
 
     def __init__(self, path):
         self.path, self.bin, self.log = path, path / "bin", path / "calls"
@@ -58,9 +58,9 @@ class World:
     def start(self, script, *args, **env):
         command = ["bash", LAUNCH / script, *args]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # Where the tests run in the background Ctrl-C is ignored, which bash inherits and cannot undo.
-        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-        return subprocess.Popen(command, cwd=self.path, env=self.env | env, text=True, preexec_fn=heard, **pipes)
+        # In the background Ctrl-C is ignored, which bash inherits and cannot undo.
+        restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        return subprocess.Popen(command, cwd=self.path, env=self.env | env, text=True, preexec_fn=restore, **pipes)
 
     def run(self, script, *args, **env):
         process = self.start(script, *args, **env)
@@ -82,7 +82,7 @@ def wait_for(condition):
         if condition():
             return
         time.sleep(0.02)
-    raise AssertionError("it did not come")
+    raise AssertionError("timed out")
 
 
 def bash(world, text, **env):
@@ -100,9 +100,9 @@ case "$*" in
   *"queued-resources create"*) [[ ! -e $STATE/creates ]] || exit "$(next "$STATE/creates")" ;;
   *"tpu-vm list"*) next "$STATE/nodes" | while read -r state; do printf '%s\\n' $state; done ;;
   *selfreward_jax.main*)
-    touch "$STATE/begun.$5"
+    touch "$STATE/started.$5"
     for other in ${WAIT_FOR-}; do
-      for ((i = 0; i < 200; i++)); do [[ ! -e $STATE/begun.$other ]] || break; sleep 0.02; done
+      for ((i = 0; i < 200; i++)); do [[ ! -e $STATE/started.$other ]] || break; sleep 0.02; done
       ((i < 200)) || exit 1
     done
     [[ ! ${FOREVER-} ]] || exec sleep 60

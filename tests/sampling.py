@@ -1,4 +1,4 @@
-"""Draws samples with the device program alone, all prompts at once."""
+"""Samples with the device programs directly, all prompts at once."""
 
 import jax
 import numpy as np
@@ -9,12 +9,14 @@ from selfreward_jax.sampling import sampler
 def draw(cfg, params, tokens, lengths, keys, width, temperature=1.0, top_p=1.0, stop_ids=(), prefix=None):
     """`sampler.Samples` of prompts [P, S], with len(keys) / P samples each."""
     P, S = tokens.shape
-    how = sampler.DrawParams(np.float32(temperature), np.float32(top_p))
+    draw_params = sampler.DrawParams(np.float32(temperature), np.float32(top_p))
     keys = np.asarray(jax.random.key_data(keys)).reshape(P, len(keys) // P, -1)
     logits, prompt = sampler.prefill(cfg, params, tokens, lengths, prefix)
     slots = sampler.init_slots(cfg, P, keys.shape[1], S, width)
-    # What an earlier sample left in the cache must not matter.
+    # The content of unused cache slots must not matter.
     slots = slots._replace(cache=jax.tree.map(lambda x: x + 100.0, slots.cache))
-    slots = sampler.insert(slots, np.arange(P, dtype=np.int32), logits, prompt, lengths, keys, how, stop_ids=stop_ids)
-    slots = sampler.decode(cfg, params, slots, prefix, how, np.int32(P), stop_ids=stop_ids)
+    slots = sampler.insert(
+        slots, np.arange(P, dtype=np.int32), logits, prompt, lengths, keys, draw_params, stop_ids=stop_ids
+    )
+    slots = sampler.decode(cfg, params, slots, prefix, draw_params, np.int32(P), stop_ids=stop_ids)
     return jax.device_get(slots.samples)

@@ -1,4 +1,4 @@
-"""Which rows make a step, and how they lie in its arrays."""
+"""Data order, and packed and padded batches."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ def test_every_epoch_is_a_permutation(rows, seed):
 
 
 @given(rows=st.integers(1, 40), seed=SEED, quarters=st.integers(1, 12))
-def test_a_fraction_of_an_epoch_is_the_start_of_it(rows, seed, quarters):
+def test_a_fraction_of_an_epoch_is_its_prefix(rows, seed, quarters):
     got = batches.epoch_permutation(rows, seed, quarters / 4)
     assert len(got) == round(rows * quarters / 4)
     np.testing.assert_array_equal(got, batches.epoch_permutation(rows, seed, 3)[: len(got)])
@@ -37,13 +37,13 @@ WIDTH = 16
 
 
 @given(lengths=st.lists(st.integers(1, WIDTH), min_size=1, max_size=150), data=st.data())
-def test_pack_keeps_every_text_once_and_never_overflows(lengths, data):
+def test_pack_uses_every_text_once_and_never_overflows(lengths, data):
     sequence = data.draw(st.permutations(range(len(lengths)))) * 2  # two epochs
     rows = batches.pack(lengths, sequence, WIDTH)
     assert Counter(i for row in rows for i in row) == Counter(sequence)
     used = [sum(lengths[i] for i in row) for row in rows]
     assert all(0 < n <= WIDTH for n in used)
-    # A row is opened only for a text that none of the 64 rows before it has room for.
+    # A new row starts only with a text that fits into none of the 64 rows before it.
     for r in range(len(rows)):
         assert all(used[before] + lengths[rows[r][0]] > WIDTH for before in range(max(0, r - 64), r))
 
@@ -52,7 +52,7 @@ def test_pack_takes_texts_in_order():
     #                            text   0  1  2  3  4      of 6: 0 2 | 1 4 | 3
     assert batches.pack([4, 5, 2, 6, 1], [0, 1, 2, 3, 4], 6) == [[0, 2], [1, 4], [3]]
     assert batches.pack([4, 5, 2, 6, 1], [3, 4, 2, 1, 0], 6) == [[3], [4, 2], [1], [0]]
-    # 64 rows are kept open, so the 65th row back is closed though it has room.
+    # 64 rows stay open, so the 65th row back gets no more texts, although one would fit.
     rows = batches.pack([1] + [6] * 64 + [1], range(66), 6)
     assert rows[0] == [0]
     assert rows[-1] == [65]
@@ -66,27 +66,27 @@ EXAMPLES = [
 ]
 
 
-def test_packed_batch_as_drawn():
+def test_packed_batch_arrays():
     batch = batches.packed_batch(EXAMPLES, [[1, 0], [2], []], 6)
-    drawn = {
+    expected = {
         "tokens": [[21, 22, 11, 12, 13, 0], [31, 32, 33, 34, 0, 0], [0] * 6],
         "target": [[0, 1, 0, 1, 1, 0], [0, 0, 0, 1, 0, 0], [0] * 6],
         "positions": [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 0, 0], [0] * 6],
         "segments": [[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0], [0] * 6],
     }
-    assert batch.keys() == drawn.keys()
-    for name, rows in drawn.items():
+    assert batch.keys() == expected.keys()
+    for name, rows in expected.items():
         np.testing.assert_array_equal(batch[name], rows, name)
 
 
-def test_padded_batch_as_drawn():
+def test_padded_batch_arrays():
     batch = batches.padded_batch(EXAMPLES[:2], 4)
     np.testing.assert_array_equal(batch["tokens"], [[11, 12, 13, 0], [21, 22, 0, 0]])
     np.testing.assert_array_equal(batch["target"], [[0, 1, 1, 0], [0, 1, 0, 0]])
 
 
 @given(n=st.integers(0, 1000), multiple=st.integers(1, 64))
-def test_round_up_is_the_least_multiple_that_is_enough(n, multiple):
+def test_round_up_is_the_smallest_sufficient_multiple(n, multiple):
     up = round_up(n, multiple)
     assert up % multiple == 0
     assert 0 <= up - n < multiple

@@ -1,4 +1,4 @@
-"""What the comparisons count by hand, and that both sides are given the same."""
+"""Benchmarks: bytes and FLOPs counted by hand, and that both sides run the same cases."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import cases, roofline
-from benchmarks.side_by_side import dpo_settings, fastest
+from benchmarks.side_by_side import dpo_settings, fastest_setting
 
 STUB = """
 import json, os, sys
@@ -19,7 +19,7 @@ serve({"add": lambda case: lambda: {"sum": case["a"] + case["b"]}}, {"stub": "1"
 """
 
 
-def test_prompts_and_pairs_are_the_same_for_whoever_asks():
+def test_prompts_and_pairs_are_deterministic():
     assert cases.prompts("tiny", 3, 8, 5) == cases.prompts("tiny", 3, 8, 5)
     ids = cases.prompts("tiny", 3, 8, 5)
     assert len({tuple(x[:5]) for x in ids}) == 1
@@ -33,28 +33,28 @@ def test_bytes_and_flops_are_counted_by_hand(monkeypatch):
     monkeypatch.setitem(cases.SHAPES, "two", (10, 4, 2, 2, 1, 2, 8))
     # A layer: wq and wo 4 x 4 each, wk and wv 4 x 2 each, three of 4 x 8; the head 4 x 10.
     layers, head = 2 * (2 * 16 + 2 * 8 + 3 * 32), 40
-    assert roofline.matrices("two") == (layers, head)
-    size, flops = roofline.drawing("two", 3, kept=30, looked_at=10, dtype="float32")
+    assert roofline.matmul_params("two") == (layers, head)
+    size, flops = roofline.decode_cost("two", 3, cached_tokens=30, attended_tokens=10, dtype="float32")
     assert size == 4 * (layers + head + 30 * 2 * 2 * 2)  # keys and values, 2 layers, 1 head of 2
     assert flops == 2 * 3 * (layers + head + 10 * 2 * 2 * 4)  # two products, 2 layers, 2 heads of 2
-    assert roofline.drawing("two", 3, 30, 10, "bfloat16")[0] == size / 2
-    # Two tokens after one: 2 + 3 are looked at.
-    read = 2 * 2 * layers + 2 * 5 * 2 * 2 * 4
-    assert roofline.reading("two", 1, 2, before=1, wanted=2) == read
-    # Of the first, in the second layer, keys and values alone, 4 x 2 each; and it looks at none of its two there.
-    spared = 2 * (layers / 2 - 2 * 8) + 2 * 2 * 2 * 4
-    assert roofline.reading("two", 1, 2, before=1) == read - spared
-    first = 2 * layers + 2 * 2 * 2 * 4  # one token, which looks at itself
-    assert roofline.training("two", 1, 1, 2, 2) == 3 * (first + 2 * read + 2 * head * 4)
+    assert roofline.decode_cost("two", 3, 30, 10, "bfloat16")[0] == size / 2
+    # Two tokens after one attend to 2 + 3 tokens.
+    full = 2 * 2 * layers + 2 * 5 * 2 * 2 * 4
+    assert roofline.prefill_flops("two", 1, 2, before=1, wanted=2) == full
+    # The first token needs only keys and values in the last layer, 4 x 2 each, and attends to none of its two there.
+    saved = 2 * (layers / 2 - 2 * 8) + 2 * 2 * 2 * 4
+    assert roofline.prefill_flops("two", 1, 2, before=1) == full - saved
+    first = 2 * layers + 2 * 2 * 2 * 4  # one token, which attends to itself
+    assert roofline.training_flops("two", 1, 1, 2, 2) == 3 * (first + 2 * full + 2 * head * 4)
 
 
-def test_a_worker_answers_one_line_for_each():
+def test_a_worker_replies_with_one_line_per_request():
     reading, writing = os.pipe()
-    asked = [{"task": "add", "case": {"a": 2, "b": 3}, "run": False}, {"run": True}]
-    asked += [{"task": "add", "case": {"a": 2, "b": 4}}]
+    requests = [{"task": "add", "case": {"a": 2, "b": 3}, "run": False}, {"run": True}]
+    requests += [{"task": "add", "case": {"a": 2, "b": 4}}]
     done = subprocess.run(
         [sys.executable, "-c", STUB, str(ROOT)],
-        input="".join(json.dumps(x) + "\n" for x in asked),
+        input="".join(json.dumps(x) + "\n" for x in requests),
         env=os.environ | {"REPLIES": str(writing)},
         pass_fds=[writing],
         text=True,
@@ -67,31 +67,31 @@ def test_a_worker_answers_one_line_for_each():
 
 
 @pytest.mark.parametrize("shape", cases.SHAPES)
-def test_shapes_are_those_of_their_names(shape):
+def test_shapes_have_the_published_parameter_counts(shape):
     V, D, L, N, K, H, F = cases.SHAPES[shape]
     count = V * D * (1 if shape in cases.TIED else 2) + L * (D * H * (2 * N + 2 * K) + 3 * D * F + 2 * D) + D
     published = {"135m": 134_515_008, "1b": 1_235_814_400, "8b": 8_030_261_248}
     assert count == ({"tiny": 392_352, "6.5m": 6_450_432} | published)[shape]
 
 
-def test_the_only_setting_is_not_tried():
-    assert fastest(None, "add", {}, [{"n": 3}]) == {"n": 3}
+def test_a_single_candidate_is_not_timed():
+    assert fastest_setting(None, "add", {}, [{"n": 3}]) == {"n": 3}
 
 
-def test_the_setting_with_the_fastest_median_is_kept():
+def test_the_setting_with_the_fastest_median_is_chosen():
     class Worker:
         seconds = {"erratic": iter([0.5, 2.0, 2.0] * 2), "steady": iter([1.0] * 6)}
 
-        def ask(self, run=False, task="", case=None):
+        def request(self, run=False, task="", case=None):
             if run:
                 return {"seconds": next(self.seconds[self.setting])}
             self.setting = case["n"]
             return {"seconds": 1.0}
 
-    assert fastest(Worker(), "add", {}, [{"n": "erratic"}, {"n": "steady"}]) == {"n": "steady"}
+    assert fastest_setting(Worker(), "add", {}, [{"n": "erratic"}, {"n": "steady"}]) == {"n": "steady"}
 
 
-def test_what_is_tried_of_a_dpo_step_is_in_the_dtypes_asked_for():
+def test_dpo_settings_have_the_given_dtypes():
     assert dpo_settings(["float32"], ["float32"]) == ([{"dtype": "float32"}], [{"dtype": "float32", "autocast": False}])
     ours, theirs = dpo_settings(["bfloat16"], ["bfloat16"])
     assert (len(ours), len(theirs)) == (1, 2)

@@ -1,4 +1,4 @@
-"""Chat templates of models: the ids that transformers would give for honest text, and no control ids from any text."""
+"""Chat templates of models: the same ids as transformers for ordinary text, and no control ids from any text."""
 
 import functools
 import json
@@ -90,8 +90,8 @@ def kind(request):
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def model(request, kind):
-    whole, tokenizer = kind
-    return whole, Chat(tokenizer, TEMPLATES[request.param], "<s>", "</s>", [tokenizer.special_tokens["</s>"]])
+    reference, tokenizer = kind
+    return reference, Chat(tokenizer, TEMPLATES[request.param], "<s>", "</s>", [tokenizer.special_tokens["</s>"]])
 
 
 CONVERSATION = [
@@ -102,18 +102,21 @@ CONVERSATION = [
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_ids_are_those_of_the_whole_rendered_text(model, turns):
-    whole, chat = model
+def test_ids_equal_those_of_the_full_rendered_text(model, turns):
+    reference, chat = model
     messages = [{"role": role, "content": text} for role, text in CONVERSATION[:turns]]
     text = render(chat.template, messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
-    assert chat.ids(CONVERSATION[:turns]) == whole.encode(text, add_special_tokens=False).ids
+    assert chat.message_ids(CONVERSATION[:turns]) == reference.encode(text, add_special_tokens=False).ids
 
 
-def test_an_example_is_the_whole_text_up_to_the_id_that_closes_it(model):
-    whole, chat = model
+def test_an_example_equals_the_full_text_up_to_the_closing_id(model):
+    reference, chat = model
     messages = [{"role": role, "content": text} for role, text in CONVERSATION[:2]]
     text = render(chat.template, messages=messages, add_generation_prompt=False, bos_token="<s>", eos_token="</s>")
-    made, ids = chat.example(CONVERSATION[0][1], CONVERSATION[1][1]), whole.encode(text, add_special_tokens=False).ids
+    made, ids = (
+        chat.example(CONVERSATION[0][1], CONVERSATION[1][1]),
+        reference.encode(text, add_special_tokens=False).ids,
+    )
     assert made.ids == ids[: len(made.ids)]
     targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
     assert targets[-1] in chat.stop_ids
@@ -122,7 +125,7 @@ def test_an_example_is_the_whole_text_up_to_the_id_that_closes_it(model):
     assert made.ids[: len(made.ids) - len(targets)] == chat.prompt_ids(CONVERSATION[0][1])
 
 
-def test_bos_comes_once_or_never(model):
+def test_bos_occurs_once_if_the_template_has_it_and_never_otherwise(model):
     _, chat = model
     count = chat.prompt_ids("Name three fruits.").count(chat.tokenizer.special_tokens["<s>"])
     assert count == ("bos_token" in chat.template)
@@ -138,12 +141,12 @@ TEXT = st.lists(
 
 
 @given(prompt=TEXT, response=TEXT)
-def test_no_text_becomes_a_control_id(model, prompt, response):
+def test_text_is_never_encoded_as_a_control_id(model, prompt, response):
     _, chat = model
     control = set(chat.tokenizer.special_tokens.values())
     assert not control & set(chat.tokenizer.encode(prompt))
-    honest, made = chat.example("a", "b"), chat.example(prompt, response)
-    assert [i for i in made.ids if i in control] == [i for i in honest.ids if i in control]
+    plain, made = chat.example("a", "b"), chat.example(prompt, response)
+    assert [i for i in made.ids if i in control] == [i for i in plain.ids if i in control]
     assert made.ids[: len(chat.prompt_ids(prompt))] == chat.prompt_ids(prompt)
 
 
@@ -152,15 +155,15 @@ def test_no_text_becomes_a_control_id(model, prompt, response):
 @example(text="  a ")
 def test_any_text_survives_a_round_trip(kind, text):
     _, tokenizer = kind
-    text = text.replace("▁", "")  # the pieces' own sign for a space
+    text = text.replace("▁", "")  # the symbol for a space inside pieces
     for preceded_by in ("nothing", "control", "text"):
         back = tokenizer.decode(tokenizer.encode(text, preceded_by))
-        # A first space is lost where it is taken for the mark of a text's begin, as the library's own metaspace does.
+        # A leading space is lost where it equals the dummy prefix, as with the library's own metaspace.
         assert back in (text, text.removeprefix(" "))
 
 
 @given(text=TEXT)
-def test_text_after_text_gets_no_space_in_front(text):
+def test_text_after_text_gets_no_dummy_prefix(text):
     made = SentencePiece(SP)
     text = text.replace("▁", "")
     ids = made.encode(text, "text")
@@ -183,20 +186,20 @@ CONTROL_TEXT = st.lists(
 
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.name)
 @given(text=CONTROL_TEXT)
-def test_real_tokenizers_keep_any_text_and_make_no_control_ids(path, text):
+def test_real_tokenizers_preserve_any_text_and_make_no_control_ids(path, text):
     if not path.exists():
-        pytest.skip("the shared data are not here")
+        pytest.skip("the shared data are not available")
     made = real(path)
     text = text.replace("▁", "").replace("\0", "")
     for preceded_by in ("nothing", "control"):
         ids = made.encode(text, preceded_by)
         assert not set(ids) & set(made.special_tokens.values())
-        if path == REAL[0]:  # the other one normalises: it has no two spaces in a row
+        if path == REAL[0]:  # the other one normalizes: two spaces in a row become one
             assert made.decode(ids) == text
     after = made.encode(text, "text")
     assert not set(after) & set(made.special_tokens.values())
-    whole = made.decode(made.encode("a\n" + text))
-    assert made.decode([*made.encode("a\n"), *after]) == whole
+    reference = made.decode(made.encode("a\n" + text))
+    assert made.decode([*made.encode("a\n"), *after]) == reference
 
 
 @functools.cache
@@ -204,7 +207,7 @@ def real(path):
     return SentencePiece(path.read_bytes())
 
 
-@pytest.mark.skipif(not REAL[0].exists(), reason="the shared data are not here")
+@pytest.mark.skipif(not REAL[0].exists(), reason="the shared data are not available")
 def test_a_llama_chat_with_a_real_tokenizer():
     """Pieces worked out by hand from the vocabulary: one space in front of [INST], none doubled, BOS once."""
     made = real(REAL[0])
@@ -215,7 +218,7 @@ def test_a_llama_chat_with_a_real_tokenizer():
     assert chat.example("Hello", "Yes").ids == [*head, piece["▁Yes"], piece["▁"], piece["</s>"]]
 
 
-# --- what a folder says ----------------------------------------------------------------------------------------
+# --- reading a folder ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -233,13 +236,13 @@ def ids(chat, *pieces):
     return tuple(sorted(chat.tokenizer.special_tokens[p] for p in pieces))
 
 
-def test_a_folder_without_a_template_gets_ours(folder):
+def test_a_folder_without_a_template_gets_the_builtin_one(folder):
     chat = read_chat(epath.Path(folder))
     assert (chat.template, chat.bos, chat.eos) == (builtin_template("plain"), "<s>", "</s>")
     assert chat.stop_ids == ids(chat, "</s>")
 
 
-def test_every_stop_id_counts(folder):
+def test_stop_ids_of_all_files_are_used(folder):
     control = TokenizerJson(tokenizer_json("bytes")).special_tokens
     write(folder, "generation_config.json", {"eos_token_id": [control["<|endoftext|>"], control["<|eot_id|>"]]})
     write(folder, "config.json", {"eos_token_id": control["</s>"], "vocab_size": 1000})
@@ -266,7 +269,7 @@ ESCAPES = (
 
 
 @pytest.mark.parametrize("template", ESCAPES)
-def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(folder, template):
+def test_a_template_that_escapes_or_fails_is_refused_in_one_line(folder, template):
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelFormatError, match=r"\btemplate\b") as error:
         read_chat(epath.Path(folder))
@@ -300,20 +303,20 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):
         ("tokenizer_config.json", '{"bos_token": "hello"}'),
     ],
 )
-def test_damaged_files_are_named(folder, name, text):
+def test_the_error_names_a_damaged_file(folder, name, text):
     (folder / name).write_text(text)
     with pytest.raises(ModelFormatError, match=name.split("_")[0]) as error:
         read_chat(epath.Path(folder))
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_sentencepiece_model_is_named(tmp_path):
+def test_the_error_names_a_damaged_sentencepiece_model(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"no")
     with pytest.raises(ModelFormatError, match=r"tokenizer\.model"):
         read_chat(epath.Path(tmp_path))
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+def test_the_error_names_the_missing_tokenizer_files(tmp_path):
     with pytest.raises(ModelFormatError, match=r"tokenizer\.json.*tokenizer\.model"):
         read_chat(epath.Path(tmp_path))
 
@@ -322,26 +325,26 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["hub:meta/llama", "hub:meta/llama@", "hub:llama@main", "hub:../x/y@z", "hub:a/b@c/d"])
-def test_a_hub_name_without_a_revision_is_refused_unasked(name, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+def test_a_hub_name_without_a_revision_is_refused_without_a_request(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("sent a request to the hub"))
     with pytest.raises(ModelFormatError, match=re.escape(name)):
         hub.resolve_model_dir(name)
 
 
-def test_a_hub_name_asks_for_its_revision_and_for_no_code(monkeypatch, tmp_path):
-    asked = {}
+def test_a_hub_download_has_the_revision_and_no_code(monkeypatch, tmp_path):
+    request = {}
 
-    def download(name, **how):
-        asked.update(how, name=name)
+    def download(name, **options):
+        request.update(options, name=name)
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert hub.resolve_model_dir("hub:HuggingFaceTB/SmolLM2-135M@93efa2f") == epath.Path(tmp_path)
-    assert (asked["name"], asked["revision"]) == ("HuggingFaceTB/SmolLM2-135M", "93efa2f")
-    assert not [p for p in asked["allow_patterns"] if p.endswith((".bin", ".py", ".pt", "*"))]
+    assert (request["name"], request["revision"]) == ("HuggingFaceTB/SmolLM2-135M", "93efa2f")
+    assert not [p for p in request["allow_patterns"] if p.endswith((".bin", ".py", ".pt", "*"))]
 
 
-def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch):
     def download(*_, **__):
         raise OSError("no route\nto host")
 
@@ -351,6 +354,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there_is_named():
+def test_the_error_names_a_missing_folder():
     with pytest.raises(ModelFormatError, match="'SmolLM2-135M'"):
         hub.resolve_model_dir("SmolLM2-135M")

@@ -1,4 +1,4 @@
-"""Settings: which are refused and how the refusal reads, and what may change in one working directory."""
+"""Settings: presets, configuration files, and which settings are refused."""
 
 import importlib.util
 from pathlib import Path
@@ -8,25 +8,26 @@ from conftest import assert_mentions
 
 from selfreward_jax import config
 from selfreward_jax.config import ConfigError
+from selfreward_jax.config.presets import PRESETS
 from selfreward_jax.config.validate import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.mark.parametrize("scale", ["", "tiny", *config.SCALES])
-def test_every_scale_can_work_on_one_device(scale):
-    c = config.get_config(scale)
-    if scale not in ("", "tiny", "micro"):
+@pytest.mark.parametrize("preset", ["", "tiny", *PRESETS])
+def test_every_preset_is_valid_on_one_device(preset):
+    c = config.get_config(preset)
+    if preset not in ("", "tiny", "micro"):
         with pytest.raises(ConfigError, match=r"data\.ift_rows\b.*data\.eft_rows\b.*data\.ift\b.*data\.eft\b"):
             validate(c, 1)
         c.data.update(ift="instructions.jsonl", eft="judged.jsonl")
     validate(c, 1)
 
 
-@pytest.mark.parametrize("scale", config.SCALES)
-def test_a_scale_changes_what_it_names_and_nothing_else(scale):
-    got, default = flat(config.get_config(scale)), flat(config.default_config())
-    assert got == default | config.SCALES[scale]
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_changes_only_the_settings_that_it_names(preset):
+    got, default = flat(config.get_config(preset)), flat(config.default_config())
+    assert got == default | PRESETS[preset]
 
 
 def flat(c, prefix=""):
@@ -36,8 +37,8 @@ def flat(c, prefix=""):
     return fields
 
 
-def test_an_unknown_scale_is_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'huge'.*tiny, " + ", ".join(config.SCALES)):
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'huge'.*tiny, " + ", ".join(PRESETS)):
         config.get_config("huge")
 
 
@@ -46,17 +47,17 @@ def test_an_unknown_field_cannot_be_set():
         config.get_config().dpo.betta = 1
 
 
-def loaded(name, scale):
+def loaded(name, preset):
     spec = importlib.util.spec_from_file_location("loaded", CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return flat(module.get_config(scale))
+    return flat(module.get_config(preset))
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
-@pytest.mark.parametrize("scale", ["", "micro"])
-def test_iter_n_is_everything_up_to_m_n(iterations, scale):
-    assert loaded(f"iter{iterations}", scale) == flat(config.get_config(scale)) | {"iterations": iterations}
+@pytest.mark.parametrize("preset", ["", "micro"])
+def test_iter_n_is_everything_up_to_m_n(iterations, preset):
+    assert loaded(f"iter{iterations}", preset) == flat(config.get_config(preset)) | {"iterations": iterations}
 
 
 ABLATIONS = {
@@ -70,21 +71,21 @@ ABLATIONS = {
 }
 
 
-@pytest.mark.parametrize("scale", ["", "micro", "tinyllama"])
+@pytest.mark.parametrize("preset", ["", "micro", "tinyllama"])
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_is_one_switch(name, scale):
+def test_an_ablation_is_one_switch(name, preset):
     changed = ABLATIONS[name]
-    if name == "multiple_choice" and scale == "tinyllama":  # a judge that was not taught the form is shown it
+    if name == "multiple_choice" and preset == "tinyllama":  # not trained on the format: needs its template
         changed = changed | {"judge.template": "judge_choice"}
-    assert loaded(f"ablations/{name}", scale) == flat(config.get_config(scale)) | {"iterations": 3} | changed
+    assert loaded(f"ablations/{name}", preset) == flat(config.get_config(preset)) | {"iterations": 3} | changed
 
 
-def test_every_ablation_is_here():
+def test_every_ablation_is_tested():
     assert {p.stem for p in (CONFIGS / "ablations").glob("*.py")} == ABLATIONS.keys()
 
 
 REFUSED = [
-    ({"eft.source": "baseline", "baseline": True}, ["eft.source", "baseline", "data.ift", "data.eft"]),
+    ({"eft.source": "baseline", "sft_baseline": True}, ["eft.source", "'baseline'", "data.ift", "data.eft"]),
     (
         {"prompts.writer": "world", "data.ift": "a.jsonl", "data.eft": "b.jsonl"},
         ["prompts.writer", "'world'", "data.ift"],
@@ -100,7 +101,7 @@ REFUSED = [
     ({"sft.sets": ("eft", "judge")}, ["sft.sets", "'judge'", "ift, eft, prompts"]),
     ({"judge.output_format": "stars"}, ["judge.output_format", "'stars'", "points", "choice"]),
     ({"judge.kind": "oracle"}, ["judge.kind", "'oracle'", "model", "random"]),
-    ({"judge.aggregation": "mean"}, ["judge.aggregation", "'mean'", "votes", "expected"]),
+    ({"judge.aggregation": "votes"}, ["judge.aggregation", "'votes'", "mean", "expected"]),
     ({"evaluate.best_of": 0}, ["evaluate.best_of", "0", "1"]),
     ({"data.ift": "mine.jsonl"}, ["data.ift", "'mine.jsonl'", "data.eft"]),
     ({"data.eft": "mine.jsonl"}, ["data.eft", "'mine.jsonl'", "data.ift"]),
@@ -139,7 +140,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changed", "facts"), REFUSED)
-def test_settings_that_cannot_work_are_refused_on_one_line(changed, facts):
+def test_invalid_settings_are_refused_on_one_line(changed, facts):
     c = config.get_config()
     c.update_from_flattened_dict({"dpo.replay_batch_size": 8, **changed})
     with pytest.raises(ConfigError) as error:
@@ -148,9 +149,9 @@ def test_settings_that_cannot_work_are_refused_on_one_line(changed, facts):
     assert_mentions(str(error.value), *facts)
 
 
-def test_the_same_batch_is_fine_on_fewer_devices():
+def test_batch_sizes_are_checked_against_the_number_of_devices():
     c = config.get_config()
     c.pretrain.batch_size = 12
-    with pytest.raises(ConfigError, match=r"base\.batch\b.*\b12\b"):
+    with pytest.raises(ConfigError, match=r"pretrain\.batch_size\b.*\b12\b"):
         validate(c, 8)
     assert validate(c, 4) is None

@@ -1,4 +1,4 @@
-"""EFT from a baseline's judgments: which rankings agree with the human order, and what thinning drops."""
+"""EFT from a baseline's judgments: which rankings agree with the human order, and which rows the cap drops."""
 
 from collections import Counter
 from random import Random
@@ -17,7 +17,7 @@ from selfreward_jax.data.eft import agrees, build_eft, cap_top_score
         ([1, 2, 3], [5, 3, 0], False, False),
         ([1, 2, 3], [0, 3, 3], False, True),  # a judge's tie
         ([1, 2, 3], [3, 3, 3], False, False),  # ties alone order nothing
-        ([1, 2, 2], [0, 3, 5], True, True),  # the human's tie is not looked at
+        ([1, 2, 2], [0, 3, 5], True, True),  # the human's tie is ignored
         ([1, 2, 2], [3, 2, 5], False, False),
         ([2, 2], [1, 5], False, False),  # nothing to order
         ([0.5, 0.25], [4.5, 4.0], True, True),
@@ -38,7 +38,7 @@ def test_strict_agreement_is_weak_agreement_too(scores):
     assert agrees(human, human, "strict") == (len(set(human)) > 1)
 
 
-def asked(name, *scores):
+def ranked(name, *scores):
     answers = [{"id": f"{name}/{i}", "response": f"{name} answer {i}", "score": s} for i, s in enumerate(scores)]
     return {"prompt": name, "answers": answers}
 
@@ -46,9 +46,9 @@ def asked(name, *scores):
 def judged(**votes):
     """`p=[[4, None], [2, 1]]`: the votes on p/0 and p/1."""
     return [
-        {"id": f"{name}/{i}", "votes": [{"text": f"said {s}", "score": s} for s in of]}
+        {"id": f"{name}/{i}", "votes": [{"text": f"judged as {s}", "score": s} for s in scores]}
         for name, answers in votes.items()
-        for i, of in enumerate(answers)
+        for i, scores in enumerate(answers)
     ]
 
 
@@ -56,59 +56,59 @@ def build(prompts, judgments, agreement="strict", max_share=1.0):
     return build_eft(prompts, judgments, agreement, max_share, Random(0))
 
 
-def test_the_first_ranking_that_agrees_is_kept_whole():
+def test_all_judgments_of_the_first_ranking_that_agrees_are_kept():
     # Rankings, one a column: 2 > 4 (wrong), 4 > 1 (right), 5 > 0 (right too, but later).
-    rows, counts = build([asked("p", 5, 1)], judged(p=[[2, 4, 5], [4, 1, 0]]))
+    rows, counts = build([ranked("p", 5, 1)], judged(p=[[2, 4, 5], [4, 1, 0]]))
     assert [(r["response"], r["judgment"], r["score"]) for r in rows] == [
-        ("p answer 0", "said 4", 4),
-        ("p answer 1", "said 1", 1),
+        ("p answer 0", "judged as 4", 4),
+        ("p answer 1", "judged as 1", 1),
     ]
     assert all(r["prompt"] == "p" for r in rows)
     assert (counts["prompts"], counts["answers"], counts["judgments"], counts["readable"]) == (1, 2, 6, 6)
     assert (counts["agree"], counts["disagree"], counts["no_ranking"], counts["kept"]) == (1, 0, 0, 2)
 
 
-def test_what_cannot_be_read_is_left_out_of_its_ranking_alone():
-    rows, counts = build([asked("p", 5, 3, 1)], judged(p=[[4], [None], [2]]))
+def test_an_unparseable_judgment_is_dropped_from_its_ranking_only():
+    rows, counts = build([ranked("p", 5, 3, 1)], judged(p=[[4], [None], [2]]))
     assert [r["response"] for r in rows] == ["p answer 0", "p answer 2"]
     assert counts["readable"] == 2
-    none, counts = build([asked("q", 5, 1)], judged(q=[[4], [None]]))
+    none, counts = build([ranked("q", 5, 1)], judged(q=[[4], [None]]))
     assert (none, counts["no_ranking"]) == ([], 1)
 
 
 def test_every_prompt_is_counted_once():
-    prompts = [asked("p", 5, 1), asked("q", 5, 1), asked("r", 5, 1), asked("s", 5, 1)]
+    prompts = [ranked("p", 5, 1), ranked("q", 5, 1), ranked("r", 5, 1), ranked("s", 5, 1)]
     _, counts = build(prompts, judged(p=[[4], [1]], q=[[1], [4]], r=[[3], [3]]))
     assert (counts["agree"], counts["disagree"], counts["no_ranking"]) == (1, 2, 1)
     assert counts["prompts"] == 4
 
 
 def rows_of(*scores):
-    return [{"score": s, "place": i} for i, s in enumerate(scores)]
+    return [{"score": s, "index": i} for i, s in enumerate(scores)]
 
 
-def test_the_commonest_score_is_thinned_and_no_other():
+def test_only_the_most_common_score_is_capped():
     rows = rows_of(*[4] * 80, *[5] * 12, *[1] * 8)
     kept = cap_top_score(rows, 0.5, Random(0))
     assert Counter(r["score"] for r in kept) == {4: 20, 5: 12, 1: 8}
-    assert [r["place"] for r in kept] == sorted(r["place"] for r in kept)
+    assert [r["index"] for r in kept] == sorted(r["index"] for r in kept)
     assert kept == cap_top_score(rows, 0.5, Random(0))
     assert kept != cap_top_score(rows, 0.5, Random(1))
 
 
-@pytest.mark.parametrize("most_share", [0.0, 0.4, 1.0])
-def test_thinning_leaves_what_it_may_not_thin(max_share):
+@pytest.mark.parametrize("max_share", [0.0, 0.4, 1.0])
+def test_rows_without_a_majority_score_are_kept(max_share):
     assert cap_top_score([], max_share, Random(0)) == []
     alone = rows_of(3, 3, 3)
-    assert cap_top_score(alone, max_share, Random(0)) == alone  # one score for all: no share of others to keep to
+    assert cap_top_score(alone, max_share, Random(0)) == alone  # one score for all: there are no others to balance
     even = rows_of(1, 2, 3, 4, 5)
     assert len(cap_top_score(even, max_share, Random(0))) == (4 if max_share == 0 else 5)
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.floats(0.05, 0.95))
-def test_after_thinning_the_commonest_has_at_most_its_share(scores, max_share):
+def test_the_most_common_score_has_at_most_its_share(scores, max_share):
     kept = cap_top_score(rows_of(*scores), max_share, Random(0))
     if len(set(scores)) > 1:
-        commonest = Counter(scores).most_common(1)[0][0]
-        assert sum(r["score"] == commonest for r in kept) <= max_share * len(kept) + 1e-9
-        assert [r["score"] for r in kept if r["score"] != commonest] == [s for s in scores if s != commonest]
+        top_score = Counter(scores).most_common(1)[0][0]
+        assert sum(r["score"] == top_score for r in kept) <= max_share * len(kept) + 1e-9
+        assert [r["score"] for r in kept if r["score"] != top_score] == [s for s in scores if s != top_score]

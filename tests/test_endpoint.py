@@ -1,4 +1,4 @@
-"""The endpoint judge against a server on loopback that fails in every way a server can."""
+"""The endpoint judge, against a local server with all kinds of failures."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         self.give({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]})
 
     def cut(self):
-        """Promises more than it sends."""
+        """Sends less than Content-Length announces."""
         self.send_response(200)
         self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -71,14 +71,14 @@ def server():
 
 @pytest.fixture
 def make(server, tmp_path, monkeypatch):
-    """Endpoints on the server; `naps` are the seconds that they wanted to wait."""
+    """Makes endpoints of the server; `naps` are the seconds for which they would sleep."""
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def endpoint(**changes):
         settings = ConfigDict(
             config.default_config().endpoint.to_dict()
-            | {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "judge-1", "key_variable": "JUDGE_KEY"}
+            | {"base_url": f"http://127.0.0.1:{server.server_port}/v1", "model": "judge-1", "api_key_env": "JUDGE_KEY"}
             | changes
         )
         return Endpoint(settings, tmp_path / "answers.jsonl", make.naps.append)
@@ -99,17 +99,17 @@ def fails_once(fault):
 
 
 def refusal(endpoint, prompts=("one",)):
-    """The one line that asking ends in."""
+    """The one-line error of a call."""
     with pytest.raises(EndpointError) as caught:
-        endpoint.ask(prompts, 9)
+        endpoint.complete(prompts, 9)
     line = str(caught.value)
     assert "\n" not in line
     assert KEY not in line + repr(caught.value.__cause__) + repr(caught.value.__context__)
     return line
 
 
-def test_a_request_is_what_the_protocol_says(make, server):
-    assert make().ask(["Grüße, 世界 🌍\n\u2028"], 112) == ["re: Grüße, 世界 🌍\n\u2028"]
+def test_a_request_follows_the_protocol(make, server):
+    assert make().complete(["Grüße, 世界 🌍\n\u2028"], 112) == ["re: Grüße, 世界 🌍\n\u2028"]
     (request,) = server.requests
     assert request["path"] == "/v1/chat/completions"
     assert request["headers"]["Authorization"] == f"Bearer {KEY}"
@@ -120,7 +120,7 @@ def test_a_request_is_what_the_protocol_says(make, server):
         "temperature": 0,
         "max_tokens": 112,
     }
-    assert make().ask(["Grüße, 世界 🌍\n\u2028"], 112) == ["re: Grüße, 世界 🌍\n\u2028"]
+    assert make().complete(["Grüße, 世界 🌍\n\u2028"], 112) == ["re: Grüße, 世界 🌍\n\u2028"]
     assert len(server.requests) == 1
 
 
@@ -129,11 +129,11 @@ def test_without_a_key_no_header_is_sent(key, make, server, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     if key is not None:
         monkeypatch.setenv("JUDGE_KEY", key)
-    assert make().ask(["one"], 9) == ["re: one"]
+    assert make().complete(["one"], 9) == ["re: one"]
     assert "Authorization" not in server.requests[0]["headers"]
 
 
-def test_answers_stand_in_the_order_of_the_prompts(make, server):
+def test_replies_are_in_the_order_of_the_prompts(make, server):
     together, most = [0], [0]
 
     def behave(handler, prompt, count):
@@ -147,40 +147,40 @@ def test_answers_stand_in_the_order_of_the_prompts(make, server):
 
     server.behave = behave
     prompts = [str(i) for i in range(20)]
-    assert make().ask(prompts, 9) == [f"re: {p}" for p in prompts]
+    assert make().complete(prompts, 9) == [f"re: {p}" for p in prompts]
     assert 1 < most[0] <= 4
 
 
-def test_equal_prompts_are_paid_once(make, server):
-    assert make().ask(["a", "b", "a", "a"], 9) == ["re: a", "re: b", "re: a", "re: a"]
+def test_equal_prompts_are_sent_once(make, server):
+    assert make().complete(["a", "b", "a", "a"], 9) == ["re: a", "re: b", "re: a", "re: a"]
     assert len(server.requests) == 2
-    assert make().ask([], 9) == []
+    assert make().complete([], 9) == []
 
 
-def test_a_rerun_pays_nothing_and_another_question_does(make, server):
+def test_a_rerun_sends_only_new_requests(make, server):
     prompts = [f"prompt {i}" for i in range(9)]
-    first = make().ask(prompts, 9)
+    first = make().complete(prompts, 9)
     again = make(max_requests=0)
-    assert again.ask(prompts, 9) == first
-    assert (again.sent, len(server.requests)) == (0, 9)
-    make().ask(prompts[:1], 10)
-    make(model="judge-2").ask(prompts[:1], 9)
+    assert again.complete(prompts, 9) == first
+    assert (again.num_requests, len(server.requests)) == (0, 9)
+    make().complete(prompts[:1], 10)
+    make(model="judge-2").complete(prompts[:1], 9)
     assert len(server.requests) == 11
 
 
-def test_a_torn_line_of_the_cache_is_asked_again(make, server):
+def test_a_torn_line_of_the_cache_is_requested_again(make, server):
     endpoint = make()
     for prompt in "abc":
-        endpoint.ask([prompt], 9)
+        endpoint.complete([prompt], 9)
     make.cache.write_bytes(make.cache.read_bytes()[:-7])
     for _ in range(2):
-        assert make().ask(["a", "b", "c"], 9) == ["re: a", "re: b", "re: c"]
+        assert make().complete(["a", "b", "c"], 9) == ["re: a", "re: b", "re: c"]
         assert server.counts == {"a": 1, "b": 1, "c": 2}
     assert len([json.loads(line) for line in make.cache.read_text().splitlines()]) == 3
 
 
 @pytest.mark.parametrize("content", ["no JSON\n", '{"other": 1}\n', "[1]\n"])
-def test_a_file_that_is_no_cache_is_named_and_left_alone(content, make):
+def test_a_file_of_another_kind_is_refused_and_unchanged(content, make):
     make.cache.write_text(content)
     with pytest.raises(EndpointError, match=r"answers\.jsonl"):
         make()
@@ -208,36 +208,36 @@ def test_a_file_that_is_no_cache_is_named_and_left_alone(content, make):
         lambda h: h.give(b"[" * 200_000),
     ],
 )
-def test_what_may_pass_is_tried_again(fault, make, server):
+def test_transient_failures_are_retried(fault, make, server):
     server.behave = fails_once(fault)
     endpoint = make()
-    assert endpoint.ask(["one"], 9) == ["re: one"]
-    assert endpoint.sent == len(server.requests) == 2
+    assert endpoint.complete(["one"], 9) == ["re: one"]
+    assert endpoint.num_requests == len(server.requests) == 2
     assert len(make.naps) == 1
     assert 0.75 <= make.naps[0] <= 1.25
 
 
-def test_a_server_slower_than_the_timeout_is_asked_again(make, server):
+def test_a_timeout_is_retried(make, server):
     server.behave = fails_once(lambda h: time.sleep(1.0))
-    assert make(timeout=0.5).ask(["one"], 9) == ["re: one"]
+    assert make(timeout_s=0.5).complete(["one"], 9) == ["re: one"]
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize(("asked", "nap"), [("7", 7.0), ("0", 0.0), ("3600", 60.0), ("9" * 999, 60.0)])
-def test_the_server_says_how_long_to_wait(asked, nap, make, server):
-    server.behave = fails_once(lambda h: h.give(b"", 429, Retry_After=asked))
-    assert make().ask(["one"], 9) == ["re: one"]
+@pytest.mark.parametrize(("retry_after", "nap"), [("7", 7.0), ("0", 0.0), ("3600", 60.0), ("9" * 999, 60.0)])
+def test_retry_after_is_the_wait(retry_after, nap, make, server):
+    server.behave = fails_once(lambda h: h.give(b"", 429, Retry_After=retry_after))
+    assert make().complete(["one"], 9) == ["re: one"]
     assert make.naps == [nap]
 
 
-@pytest.mark.parametrize("asked", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", ""])
-def test_a_wait_that_is_no_number_of_seconds_is_not_heeded(asked, make, server):
-    server.behave = fails_once(lambda h: h.give(b"", 429, Retry_After=asked))
-    assert make().ask(["one"], 9) == ["re: one"]
+@pytest.mark.parametrize("retry_after", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", ""])
+def test_an_invalid_retry_after_is_ignored(retry_after, make, server):
+    server.behave = fails_once(lambda h: h.give(b"", 429, Retry_After=retry_after))
+    assert make().complete(["one"], 9) == ["re: one"]
     assert 0.75 <= make.naps[0] <= 1.25
 
 
-def test_waits_double_and_are_the_same_every_time(make, server):
+def test_waits_double_and_are_deterministic(make, server):
     server.behave = lambda handler, prompt, count: handler.give(b"", 503)
     line = refusal(make(retries=9))
     assert_mentions(line, "endpoint.base_url", 503, 10)
@@ -250,10 +250,10 @@ def test_waits_double_and_are_the_same_every_time(make, server):
     assert not make.cache.exists() or not make.cache.read_text()
 
 
-def test_a_server_that_is_not_there(make, server):
-    endpoint = make(url="http://127.0.0.1:1/v1", retries=2)
+def test_a_server_that_is_down(make, server):
+    endpoint = make(base_url="http://127.0.0.1:1/v1", retries=2)
     assert_mentions(refusal(endpoint), "endpoint.base_url", "ConnectionRefusedError", 3)
-    assert endpoint.sent == 3
+    assert endpoint.num_requests == 3
 
 
 @pytest.mark.parametrize(
@@ -267,20 +267,20 @@ def test_a_server_that_is_not_there(make, server):
         (422, ["odd"], "endpoint.model"),
     ],
 )
-def test_what_will_not_pass_is_not_tried_again(status, body, fact, make, server):
+def test_permanent_failures_are_not_retried(status, body, fact, make, server):
     server.behave = lambda handler, prompt, count: handler.give(body, status)
     assert_mentions(refusal(make()), fact, status, 0, 1)  # no prompt of one was answered
     assert len(server.requests) == 1
     assert not make.naps
 
 
-def test_a_key_that_is_wanted_and_not_set(make, server, monkeypatch):
+def test_a_missing_key_is_named(make, server, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     server.behave = lambda handler, prompt, count: handler.give({}, 401)
     assert_mentions(refusal(make()), "JUDGE_KEY", "endpoint.api_key_env")
 
 
-def test_what_was_answered_before_a_refusal_is_kept(make, server):
+def test_replies_before_a_refusal_stay_cached(make, server):
     prompts = [f"{i}" for i in range(30)]
     endpoint = make()
 
@@ -291,22 +291,22 @@ def test_what_was_answered_before_a_refusal_is_kept(make, server):
                 time.sleep(0.001)
 
         if prompt == "20":
-            wait(lambda: len(make.cache.read_text().splitlines()) == 20)  # all before it are kept
+            wait(lambda: len(make.cache.read_text().splitlines()) == 20)  # all before it are cached
             return handler.give({}, 401)
         if int(prompt) > 20:
-            wait(lambda: endpoint._halt is not None)  # the refusal was read
+            wait(lambda: endpoint._stop_reason is not None)  # the refusal has arrived
         return handler.answer(f"re: {prompt}")
 
     server.behave = refuse_the_twenty_first
     line = refusal(endpoint, prompts)
-    paid = len(make.cache.read_text().splitlines())
-    assert 20 <= paid <= 23  # at most three others were under way
-    assert_mentions(line, paid, len(prompts))
-    assert sum(server.counts.values()) == paid + 1
+    cached = len(make.cache.read_text().splitlines())
+    assert 20 <= cached <= 23  # at most three others were in flight
+    assert_mentions(line, cached, len(prompts))
+    assert sum(server.counts.values()) == cached + 1
     server.behave = echo
     endpoint = make()
-    assert endpoint.ask(prompts, 9) == [f"re: {p}" for p in prompts]
-    assert endpoint.sent == 30 - paid
+    assert endpoint.complete(prompts, 9) == [f"re: {p}" for p in prompts]
+    assert endpoint.num_requests == 30 - cached
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -317,24 +317,24 @@ def test_a_redirect_is_not_followed(status, make, server):
     assert [r["path"] for r in server.requests] == ["/v1/chat/completions"]
 
 
-def test_the_cap_holds_exactly_and_a_rerun_goes_on(make, server):
+def test_max_requests_is_exact_and_a_rerun_resumes(make, server):
     prompts = [f"{i}" for i in range(25)]
     line = refusal(make(max_requests=10), prompts)
     assert_mentions(line, "endpoint.max_requests", 10, 25, 15)
     assert len(server.requests) == 10
     refusal(make(max_requests=10), prompts)
     endpoint = make(max_requests=10)
-    assert endpoint.ask(prompts, 9) == [f"re: {p}" for p in prompts]
-    assert (endpoint.sent, len(server.requests)) == (5, 25)
+    assert endpoint.complete(prompts, 9) == [f"re: {p}" for p in prompts]
+    assert (endpoint.num_requests, len(server.requests)) == (5, 25)
     assert set(server.counts.values()) == {1}
 
 
-def test_attempts_count_against_the_cap(make, server):
+def test_retries_count_towards_max_requests(make, server):
     server.behave = fails_once(lambda h: h.give(b"", 500))
     endpoint = make(max_requests=7)
     assert_mentions(refusal(endpoint, [f"{i}" for i in range(6)]), "endpoint.max_requests", 7)
-    assert endpoint.sent == len(server.requests) == 7
-    assert_mentions(refusal(endpoint, ["another"]), "endpoint.max_requests", 7)  # it is one cap for all calls
+    assert endpoint.num_requests == len(server.requests) == 7
+    assert_mentions(refusal(endpoint, ["another"]), "endpoint.max_requests", 7)  # one limit for all calls
     assert len(server.requests) == 7
 
 
@@ -348,25 +348,25 @@ def test_attempts_count_against_the_cap(make, server):
         lambda h: h.give({"error": {"code": "content_filter", "message": "filtered"}}, 400),
     ],
 )
-def test_a_prompt_without_an_answer_is_none_and_is_not_paid_again(fault, make, server):
+def test_a_prompt_without_a_reply_is_none_and_is_not_sent_again(fault, make, server):
     server.behave = lambda handler, prompt, count: fault(handler) if prompt == "bad" else handler.answer("good")
     for _ in range(2):
-        assert make().ask(["one", "bad", "two"], 9) == ["good", None, "good"]
+        assert make().complete(["one", "bad", "two"], 9) == ["good", None, "good"]
         assert server.counts == {"one": 1, "bad": 1, "two": 1}
 
 
-def test_a_reply_unreadable_to_the_end_is_none_and_is_asked_again_next_time(make, server):
+def test_a_malformed_reply_is_none_and_is_requested_again_next_time(make, server):
     server.behave = lambda h, prompt, count: h.give(b"{") if prompt == "bad" else h.answer("good")
-    assert make(retries=2).ask(["one", "bad"], 9) == ["good", None]
+    assert make(retries=2).complete(["one", "bad"], 9) == ["good", None]
     assert server.counts == {"one": 1, "bad": 3}
     server.behave = echo
-    assert make().ask(["one", "bad"], 9) == ["good", "re: bad"]
+    assert make().complete(["one", "bad"], 9) == ["good", "re: bad"]
 
 
-def test_half_a_surrogate_pair_reaches_the_file_as_a_question_mark(make, server):
+def test_a_lone_surrogate_becomes_a_question_mark(make, server):
     server.behave = lambda handler, prompt, count: handler.answer("a\ud83d", "\ud83d")
     for _ in range(2):
-        assert make().ask(["b\ud83d"], 9) == ["a?"]
+        assert make().complete(["b\ud83d"], 9) == ["a?"]
     assert len(server.requests) == 1
 
 
@@ -388,27 +388,27 @@ def test_half_a_surrogate_pair_reaches_the_file_as_a_question_mark(make, server)
         "http://[host/v1",
     ],
 )
-def test_an_address_that_cannot_work_is_refused_at_once(url, make):
-    with pytest.raises(EndpointError, match=r"endpoint\.url\b") as caught:
-        make(url=url)
+def test_an_invalid_base_url_is_refused_at_once(url, make):
+    with pytest.raises(EndpointError, match=r"endpoint\.base_url\b") as caught:
+        make(base_url=url)
     assert KEY not in str(caught.value)
 
 
-def test_a_model_or_a_key_that_cannot_work_is_refused_at_once(make, monkeypatch):
+def test_an_invalid_model_or_key_is_refused_at_once(make, monkeypatch):
     with pytest.raises(EndpointError, match=r"endpoint\.model\b"):
         make(model="")
     monkeypatch.setenv("JUDGE_KEY", f"{KEY}\nX-More: header")
-    with pytest.raises(EndpointError, match=r"endpoint\.key_variable\b") as caught:
+    with pytest.raises(EndpointError, match=r"endpoint\.api_key_env\b") as caught:
         make()
     assert KEY not in str(caught.value)
-    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")  # a line break at the end, as a file read into a variable has it
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")  # a line break at the end, as from $(cat FILE)
     make()
 
 
-def test_answers_are_found_by_what_was_asked(make, server):
-    make().ask(["one"], 9)
-    asked = [f"http://127.0.0.1:{server.server_port}/v1/chat/completions", "judge-1", "one", 9]
-    row = {"id": hashlib.sha256(json.dumps(asked).encode()).hexdigest(), "text": "re: one", "finish": "stop"}
+def test_replies_are_cached_by_the_request(make, server):
+    make().complete(["one"], 9)
+    request = [f"http://127.0.0.1:{server.server_port}/v1/chat/completions", "judge-1", "one", 9]
+    row = {"id": hashlib.sha256(json.dumps(request).encode()).hexdigest(), "text": "re: one", "finish": "stop"}
     assert [json.loads(line) for line in make.cache.read_text().splitlines()] == [row]
-    make(url=f"http://127.0.0.1:{server.server_port}/v1/").ask(["one"], 9)  # the same address
+    make(base_url=f"http://127.0.0.1:{server.server_port}/v1/").complete(["one"], 9)  # the same address
     assert len(server.requests) == 1

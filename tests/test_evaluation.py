@@ -1,4 +1,4 @@
-"""The evaluation program on a finished run, with each kind of judge."""
+"""evaluate: a finished run with each kind of judge."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from selfreward_jax.cli import evaluate
 
 @pytest.fixture(scope="module")
 def workdir(finished_run, tmp_path_factory):
-    """A copy of the run, to be written to."""
+    """A copy of the run that tests may write to."""
     return shutil.copytree(finished_run, tmp_path_factory.mktemp("evaluation") / "run")
 
 
@@ -39,7 +39,7 @@ def texts(workdir, model):
     return [[r["text"] for r in row["responses"]] for row in rows]
 
 
-def test_the_oracle_judges_where_there_is_one(workdir):
+def test_the_oracle_is_the_default_judge_of_the_toy_world(workdir):
     code, out, _ = ended(f"--workdir={workdir}")
     assert code == 0
     found, summary = report(workdir), json.loads((workdir / "summary.json").read_text())
@@ -53,10 +53,10 @@ def test_the_oracle_judges_where_there_is_one(workdir):
         assert low <= found["models"][name]["judge"]["pairwise_accuracy"] <= high
 
 
-def test_a_model_of_the_run_judges_and_nothing_is_made_twice(workdir):
+def test_a_model_of_the_run_judges_and_its_votes_are_reused(workdir):
     assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
-    made = workdir / "evaluation" / "m2_m1_by_m1_scores.jsonl"
-    rows = [json.loads(line) for line in made.read_text().splitlines()]
+    path = workdir / "evaluation" / "m2_m1_by_m1_scores.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     score = {row["id"]: row["score"] for row in rows}
     verdicts = [
         (score[i.replace("/theirs", "/ours")] or 0) - (score[i] or 0)
@@ -64,36 +64,36 @@ def test_a_model_of_the_run_judges_and_nothing_is_made_twice(workdir):
         if i.endswith("/theirs") and None not in (score[i], score[i.replace("/theirs", "/ours")])
     ]
     versus = report(workdir, "m1")["versus"]["m2"]["m1"]
-    games = sum(map(len, texts(workdir, "m1")))
-    assert versus["win"] == pytest.approx(sum(v > 0 for v in verdicts) / games)
-    assert versus["lose"] == pytest.approx(sum(v < 0 for v in verdicts) / games)
-    before, found = made.stat().st_mtime_ns, report(workdir, "m1")
+    matchups = sum(map(len, texts(workdir, "m1")))
+    assert versus["win"] == pytest.approx(sum(v > 0 for v in verdicts) / matchups)
+    assert versus["lose"] == pytest.approx(sum(v < 0 for v in verdicts) / matchups)
+    before, found = path.stat().st_mtime_ns, report(workdir, "m1")
     assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
-    assert (made.stat().st_mtime_ns, report(workdir, "m1")) == (before, found)
+    assert (path.stat().st_mtime_ns, report(workdir, "m1")) == (before, found)
 
 
-def test_another_run_is_a_guest_that_each_of_ours_meets(workdir, finished_run):
-    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--against={finished_run}", "--against_name=m1")
+def test_a_model_of_another_run_is_an_opponent(workdir, finished_run):
+    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_name=m1")
     assert code == 0
     ((ours, others),) = report(workdir)["versus"].items()
-    ((guest, record),) = others.items()
+    ((opponent, rates),) = others.items()
     assert ours == "m2"
-    assert guest.startswith("m1-")
-    assert record["win"] + record["tie"] + record["lose"] == pytest.approx(1)
-    shutil.copytree(finished_run, workdir.parent / "elsewhere")  # it is who it is, wherever it lies
-    assert ended(f"--workdir={workdir}", f"--against={workdir.parent}/elsewhere", "--against_name=m1")[0] == 0
+    assert opponent.startswith("m1-")
+    assert rates["win"] + rates["tie"] + rates["lose"] == pytest.approx(1)
+    shutil.copytree(finished_run, workdir.parent / "elsewhere")  # the same model under another path
+    assert ended(f"--workdir={workdir}", f"--opponent={workdir.parent}/elsewhere", "--opponent_name=m1")[0] == 0
     assert len(list((workdir / "evaluation").glob("m1-*_answers.jsonl"))) == 1
 
 
-class Longer(BaseHTTPRequestHandler):
+class PreferLonger(BaseHTTPRequestHandler):
     """A server whose judge prefers the longer answer."""
 
-    asked: list = []
+    prompts: list = []
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][-1]["content"]
-        type(self).asked.append(prompt)
+        type(self).prompts.append(prompt)
         first, second = prompt.split("Answer A: ")[1].split("\n\nAnswer B: ")
         second = second.split("\n\nGive your reasons")[0]
         side = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
@@ -110,8 +110,8 @@ class Longer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    Longer.asked = []
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Longer)
+    PreferLonger.prompts = []
+    found = ThreadingHTTPServer(("127.0.0.1", 0), PreferLonger)
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{found.server_port}/v1"
@@ -119,8 +119,8 @@ def server():
     thread.join()
 
 
-def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
-    options = [f"--workdir={workdir}", "--judge=endpoint", f"--endpoint.url={server}", "--endpoint.model=judge"]
+def test_an_endpoint_judges_in_both_orders_and_its_replies_are_reused(workdir, server):
+    options = [f"--workdir={workdir}", "--judge=endpoint", f"--endpoint.base_url={server}", "--endpoint.model=judge"]
     code, out, err = ended(*options)
     assert code == 0, err
     pairs = [
@@ -129,15 +129,15 @@ def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
         for a, b in zip(ours, theirs, strict=True)
     ]
     found = report(workdir, "endpoint")
-    assert (found["url"], found["model"]) == (server, "judge")
+    assert (found["base_url"], found["model"]) == (server, "judge")
     versus = found["versus"]["m2"]["m1"]
     assert versus["win"] == pytest.approx(sum(len(a) > len(b) for a, b in pairs) / len(pairs))
     assert versus["lose"] == pytest.approx(sum(len(a) < len(b) for a, b in pairs) / len(pairs))
     assert_mentions(out, "endpoint")
-    paid = len(Longer.asked)
+    paid = len(PreferLonger.prompts)
     assert paid == len({(a, b) for a, b in pairs} | {(b, a) for a, b in pairs}) or paid <= 2 * len(pairs)
     assert ended(*options)[0] == 0
-    assert len(Longer.asked) == paid
+    assert len(PreferLonger.prompts) == paid
 
 
 @pytest.mark.parametrize(
@@ -146,37 +146,37 @@ def test_an_endpoint_judges_in_both_orders_and_is_paid_once(workdir, server):
         (["--models=m7"], ["m1, m2", "'m7'"]),
         (["--judge=m9"], ["m1, m2", "'m9'"]),
         (["--judge=endpoint"], ["endpoint.base_url"]),
-        (["--against=/nowhere/at/all"], ["/nowhere/at/all"]),
-        (["--guests=2"], ["--guests"]),
-        (["--compare.form=stars"], ["pairwise.method", "'stars'"]),
-        (["--compare.max_new=many"], ["--compare.max_new"]),
+        (["--opponent=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["--opponents=2"], ["--opponents", "--opponent"]),
+        (["--pairwise.method=stars"], ["pairwise.method", "'stars'"]),
+        (["--pairwise.max_new_tokens=many"], ["--pairwise.max_new_tokens", "'many'"]),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_line(workdir, options, facts):
+def test_invalid_options_are_refused_on_one_line(workdir, options, facts):
     code, _, err = ended(f"--workdir={workdir}", *options)
     assert code == 2
     assert_mentions(err.strip().splitlines()[-1], *facts)
     assert "Traceback" not in err
 
 
-def test_the_cap_is_of_the_whole_evaluation(workdir, server, tmp_path):
+def test_max_requests_limits_the_whole_evaluation(workdir, server, tmp_path):
     three = shutil.copytree(workdir, tmp_path / "run")
     shutil.copytree(three / "m1", three / "m0", dirs_exist_ok=True)
-    shutil.copytree(three / "m1", three / "sft", dirs_exist_ok=True)  # three models play three matches
+    shutil.copytree(three / "m1", three / "sft", dirs_exist_ok=True)  # three models, three comparisons
     (three / "evaluation" / "endpoint.jsonl").unlink(missing_ok=True)
-    options = [f"--workdir={three}", "--judge=endpoint", f"--endpoint.url={server}", "--endpoint.model=judge"]
-    code, _, err = ended(*options, "--endpoint.most_calls=7")
-    assert (code, len(Longer.asked)) == (2, 7)
+    options = [f"--workdir={three}", "--judge=endpoint", f"--endpoint.base_url={server}", "--endpoint.model=judge"]
+    code, _, err = ended(*options, "--endpoint.max_requests=7")
+    assert (code, len(PreferLonger.prompts)) == (2, 7)
     assert "endpoint.max_requests" in err.strip().splitlines()[-1]
 
 
 def test_a_run_without_a_trained_model_is_refused(workdir, tmp_path):
-    young = tmp_path / "run"
-    shutil.copytree(workdir / "m0", young / "m0")
-    shutil.copy(workdir / "config.json", young)
-    code, _, err = ended(f"--workdir={young}")
+    untrained = tmp_path / "run"
+    shutil.copytree(workdir / "m0", untrained / "m0")
+    shutil.copy(workdir / "config.json", untrained)
+    code, _, err = ended(f"--workdir={untrained}")
     assert code == 2
-    assert_mentions(err, young, "m1")
+    assert_mentions(err, untrained, "m1")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -1,16 +1,16 @@
-"""Models out of a run and into use: the exported folder, answering a file of prompts, and a conversation."""
+"""export and generate: the exported folder, responses to a prompt file, chat, and damaged model folders."""
 
 import io
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from argparse import Namespace
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, arguments, assert_mentions, ended
+from conftest import arguments, assert_mentions, ended
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,9 +26,9 @@ PROMPT = "This is Hanna. Which five instruments would suit my story?"
 
 @pytest.fixture(scope="module")
 def exported(finished_run, tmp_path_factory):
-    to = tmp_path_factory.mktemp("export") / "m2"
-    assert ended(export, f"--workdir={finished_run}", "--model=m2", f"--to={to}", "--shard_gb=0.0001")[0] == 0
-    return to
+    out = tmp_path_factory.mktemp("export") / "m2"
+    assert ended(export, f"--workdir={finished_run}", "--model=m2", f"--out={out}", "--shard_gb=0.0001")[0] == 0
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,18 @@ def both(finished_run, exported):
     return load_model(str(finished_run), "m2"), load_model(str(exported))
 
 
-def test_the_exported_model_is_the_model(both):
+def test_the_exported_model_equals_the_model(both):
     ours, theirs = both
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     ids = ours.chat.prompt_ids(PROMPT)
     assert theirs.chat.prompt_ids(PROMPT) == ids
     assert theirs.chat.stop_ids == ours.chat.stop_ids
     assert theirs.chat.example(PROMPT, "Sure, Hanna!") == ours.chat.example(PROMPT, "Sure, Hanna!")
-    logits = [Llama(m.cfg).apply({"params": m.params}, np.array([ids])) for m in both]
+    logits = [jax.jit(Llama(m.cfg).apply)({"params": m.params}, np.array([ids])) for m in both]
     np.testing.assert_array_equal(*logits)
 
 
-def test_the_folder_holds_what_other_programs_look_for(exported):
+def test_the_folder_has_the_files_that_other_programs_expect(exported):
     names = {p.name for p in exported.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert {"chat_template.jinja", "Modelfile", "README.md", "model.safetensors.index.json"} <= names
@@ -59,10 +59,10 @@ def test_the_folder_holds_what_other_programs_look_for(exported):
     assert 'PARAMETER stop "<|end|>"' in modelfile
 
 
-def test_the_card_has_the_runs_own_figures_and_hashes(finished_run, exported):
+def test_the_model_card_has_the_metrics_and_hashes_of_the_run(finished_run, exported):
     card = (exported / "README.md").read_text()
-    figures = json.loads((finished_run / "m2" / "eval.json").read_text())
-    assert f"| {figures['oracle']['mean']:.4g} |" in card
+    metrics = json.loads((finished_run / "m2" / "eval.json").read_text())
+    assert f"| {metrics['oracle']['mean']:.4g} |" in card
     assert json.loads((finished_run / "m2" / "pairs.manifest.json").read_text())["sha256"] in card
     assert json.loads((finished_run / "seed" / "ift.manifest.json").read_text())["sha256"] in card
     settings = json.loads(card.split("```json\n")[1].split("```")[0])
@@ -85,18 +85,18 @@ def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
 @pytest.mark.parametrize(
     ("argv", "facts"),
     [
-        (["--workdir=RUN", "--to=HERE"], ["--to", "HERE"]),
-        (["--workdir=RUN", "--model=m7", "--to=HERE/new"], ["RUN", "m0, m1, m2", "m7"]),
-        (["--workdir=HERE", "--to=HERE/new"], ["HERE"]),
-        (["--workdir=RUN"], ["--to"]),
-        (["--workdir=RUN", "--to=HERE/new", "--dtype=int8"], ["--dtype", "'int8'"]),
-        (["--workdir=RUN", "--to=HERE/new", "--pairs=m1"], ["RUN", "m2", "m1"]),
-        (["--workdir=HERE", "--to=HERE/new", "--pairs=m2"], ["HERE", "m2"]),
-        (["--workdir=RUN", "--to=HERE/new", "--pairs=m2", "--model=m2"], ["--model=m2", "--pairs=m2"]),
-        (["--workdir=RUN", "--to=HERE/new", "--pairs=m2", "--form=xml"], ["--form", "'xml'"]),
+        (["--workdir=RUN", "--out=HERE"], ["--out", "HERE"]),
+        (["--workdir=RUN", "--model=m7", "--out=HERE/new"], ["RUN", "m0, m1, m2", "m7"]),
+        (["--workdir=HERE", "--out=HERE/new"], ["HERE"]),
+        (["--workdir=RUN"], ["--out"]),
+        (["--workdir=RUN", "--out=HERE/new", "--dtype=int8"], ["--dtype", "'int8'"]),
+        (["--workdir=RUN", "--out=HERE/new", "--pairs=m1"], ["RUN", "m2", "m1"]),
+        (["--workdir=HERE", "--out=HERE/new", "--pairs=m2"], ["HERE", "m2"]),
+        (["--workdir=RUN", "--out=HERE/new", "--pairs=m2", "--model=m2"], ["--model=m2", "--pairs=m2"]),
+        (["--workdir=RUN", "--out=HERE/new", "--pairs=m2", "--format=xml"], ["--format", "'xml'"]),
     ],
 )
-def test_what_cannot_be_exported_is_told_in_one_line(finished_run, tmp_path, argv, facts):
+def test_invalid_exports_are_refused_on_one_line(finished_run, tmp_path, argv, facts):
     argv, facts = (
         [x.replace("RUN", str(finished_run)).replace("HERE", str(tmp_path)) for x in given] for given in (argv, facts)
     )
@@ -106,30 +106,30 @@ def test_what_cannot_be_exported_is_told_in_one_line(finished_run, tmp_path, arg
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_of_other_settings_is_not_opened(finished_run, tmp_path):
+def test_a_run_of_another_version_is_refused(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "old")
     stored = json.loads((finished_run / "config.json").read_text())
     stored["dpo"]["delta"] = 1.0
     (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
-    code, err = ended(export, f"--workdir={tmp_path}/old", f"--to={tmp_path}/new")
+    code, err = ended(export, f"--workdir={tmp_path}/old", f"--out={tmp_path}/new")
     assert (code, err.count("\n")) == (2, 1), err
     assert "dpo.delta" in err
 
 
-def test_pairs_leave_a_run_as_they_are_in_it(finished_run, tmp_path):
+def test_exported_pairs_equal_those_of_the_run(finished_run, tmp_path):
     stored = [json.loads(line) for line in (finished_run / "m2" / "pairs.jsonl").read_text().splitlines()]
-    assert ended(export, f"--workdir={finished_run}", "--pairs=m2", f"--to={tmp_path}/new/pairs.jsonl") == (0, "")
-    made = [json.loads(line) for line in (tmp_path / "new" / "pairs.jsonl").read_text().splitlines()]
-    assert [r["score_chosen"] for r in made] == [r["chosen_score"] for r in stored]
+    assert ended(export, f"--workdir={finished_run}", "--pairs=m2", f"--out={tmp_path}/new/pairs.jsonl") == (0, "")
+    rows = [json.loads(line) for line in (tmp_path / "new" / "pairs.jsonl").read_text().splitlines()]
+    assert [r["score_chosen"] for r in rows] == [r["chosen_score"] for r in stored]
     for side in ("prompt", "chosen", "rejected"):
-        assert [r[side][0]["content"] for r in made] == [r[side] for r in stored]
+        assert [r[side][0]["content"] for r in rows] == [r[side] for r in stored]
 
 
-def test_pairs_that_were_changed_by_hand_are_not_exported(finished_run, tmp_path):
+def test_edited_pairs_are_not_exported(finished_run, tmp_path):
     shutil.copytree(finished_run / "m2", tmp_path / "m2", ignore=shutil.ignore_patterns("checkpoint"))
     with (tmp_path / "m2" / "pairs.jsonl").open("a") as f:
         f.write("{}\n")
-    code, err = ended(export, f"--workdir={tmp_path}", "--pairs=m2", f"--to={tmp_path}/new.jsonl")
+    code, err = ended(export, f"--workdir={tmp_path}", "--pairs=m2", f"--out={tmp_path}/new.jsonl")
     assert (code, err.count("\n")) == (2, 1), err
     assert_mentions(err, "pairs.jsonl")
 
@@ -166,16 +166,16 @@ PIECES = {
 def test_tokenizer_json_gives_the_ids_of_its_sentencepiece_model(by_bytes, text):
     ours = PIECES[by_bytes]
     theirs = TokenizerJson(sentencepiece_json(ours))
-    text = text.replace("\0", "")  # SentencePiece has its own mind about the null character
+    text = text.replace("\0", "")  # SentencePiece treats the null character in its own way
     for preceded_by in ("nothing", "control", "text"):
         assert theirs.encode(text, preceded_by) == ours.encode(text, preceded_by)
     unknown = next(i for i, p in enumerate(ours.pieces()) if p.kind == "unknown")
-    if unknown not in (ids := ours.encode(text)):  # each has its own sign for what it does not know
+    if unknown not in (ids := ours.encode(text)):  # each decodes the unknown token in its own way
         assert theirs.decode(ids) == ours.decode(ids)
     assert theirs.special_tokens == ours.special_tokens
 
 
-# --- answering a file ------------------------------------------------------------------------------------------
+# --- generate: prompt files and chat --------------------------------------------------------------------------
 
 
 def write(path, *rows):
@@ -183,26 +183,37 @@ def write(path, *rows):
     return path
 
 
-def test_a_file_of_prompts_is_answered_in_its_order(exported, tmp_path):
+def test_responses_are_in_the_order_of_the_prompt_file(exported, tmp_path):
     rows = [{"prompt": PROMPT}, {"prompt": "Hi.", "id": "short"}, {"prompt": PROMPT + " " + PROMPT, "id": "long"}]
     prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "o.jsonl"
-    argv = [f"--model={exported}", f"--prompts={prompts}", f"--out={out}", "--chat", "--samples=2", "--max_new=8"]
+    argv = [
+        f"--model={exported}",
+        f"--prompts={prompts}",
+        f"--out={out}",
+        "--chat",
+        "--num_samples=2",
+        "--max_new_tokens=8",
+    ]
     code, err = ended(generate, *argv, "--logprobs")
     assert code == 0, err
-    made = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(r["id"], r["prompt"]) for r in made] == [("1", PROMPT), ("short", "Hi."), ("long", f"{PROMPT} {PROMPT}")]
-    for row in made:
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["id"], r["prompt"]) for r in written] == [
+        ("1", PROMPT),
+        ("short", "Hi."),
+        ("long", f"{PROMPT} {PROMPT}"),
+    ]
+    for row in written:
         assert len(row["responses"]) == 2
         for response in row["responses"]:
             assert 1 <= len(response["ids"]) == len(response["logprobs"]) <= 8
             assert all(p < 0 for p in response["logprobs"])
     again = tmp_path / "again.jsonl"
     assert ended(generate, *[a.replace(str(out), str(again)) for a in argv])[0] == 0
-    without = [{**r, "responses": [{k: x[k] for k in ("text", "finished")} for x in r["responses"]]} for r in made]
+    without = [{**r, "responses": [{k: x[k] for k in ("text", "finished")} for x in r["responses"]]} for r in written]
     assert [json.loads(line) for line in again.read_text().splitlines()] == without
 
 
-def test_a_workdir_answers_too_and_raw_text_is_continued(finished_run, tmp_path):
+def test_a_model_of_a_workdir_continues_raw_text(finished_run, tmp_path):
     prompts, out = write(tmp_path / "p.jsonl", {"prompt": "Among the birds are"}), tmp_path / "o.jsonl"
     argv = [
         f"--model={finished_run}",
@@ -210,15 +221,17 @@ def test_a_workdir_answers_too_and_raw_text_is_continued(finished_run, tmp_path)
         f"--prompts={prompts}",
         f"--out={out}",
         "--temperature=0",
-        "--max_new=4",
+        "--max_new_tokens=4",
     ]
     assert ended(generate, *argv, "--logprobs")[0] == 0
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
     model = load_model(str(finished_run), "m0")
     ids = model.chat.encode_prefix("Among the birds are")
-    for drawn in row["responses"][0]["ids"]:
-        assert drawn == int(Llama(model.cfg).apply({"params": model.params}, np.array([ids]))[0, -1].argmax())
-        ids.append(drawn)
+    forward = jax.jit(lambda params, tokens: Llama(model.cfg).apply({"params": params}, tokens))
+    for sampled in row["responses"][0]["ids"]:
+        tokens = np.pad(ids, (0, 32 - len(ids)))[None]  # the padding comes after the last token
+        assert sampled == int(forward(model.params, tokens)[0, len(ids) - 1].argmax())
+        ids.append(sampled)
 
 
 @pytest.mark.parametrize(
@@ -228,47 +241,49 @@ def test_a_workdir_answers_too_and_raw_text_is_continued(finished_run, tmp_path)
         ('{"prompt": 3}', [], ["PROMPTS", "line 1", '"prompt"']),
         ('{"prompt": "a", "id": "x"}\n\n{"prompt": "b", "id": "x"}', [], ["PROMPTS", "line 3", "'x'"]),
         ("\n", [], ["PROMPTS"]),
-        ('{"prompt": "' + "word " * 300 + '"}', [], ["PROMPTS", "--max_new", "4", "256"]),
+        ('{"prompt": "' + "word " * 300 + '"}', [], ["PROMPTS", "--max_new_tokens", "4", "256"]),
         ('{"prompt": "a"}', ["--out=PROMPTS"], ["--out", "PROMPTS"]),
         ('{"prompt": "a"}', ["--prompts=nowhere.jsonl"], ["nowhere.jsonl"]),
         ('{"prompt": "a"}', ["--model=nowhere"], ["nowhere"]),
         ('{"prompt": "a"}', ["--out=/proc/nowhere/o.jsonl"], ["/proc/nowhere"]),
         ('{"prompt": "a"}', ["--top_p=0"], ["--top_p", "0"]),
-        ('{"prompt": "a"}', ["--samples=0"], ["--samples", "0"]),
-        ('{"prompt": "a"}', ["--max_new=some"], ["--max_new", "'some'"]),
+        ('{"prompt": "a"}', ["--num_samples=0"], ["--num_samples", "0"]),
+        ('{"prompt": "a"}', ["--max_new_tokens=some"], ["--max_new_tokens", "'some'"]),
     ],
 )
-def test_what_cannot_be_answered_is_told_in_one_line(exported, tmp_path, text, argv, facts):
+def test_invalid_prompts_and_options_are_refused_on_one_line(exported, tmp_path, text, argv, facts):
     prompts, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
     prompts.write_text(text)
-    given_argv = [f"--model={exported}", f"--prompts={prompts}", f"--out={out}", "--max_new=4"]
+    given_argv = [f"--model={exported}", f"--prompts={prompts}", f"--out={out}", "--max_new_tokens=4"]
     code, err = ended(generate, *given_argv, *[a.replace("PROMPTS", str(prompts)) for a in argv])
     assert (code, err.count("\n")) == (2, 1), err
     assert_mentions(err, *[x.replace("PROMPTS", str(prompts)) for x in facts])
     assert not out.exists()
 
 
-def test_a_conversation_remembers_its_turns_until_an_empty_line(both, capsys):
+def test_an_empty_line_starts_a_new_conversation(both, capsys):
     model = both[1]
     options = Namespace(
-        chat=False, interactive=True, samples=1, temperature=0.0, top_p=1.0, max_new=6, max_length=0, seed=0
+        chat=False, interactive=True, num_samples=1, temperature=0.0, top_p=1.0, max_new_tokens=6, max_length=0, seed=0
     )
     generate.chat(model, options, io.StringIO("Hi.\nHi.\n\nHi.\n" + "word " * 300 + "\n"))
     out, err = capsys.readouterr()
     first, _, third = out.splitlines()
-    assert first == third  # the same beginning, greedily
+    assert first == third  # both are greedy replies to the first message
     assert_mentions(err, model.max_length)
 
 
-def test_the_programs_run_as_modules():
-    for program in ("export", "generate"):
-        argv = [sys.executable, "-m", f"selfreward_jax.{program}", "--help"]
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert f"selfreward_jax.{program}" in done.stdout
+@pytest.mark.parametrize("name", ["export", "generate"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_commands_run_as_a_module(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["selfreward_jax", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("selfreward_jax", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
+    assert f"selfreward_jax {name}" in capsys.readouterr().out
 
 
-# --- folders that lie, through the program ---------------------------------------------------------------------
+# --- damaged and hostile model folders, through the commands --------------------------------------------------
 
 
 def points_elsewhere(folder):
@@ -313,11 +328,11 @@ def no_tokens(folder):
     (folder / "tokenizer.json").write_text(json.dumps(spec | {"added_tokens": [{"id": 3}]}))
 
 
-LIES = [no_json, no_text, no_tokens, points_elsewhere, truncated, pickled, escaping, too_small, unknown]
+FAULTS = [no_json, no_text, no_tokens, points_elsewhere, truncated, pickled, escaping, too_small, unknown]
 
 
-@pytest.mark.parametrize("spoil", LIES)
-def test_a_folder_that_lies_ends_every_program_with_one_line(exported, tmp_path, spoil):
+@pytest.mark.parametrize("spoil", FAULTS)
+def test_a_bad_model_folder_is_refused_on_one_line(exported, tmp_path, spoil):
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
     spoil(folder)

@@ -1,4 +1,5 @@
-"""Benchmarks' files and preference pairs: what is read and written, and that the programs they are for take them."""
+"""Files of AlpacaEval and MT-Bench, and preference pairs for TRL: what is read and written, and that these programs
+accept them."""
 
 import json
 
@@ -45,20 +46,20 @@ def read_lines(path):
 
 @pytest.fixture(scope="module")
 def exported(finished_run, tmp_path_factory):
-    to = tmp_path_factory.mktemp("formats") / "m2"
-    assert ended(export, f"--workdir={finished_run}", "--model=m2", f"--to={to}")[0] == 0
-    return to
+    out = tmp_path_factory.mktemp("formats") / "m2"
+    assert ended(export, f"--workdir={finished_run}", "--model=m2", f"--out={out}")[0] == 0
+    return out
 
 
 # --- rows ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [json.dumps(INSTRUCTIONS, indent=1), lines(*INSTRUCTIONS)])
-def test_alpaca_eval_is_read_as_a_list_or_as_lines_and_written_with_its_own_fields(tmp_path, text):
+def test_alpaca_eval_is_read_as_a_list_or_as_lines_and_keeps_its_fields(tmp_path, text):
     (tmp_path / "in").write_text(text)
-    asked = formats.read_prompts(str(tmp_path / "in"), "alpaca_eval")
-    answers = {a.id: [[f"answer to {a.turns[0]}"]] for a in asked}
-    assert json.loads(formats.encode_answers("alpaca_eval", asked, answers, "m2", 0.0)) == [
+    prompts = formats.read_prompts(str(tmp_path / "in"), "alpaca_eval")
+    answers = {a.id: [[f"answer to {a.turns[0]}"]] for a in prompts}
+    assert json.loads(formats.encode_answers("alpaca_eval", prompts, answers, "m2", 0.0)) == [
         {
             "dataset": "koala",
             "datasplit": "eval",
@@ -70,19 +71,19 @@ def test_alpaca_eval_is_read_as_a_list_or_as_lines_and_written_with_its_own_fiel
     ]
 
 
-def test_mt_bench_answers_have_an_id_that_follows_from_what_they_say(tmp_path):
+def test_mt_bench_answer_ids_are_hashes_of_the_answers(tmp_path):
     (tmp_path / "in").write_text(lines(*QUESTIONS))
-    asked = formats.read_prompts(str(tmp_path / "in"), "mt_bench")
-    assert [a.turns for a in asked] == [tuple(q["turns"]) for q in QUESTIONS]
+    prompts = formats.read_prompts(str(tmp_path / "in"), "mt_bench")
+    assert [a.turns for a in prompts] == [tuple(q["turns"]) for q in QUESTIONS]
     answers = {"81": [["a", "b"], ["c", "d"]], "82": [["x", "y", "z"]]}
-    first, second = formats.mt_bench_answers(asked, answers, "m2", 12.5)
+    first, second = formats.mt_bench_answers(prompts, answers, "m2", 12.5)
     assert set(first) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert (first["question_id"], first["model_id"], first["tstamp"]) == (81, "m2", 12.5)
     assert first["choices"] == [{"index": 0, "turns": ["a", "b"]}, {"index": 1, "turns": ["c", "d"]}]
-    again = formats.mt_bench_answers(asked, answers, "m2", 99.0)[0]
+    again = formats.mt_bench_answers(prompts, answers, "m2", 99.0)[0]
     assert again["answer_id"] == first["answer_id"]
-    others = [formats.mt_bench_answers(asked, answers, "m3", 12.5)[0], second]
-    others += formats.mt_bench_answers(asked[:1], {"81": [["a", "B"]]}, "m2", 12.5)
+    others = [formats.mt_bench_answers(prompts, answers, "m3", 12.5)[0], second]
+    others += formats.mt_bench_answers(prompts[:1], {"81": [["a", "B"]]}, "m2", 12.5)
     assert len({first["answer_id"], *(o["answer_id"] for o in others)}) == 4
 
 
@@ -90,8 +91,8 @@ def test_pairs_become_text_or_messages_with_their_scores():
     scores = {"score_chosen": 4.5, "score_rejected": 1.0}
     plain = {"prompt": "Hi.", "chosen": "Sure!", "rejected": "No.", **scores}
     assert formats.to_trl_rows(PAIRS, "standard")[0] == plain
-    said = {k: [{"role": "user" if k == "prompt" else "assistant", "content": plain[k]}] for k in list(plain)[:3]}
-    assert formats.to_trl_rows(PAIRS, "conversational")[0] == said | scores
+    messages = {k: [{"role": "user" if k == "prompt" else "assistant", "content": plain[k]}] for k in list(plain)[:3]}
+    assert formats.to_trl_rows(PAIRS, "conversational")[0] == messages | scores
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_pairs_become_text_or_messages_with_their_scores():
         ("mt_bench", lines(*QUESTIONS, QUESTIONS[0]), ["line 3", "'81'"]),
     ],
 )
-def test_what_is_no_file_of_prompts_is_told(tmp_path, name, text, facts):
+def test_malformed_prompt_files_are_refused(tmp_path, name, text, facts):
     (tmp_path / "in").write_text(text)
     with pytest.raises((ConfigError, DataError)) as caught:
         formats.read_prompts(str(tmp_path / "in"), name)
     assert_mentions(str(caught.value), tmp_path / "in", *facts)
 
 
-# --- the programs ----------------------------------------------------------------------------------------------
+# --- the commands ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -123,49 +124,54 @@ def outputs(exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alpaca")
     (folder / "in.json").write_text(json.dumps(INSTRUCTIONS))
     argv = [f"--model={exported}", f"--prompts={folder}/in.json", f"--out={folder}/model_outputs.json"]
-    code, err = ended(generate, *argv, "--format=alpaca_eval", "--max_new=8", "--label=ours")
+    code, err = ended(generate, *argv, "--format=alpaca_eval", "--max_new_tokens=8", "--label=ours")
     assert code == 0, err
     return folder / "model_outputs.json", folder / "in.json"
 
 
-def test_instructions_are_answered_as_what_a_user_says(exported, outputs, tmp_path):
-    made = json.loads(outputs[0].read_text())
-    assert [(r["instruction"], r["generator"]) for r in made] == [("Name five trees.", "ours"), ("Hi.", "ours")]
+def test_instructions_are_user_messages(exported, outputs, tmp_path):
+    written = json.loads(outputs[0].read_text())
+    assert [(r["instruction"], r["generator"]) for r in written] == [("Name five trees.", "ours"), ("Hi.", "ours")]
     assert sorted(p.name for p in outputs[0].parent.iterdir()) == ["in.json", "model_outputs.json"]
-    (tmp_path / "in.jsonl").write_text(lines(*({"prompt": r["instruction"], "id": i} for i, r in enumerate(made))))
-    argv = [f"--model={exported}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl", "--max_new=8"]
+    (tmp_path / "in.jsonl").write_text(lines(*({"prompt": r["instruction"], "id": i} for i, r in enumerate(written))))
+    argv = [
+        f"--model={exported}",
+        f"--prompts={tmp_path}/in.jsonl",
+        f"--out={tmp_path}/out.jsonl",
+        "--max_new_tokens=8",
+    ]
     assert ended(generate, *argv, "--chat", "--temperature=0")[0] == 0
-    argv = [f"--model={exported}", f"--prompts={outputs[1]}", f"--out={tmp_path}/out.json", "--max_new=8"]
+    argv = [f"--model={exported}", f"--prompts={outputs[1]}", f"--out={tmp_path}/out.json", "--max_new_tokens=8"]
     assert ended(generate, *argv, "--format=alpaca_eval", "--temperature=0")[0] == 0
     greedy = json.loads((tmp_path / "out.json").read_text())
     assert [r["output"] for r in greedy] == [r["responses"][0]["text"] for r in read_lines(tmp_path / "out.jsonl")]
 
 
 @pytest.mark.slow
-def test_each_turn_is_answered_with_the_conversation_so_far(exported, tmp_path):
+def test_each_turn_is_answered_given_the_conversation_so_far(exported, tmp_path):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
     argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/ours.jsonl"]
-    code, err = ended(generate, *argv, "--format=mt_bench", "--max_new=8", "--temperature=0", "--samples=2")
+    code, err = ended(generate, *argv, "--format=mt_bench", "--max_new_tokens=8", "--temperature=0", "--num_samples=2")
     assert code == 0, err
-    made = read_lines(tmp_path / "ours.jsonl")
-    assert [(r["question_id"], r["model_id"]) for r in made] == [(81, "m2"), (82, "m2")]
+    written = read_lines(tmp_path / "ours.jsonl")
+    assert [(r["question_id"], r["model_id"]) for r in written] == [(81, "m2"), (82, "m2")]
     model = load_model(str(exported))
     engine = Engine(model.cfg, model.params, model.chat, model.mesh, max_concurrent=1, max_length=model.max_length)
-    for question, row in zip(QUESTIONS, made, strict=True):
+    for question, row in zip(QUESTIONS, written, strict=True):
         assert [c["index"] for c in row["choices"]] == [0, 1]
-        talk = []
-        for turn, said in zip(question["turns"], row["choices"][1]["turns"], strict=True):
-            talk.append(("user", turn))
-            (drawn,) = engine.generate([Request("x", talk)], SamplingParams(1, 0.0, 1.0, 8), jax.random.key(0))
-            assert said == drawn.text
-            talk.append(("assistant", said))
+        messages = []
+        for turn, answer in zip(question["turns"], row["choices"][1]["turns"], strict=True):
+            messages.append(("user", turn))
+            (completion,) = engine.generate([Request("x", messages)], SamplingParams(1, 0.0, 1.0, 8), jax.random.key(0))
+            assert answer == completion.text
+            messages.append(("assistant", answer))
 
 
-def test_choices_are_samples_of_their_own(exported, tmp_path):
+def test_choices_are_separate_samples(exported, tmp_path):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
-    argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", "--format=mt_bench", "--max_new=8"]
+    argv = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", "--format=mt_bench", "--max_new_tokens=8"]
     for name in ("once", "again"):
-        argv_out = [*argv, f"--out={tmp_path}/{name}.jsonl", "--samples=3", "--temperature=1", "--top_p=1"]
+        argv_out = [*argv, f"--out={tmp_path}/{name}.jsonl", "--num_samples=3", "--temperature=1", "--top_p=1"]
         assert ended(generate, *argv_out)[0] == 0
     once, again = (read_lines(tmp_path / f"{name}.jsonl") for name in ("once", "again"))
     assert [r["choices"] for r in once] == [r["choices"] for r in again]
@@ -178,14 +184,14 @@ def test_choices_are_samples_of_their_own(exported, tmp_path):
     [
         (["--format=alpaca_eval", "--out=o.jsonl"], ["--out", "o.jsonl", ".json"]),
         (["--format=mt_bench", "--out=o.json"], ["--out", "o.json", ".jsonl"]),
-        (["--format=alpaca_eval", "--samples=2"], ["--samples", "2", "1"]),
+        (["--format=alpaca_eval", "--num_samples=2"], ["--num_samples", "2", "1"]),
         (["--format=alpaca_eval", "--logprobs"], ["--logprobs", "alpaca_eval"]),
         (["--format=alpaca_eval"], ["question.jsonl", "1", '"instruction"']),
-        (["--format=mt_bench", "--out=HERE/o.jsonl", "--max_new=100"], ["--max_new", "3", "256"]),
+        (["--format=mt_bench", "--out=HERE/o.jsonl", "--max_new_tokens=100"], ["--max_new_tokens", "3", "256"]),
         (["--format=elo"], ["--format", "'elo'"]),
     ],
 )
-def test_what_a_format_cannot_hold_is_told_in_one_line(exported, tmp_path, argv, facts):
+def test_options_that_a_format_cannot_hold_are_refused_on_one_line(exported, tmp_path, argv, facts):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))
     given = [f"--model={exported}", f"--prompts={tmp_path}/question.jsonl", f"--out={tmp_path}/o.json"]
     code, err = ended(generate, *given, *[a.replace("HERE", str(tmp_path)) for a in argv])
@@ -194,14 +200,14 @@ def test_what_a_format_cannot_hold_is_told_in_one_line(exported, tmp_path, argv,
     assert [p.name for p in tmp_path.iterdir()] == ["question.jsonl"]
 
 
-# --- the programs that these files are for ---------------------------------------------------------------------
+# --- the programs that read these files ---------------------------------------------------------------------
 
 
-def test_alpaca_eval_reads_the_outputs_and_puts_them_before_its_annotator(outputs, tmp_path):
+def test_alpaca_eval_evaluates_the_outputs(outputs, tmp_path):
     alpaca_eval = pytest.importorskip("alpaca_eval", exc_type=ImportError)
     (tmp_path / "judge").mkdir()
     (tmp_path / "judge" / "prompt.txt").write_text("{instruction}\n(a) {output_1}\n(b) {output_2}\n")
-    # The decoder is alpaca_eval's own for tests: it says the same to everything.
+    # alpaca_eval's decoder for tests, which answers the same to every prompt.
     (tmp_path / "judge" / "configs.yaml").write_text(
         f"""judge:
   prompt_template: {tmp_path}/judge/prompt.txt
@@ -223,20 +229,19 @@ def test_alpaca_eval_reads_the_outputs_and_puts_them_before_its_annotator(output
         output_path=None,
         caching_path=None,
     )
-    made = json.loads(outputs[0].read_text())
+    written = json.loads(outputs[0].read_text())
     assert list(board.index) == ["ours"]
     assert board.loc["ours", "win_rate"] == 100.0
-    assert [a["output_2"] for a in annotated] == [r["output"] for r in made]
+    assert [a["output_2"] for a in annotated] == [r["output"] for r in written]
     assert [a["output_1"] for a in annotated] == [r["output"] for r in INSTRUCTIONS]
 
 
-@pytest.mark.parametrize("form", formats.PAIR_FORMATS)
-def test_trl_trains_on_the_pairs(finished_run, exported, tmp_path, form):
+@pytest.mark.parametrize("pair_format", formats.PAIR_FORMATS)
+def test_trl_trains_on_the_pairs(finished_run, exported, tmp_path, pair_format):
     trl = pytest.importorskip("trl", exc_type=ImportError)
     datasets, transformers = pytest.importorskip("datasets"), pytest.importorskip("transformers")
-    assert (
-        ended(export, f"--workdir={finished_run}", "--pairs=m2", f"--to={tmp_path}/p.jsonl", f"--form={form}")[0] == 0
-    )
+    options = ["--pairs=m2", f"--out={tmp_path}/p.jsonl", f"--format={pair_format}"]
+    assert ended(export, f"--workdir={finished_run}", *options)[0] == 0
     rows, chat = read_lines(finished_run / "m2" / "pairs.jsonl"), read_chat(epath.Path(exported))
     files = {"data_files": str(tmp_path / "p.jsonl"), "cache_dir": str(tmp_path / "cache")}
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
@@ -248,12 +253,12 @@ def test_trl_trains_on_the_pairs(finished_run, exported, tmp_path, form):
         train_dataset=datasets.load_dataset("json", split="train", **files),
         processing_class=tokenizer,
     )
-    made = trainer.train_dataset
-    assert made["score_chosen"] == [r["chosen_score"] for r in rows]
-    for row, theirs in zip(rows, made, strict=True):
+    dataset = trainer.train_dataset
+    assert dataset["score_chosen"] == [r["chosen_score"] for r in rows]
+    for row, theirs in zip(rows, dataset, strict=True):
         for side in ("chosen", "rejected"):
             ids = theirs["prompt_ids"] + theirs[f"{side}_ids"]
-            if form == "conversational":  # the very tokens and targets of our own DPO
+            if pair_format == "conversational":  # the same tokens and targets as in our DPO
                 ours = chat.example(row["prompt"], row[side])
                 assert ids == ours.ids
                 assert [False] * len(theirs["prompt_ids"]) + [True] * len(theirs[f"{side}_ids"]) == ours.target

@@ -1,49 +1,57 @@
-"""--help of every program is short and names every option; an unknown option is answered with the nearest one."""
+"""--help of every command is short and names every option; an unknown option gets the nearest one as a suggestion."""
 
 import contextlib
-import importlib
 import re
 
 import pytest
 from conftest import ROOT, assert_mentions, ended
-from test_docs import PROGRAMS, options
+from test_docs import options
 
-ARGPARSE = ["evaluate", "generate", "export", "explain", "report"]
+from selfreward_jax import __main__ as commands
+from selfreward_jax.__main__ import COMMANDS
+
+# Options that every subcommand below needs, a misspelt option and the right one.
+TYPOS = {
+    "evaluate": (["--workdir=w"], "--workidr", "--workdir"),
+    "generate": (["--model=m"], "--temprature", "--temperature"),
+    "export": (["--workdir=w", "--out=t"], "--modle", "--model"),
+    "explain": (["--workdir=w", "--time"], "--workidr", "--workdir"),
+    "report": (["--workdir=w"], "--workidr", "--workdir"),
+}
 
 
-def said(capsys, module):
-    with contextlib.suppress(SystemExit):  # argparse's way
-        assert module.main(["program", "--help"]) in (0, None)
+def help_of(capsys, *words):
+    with contextlib.suppress(SystemExit):  # argparse ends the program
+        assert commands.main(["selfreward_jax", *words, "--help"]) in (0, None)
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_short_and_complete(name, capsys):
-    text = said(capsys, importlib.import_module(f"selfreward_jax.{PROGRAMS[name][0]}"))
+    text = help_of(capsys, name)
     assert len(text.splitlines()) <= 60
-    declared = options(f"selfreward_jax.{name}") - {"help", "config"}
-    own = (ROOT / "selfreward_jax" / f"{PROGRAMS[name][0]}.py").read_text()
-    if name not in ("main", "fits"):  # whose options are absl's, in cli/args.py
-        declared &= {*re.findall(r'"(?:--)?([\w.]+)"', own), "compile_cache" if "compiles=True" in own else ""}
-    elif name == "fits":
-        declared &= set(re.findall(r'DEFINE_\w+\("(\w+)"', own))
-    missing = [option for option in declared if f"--{option}" not in text]
-    assert missing == []
+    source = (ROOT / (COMMANDS[name].replace(".", "/") + ".py")).read_text()
+    declared = options(COMMANDS[name]) - {"help", "config"}
+    declared -= {option for option in declared if option.removeprefix("no") in declared - {option}}
+    if name == "fits":  # the others, of cli/args.py, are those of a run
+        declared &= set(re.findall(r'DEFINE_\w+\("(\w+)"', source))
+    assert declared
+    assert [option for option in declared if f"--{option}" not in text] == []
 
 
-@pytest.mark.parametrize("name", ARGPARSE)
-def test_a_typo_is_answered_with_the_right_name(name):
-    module = importlib.import_module(f"selfreward_jax.{PROGRAMS[name][0]}")
-    needed = {
-        "evaluate": ["--workdir=w"],
-        "generate": ["--model=m"],
-        "export": ["--workdir=w", "--to=t"],
-        "explain": ["--workdir=w", "--time"],
-        "report": ["--workdir=w"],
-    }[name]
-    wrong, right = {"generate": ("--temprature", "--temperature"), "export": ("--modle", "--model")}.get(
-        name, ("--workidr", "--workdir")
-    )
-    code, err = ended(module, *needed, f"{wrong}=1")
+def test_help_of_the_program_names_every_command(capsys):
+    assert_mentions(help_of(capsys), *COMMANDS)
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones():
+    code, err = ended(commands, "evalute")
+    assert (code, err.count("\n")) == (2, 1)
+    assert_mentions(err, "'evalute'", *COMMANDS)
+
+
+@pytest.mark.parametrize("name", TYPOS)
+def test_a_typo_gets_the_nearest_option(name):
+    needed, wrong, right = TYPOS[name]
+    code, err = ended(commands, name, *needed, f"{wrong}=1")
     assert (code, err.count("\n")) == (2, 1)
     assert_mentions(err, "selfreward_jax", wrong, right)

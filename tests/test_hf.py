@@ -1,12 +1,12 @@
-"""Hugging Face folders: the same logits as transformers, the same bytes out as in, and no folder that lies."""
+"""Hugging Face folders: the same logits as transformers, bitwise round trips, and inconsistent folders."""
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import hf_folders
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import sampling
@@ -38,21 +38,43 @@ def model(request, tmp_path_factory):
     return request.param, *read(hf_folders.write(tmp_path_factory.mktemp(request.param), request.param))
 
 
+@partial(jax.jit, static_argnums=0)
+def forward(cfg, params, tokens):
+    return Llama(cfg).apply({"params": params}, tokens)
+
+
 def test_the_full_forward_equals_transformers(model):
     family, cfg, params = model
     for i, ids in enumerate(hf_folders.tokens()):
-        logits = Llama(cfg).apply({"params": params}, ids[None])[0]
+        padded = np.pad(ids, (0, max(hf_folders.LENGTHS) - len(ids)))[None]  # no token attends to padding at the end
+        logits = forward(cfg, params, padded)[0, : len(ids)]
         np.testing.assert_allclose(logits, GOLDEN[f"{family}/{i}"], **CLOSE)
         assert np.abs(logits).max() > 10
 
 
+@partial(jax.jit, static_argnums=0)
+def prefill(cfg, params, tokens, positions, segments):
+    """Logits, keys and values of padded prompts."""
+    inputs = {"positions_BT": positions, "segment_ids_BT": segments}
+    hidden, kv = Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
+    return Llama(cfg).apply({"params": params}, hidden, method="unembed"), kv
+
+
+@partial(jax.jit, static_argnums=0)
+def decode_token(cfg, params, tokens, positions, k, v, mask):
+    """Logits, keys and values of one token in each row, which attends to the slots of the mask."""
+    inputs = {"positions_BT": positions, "past": [KVSegment(k, v, mask)]}
+    hidden, kv = Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
+    return Llama(cfg).apply({"params": params}, hidden, method="unembed"), kv
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
-    """Both texts in one batch: their first tokens read at once, the others one by one from the cache."""
+    """Both texts in one batch: the prompts are prefilled, the other tokens decoded one by one."""
     family, cfg, params = model
-    texts, read_at_once = hf_folders.tokens(), 8
+    texts, shortest_prompt = hf_folders.tokens(), 8
     longest = max(map(len, texts))
-    width = read_at_once + 4  # the prompts are of 12 and 8 tokens
+    width = shortest_prompt + 4  # the prompts are of 12 and 8 tokens
     lengths = np.array([12, 8])
     offset = width - lengths if side == "left" else np.zeros(2, int)
     tokens = np.zeros((2, width), np.int32)
@@ -60,30 +82,45 @@ def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
         tokens[row, offset[row] : offset[row] + lengths[row]] = text[: lengths[row]]
     slots = np.arange(width)
     real = (slots >= offset[:, None]) & (slots < (offset + lengths)[:, None])
-    positions = jnp.asarray(np.clip(slots - offset[:, None], 0, None))
-    apply = lambda tokens, **inputs: Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)  # noqa: E731
-    hidden, (k, v) = apply(tokens, positions_BT=positions, segment_ids_BT=real.astype(np.int32))
-    found = [list(Llama(cfg).apply({"params": params}, hidden[r][real[r]], method="unembed")) for r in (0, 1)]
+    positions = np.clip(slots - offset[:, None], 0, None)
+    logits, (k, v) = prefill(cfg, params, tokens, positions, real.astype(np.int32))
+    actual = [list(logits[r][real[r]]) for r in (0, 1)]
 
-    past, window = [(k, v, real, positions)], cfg.sliding_window or 10_000
-    for step in range(longest - 12):
-        at = jnp.asarray(lengths + step)[:, None]
+    # A slot for each new token, after those of the prompts. The content of an unfilled slot must not matter.
+    steps = longest - 12
+    k = [np.pad(x, ((0, 0), (0, 0), (0, 0), (0, steps)), constant_values=100.0) for x in k]
+    v = [np.pad(x, ((0, 0), (0, 0), (0, steps), (0, 0)), constant_values=100.0) for x in v]
+    real, positions = (np.pad(x, ((0, 0), (0, steps))) for x in (real, positions))
+    window = cfg.sliding_window or 10_000
+    for step in range(steps):
+        at = (lengths + step)[:, None]
         new = np.array([text[min(n + step, len(text) - 1)] for text, n in zip(texts, lengths, strict=True)])[:, None]
-        segments = [
-            KVSegment(k, v, (ok & (where > at - window))[:, None, :]) for k, v, ok, where in past
-        ]  # the caller's masks hold the window
-        hidden, (k, v) = apply(new, positions_BT=at, past=segments)
-        past.append((k, v, np.ones((2, 1), bool), at))
+        mask = (real & (positions > at - window))[:, None, :]  # the caller's masks apply the window
+        logits, (new_k, new_v) = decode_token(cfg, params, new, at, k, v, mask)
+        for layer in range(cfg.num_layers):
+            k[layer][..., width + step] = new_k[layer][..., 0]
+            v[layer][..., width + step, :] = new_v[layer][..., 0, :]
+        real[:, width + step], positions[:, width + step] = True, at[:, 0]
         for row in (0, 1):
-            found[row].append(Llama(cfg).apply({"params": params}, hidden[row, 0], method="unembed"))
+            actual[row].append(logits[row, 0])
     for row, text in enumerate(texts):
-        np.testing.assert_allclose(np.stack(found[row][: len(text)]), GOLDEN[f"{family}/{row}"], **CLOSE)
+        np.testing.assert_allclose(np.stack(actual[row][: len(text)]), GOLDEN[f"{family}/{row}"], **CLOSE)
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("family", ["llama32", "qwen2", "qwen3"])
-@pytest.mark.parametrize("shard_bytes", [1e9, 9000])
-def test_out_come_the_bytes_that_went_in(tmp_path, family, stored, shard_bytes):
+@pytest.mark.parametrize(
+    ("family", "stored", "shard_bytes"),
+    [
+        ("llama32", "float32", 1e9),
+        ("qwen2", "float32", 1e9),
+        ("qwen3", "float32", 1e9),
+        ("qwen2", "bfloat16", 1e9),
+        ("qwen3", "float16", 1e9),
+        ("llama32", "bfloat16", 9000),
+        ("qwen2", "float16", 9000),
+        ("qwen3", "float32", 9000),
+    ],
+)
+def test_saved_bytes_equal_the_loaded_ones(tmp_path, family, stored, shard_bytes):
     given = hf_folders.write(tmp_path / "in", family, stored)
     cfg, params = read(given, param_dtype=stored)
     (out := tmp_path / "out").mkdir()
@@ -101,11 +138,11 @@ def test_out_come_the_bytes_that_went_in(tmp_path, family, stored, shard_bytes):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_every_field_of_both_dialects_comes_back(model, tmp_path):
+def test_every_field_of_both_dialects_survives_a_round_trip(model, tmp_path):
     _, cfg, _ = model
     made = write_config(cfg, None, "float32")
     if cfg.rope_scaling and cfg.rope_scaling.low_freq_factor:
-        assert type(made["rope_scaling"]["original_max_position_embeddings"]) is int  # transformers warns of others
+        assert type(made["rope_scaling"]["original_max_position_embeddings"]) is int  # else transformers warns
     for dialect in (("rope_parameters", "dtype"), ("rope_theta", "rope_scaling", "torch_dtype")):
         kept = {k: v for k, v in made.items() if k not in dialect}
         (tmp_path / "config.json").write_text(json.dumps(kept))
@@ -118,48 +155,47 @@ import jax, numpy as np
 from etils import epath
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.hf_config import read_config
-from selfreward_jax.llm.llama import weights
+from selfreward_jax.llm.llama import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.sharding import param_shardings
 
 assert jax.device_count() == 8
 path = epath.Path(sys.argv[1])
 cfg, _ = read_config(path)
-read, whole = [], hf.Folder.read
-def counted(self, name, place, shape, index):
-    part = whole(self, name, place, shape, index)
-    read.append(part.size / np.prod(shape))
+fractions, read_tensor = [], hf.SafetensorsFolder.read
+def recording_read(self, name, param, shape, index):
+    part = read_tensor(self, name, param, shape, index)
+    fractions.append(part.size / np.prod(shape))
     return part
-hf.Folder.read = counted
-one, many = (hf.load(path, cfg, declared_shardings(weights(cfg), make_mesh(f, t))) for f, t in ((1, 1), (4, 2)))
+hf.SafetensorsFolder.read = recording_read
+one, many = (hf.load(path, cfg, param_shardings(param_specs(cfg), make_mesh(f, t))) for f, t in ((1, 1), (4, 2)))
 jax.tree.map(np.testing.assert_array_equal, one, many)
 wq = many["layers"]["wq"]
 assert {s.data.shape for s in wq.addressable_shards} == {(3, 8, 2, 16)}, wq.sharding
-shares = read[len(read) // 2:]
-print(json.dumps(min(shares)))
+print(json.dumps(min(fractions[len(fractions) // 2:])))
 """
 
 
-def test_a_load_on_eight_devices_equals_one_and_reads_the_parts_alone(tmp_path):
+def test_loading_on_eight_devices_equals_one_and_reads_only_the_shards(tmp_path):
     folder = hf_folders.write(tmp_path, "qwen3")
     assert json.loads(on_eight_devices(EIGHT, str(folder))) == 1 / 8  # of a matrix split four ways by two
 
 
-def test_a_part_of_a_weight_is_read_as_that_part(tmp_path):
-    _, whole = read(hf_folders.write(tmp_path, "qwen3"))
+def test_a_slice_of_a_weight_equals_that_slice_of_the_loaded_weight(tmp_path):
+    _, params = read(hf_folders.write(tmp_path, "qwen3"))
     folder = hf.SafetensorsFolder(epath.Path(tmp_path))
     cuts = {"wq": (slice(8, 16), slice(2, 4), slice(0, 16)), "wo": (slice(1, 3), slice(0, 16), slice(16, 32))}
     for name, cut in cuts.items():
-        place = hf.HF_PARAM_MAP[name]
-        part = folder.read(place.name.format(1), place, whole["layers"][name].shape[1:], cut)
-        np.testing.assert_array_equal(part, whole["layers"][name][1][cut])
+        param = hf.HF_PARAM_MAP[name]
+        part = folder.read(param.name.format(1), param, params["layers"][name].shape[1:], cut)
+        np.testing.assert_array_equal(part, params["layers"][name][1][cut])
 
 
 # --- the real model --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not STORIES.exists(), reason="the shared data are not here")
-def test_a_real_model_tells_its_story():
+@pytest.mark.skipif(not STORIES.exists(), reason="the shared data are not available")
+def test_a_real_model_continues_a_story_as_transformers_does():
     import sentencepiece
 
     cfg, params = read(STORIES)
@@ -175,7 +211,7 @@ def test_a_real_model_tells_its_story():
 STORY = json.loads((Path(__file__).parent / "goldens" / "hf_story.json").read_text())
 
 
-# --- folders that lie ------------------------------------------------------------------------------------------
+# --- inconsistent folders---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -200,21 +236,21 @@ def rewrite(folder, change):
     "file", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", ".safetensors", 3]
 )
 def test_an_index_that_points_elsewhere_is_refused(folder, file):
-    (folder / hf.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
-    refused(folder, "model.norm.weight", repr(file), hf.INDEX)
+    (folder / hf.INDEX_FILE).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
+    refused(folder, "model.norm.weight", repr(file), hf.INDEX_FILE)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}'])
-def test_an_index_that_is_none_is_refused(folder, text):
-    (folder / hf.INDEX).write_text(text)
-    refused(folder, folder / hf.INDEX)
+def test_a_malformed_index_is_refused(folder, text):
+    (folder / hf.INDEX_FILE).write_text(text)
+    refused(folder, folder / hf.INDEX_FILE)
 
 
 def test_an_index_that_names_the_wrong_file_is_refused(folder):
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     rewrite(folder, lambda t: t.pop("model.norm.weight"))
     where = dict.fromkeys(load_file(folder / "other.safetensors"), "model.safetensors")
-    (folder / hf.INDEX).write_text(json.dumps({"weight_map": where}))
+    (folder / hf.INDEX_FILE).write_text(json.dumps({"weight_map": where}))
     refused(folder, "model.norm.weight", "model.safetensors")
 
 
@@ -225,47 +261,47 @@ def test_a_truncated_file_is_refused(folder, cut):
     refused(folder, path)
 
 
-@pytest.mark.parametrize("lie", ["beyond", "overlap", "shape", "json", "length"])
-def test_a_header_that_lies_is_refused(folder, lie):
+@pytest.mark.parametrize("damage", ["beyond", "overlap", "shape", "json", "length"])
+def test_a_wrong_header_is_refused(folder, damage):
     path = folder / "model.safetensors"
     raw = path.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
     entry = header["model.norm.weight"]
-    if lie == "beyond":
+    if damage == "beyond":
         entry["data_offsets"] = [len(raw), len(raw) + 128]
-    if lie == "overlap":
+    if damage == "overlap":
         entry["data_offsets"] = [0, 128]
-    if lie == "shape":
+    if damage == "shape":
         entry["shape"] = [31]
-    text = b"{" * size if lie == "json" else json.dumps(header).encode()
-    announced = 1 << 60 if lie == "length" else len(text)
+    text = b"{" * size if damage == "json" else json.dumps(header).encode()
+    announced = 1 << 60 if damage == "length" else len(text)
     path.write_bytes(announced.to_bytes(8, "little") + text + raw[8 + size :])
     refused(folder, path)
 
 
-def test_a_missing_tensor_is_named(folder):
+def test_the_error_names_a_missing_tensor(folder):
     rewrite(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
     refused(folder, "model.layers.1.mlp.up_proj.weight")
 
 
-def test_a_missing_head_is_explained(folder):
+def test_the_error_for_a_missing_head_names_the_setting(folder):
     rewrite(folder, lambda t: t.pop("lm_head.weight"))
     refused(folder, "lm_head.weight", "tie_word_embeddings")
 
 
-def test_an_extra_tensor_is_named(folder):
+def test_the_error_names_an_extra_tensor(folder):
     rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)}))
     refused(folder, "model.layers.0.self_attn.q_proj.bias")
 
 
-def test_tensors_known_to_be_idle_are_passed_over(folder):
+def test_unused_tensors_of_old_folders_are_ignored(folder):
     before = read(folder)[1]
     rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}))
     jax.tree.map(np.testing.assert_array_equal, read(folder)[1], before)
 
 
-def test_a_wrong_shape_is_told_with_both(folder):
+def test_the_error_for_a_wrong_shape_has_both_shapes(folder):
     rewrite(folder, lambda t: t.update({"model.norm.weight": np.ones(31, np.float32)}))
     refused(folder, "model.norm.weight", "(31,)", "(32,)")
 
@@ -276,12 +312,12 @@ def test_a_wrong_dtype_is_refused(folder):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_named(folder, bad):
+def test_the_error_names_a_weight_that_is_not_finite(folder, bad):
     rewrite(folder, lambda t: t["model.layers.2.self_attn.o_proj.weight"].__setitem__((3, 4), bad))
     refused(folder, "model.layers.2.self_attn.o_proj.weight")
 
 
-def test_a_pickle_alone_is_refused_unread(folder):
+def test_a_folder_with_only_a_pickle_is_refused_without_reading_it(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
     refused(folder, "pytorch_model.bin", "safetensors")
@@ -312,15 +348,15 @@ def test_a_pickle_alone_is_refused_unread(folder):
         ({"torch_dtype": "int8"}, ["'int8'", "bfloat16"]),
     ],
 )
-def test_a_config_that_is_not_supported_says_what_is(tmp_path, changed, facts):
+def test_an_unsupported_config_is_refused_with_the_supported_values(tmp_path, changed, facts):
     refused(hf_folders.write(tmp_path, "llama2", **changed), "config.json", *facts)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
-def test_a_config_that_is_no_object_is_refused(folder, text):
+def test_a_config_that_is_not_a_json_object_is_refused(folder, text):
     (folder / "config.json").write_text(text)
     refused(folder, "config.json")
 
 
-def test_no_folder_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     refused(tmp_path / "nowhere", "config.json", "nowhere")

@@ -1,4 +1,4 @@
-"""All launch scripts alike: their form, bad options, and that --dry_run prints what a run does."""
+"""All launch scripts: style, bad options, and that --dry_run prints what a run does."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from launch_stand_ins import GCLOUD, GKE, LAUNCH, MAIN, ODD, SLURM, TPU, XPK, ba
 world = launch_stand_ins.world  # a fixture
 
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-# What each script needs, at least.
-LEAST = {
+# The required options of each script.
+REQUIRED = {
     "local.sh": [],
     "tpu_vm.sh": TPU,
     "multislice.sh": ["--slices=2", *TPU],
@@ -24,13 +24,13 @@ LEAST = {
 }
 
 
-# ---- form
+# ---- style
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, LAUNCH / "slurm.sbatch"], ids=lambda p: p.name)
 def test_shellcheck_finds_nothing(path):
-    beside = Path(sys.executable).parent / "shellcheck"
-    checker = beside if beside.exists() else shutil.which("shellcheck")
+    installed = Path(sys.executable).parent / "shellcheck"
+    checker = installed if installed.exists() else shutil.which("shellcheck")
     if not checker:
         pytest.skip("no shellcheck")
     done = subprocess.run([checker, "-x", path], capture_output=True, text=True)
@@ -43,7 +43,7 @@ def test_every_file_is_in_the_readme():
         assert path.name.startswith(".") or path.name == "README.md" or f"`{path.name}`" in text, path.name
 
 
-@pytest.mark.parametrize("script", LEAST)
+@pytest.mark.parametrize("script", REQUIRED)
 def test_help_names_every_option(script, world):
     done = world.run(script, "--help")
     assert (done.returncode, done.err) == (0, "")
@@ -59,24 +59,24 @@ def test_help_names_every_option(script, world):
             assert f"--{option}" in done.out, option
 
 
-# ---- bad options: (script, its arguments, what the line names)
+# ---- bad options: (script, its arguments, what the message names)
 
 BAD = [
-    *[(script, [*least, "--dry_runn", "--", *MAIN], ["--dry_runn", "--help"]) for script, least in LEAST.items()],
-    *[(script, [*least, "--nam=x", "--", *MAIN], ["--nam=x", "--help"]) for script, least in LEAST.items()],
-    *[(script, [*least, "--dry_run=1", "--", *MAIN], ["--dry_run", "'1'"]) for script, least in LEAST.items()],
-    *[(script, [*least, "run1"], ["'run1'", "--"]) for script, least in LEAST.items()],
-    *[(script, [*least, *MAIN], ["--config"]) for script, least in LEAST.items()],
-    *[(script, [*least, "--", MAIN[1]], ["--config", "configs/"]) for script, least in LEAST.items()],
-    *[(script, [*least, "--", MAIN[0]], ["--workdir", "gs://"]) for script, least in LEAST.items()],
+    *[(script, [*given, "--dry_runn", "--", *MAIN], ["--dry_runn", "--help"]) for script, given in REQUIRED.items()],
+    *[(script, [*given, "--nam=x", "--", *MAIN], ["--nam=x", "--help"]) for script, given in REQUIRED.items()],
+    *[(script, [*given, "--dry_run=1", "--", *MAIN], ["--dry_run", "'1'"]) for script, given in REQUIRED.items()],
+    *[(script, [*given, "run1"], ["'run1'", "--"]) for script, given in REQUIRED.items()],
+    *[(script, [*given, *MAIN], ["--config"]) for script, given in REQUIRED.items()],
+    *[(script, [*given, "--", MAIN[1]], ["--config", "configs/"]) for script, given in REQUIRED.items()],
+    *[(script, [*given, "--", MAIN[0]], ["--workdir", "gs://"]) for script, given in REQUIRED.items()],
     *[
-        (script, [*LEAST[script], "--", MAIN[0], "--workdir", "runs/a"], ["--workdir", "'runs/a'", "gs://"])
+        (script, [*REQUIRED[script], "--", MAIN[0], "--workdir", "runs/a"], ["--workdir", "'runs/a'", "gs://"])
         for script in ("tpu_vm.sh", "multislice.sh", "gke.sh")
     ],
-    *[("tpu_vm.sh", [o for o in TPU if o != left_out], [left_out.split("=")[0]]) for left_out in TPU],
-    *[("gke.sh", [o for o in GKE if o != left_out], [left_out.split("=")[0]]) for left_out in GKE],
-    *[("gke.sh", [o for o in XPK if o != left_out], [left_out.split("=")[0]]) for left_out in XPK[1:]],
-    *[("slurm.sh", [o for o in SLURM if o != left_out], [left_out.split("=")[0]]) for left_out in SLURM],
+    *[("tpu_vm.sh", [o for o in TPU if o != missing], [missing.split("=")[0]]) for missing in TPU],
+    *[("gke.sh", [o for o in GKE if o != missing], [missing.split("=")[0]]) for missing in GKE],
+    *[("gke.sh", [o for o in XPK if o != missing], [missing.split("=")[0]]) for missing in XPK[1:]],
+    *[("slurm.sh", [o for o in SLURM if o != missing], [missing.split("=")[0]]) for missing in SLURM],
     ("local.sh", ["--processes"], ["--processes", "--processes=VALUE"]),
     ("local.sh", ["--processes=two"], ["--processes", "'two'", "1"]),
     ("local.sh", ["--processes=0"], ["--processes", "'0'", "1"]),
@@ -86,7 +86,7 @@ BAD = [
     ("tpu_vm.sh", [*TPU, "--zone=us-central1"], ["--zone", "'us-central1'", "us-central1-a"]),
     ("tpu_vm.sh", [*TPU, "--accelerator_type=v5e"], ["--accelerator_type", "'v5e'", "v5litepod-16"]),
     ("tpu_vm.sh", [*TPU, "--slices=x"], ["--slices", "'x'", "1"]),
-    ("tpu_vm.sh", [*TPU, "--most_restarts=many"], ["--most_restarts", "'many'", "0"]),
+    ("tpu_vm.sh", [*TPU, "--max_restarts=many"], ["--max_restarts", "'many'", "0"]),
     ("tpu_vm.sh", [*TPU, "--poll="], ["--poll"]),
     ("tpu_vm.sh", [*TPU, "--repo=here"], ["--repo", "'here'", "URL"]),
     ("tpu_vm.sh", [*TPU, "--", *MAIN], ["gcloud", "https://"]),
@@ -102,7 +102,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("script", "args", "parts"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else v)
-def test_a_bad_option_ends_with_one_line_that_names_it(script, args, parts, world):
+def test_a_bad_option_is_refused_on_one_line(script, args, parts, world):
     done = world.run(script, *args)
     assert done.returncode == 2
     assert done.out == ""
@@ -113,7 +113,7 @@ def test_a_bad_option_ends_with_one_line_that_names_it(script, args, parts, worl
     assert world.calls() == []
 
 
-# ---- --dry_run prints what a run without incidents does
+# ---- --dry_run prints what a run without failures does
 
 CLUSTERS = {
     "one slice": ("tpu_vm.sh", [*TPU, "--spot", "--delete", "--poll=0"]),
@@ -129,7 +129,7 @@ CLUSTERS = {
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_dry_run_prints_exactly_what_a_run_does_and_does_nothing(name, world):
+def test_a_dry_run_prints_the_commands_of_a_run_and_runs_none(name, world):
     script, args = CLUSTERS[name]
     args = [*args, "--", *MAIN, *ODD]
     printed = world.run(script, "--dry_run", *args)
@@ -142,22 +142,22 @@ def test_a_dry_run_prints_exactly_what_a_run_does_and_does_nothing(name, world):
         world.stub(tool, 'cat >"$STATE/input"' if tool == "kubectl" else "")
     world.stub("python", 'echo "$XLA_FLAGS $JAX_PLATFORMS" >>"$STATE/input"')
 
-    def done(text):
-        """What the tools are told, and what they read."""
+    def record(action):
+        """The calls of the tools, and what they read."""
         world.lines("states", "", "ACTIVE")
         world.lines("nodes", "READY")
         world.lines("codes", 0)
         world.log.write_text("")
-        text()
-        told = [[re.sub(r"(127.0.0.1):\d+", r"\1:PORT", word) for word in call] for call in world.calls()]
+        action()
+        calls = [[re.sub(r"(127.0.0.1):\d+", r"\1:PORT", word) for word in call] for call in world.calls()]
         read = world.path / "input"
-        return told, read.read_text() if read.exists() else ""
+        return calls, read.read_text() if read.exists() else ""
 
     def real():
         process = world.run(script, *args)
         assert process.returncode == 0, process.err
 
-    told = done(real)
-    assert told[0]
+    recorded = record(real)
+    assert recorded[0]
     (world.path / "input").unlink(missing_ok=True)
-    assert done(lambda: [bash(world, line) for line in printed.out.splitlines()]) == told
+    assert record(lambda: [bash(world, line) for line in printed.out.splitlines()]) == recorded

@@ -1,4 +1,4 @@
-"""The script that starts the processes of a run on this machine, against a stand-in for python."""
+"""The script that starts the processes of a run on this machine, with a fake python."""
 
 import os
 import re
@@ -16,7 +16,7 @@ world = launch_stand_ins.world  # a fixture
 
 def running(pid):
     stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().split()[2] != "Z"  # ended, and not yet looked at by its parent
+    return stat.exists() and stat.read_text().split()[2] != "Z"  # a zombie has ended
 
 
 # Each start of process I takes the next line of codes.I: an exit code, -SIGNAL, or how it waits for a signal.
@@ -59,7 +59,7 @@ def local(world):
     return run
 
 
-def test_local_starts_each_process_with_its_flags_and_shows_and_keeps_what_it_says(local, world):
+def test_local_starts_each_process_with_its_flags_and_relays_its_output(local, world):
     done = local([[0], [0], [0]], "--devices=4", "--logs=logs", XLA_FLAGS="--xla_x=1")
     assert (done.returncode, done.err) == (0, "")
     calls = sorted(world.calls("python"), key=lambda c: c[5])
@@ -68,15 +68,15 @@ def test_local_starts_each_process_with_its_flags_and_shows_and_keeps_what_it_sa
         flags = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=3", f"--process_id={i}"]
         assert call[1:] == ["-m", "selfreward_jax.main", *flags, *MAIN, *ODD]
         assert (world.path / f"env.{i}").read_text() == "--xla_x=1 --xla_force_host_platform_device_count=4|cpu\n"
-        said = [f"hello from {i}", f"trouble in {i}", f"bye from {i}"]
-        assert (world.path / "logs" / f"process_{i}.log").read_text().splitlines() == said
-        assert [line for line in done.out.splitlines() if line.startswith(f"[{i}] ")] == [f"[{i}] {s}" for s in said]
+        output = [f"hello from {i}", f"trouble in {i}", f"bye from {i}"]
+        assert (world.path / "logs" / f"process_{i}.log").read_text().splitlines() == output
+        assert [line for line in done.out.splitlines() if line.startswith(f"[{i}] ")] == [f"[{i}] {s}" for s in output]
     with socket.socket() as free:
         free.bind(("127.0.0.1", port))
 
 
 @pytest.mark.parametrize(
-    ("codes", "worst"),
+    ("codes", "combined"),
     [
         ([0, 0], 0),
         ([0, 75], 75),
@@ -88,12 +88,12 @@ def test_local_starts_each_process_with_its_flags_and_shows_and_keeps_what_it_sa
         (["-TERM", 0], 143),
     ],
 )
-def test_local_ends_with_the_code_that_says_most(codes, worst, local):
-    assert local([[c] for c in codes]).returncode == worst
+def test_local_combines_the_exit_codes(codes, combined, local):
+    assert local([[c] for c in codes]).returncode == combined
 
 
 @pytest.mark.parametrize("first", [(75, 75), ("-KILL", 75), (75, 134)])
-def test_local_starts_all_again_when_a_process_is_lost(first, local, world):
+def test_local_restarts_all_processes_after_one_is_lost(first, local, world):
     done = local([[first[0], 0], [first[1], 0]], "--restarts=1")
     assert done.returncode == 0, done.err
     assert re.search(r"\b1\b.*\b1\b", done.err)
@@ -103,7 +103,7 @@ def test_local_starts_all_again_when_a_process_is_lost(first, local, world):
 
 
 @pytest.mark.parametrize(("codes", "code"), [((75, 2), 2), ((1, 75), 1), ((0, 0), 0)])
-def test_local_does_not_start_again_on_bad_input_or_an_error(codes, code, local, world):
+def test_local_does_not_restart_after_bad_input_or_an_error(codes, code, local, world):
     assert local([[c] for c in codes], "--restarts=5").returncode == code
     assert len(world.calls("python")) == 2
 
@@ -115,7 +115,7 @@ def test_local_restarts_have_a_limit(local, world):
     assert len(world.calls("python")) == 6
 
 
-def test_local_starts_again_after_one_process_was_killed_from_outside(local, world):
+def test_local_restarts_after_a_process_was_killed_from_outside(local, world):
     process = local.start([["wait", 0], [75, 0]], "--restarts=1")
     wait_for((world.path / "pid.0").exists)
     wait_for(lambda: (world.path / "pid.0").read_text())
@@ -126,8 +126,8 @@ def test_local_starts_again_after_one_process_was_killed_from_outside(local, wor
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_processes_that_local_started_and_no_others(number, code, local, world):
-    bystander = subprocess.Popen(["sleep", "60"])  # what the processes become, too
+def test_a_signal_stops_the_processes_of_local_and_no_others(number, code, local, world):
+    bystander = subprocess.Popen(["sleep", "60"])  # the same command as that of the processes
     try:
         process = local.start([["wait"], ["wait"]], "--restarts=5")
         wait_for(lambda: all((world.path / f"pid.{i}").exists() for i in range(2)))
@@ -142,7 +142,7 @@ def test_a_signal_ends_the_processes_that_local_started_and_no_others(number, co
         bystander.kill()
 
 
-def test_local_waits_for_the_last_words_of_a_process_that_is_ended(local, world):
+def test_local_waits_for_the_last_output_of_a_stopped_process(local, world):
     process = local.start([["last"]], "--logs=logs")
     wait_for((world.path / "ready.0").exists)
     process.send_signal(signal.SIGTERM)

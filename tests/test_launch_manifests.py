@@ -1,4 +1,4 @@
-"""What goes to GKE and to SkyPilot: manifests, against schemas of the fields that they use, and what a machine runs."""
+"""Manifests for GKE and SkyPilot: checked against schemas of their fields, and the commands that a machine runs."""
 
 import copy
 import shlex
@@ -108,8 +108,8 @@ def test_the_manifest_is_a_jobset(world):
     assert container["args"] == ["--config.parallel.replicas=3", *MAIN]
 
 
-def test_the_manifest_ends_on_bad_input_and_starts_all_again_on_anything_else(world):
-    found = manifest(world, "--most_restarts=7", "--", *MAIN)
+def test_the_manifest_fails_on_bad_input_and_restarts_on_anything_else(world):
+    found = manifest(world, "--max_restarts=7", "--", *MAIN)
     policy = found["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 7
     assert [(r["action"], r["onJobFailureReasons"]) for r in policy["rules"]] == [("FailJobSet", ["PodFailurePolicy"])]
@@ -124,7 +124,7 @@ def test_the_manifest_ends_on_bad_input_and_starts_all_again_on_anything_else(wo
 def test_a_pod_gets_its_arguments_unchanged_and_one_slice_no_replicas(world):
     found = manifest(world, "--", *MAIN, *ODD)
     pod = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    # As Kubernetes reads them: $$ is $, and a single $ before a bracket would be a variable.
+    # Kubernetes reads $$ as $, and a single $ before a bracket as a variable.
     args = pod["containers"][0]["args"]
     assert not any("$(" in a.replace("$$", "") for a in args)
     assert [a.replace("$$", "$") for a in args] == [*MAIN, *ODD]
@@ -132,7 +132,7 @@ def test_a_pod_gets_its_arguments_unchanged_and_one_slice_no_replicas(world):
 
 
 @pytest.mark.parametrize(
-    ("way", "value"),
+    ("path", "value"),
     [
         ("spec.replicatedJobs.0.replicas", "${SLICES}"),
         ("spec.replicatedJobs.0.template.spec.template.spec.restartPolicy", "OnFailure"),
@@ -142,37 +142,37 @@ def test_a_pod_gets_its_arguments_unchanged_and_one_slice_no_replicas(world):
         ("apiVersion", "jobset.x-k8s.io/v1"),
     ],
 )
-def test_the_schema_sees_what_is_no_jobset(way, value, world):
+def test_the_schema_rejects_an_invalid_jobset(path, value, world):
     found = copy.deepcopy(manifest(world, "--", *MAIN))
-    *above, last = way.split(".")
-    place = found
+    *above, last = path.split(".")
+    node = found
     for step in above:
-        place = place[int(step) if step.isdigit() else step]
-    place[last] = value
+        node = node[int(step) if step.isdigit() else step]
+    node[last] = value
     assert faults(JOBSET, found)
 
 
-def test_gke_ends_with_the_exit_code_of_kubectl(world):
+def test_gke_returns_the_exit_code_of_kubectl(world):
     world.stub("kubectl", "exit 7")
     assert world.run("gke.sh", *GKE, "--", *MAIN).returncode == 7
     assert world.calls() == [["kubectl", "apply", "-f", "-"]]
 
 
-def test_xpk_starts_again_on_the_same_codes_and_gets_the_arguments_unchanged(world):
+def test_xpk_restarts_on_the_same_codes_and_gets_the_arguments_unchanged(world):
     world.stub("xpk")
     assert world.run("gke.sh", *XPK, "--slices=2", "--", *MAIN, *ODD).returncode == 0
     ((tool, *words),) = world.calls()
     assert [tool, *words[:2]] == ["xpk", "workload", "create"]
-    told = dict(w.removeprefix("--").split("=", 1) for w in words[2:])
-    assert told["num-slices"] == "2"
-    assert told["tpu-type"] == "v6e-16"
-    again = {42, *range(127, 256)}  # what xpk starts again on by itself
-    for span in told["restart-on-exit-codes"].split(","):
+    options = dict(w.removeprefix("--").split("=", 1) for w in words[2:])
+    assert options["num-slices"] == "2"
+    assert options["tpu-type"] == "v6e-16"
+    restarted = {42, *range(127, 256)}  # by default
+    for span in options["restart-on-exit-codes"].split(","):
         first, _, last = span.partition("-")
-        again |= set(range(int(first), int(last or first) + 1))
-    assert set(range(1, 256)) - again == {2}
+        restarted |= set(range(int(first), int(last or first) + 1))
+    assert set(range(1, 256)) - restarted == {2}
     program = ["python", "-m", "selfreward_jax.main", "--distributed", "--config.parallel.replicas=2"]
-    assert shlex.split(told["command"]) == [*program, *MAIN, *ODD]
+    assert shlex.split(options["command"]) == [*program, *MAIN, *ODD]
 
 
 # ---- SkyPilot
@@ -220,9 +220,9 @@ def test_the_sky_files_are_managed_jobs_that_recover_on_75_alone(name):
         assert faults(SKY, wrong)
 
 
-@pytest.mark.parametrize(("code", "told"), [(0, 0), (2, 2), (1, 1), (75, 75), (137, 75), (143, 75)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (2, 2), (1, 1), (75, 75), (137, 75), (143, 75)])
 @pytest.mark.parametrize("name", ["sky_tpu", "sky_gpu"])
-def test_a_sky_machine_runs_its_process_and_tells_a_signal_as_75(name, code, told, world):
+def test_a_sky_machine_runs_its_process_and_returns_75_after_a_signal(name, code, expected, world):
     python = world.path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     world.stub("python", f"exit {code}")
@@ -230,7 +230,7 @@ def test_a_sky_machine_runs_its_process_and_tells_a_signal_as_75(name, code, tol
     env = {"CONFIG": "c.py:x", "WORKDIR": "gs://b/r", "OPTIONS": "--config.seed=1 --config.sft.batch_size=8"}
     env |= {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}
     done = subprocess.run(["bash", "-c", sky(name)["run"]], cwd=world.path, env=world.env | env)
-    assert done.returncode == told
+    assert done.returncode == expected
     ((_, *words),) = world.calls()
     flags = {
         "sky_tpu": ["--distributed"],

@@ -1,4 +1,4 @@
-"""The Slurm script and its job, against stand-ins for sbatch, srun, scontrol and scancel."""
+"""The Slurm script and its job, with fakes of sbatch, srun, scontrol and scancel."""
 
 import re
 import signal
@@ -10,23 +10,23 @@ from launch_stand_ins import LAUNCH, MAIN, ODD, SLURM, wait_for
 world = launch_stand_ins.world  # a fixture
 
 
-def test_slurm_asks_for_one_process_for_each_gpu(world):
+def test_slurm_requests_one_process_for_each_gpu(world):
     world.stub("sbatch")
-    options = ["--most_requeues=3", "--python=/env/bin/python", "--partition=gpu", "--sbatch_options=--qos=low --mem=0"]
+    options = ["--max_requeues=3", "--python=/env/bin/python", "--partition=gpu", "--sbatch_options=--qos=low --mem=0"]
     assert world.run("slurm.sh", *SLURM, *options, "--", *MAIN, *ODD).returncode == 0
     ((_, *words),) = world.calls()
-    here = words.index(str(LAUNCH / "slurm.sbatch"))
+    end = words.index(str(LAUNCH / "slurm.sbatch"))
     wanted = {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--partition=gpu", "--qos=low", "--mem=0"}
-    assert wanted | {"--export=ALL,PYTHON=/env/bin/python,MOST_REQUEUES=3"} <= set(words[:here])
-    assert words[here + 1 :] == [*MAIN, *ODD]
+    assert wanted | {"--export=ALL,PYTHON=/env/bin/python,MAX_REQUEUES=3"} <= set(words[:end])
+    assert words[end + 1 :] == [*MAIN, *ODD]
 
 
-def test_the_job_may_be_put_back_and_hears_of_its_time_limit():
+def test_the_job_can_be_requeued_and_is_signalled_before_its_time_limit():
     directives = re.findall(r"^#SBATCH (.*)$", (LAUNCH / "slurm.sbatch").read_text(), re.M)
     assert {"--requeue", "--open-mode=append", "--signal=B:TERM@120"} <= set(directives)
 
 
-# Starts a task for each code, tells the highest code, and passes a signal on to all processes of a task, as srun does.
+# As srun does: starts a task for each code, returns the highest code, and forwards a signal to all processes of a task.
 SRUN = """
 while [[ $1 == --* ]]; do shift; done
 tasks=() rank=0 worst=0
@@ -48,7 +48,7 @@ exit "$worst"
 TASK = """
 if [[ $CODE == wait* ]]; then
   trap 'exit ${CODE#wait}' TERM
-  touch "$STATE/begun.$SLURM_PROCID"
+  touch "$STATE/started.$SLURM_PROCID"
   while sleep 0.02; do :; done
 fi
 exit "$CODE"
@@ -83,12 +83,12 @@ REQUEUE = [["scontrol", "requeue", "17"]]
         ("75 75", 75, True),
         ("0 137", 137, True),
         ("2 2", 2, False),
-        ("75 2", 2, False),  # srun tells 75
-        ("2 143", 2, False),  # srun tells 143
+        ("75 2", 2, False),  # srun returns 75
+        ("2 143", 2, False),  # srun returns 143
         ("1 143", 1, False),
     ],
 )
-def test_the_job_is_put_back_for_a_lost_process_and_for_nothing_else(codes, code, requeued, job, world):
+def test_the_job_is_requeued_after_a_lost_process_only(codes, code, requeued, job, world):
     done = job(codes)
     assert done.returncode == code, done.err
     assert world.calls("scontrol") == (REQUEUE if requeued else [])
@@ -99,24 +99,24 @@ def test_the_job_is_put_back_for_a_lost_process_and_for_nothing_else(codes, code
 
 
 def test_requeues_have_a_limit(job, world):
-    assert job("75", MOST_REQUEUES="3", SLURM_RESTART_COUNT="2").returncode == 75
+    assert job("75", MAX_REQUEUES="3", SLURM_RESTART_COUNT="2").returncode == 75
     assert world.calls("scontrol") == REQUEUE
-    done = job("75", MOST_REQUEUES="3", SLURM_RESTART_COUNT="3")
+    done = job("75", MAX_REQUEUES="3", SLURM_RESTART_COUNT="3")
     assert done.returncode == 75
-    assert "MOST_REQUEUES=3" in done.err
+    assert "MAX_REQUEUES=3" in done.err
     assert world.calls("scontrol") == REQUEUE
 
 
-def test_a_job_that_may_not_be_put_back_says_so(job):
+def test_a_job_that_cannot_be_requeued_prints_one_more_line(job):
     done, other = job("75", REFUSED="1"), job("75")
     assert done.returncode == 75
     assert done.err.count("\n") == other.err.count("\n") + 1
 
 
 @pytest.mark.parametrize(("end", "requeued"), [(143, True), (0, False)])
-def test_at_the_time_limit_the_step_is_ended_and_the_job_put_back(end, requeued, job, world):
+def test_at_the_time_limit_the_step_ends_and_the_job_is_requeued(end, requeued, job, world):
     process = job.start(f"wait{end} wait{end}")
-    wait_for(lambda: all((world.path / f"begun.{i}").exists() for i in range(2)))
+    wait_for(lambda: all((world.path / f"started.{i}").exists() for i in range(2)))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == end

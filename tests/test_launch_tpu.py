@@ -1,4 +1,4 @@
-"""The launch scripts of Cloud TPU VMs, against a stand-in for gcloud."""
+"""The launch scripts of Cloud TPU VMs, with a fake gcloud."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ world = launch_stand_ins.world  # a fixture
 
 
 def kinds(world):
-    """What gcloud was asked, in short."""
+    """The kinds of the calls of gcloud."""
     names = {"list": "look", "create": "create", "delete": "delete", "scp": "copy"}
     found = []
     for call in world.calls("gcloud"):
@@ -36,7 +36,7 @@ def tpu(world):
     return run
 
 
-def test_a_run_creates_waits_sets_up_and_runs_and_leaves_the_tpus(tpu, world):
+def test_a_run_creates_waits_installs_runs_and_keeps_the_tpus(tpu, world):
     done = tpu(
         ["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], [0], "--spot", nodes=["", "", "CREATING", "READY"]
     )
@@ -46,15 +46,15 @@ def test_a_run_creates_waits_sets_up_and_runs_and_leaves_the_tpus(tpu, world):
     create = next(c for c in world.calls("gcloud") if "create" in c)
     assert create[1:6] == ["compute", "tpus", "queued-resources", "create", "run1"]
     assert {"--node-id=run1", "--accelerator-type=v5litepod-16", "--runtime-version=v2-x", "--spot"} <= set(create)
-    told = [c for c in world.calls("gcloud") if c[3] == "tpu-vm" and c[4] != "list"]
-    assert all({"--worker=all", "--zone=us-central1-a", "--project=proj"} <= set(c) for c in told)
-    assert [c[4] for c in told] == ["ssh", "scp", "ssh", "ssh"]
-    assert "-r requirements.txt 'jax[tpu]'" in told[2][-1]
+    calls = [c for c in world.calls("gcloud") if c[3] == "tpu-vm" and c[4] != "list"]
+    assert all({"--worker=all", "--zone=us-central1-a", "--project=proj"} <= set(c) for c in calls)
+    assert [c[4] for c in calls] == ["ssh", "scp", "ssh", "ssh"]
+    assert "-r requirements.txt 'jax[tpu]'" in calls[2][-1]
     assert "[run1] step 1 of run1" in done.out
     assert "step 1 of run1" in (world.path / "runs/launch/run1.log").read_text()
 
 
-def test_preempted_tpus_are_replaced_and_the_run_goes_on(tpu, world):
+def test_preempted_tpus_are_replaced_and_the_run_resumes(tpu, world):
     done = tpu(["", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"], [255, 0])
     assert done.returncode == 0, done.err
     again = ["look", "look", "delete", "look", "create", "look", "main"]
@@ -65,19 +65,19 @@ def test_preempted_tpus_are_replaced_and_the_run_goes_on(tpu, world):
     assert {"run1", "--force", "--quiet"} <= set(delete)
 
 
-def test_a_preempted_node_counts_before_its_resource_says_so(tpu, world):
+def test_a_preempted_node_counts_while_its_resource_is_active(tpu, world):
     done = tpu(["ACTIVE", "ACTIVE", "", "ACTIVE"], [255, 0], nodes=["READY", "PREEMPTED", "READY"])
     assert done.returncode == 0, done.err
     assert kinds(world) == ["look", "main", "look", "delete", "look", "create", "look", "main"]
 
 
-def test_tpus_that_are_there_are_used_again_after_a_lost_process(tpu, world):
+def test_active_tpus_are_reused_after_a_lost_process(tpu, world):
     assert tpu(["ACTIVE"], [75, 137, 1, 0]).returncode == 0
     assert kinds(world) == ["look", "main"] * 4
 
 
 @pytest.mark.parametrize("code", [2, "worker 3"])
-def test_bad_input_is_not_started_again(code, tpu, world):
+def test_bad_input_is_not_restarted(code, tpu, world):
     assert tpu(["ACTIVE"], [code]).returncode == 2
     assert kinds(world) == ["look", "main"]
 
@@ -89,27 +89,27 @@ def test_delete_deletes_at_the_end(code, tpu, world):
 
 
 def test_tpu_restarts_have_a_limit(tpu, world):
-    done = tpu(["ACTIVE"], [75], "--most_restarts=2", "--delete")
+    done = tpu(["ACTIVE"], [75], "--max_restarts=2", "--delete")
     assert done.returncode == 75
-    assert "--most_restarts=2" in done.err
+    assert "--max_restarts=2" in done.err
     assert kinds(world) == ["look", "main"] * 3 + ["delete"]
 
 
-def test_a_request_that_fails_over_and_over_has_a_limit(tpu, world):
-    done = tpu(["FAILED"], [0], "--most_restarts=1")
+def test_failed_requests_have_a_limit(tpu, world):
+    done = tpu(["FAILED"], [0], "--max_restarts=1")
     assert done.returncode == 75
     assert re.search(r"\brun1\b.*\bFAILED\b", done.err)
     assert kinds(world) == ["look", "delete", "look"]
 
 
-def test_gcloud_that_never_answers_ends_the_script_and_a_lost_answer_does_not(tpu, world):
+def test_a_broken_gcloud_ends_the_script_but_one_failure_does_not(tpu, world):
     done = tpu(["broken"], [0])
     assert done.returncode == 1
     assert "no network" in done.err
     assert tpu(["ACTIVE", "broken", "ACTIVE"], [255, 0]).returncode == 0
 
 
-def test_a_request_that_is_refused_ends_the_script_at_first_and_is_repeated_later(tpu, world):
+def test_a_refused_request_ends_the_script_at_first_and_is_repeated_later(tpu, world):
     world.lines("creates", 2)
     assert tpu([""], [0]).returncode == 2
     assert kinds(world) == ["look", "create"]
@@ -120,7 +120,7 @@ def test_a_request_that_is_refused_ends_the_script_at_first_and_is_repeated_late
     assert kinds(world) == ["look", "create", "look", "main", "look", *again]
 
 
-def test_several_slices_run_together_and_are_told_how_many_they_are(tpu, world):
+def test_several_slices_run_together_and_get_their_number(tpu, world):
     own = "--config.parallel.replicas=1"
     nodes, together = ["READY READY"], {"script": "multislice.sh", "WAIT_FOR": "run1-0 run1-1"}
     done = tpu(["", "ACTIVE"], [0], "--slices=2", nodes=nodes, main=[*MAIN, own], **together)
@@ -136,27 +136,27 @@ def test_several_slices_run_together_and_are_told_how_many_they_are(tpu, world):
     assert "[run1-1] step 1 of run1-1" in done.out
 
 
-def test_a_slice_that_is_not_ready_is_waited_for(tpu, world):
+def test_the_script_waits_for_all_slices(tpu, world):
     assert tpu(["ACTIVE"], [0], "--slices=2", nodes=["READY", "READY CREATING", "READY READY"]).returncode == 0
     assert kinds(world) == ["look", "look", "look", "main", "main"]
 
 
-def test_a_signal_ends_what_the_script_started_and_deletes_nothing(world):
+def test_a_signal_stops_the_jobs_and_deletes_nothing(world):
     world.stub("gcloud", GCLOUD)
     world.lines("states", "ACTIVE")
     world.lines("nodes", "READY")
     script = world.start("tpu_vm.sh", *TPU, "--poll=0", "--delete", "--", *MAIN, FOREVER="1")
-    wait_for((world.path / "begun.run1").exists)
+    wait_for((world.path / "started.run1").exists)
     script.send_signal(signal.SIGTERM)
     script.communicate(timeout=60)
     assert script.returncode == 143
     assert kinds(world) == ["look", "main"]
 
 
-def test_a_worker_ends_a_process_that_lost_its_connection_and_gets_its_arguments_unchanged(tpu, world):
+def test_a_worker_kills_its_disconnected_process_and_gets_its_arguments_unchanged(tpu, world):
     assert tpu(["ACTIVE"], [0], main=[*MAIN, *ODD]).returncode == 0
     command = world.calls("gcloud")[-1][-1].removeprefix("--command=")
-    # A shell plays the interpreter: it too takes -m and a file to run.
+    # A shell stands in for the interpreter: it also accepts -m and a file.
     home = world.path / "selfreward"
     (home / ".venv" / "bin").mkdir(parents=True)
     (home / ".venv" / "bin" / "python").symlink_to(shutil.which("bash"))
@@ -170,7 +170,7 @@ def test_a_worker_ends_a_process_that_lost_its_connection_and_gets_its_arguments
         pid, *args = (home / "args").read_text().splitlines()
         assert args == ["--distributed", *MAIN, *ODD]
         assert (home / "main.pid").read_text().strip() == pid
-        (home / "main.pid").write_text(f"{other.pid}\n")  # the number is another program's by now
+        (home / "main.pid").write_text(f"{other.pid}\n")  # now the id of another program
         bash(world, command)
         assert other.poll() is None
     finally:

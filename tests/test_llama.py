@@ -18,7 +18,7 @@ OPTIONS = {
     "untied": {"tie_embeddings": False},
     "attention_bias": {"attention_bias": True},
     "qk_norm": {"qk_norm": True, "rope_theta": 500.0},
-    "one_kv_head": {"kv_heads": 1},
+    "one_kv_head": {"num_kv_heads": 1},
 }
 TOKENS = np.random.default_rng(1).integers(0, 41, (2, 7)).astype(np.int32)
 
@@ -34,7 +34,7 @@ def forward(cfg, params, tokens, **inputs):
 
 
 def alone(params, text):
-    """Logits of one text. What pads it to the shape already compiled comes after it, so that it cannot see it."""
+    """Logits of one text. It is padded at the end, to the shape already compiled, and cannot attend to padding."""
     rows = np.zeros_like(TOKENS)
     rows[0, : len(text)] = text
     return forward(CFG, params, rows)[0, : len(text)]
@@ -65,17 +65,17 @@ def naive_forward(cfg, params, tokens):
         return rotate(norm(x, w[name + "_norm"]) if cfg.qk_norm else x, position)
 
     stream = [p["embed"][t] for t in tokens]
-    for layer in range(cfg.layers):
+    for layer in range(cfg.num_layers):
         w = {name: x[layer] for name, x in p["layers"].items()}
         normed = [norm(x, w["attn_norm"]) for x in stream]
         for t in range(len(tokens)):
             added = np.zeros(cfg.dim)
-            for head in range(cfg.heads):
-                shared = head // (cfg.heads // cfg.kv_heads)
+            for head in range(cfg.num_heads):
+                shared = head // (cfg.num_heads // cfg.num_kv_heads)
                 q = project(w, "q", normed[t], head, t)
                 scores = [q @ project(w, "k", normed[s], shared, s) / np.sqrt(cfg.head_dim) for s in range(t + 1)]
-                chance = np.exp(scores) / np.exp(scores).sum()
-                mixed = sum(chance[s] * project(w, "v", normed[s], shared) for s in range(t + 1))
+                probs = np.exp(scores) / np.exp(scores).sum()
+                mixed = sum(probs[s] * project(w, "v", normed[s], shared) for s in range(t + 1))
                 added += mixed @ w["wo"][head]
             stream[t] = stream[t] + added
             y = norm(stream[t], w["mlp_norm"])
@@ -94,7 +94,7 @@ def test_forward_equals_the_naive_one(option, random_params):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_weight_is_initialised_as_declared(option):
+def test_every_weight_is_initialized_as_declared(option):
     cfg = replace(CFG, **OPTIONS[option], param_dtype="bfloat16")
     made = jax.eval_shape(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))["params"]
     declared = param_specs(cfg)
@@ -125,7 +125,7 @@ def test_a_later_token_changes_no_earlier_logits(random_params):
         changed[:, t] = (changed[:, t] + 1) % 41
         after = np.asarray(forward(CFG, params, changed))
         np.testing.assert_allclose(after[:, :t], before[:, :t], atol=1e-6)
-        # And every token from there on sees the change.
+        # And the logits of every token from there on change.
         assert (np.abs(after - before)[:, t:].max(-1) > 1e-4).all()
 
 
@@ -137,7 +137,7 @@ def values_and_gradients(cfg, params):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params), hidden(cfg, params, TOKENS)
 
 
-# With dropout: the layers must draw the same masks however they are run.
+# With dropout: the layers must use the same masks under every option.
 DROPOUT = replace(CFG, dropout=0.1)
 
 
@@ -154,7 +154,7 @@ def test_scan_and_remat_change_neither_values_nor_gradients(option, plain, rando
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other, plain)
 
 
-def test_every_place_of_dropout_has_its_own_key(random_params, monkeypatch):
+def test_every_dropout_has_its_own_key(random_params, monkeypatch):
     used = []
     monkeypatch.setattr(llama, "dropout", lambda x, rate, key: used.append(jax.random.key_data(key)) or x)
 
@@ -176,7 +176,7 @@ def test_keys_and_values_have_the_layout_of_the_cache(plain):
 def test_packed_texts_equal_each_text_alone(random_params):
     params = random_params(CFG)
     row = TOKENS[:1]
-    # The middle text is last but one so that both its neighbours could leak into it.
+    # The middle text has a neighbor on each side that could leak into it.
     segments, positions = np.array([[1, 1, 1, 2, 2, 3, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]])
     packed = np.asarray(forward(CFG, params, row, positions_BT=positions, segment_ids_BT=segments))
     assert np.isfinite(packed).all()  # the padding too
@@ -184,9 +184,9 @@ def test_packed_texts_equal_each_text_alone(random_params):
         np.testing.assert_allclose(packed[0, text], alone(params, row[0, text]), atol=1e-5)
 
 
-def test_packed_mask_as_drawn():
-    drawn = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
-    np.testing.assert_array_equal(packed_mask(jnp.array([[1, 1, 2, 0]]))[0], drawn)
+def test_packed_mask_by_hand():
+    expected = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(packed_mask(jnp.array([[1, 1, 2, 0]]))[0], expected)
 
 
 def test_left_padding_does_not_change_the_last_logits(random_params):
@@ -210,20 +210,20 @@ def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
     k1, k2 = (rng.normal(size=(n, K, H, s)).astype(np.float32) * c for n, s, c in ((P, S1, 1), (P * G, S2, 30)))
     v1, v2 = (rng.normal(size=(n, K, s, H)).astype(np.float32) for n, s in ((P, S1), (P * G, S2)))
     m1, m2 = rng.random((P, 1, S1)) < 0.7, np.ones((1, T, S2), bool)
-    out = attend(q, [KVSegment(k1, v1, m1), KVSegment(k2, v2, m2)])
+    out = jax.jit(attend)(q, [KVSegment(k1, v1, m1), KVSegment(k2, v2, m2)])
 
     k, v = np.concatenate([k1.repeat(G, 0), k2], 3), np.concatenate([v1.repeat(G, 0), v2], 2)
     mask = np.concatenate([np.broadcast_to(m1.repeat(G, 0), (P * G, T, S1)), np.broadcast_to(m2, (P * G, T, S2))], 2)
     scores = np.einsum("BTKRH,BKHS->BTKRS", q.reshape(P * G, T, K, R, H), k) / np.sqrt(H)
     scores = np.where(mask[:, :, None, None], scores, -np.inf)
-    chance = np.exp(scores - scores.max(-1, keepdims=True))
-    chance /= chance.sum(-1, keepdims=True)
-    expected = np.einsum("BTKRS,BKSH->BTKRH", chance, v).reshape(out.shape)
+    probs = np.exp(scores - scores.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    expected = np.einsum("BTKRS,BKSH->BTKRH", probs, v).reshape(out.shape)
     np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("option", "beginning"),
+    ("option", "prefix_len"),
     [
         ({"sliding_window": 3}, 0),
         ({}, 2),
@@ -232,36 +232,36 @@ def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
         ({"remat": "full", "attention_bias": True}, 2),
     ],
 )
-def test_one_token_of_a_row_is_as_where_all_are_asked_for(option, beginning, random_params):
-    """In hidden states, keys, values and gradients; also after a beginning that both rows share."""
+def test_last_index_gives_the_same_values_as_all_tokens(option, prefix_len, random_params):
+    """Hidden states, keys, values and gradients; also after a prefix that both rows share."""
     cfg = replace(CFG, **option)
-    ends, before, rest = np.array([4, 1]), TOKENS[:1, :beginning], TOKENS[:, beginning:]
-    positions = np.broadcast_to(np.arange(rest.shape[1]) + beginning, rest.shape)
+    last_index, prefix, rest = np.array([4, 1]), TOKENS[:1, :prefix_len], TOKENS[:, prefix_len:]
+    positions = np.broadcast_to(np.arange(rest.shape[1]) + prefix_len, rest.shape)
 
     @partial(jax.jit, static_argnums=1)
     def values_and_gradients(params, one):
         def loss(params):
             run = partial(Llama(cfg).apply, {"params": params}, method="hidden_states")
-            seen = []
-            if beginning:
-                mask = jnp.ones((1, 1, beginning), bool)
+            past = []
+            if prefix_len:
+                mask = jnp.ones((1, 1, prefix_len), bool)
                 if cfg.sliding_window is not None:
-                    mask = window_mask(cfg.sliding_window, positions[:1], jnp.arange(beginning)[None])
-                seen = [KVSegment(*run(before)[1], mask)]
-            states, kv = run(rest, positions_BT=positions, past=seen, **({"ends_B": ends} if one else {}))
-            states = states if one else states[jnp.arange(2), ends][:, None]
+                    mask = window_mask(cfg.sliding_window, positions[:1], jnp.arange(prefix_len)[None])
+                past = [KVSegment(*run(prefix)[1], mask)]
+            states, kv = run(rest, positions_BT=positions, past=past, **({"last_index_B": last_index} if one else {}))
+            states = states if one else states[jnp.arange(2), last_index][:, None]
             return jnp.sum(jnp.sin(states)), (states, kv)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     params = random_params(cfg)
-    one, whole = values_and_gradients(params, True), values_and_gradients(params, False)
+    one, every = values_and_gradients(params, True), values_and_gradients(params, False)
     assert one[0][1][0].shape == (2, 1, cfg.dim)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, every)
 
 
-def test_one_token_of_a_row_of_several_texts_is_refused(random_params):
-    with pytest.raises(ValueError, match=r"ends_B\b.*segments_BT\b"):
+def test_last_index_of_packed_rows_is_refused(random_params):
+    with pytest.raises(ValueError, match=r"\blast_index_B\b.*\bsegment_ids_BT\b"):
         hidden(
             CFG,
             random_params(CFG),
@@ -271,17 +271,17 @@ def test_one_token_of_a_row_of_several_texts_is_refused(random_params):
         )
 
 
-def test_where_one_token_is_asked_for_the_last_layer_is_done_for_it_alone(random_params):
+def test_with_last_index_the_last_layer_computes_only_that_token(random_params):
     def flops(**inputs):
         return hidden.lower(CFG, random_params(CFG), TOKENS, **inputs).cost_analysis()["flops"]
 
-    spared = TOKENS.size - len(TOKENS)  # tokens, for which the last layer makes no more than keys and values
+    skipped = TOKENS.size - len(TOKENS)  # tokens for which the last layer computes only keys and values
     inward, outward, feed = (
         CFG.dim * CFG.num_heads * CFG.head_dim,
         CFG.num_heads * CFG.head_dim * CFG.dim,
         CFG.dim * CFG.mlp_dim,
     )
-    assert flops() - flops(last_index_B=np.array([6, 6])) >= 2 * spared * (inward + outward + 3 * feed)
+    assert flops() - flops(last_index_B=np.array([6, 6])) >= 2 * skipped * (inward + outward + 3 * feed)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -296,19 +296,19 @@ def test_bfloat16_is_close_to_float32(scan_layers, random_params):
 
 
 def test_impossible_shapes_are_refused_with_their_numbers():
-    with pytest.raises(ValueError, match=r"\bheads\b.*\b4\b.*\bkv_heads\b.*\b3\b"):
-        replace(CFG, kv_heads=3)
+    with pytest.raises(ValueError, match=r"\bnum_heads\b.*\b4\b.*\bnum_kv_heads\b.*\b3\b"):
+        replace(CFG, num_kv_heads=3)
     with pytest.raises(ValueError, match=r"\bhead_dim\b.*\b7\b"):
         replace(CFG, head_dim=7)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
-def test_long_texts_look_at_segments_a_part_after_the_other(parts, monkeypatch):
+def test_attention_in_parts_equals_attention_at_once(parts, monkeypatch):
     rng = np.random.default_rng(parts)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
     P, G, T, K, R, H = 2, 2, 7, 2, 2, 4
     q = draw(P * G, T, K * R, H)
-    # One row for all, one for each prompt, one for each query: masks by prompt, by query, and alike for all.
+    # One row for all, one per prompt, one per query: masks that differ by query, by prompt, or not at all.
     rows = (
         (1, rng.random((P * G, T, 3)) < 0.7),
         (P, rng.random((P, 1, 5)) < 0.7),
@@ -321,8 +321,9 @@ def test_long_texts_look_at_segments_a_part_after_the_other(parts, monkeypatch):
         out = attend(q, segments)
         return jnp.sum(jnp.sin(out)), out
 
-    (_, whole), expected = jax.value_and_grad(values, has_aux=True)(keys)
-    monkeypatch.setattr(attention, "SCORES_AT_ONCE", -(-q.size // H * 15 // parts))
-    (_, found), gradients = jax.value_and_grad(values, has_aux=True)(keys)
-    np.testing.assert_allclose(found, whole, atol=1e-6)
+    graded = lambda: jax.jit(jax.value_and_grad(lambda x: values(x), has_aux=True))(keys)  # noqa: E731 (traced again)
+    (_, at_once), expected = graded()
+    monkeypatch.setattr(attention, "MAX_SCORES", -(-q.size // H * 15 // parts))
+    (_, in_parts), gradients = graded()
+    np.testing.assert_allclose(in_parts, at_once, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, expected)

@@ -19,7 +19,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 from selfreward_jax import main
 from selfreward_jax.storage.artifacts import encode_crc
 
-FILES = ("prompts", "candidates", "judgments", "pairs")
+FILES = ("prompts", "responses", "judgments", "pairs")
 
 
 def contents(workdir: Path) -> dict[str, str]:
@@ -35,7 +35,7 @@ def contents(workdir: Path) -> dict[str, str]:
     return found
 
 
-def test_the_loop_reaches_m2_and_sums_up(finished_run):
+def test_the_loop_reaches_m2_and_writes_a_summary(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert list(summary["models"]) == ["m1", "m2"]
     for name, other in (("m1", "m2"), ("m2", "m1")):
@@ -49,20 +49,21 @@ def test_the_loop_reaches_m2_and_sums_up(finished_run):
     ours, theirs = (summary["models"][n]["versus"][o] for n, o in (("m1", "m2"), ("m2", "m1")))
     assert (ours["win"], ours["tie"]) == (theirs["lose"], theirs["tie"])
     made = [(s["model"], s["name"]) for s in summary["stages"]]
-    assert made[:2] == [("m0", "base"), ("m1", "sft")]
+    assert made[0] == ("seed", "documents")
+    assert made[1:3] == [("m0", "pretrain"), ("m1", "sft")]
     assert {("m2", name) for name in (*FILES, "dpo")} <= set(made)
     assert all(s["rows"] > 0 and s["seconds"] >= 0 and s["tokens"] >= 0 for s in summary["stages"])
     assert summary["seconds"] > 0
     assert summary["peak_memory_bytes"] > 1e7
 
 
-def test_every_row_is_in_its_place(finished_run):
+def test_rows_of_all_stages_agree(finished_run):
     rows = {f: [json.loads(x) for x in (finished_run / f"m2/{f}.jsonl").read_text().splitlines()] for f in FILES}
     prompts = {r["id"]: r["prompt"] for r in rows["prompts"]}
-    assert [r["id"] for r in rows["candidates"]] == list(prompts)
+    assert [r["id"] for r in rows["responses"]] == list(prompts)
     finished = {
         f"{r['id']}/{i}": a["text"]
-        for r in rows["candidates"]
+        for r in rows["responses"]
         for i, a in enumerate(r["responses"])
         if a["finished"] and a["text"]
     }
@@ -73,7 +74,7 @@ def test_every_row_is_in_its_place(finished_run):
         assert {pair["chosen"], pair["rejected"]} <= {v for k, v in finished.items() if k.startswith(pair["id"] + "/")}
 
 
-def test_a_second_run_redoes_nothing_and_a_longer_one_adds(finished_run, tmp_path):
+def test_a_second_run_changes_nothing(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
     before = contents(workdir)
@@ -81,6 +82,15 @@ def test_a_second_run_redoes_nothing_and_a_longer_one_adds(finished_run, tmp_pat
     run(workdir, 1)
     run(workdir, 2)
     assert contents(workdir) == before
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+@pytest.mark.slow
+def test_a_longer_run_adds_a_round(finished_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    before = contents(workdir)
+    times = {p: p.stat().st_mtime_ns for p in workdir.glob("m*/**/*") if p.is_file()}
     run(workdir, 3)
     after = contents(workdir)
     assert {name: after[name] for name in before} == before
@@ -103,15 +113,15 @@ def test_a_refused_file_leaves_the_directory_free(tmp_path, field):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-# What a stage has on disk when it is begun and not whole: a kill right then must cost nothing but time.
+# What a stage has on disk when it has started and is not complete. A kill right then must cost nothing but time.
 MARKS = (
     ("seed", "tokenizer/tokenizer.model", None),
-    ("base", "m0/steps/*", "m0/manifest.json"),
+    ("pretrain", "m0/steps/*", "m0/manifest.json"),
     ("sft", "m1/steps/*", "m1/manifest.json"),
     ("sft done", "m1/manifest.json", "m1/eval.json"),
     ("answers", "m1/eval_answers.manifest.json", "m1/eval_judgments.manifest.json"),
     ("prompts", "m2/prompts.jsonl.partial", "m2/prompts.manifest.json"),
-    ("candidates", "m2/responses.jsonl.partial", "m2/candidates.manifest.json"),
+    ("responses", "m2/responses.jsonl.partial", "m2/responses.manifest.json"),
     ("judgments", "m2/judgments.jsonl.partial", "m2/judgments.manifest.json"),
     ("pairs", "m2/pairs.manifest.json", "m2/manifest.json"),
     ("dpo", "m2/steps/*", "m2/manifest.json"),
@@ -122,11 +132,11 @@ MARKS = (
 @pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_bits(finished_run, tmp_path):
     workdir, caught = tmp_path / "run", []
-    for stage, begun, over in MARKS:
+    for stage, started, over in MARKS:
         process = subprocess.Popen(command(workdir, 2), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # A stage that came and went between two looks is missed; those after it need not be.
+        # A stage that starts and ends between two polls is missed; later ones need not be.
         missed = lambda over=over: over is not None and (workdir / over).exists()  # noqa: E731
-        while process.poll() is None and not any(workdir.glob(begun)) and not missed():
+        while process.poll() is None and not any(workdir.glob(started)) and not missed():
             time.sleep(0.002)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -142,14 +152,14 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(finished_run, tmp_path
 
 
 @pytest.mark.slow
-def test_a_torn_line_is_made_again(finished_run, tmp_path):
+def test_a_torn_line_is_regenerated(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    for name in ("candidates", "judgments"):
+    for name in ("responses", "judgments"):
         path = workdir / f"m2/{name}.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
-        begun = encode_crc(map(json.loads, lines[:3]))
-        (workdir / f"m2/{name}.jsonl.partial").write_bytes(begun[:-17])
+        partial = encode_crc(map(json.loads, lines[:3]))
+        (workdir / f"m2/{name}.jsonl.partial").write_bytes(partial[:-17])
         path.unlink()
         (workdir / f"m2/{name}.manifest.json").unlink()
     run(workdir, 2)

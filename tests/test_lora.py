@@ -1,4 +1,4 @@
-"""Low-rank adapters: in a model, in training, and through a run from M0 to an exported M2."""
+"""Low-rank adapters: in a model, in training, and in a run from M0 to an exported M2."""
 
 import math
 import shutil
@@ -23,7 +23,8 @@ from selfreward_jax.llm import hf, llama, lora
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
-from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.run import open_run
+from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.stages import training
 from selfreward_jax.train import dpo, sft, trainer
 
@@ -38,8 +39,8 @@ def logits(cfg, params, tokens=TOKENS):
     return Llama(cfg).apply({"params": params}, tokens)
 
 
-def parts(cfg, params):
-    """The frozen parameters and the adapters of whole ones."""
+def split(cfg, params):
+    """Splits parameters into the frozen ones and the adapters."""
     names = lora.adapter_specs(cfg)["layers"]
     layers = {name: x for name, x in params["layers"].items() if name not in names}
     return params | {"layers": layers}, {"layers": {name: params["layers"][name] for name in names}}
@@ -58,7 +59,7 @@ def test_the_merged_model_is_the_model(cfg, random_params):
     )
     expected = logits(cfg, params)
     np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-5 * np.abs(expected).max())
-    # And every adapter has a say.
+    # And every adapter matters.
     for name in cfg.lora_targets:
         without = params | {"layers": params["layers"] | {f"{name}_b": 0 * params["layers"][f"{name}_b"]}}
         assert np.abs(logits(cfg, without) - expected).max() > 1e-2, name
@@ -73,9 +74,9 @@ def test_a_matrix_is_merged_as_in_the_paper(random_params):
     np.testing.assert_array_equal(lora.merge(SUBSET, params)["layers"]["wk"], params["layers"]["wk"])
 
 
-def test_fresh_adapters_change_nothing():
+def test_new_adapters_change_nothing():
     params = jax.jit(lambda: llama.init_params(jax.random.key(0), llama.param_specs(CFG), "float32"))()
-    frozen, fresh = parts(CFG, params)
+    frozen, fresh = split(CFG, params)
     for name in CFG.lora_targets:
         np.testing.assert_array_equal(fresh["layers"][f"{name}_b"], 0)
         assert np.std(fresh["layers"][f"{name}_a"]) > 0.05
@@ -83,19 +84,19 @@ def test_fresh_adapters_change_nothing():
     jax.tree.map(np.testing.assert_array_equal, lora.merge(CFG, params), frozen)
 
 
-def test_the_count_of_what_is_trained_by_hand():
+def test_the_number_of_trainable_parameters_by_hand():
     # Of a layer, with 4 x 6 = 24 query and 2 x 6 = 12 key columns: wq, wk, wv, wo, w_gate, w_up, w_down.
     sides = [16 + 24, 16 + 12, 16 + 12, 24 + 16, 16 + 24, 16 + 24, 24 + 16]
     assert llama.parameter_count(lora.trainable_specs(CFG)) == 2 * 3 * sum(sides)
     assert llama.parameter_count(lora.trainable_specs(SUBSET)) == 2 * 2 * (40 + 40)
-    whole, base = (llama.parameter_count(llama.param_specs(c)) for c in (CFG, BARE))
-    assert whole - base == llama.parameter_count(lora.trainable_specs(CFG))
+    full, base = (llama.parameter_count(llama.param_specs(c)) for c in (CFG, BARE))
+    assert full - base == llama.parameter_count(lora.trainable_specs(CFG))
     assert llama.parameter_count(lora.trainable_specs(BARE)) == base  # without adapters, all weights are trained
 
 
-def test_parts_are_joined_to_the_whole(random_params):
+def test_combine_inverts_the_split(random_params):
     params = random_params(CFG)
-    frozen, adapters = parts(CFG, params)
+    frozen, adapters = split(CFG, params)
     joined = lora.combine(frozen, adapters)
     jax.tree.map(np.testing.assert_array_equal, joined, params)
     assert not set(frozen["layers"]) & set(adapters["layers"])
@@ -108,22 +109,22 @@ def test_parts_are_joined_to_the_whole(random_params):
 def stepped(cfg, frozen, adapters, loss_fn, batch):
     """State and metrics after a step of SGD at rate 1, which moves the parameters by the gradient."""
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
-    lying = param_shardings(lora.trainable_specs(cfg), mesh)
-    shardings = trainer.state_shardings(optimizer, adapters, lying, mesh)
+    of_params = param_shardings(lora.trainable_specs(cfg), mesh)
+    shardings = trainer.state_shardings(optimizer, adapters, of_params, mesh)
     state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, adapters), optimizer.init(adapters))
     update = trainer.make_update(loss_fn, optimizer, shardings, mesh)
     return update(jax.device_put(state, shardings), batch, jax.random.key(0), frozen)
 
 
-def test_the_gradient_reaches_the_adapters_alone_and_is_that_of_the_matrix(random_params):
-    frozen, adapters = parts(CFG, random_params(CFG))
-    settings = SimpleNamespace(epochs=1, width=32, batch=4, accumulate=2)
+def test_only_the_adapters_get_a_gradient_and_it_follows_from_that_of_the_matrix(random_params):
+    frozen, adapters = split(CFG, random_params(CFG))
+    settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=4, grad_accum_steps=2)
     batch = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())[1](0)
     before = jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen)
     state, metrics = stepped(CFG, frozen, adapters, sft.loss_fn(Llama(CFG)), batch)
     assert jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen) == before
     assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
-    found = jax.tree.map(np.subtract, adapters, state.params)["layers"]
+    actual = jax.tree.map(np.subtract, adapters, state.params)["layers"]
 
     # Of the merged model, all of whose weights are trained, a matrix has the gradient G; A has s G B^T, B has s A^T G.
     merged = lora.merge(CFG, lora.combine(frozen, adapters))
@@ -140,16 +141,16 @@ def test_the_gradient_reaches_the_adapters_alone_and_is_that_of_the_matrix(rando
             of_a = 7 / 3 * np.tensordot(g[layer], b[layer], (range(inputs, g.ndim - 1), outward))
             of_b = 7 / 3 * np.tensordot(a[layer], g[layer], (range(inputs), range(inputs)))
             assert min(np.abs(of_a).max(), np.abs(of_b).max()) > 1e-3, name
-            np.testing.assert_allclose(found[f"{name}_a"][layer], of_a, atol=2e-5, err_msg=name)
-            np.testing.assert_allclose(found[f"{name}_b"][layer], of_b, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(actual[f"{name}_a"][layer], of_a, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(actual[f"{name}_b"][layer], of_b, atol=2e-5, err_msg=name)
 
 
 def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
     params = random_params(SUBSET)
-    model, settings = Llama(SUBSET), dpo_settings(replay=0.0)
+    model, settings = Llama(SUBSET), dpo_settings(replay_weight=0.0)
     reference = dpo.reference_logprobs(model, params, PAIRS, 4, make_mesh())
     batch = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), SUBSET)[1](0)
-    _, metrics = stepped(SUBSET, *parts(SUBSET, params), dpo.loss_fn(model, settings), batch)
+    _, metrics = stepped(SUBSET, *split(SUBSET, params), dpo.loss_fn(model, settings), batch)
     assert float(metrics["dpo"]) == pytest.approx(math.log(2), abs=1e-5)
     assert float(metrics["grad_norm"]) > 1e-2
 
@@ -161,12 +162,12 @@ def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
     ("changed", "facts"),
     [
         ({"optimizer.name": "muon"}, r"lora\.rank\b.*\b4\b.*optimizer\.name\b.*'muon'.*\badamw\b"),
-        ({"lora.targets": ("wq", "wx")}, r"lora\.targets\b.*'wx'.*wq, .*, w_down\b"),
+        ({"lora.targets": ("wq", "wx")}, r"lora\.targets\b.*'wq, wx'.*\bwq, .*, w_down\b.*'wx'"),
         ({"lora.targets": ()}, r"lora\.rank\b.*\b4\b.*lora\.targets\b.*lora\.rank\b.*\b0\b"),
         ({"lora.rank": -1}, r"lora\.rank\b.*-1\b.*\b0\b"),
     ],
 )
-def test_adapters_that_cannot_work_are_refused(changed, facts):
+def test_invalid_adapter_settings_are_refused(changed, facts):
     c = config.get_config("micro")
     c.update_from_flattened_dict({"lora.rank": 4, "optimizer.name": "adamw"})
     validate(c, 1)
@@ -177,7 +178,7 @@ def test_adapters_that_cannot_work_are_refused(changed, facts):
 
 # --- a run ---------------------------------------------------------------------------------------------------------
 
-# Dice judge, and the world asks, so that there are pairs after a short training.
+# Random judge, and prompts from the toy world, so that there are pairs after a short training.
 OPTIONS = {
     "lora.rank": 4,
     "optimizer.name": "adamw",
@@ -202,8 +203,8 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(workdir):
-    return Run.reopen(str(workdir))
+def lora_run(workdir):
+    return open_run(str(workdir))
 
 
 def size(folder):
@@ -214,16 +215,18 @@ def names(tree):
     return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def test_a_checkpoint_after_m0_holds_adapters_alone(workdir, made):
-    ours = {f"['layers']['{matrix}_{side}']" for matrix in MATRICES for side in "ab"}
+@pytest.mark.slow
+def test_a_checkpoint_after_m0_has_only_adapters(workdir, lora_run):
+    expected = {f"['layers']['{matrix}_{side}']" for matrix in MATRICES for side in "ab"}
     for model in ("m1", "m2"):
-        assert names(ocp.metadata(made.dir / model / "checkpoint").metadata) == ours
-        assert names(made.trained(model)) == ours
+        assert names(ocp.metadata(lora_run.workdir / model / "checkpoint").metadata) == expected
+        assert names(lora_run.models.load_trainable(model)) == expected
         assert size(workdir / model / "checkpoint") < size(workdir / "m0" / "checkpoint") / 2
-    assert not names(ocp.metadata(made.dir / "m0" / "checkpoint").metadata) & ours
+    assert not names(ocp.metadata(lora_run.workdir / "m0" / "checkpoint").metadata) & expected
 
 
-def test_m2_starts_from_m1s_adapters_and_is_measured_against_m1(made, workdir, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_m2_starts_from_m1s_adapters_with_m1_as_the_reference(lora_run, workdir, tmp_path, monkeypatch):
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "m2" / "checkpoint")
     (tmp_path / "run" / "m2" / "manifest.json").unlink()
@@ -232,49 +235,53 @@ def test_m2_starts_from_m1s_adapters_and_is_measured_against_m1(made, workdir, t
     class Stopped(Exception):
         pass
 
-    def fit(state, update, batch_at, *rest, frozen, **options):
+    def fit(state, update, batch_at, steps, lr_schedule, key, options, frozen):
         given.update(state=state, batch=batch_at(0), frozen=frozen)
         raise Stopped
 
     monkeypatch.setattr(training.trainer, "fit", fit)
     with pytest.raises(Stopped):
-        training.dpo(Run.reopen(str(tmp_path / "run")), 2)
-    m0, m1 = made.trained("m0"), made.trained("m1")
+        dpo_stage.dpo(open_run(str(tmp_path / "run")), "m2")
+    m0, m1 = lora_run.models.load_trainable("m0"), lora_run.models.load_trainable("m1")
     jax.tree.map(np.testing.assert_array_equal, given["state"].params, m1)
-    # Fresh ones have zeros there.
+    # They are zero in new adapters.
     assert all(np.abs(m1["layers"][f"{name}_b"]).max() > 1e-3 for name in MATRICES)
     jax.tree.map(np.testing.assert_array_equal, given["frozen"], m0)
     assert int(given["state"].step) == 0
 
     arrays = {name: x[0] for name, x in given["batch"]["arrays"].items()}
-    model, params = Llama(made.llama()), made.params("m1")
+    model, params = Llama(lora_run.models.model_config()), lora_run.models.load_params("m1")
     logprobs = jax.jit(partial(dpo.pair_logprobs, model))(params, arrays)
     np.testing.assert_allclose(arrays["reference"], logprobs, rtol=1e-4)
 
 
-def test_a_models_parameters_are_the_merged_ones(made):
-    bare, adapted = made.llama(), made.llama(adapters=True)
+@pytest.mark.slow
+def test_a_models_parameters_are_the_merged_ones(lora_run):
+    models = lora_run.models
+    bare, adapted = models.model_config(), models.model_config(adapters=True)
     assert (bare.lora_rank, adapted.lora_rank) == (0, 4)
-    joined, merged = lora.combine(made.trained("m0"), made.trained("m2")), made.params("m2")
-    assert jax.tree.structure(merged) == jax.tree.structure(made.trained("m0"))
-    expected = logits(adapted, joined)
+    base, merged = models.load_trainable("m0"), models.load_params("m2")
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    expected = logits(adapted, lora.combine(base, models.load_trainable("m2")))
     np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-4)
-    assert np.abs(logits(bare, made.params("m1")) - expected).max() > 1e-3
+    assert np.abs(logits(bare, models.load_params("m1")) - expected).max() > 1e-3
 
 
-def test_merging_leaves_what_it_is_given(workdir):
-    run = Run.reopen(str(workdir))
-    run.cfg.lora.rank = run.cfg.model.dim  # a factor as large as a matrix, into whose memory a result fits
-    declared = lora.adapter_specs(run.model_config(adapters=True))
-    trained = run.init_params(lambda key: llama.init_params(key, declared, "float32"), declared, "m1")
-    run.merge_lora(trained)
+@pytest.mark.slow
+def test_merging_does_not_donate_its_argument(workdir):
+    run = open_run(str(workdir))
+    run.cfg.lora.rank = run.cfg.model.dim  # a factor as large as a matrix, whose memory a result could reuse
+    declared = lora.adapter_specs(run.models.model_config(adapters=True))
+    trained = run.models.init_params(lambda key: llama.init_params(key, declared, "float32"), declared, "m1")
+    run.models.merge_lora(trained)
     assert not any(x.is_deleted() for x in jax.tree.leaves(trained))
 
 
-def test_the_exported_folder_is_the_merged_model(made, workdir, tmp_path):
-    assert ended(export, f"--workdir={workdir}", "--model=m2", f"--to={tmp_path}/out") == (0, "")
-    with safe_open(tmp_path / "out" / hf.ONE_FILE, "numpy") as stored:
-        assert set(stored.keys()) == set(hf.expected_tensors(made.llama()))
+@pytest.mark.slow
+def test_the_exported_folder_is_the_merged_model(lora_run, workdir, tmp_path):
+    assert ended(export, f"--workdir={workdir}", "--model=m2", f"--out={tmp_path}/out") == (0, "")
+    with safe_open(tmp_path / "out" / hf.SINGLE_FILE, "numpy") as stored:
+        assert set(stored.keys()) == set(hf.expected_tensors(lora_run.models.model_config()))
         down = stored.get_tensor("model.layers.1.mlp.down_proj.weight")
-    np.testing.assert_array_equal(down, made.params("m2")["layers"]["w_down"][1].T)
-    assert np.abs(down - made.trained("m0")["layers"]["w_down"][1].T).max() > 1e-3
+    np.testing.assert_array_equal(down, lora_run.models.load_params("m2")["layers"]["w_down"][1].T)
+    assert np.abs(down - lora_run.models.load_trainable("m0")["layers"]["w_down"][1].T).max() > 1e-3

@@ -1,4 +1,4 @@
-"""The command line: what cannot work ends with exit code 2 and one line that names field and value."""
+"""The command line: invalid input ends with exit code 2 and one line that names field and value."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from environment import simulated
 from selfreward_jax import config
 
 CONFIGS = ROOT / "configs"
-# The commands run in folders of their own, where the package is not found by itself.
+# The commands run outside the repository, where the package is not importable by default.
 ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 MICRO = f"--config={CONFIGS}/iter1.py:micro"
 
-# Importing JAX takes longer than being refused: import once, then run each command line in a fork.
+# Importing JAX takes longer than an error: import once, then run each command line in a fork.
 DRIVER = """
 import json, os, sys, tempfile, traceback
 from selfreward_jax import main
@@ -43,17 +43,17 @@ for argv in json.load(sys.stdin):
 json.dump(results, sys.stdout)
 """
 
-# Name: (arguments, what the line names). WORK is a fresh folder, FILE a regular file, OTHER another run's folder,
+# Name: (arguments, what the message names). WORK is a fresh folder, FILE a regular file, OTHER another run's folder,
 # BAD a configuration that does not load.
 CASES = {
     "no config": ([], ["--config"]),
     "missing file": (["--config=configs/nowhere.py"], ["config", "'configs/nowhere.py'"]),
-    "unknown scale": ([f"--config={CONFIGS}/iter1.py:huge"], ["'huge'", "tiny, micro"]),
+    "unknown preset": ([f"--config={CONFIGS}/iter1.py:huge"], ["'huge'", "tiny, micro"]),
     "unknown field": ([MICRO, "--config.dpo.betta=0.7"], ["dpo.betta", "'0.7'", "dpo.beta"]),
     "unknown top field": ([MICRO, "--config.sed=1"], ["sed", "'1'", "seed"]),
     "section": ([MICRO, "--config.dpo=3"], ["dpo", "'3'"]),
     "word for a number": ([MICRO, "--config.dpo.lr=fast"], ["dpo.lr", "'fast'", "float"]),
-    "fraction for a whole": ([MICRO, "--config.seed=1.5"], ["seed", "'1.5'", "int"]),
+    "fraction for an integer": ([MICRO, "--config.seed=1.5"], ["seed", "'1.5'", "int"]),
     "word for a switch": ([MICRO, "--config.model.scan_layers=maybe"], ["model.scan_layers", "'maybe'", "bool"]),
     "half of several": ([MICRO, "--num_processes=2"], ["--num_processes=2", "--coordinator_address", "--process_id"]),
     "no port": ([MICRO, "--coordinator_address=here", "--num_processes=2", "--process_id=0"], ["'here'", "HOST:PORT"]),
@@ -78,7 +78,7 @@ CASES = {
     "uneven mesh": ([MICRO, "--workdir=WORK", "--config.parallel.fsdp=3"], ["2", "parallel.fsdp", "3"]),
     "bad setting": ([MICRO, "--workdir=WORK", "--config.judge.top_p=2.0"], ["judge.top_p", "2.0"]),
     "half the data": ([MICRO, "--workdir=WORK", "--config.data.ift=x"], ["data.ift", "'x'", "data.eft"]),
-    "scale after a space": (["--config", f"{CONFIGS}/iter1.py:huge"], ["'huge'", "tiny, micro"]),
+    "preset after a space": (["--config", f"{CONFIGS}/iter1.py:huge"], ["'huge'", "tiny, micro"]),
     "file after a space": (["--config", "configs/nowhere.py"], ["config", "'configs/nowhere.py'"]),
     "broken config": (["--config=BAD"], ["BAD"]),
     "no heads": ([MICRO, "--workdir=WORK", "--config.model.num_kv_heads=0"], ["model.num_kv_heads"]),
@@ -99,7 +99,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(folder):
-    """Puts real paths for the words in capitals."""
+    """A function that replaces the words in capitals by paths."""
 
     def put(text):
         for word, name in {"WORK": "work", "FILE": "file", "OTHER": "other", "BAD": "bad.py"}.items():
@@ -127,7 +127,7 @@ def ended(folder, place):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_bad_command_line_ends_with_one_line_that_names_it(name, ended, place):
+def test_a_bad_command_line_is_refused_on_one_line(name, ended, place):
     code, out, err = ended[name]
     assert code == 2, err
     assert out == ""
@@ -138,7 +138,7 @@ def test_a_bad_command_line_ends_with_one_line_that_names_it(name, ended, place)
     assert_mentions(err, *map(place, CASES[name][1]))
 
 
-def test_another_runs_folder_is_left_as_it_was(ended, folder):
+def test_the_folder_of_another_run_is_unchanged(ended, folder):
     assert ended["other run"][0] == 2
     assert [p.name for p in (folder / "other").iterdir()] == ["config.json"]
     assert json.loads((folder / "other" / "config.json").read_text())["seed"] == 7
@@ -149,7 +149,7 @@ def test_refused_settings_leave_no_folder(ended, folder):
     assert not (folder / "work").exists()
 
 
-def test_the_program_ends_with_the_same_code(tmp_path):
+def test_the_process_returns_the_exit_code(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "selfreward_jax.main", MICRO, "--config.seed=one"],
         cwd=tmp_path,

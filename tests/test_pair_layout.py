@@ -1,4 +1,4 @@
-"""Pairs whose prompt is read once for both sides: the same log-probs, the same gradients, fewer tokens."""
+"""Pairs whose prompt is processed once for both sides: the same log-probs and gradients, fewer tokens."""
 
 from dataclasses import replace
 from functools import partial
@@ -24,24 +24,29 @@ def pair(prompt, chosen, rejected):
     return dpo.Pair(*sides)
 
 
-def drawn(*lengths, seed=0):
+def random_pairs(*lengths, seed=0):
     """A pair for each (prompt, chosen, rejected) length; its sides' first tokens differ."""
     rng = np.random.default_rng(seed)
     ids = lambda n: rng.integers(3, 29, n).tolist()  # noqa: E731
     return [pair(ids(p), [1, *ids(c - 1)], [2, *ids(r - 1)]) for p, c, r in lengths]
 
 
-PAIRS = drawn((20, 5, 9), (1, 3, 1), (33, 12, 12), (18, 1, 7))
+PAIRS = random_pairs((20, 5, 9), (1, 3, 1), (33, 12, 12), (18, 1, 7))
+
+
+@partial(jax.jit, static_argnums=0)
+def logprobs_of(model, params, arrays):
+    return dpo.pair_logprobs(model, params, arrays)
 
 
 def by_side(model, params, pairs):
-    """Each side by itself, whole."""
+    """Log-probs of each side, without sharing."""
     width = max(len(e.ids) for two in pairs for e in two)
-    found = []
+    sides = []
     for number in (0, 1):
         arrays = padded_batch([two[number] for two in pairs], width)
-        found.append(logprobs.sequence_logprobs(model, params, arrays["tokens"], arrays["target"]))
-    return jnp.stack(found, axis=1)
+        sides.append(logprobs.sequence_logprobs(model, params, arrays["tokens"], arrays["target"]))
+    return jnp.stack(sides, axis=1)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +56,10 @@ def by_side(model, params, pairs):
         {"scan_layers": True, "remat": "full", "qk_norm": True},
         {"sliding_window": 4},
         {"tie_embeddings": False},
-        {"attention": "splash"},
+        pytest.param({"attention": "splash"}, marks=pytest.mark.slow),  # interpreted here
     ],
 )
-def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_params):
+def test_shared_prompts_give_the_same_logprobs_and_gradients(option, random_params):
     cfg = replace(CFG, **option)
     model, params = Llama(cfg), random_params(cfg)
     weights = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
@@ -75,65 +80,66 @@ def test_prompts_read_once_give_the_same_logprobs_and_gradients(option, random_p
         arrays = dpo.pair_arrays(PAIRS, layout)
         assert arrays["chosen_tokens"].shape == (4, layout.suffix_len)
         assert ("prompt_tokens" in arrays) == bool(layout.max_shared)
-        # What padding holds must not matter.
+        # The content of padding must not matter.
         for name in ("chosen", "rejected"):
             for row, two in enumerate(PAIRS):
                 end = len(getattr(two, name).ids) - min(layout.max_shared, [20, 1, 33, 18][row])
                 arrays[f"{name}_tokens"][row, end:] = 7
-        found, others = graded(partial(dpo.pair_logprobs, model, batch=arrays))
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        actual, others = graded(partial(dpo.pair_logprobs, model, batch=arrays))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), others, gradients)
 
 
-def test_the_reference_of_pairs_is_that_of_each_side(random_params):
+def test_reference_logprobs_equal_those_of_each_side(random_params):
     params = random_params(CFG)
     assert dpo.choose_layout(PAIRS, CFG).max_shared
-    found = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 3, make_mesh())
-    np.testing.assert_allclose(found, by_side(Llama(CFG), params, PAIRS), rtol=1e-5, atol=1e-5)
+    actual = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 3, make_mesh())
+    expected = jax.jit(lambda p: by_side(Llama(CFG), p, PAIRS))(params)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_one_side_learns_nothing_of_the_other(random_params):
+def test_the_sides_are_independent(random_params):
     params, model = random_params(CFG), Llama(CFG)
     layout = dpo.choose_layout(PAIRS, CFG)
     arrays = dpo.pair_arrays(PAIRS, layout)
     other = arrays | {"rejected_tokens": (arrays["rejected_tokens"] + 5) % 29}
-    first, second = (dpo.pair_logprobs(model, params, of) for of in (arrays, other))
+    first, second = (logprobs_of(model, params, batch) for batch in (arrays, other))
     np.testing.assert_array_equal(first[:, 0], second[:, 0])
     assert (np.abs(first[:, 1] - second[:, 1]) > 1e-3).all()
 
 
-def test_the_layout_with_the_fewest_slots_is_taken():
-    # All read once: 112 + 2 * 16 = 144 slots, where whole sides take 2 * 128.
-    assert dpo.choose_layout(drawn((112, 16, 10), (100, 12, 16)), CFG) == dpo.PairLayout(112, 112, 16)
-    # Read whole: long prompts have short answers and the other way round, 112 + 2 * 112 > 2 * 128.
-    assert dpo.choose_layout(drawn((112, 16, 16), (16, 112, 112)), CFG) == dpo.PairLayout(0, 0, 128)
-    # Two prompts of 64 and one of 128 with answers of 8: nothing is gained by reading 128 once.
-    some = drawn((112, 16, 10), (100, 12, 16))
-    # The layout of an earlier round, where it holds these pairs and takes little more.
-    for known, taken in (
+def test_the_layout_with_the_fewest_slots_is_chosen():
+    # All prompts shared: 112 + 2 * 16 = 144 slots; full sides need 2 * 128.
+    assert dpo.choose_layout(random_pairs((112, 16, 10), (100, 12, 16)), CFG) == dpo.PairLayout(112, 112, 16)
+    # Not shared: long prompts have short responses and the other way round, 112 + 2 * 112 > 2 * 128.
+    assert dpo.choose_layout(random_pairs((112, 16, 16), (16, 112, 112)), CFG) == dpo.PairLayout(0, 0, 128)
+    some = random_pairs((112, 16, 10), (100, 12, 16))
+    # The layout of an earlier round, if these pairs fit into it and it needs few more slots.
+    for previous, chosen in (
         ((118, 120, 16), True),
         ((112, 112, 32), False),
         ((110, 112, 18), True),
         ((96, 96, 24), False),
     ):
-        known = dpo.PairLayout(*known)
-        assert (dpo.choose_layout(some, CFG, known) == known) == taken
+        previous = dpo.PairLayout(*previous)
+        assert (dpo.choose_layout(some, CFG, previous) == previous) == chosen
     assert dpo.choose_layout(some, CFG, dpo.PairLayout(0, 0, 64)).max_shared == 112
-    assert dpo.choose_layout(drawn((64, 64, 64), (120, 8, 8)), CFG) == dpo.PairLayout(64, 64, 64)
+    # Only 64 tokens are shared: sharing 120 would need 128 + 2 * 64 slots.
+    assert dpo.choose_layout(random_pairs((64, 64, 64), (120, 8, 8)), CFG) == dpo.PairLayout(64, 64, 64)
     # Nothing shared.
     assert (
         dpo.choose_layout([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).max_shared
         == 0
     )
-    # With splash too; but a kernel that knows no prompt before its texts, or no window then, is not given up for it.
-    some = drawn((112, 16, 10))
+    # With splash too. A kernel that does not support a prefix, or no window with one, shares nothing.
+    some = random_pairs((112, 16, 10))
     assert dpo.choose_layout(some, replace(CFG, attention="splash")).max_shared == 112
     assert dpo.choose_layout(some, replace(CFG, attention="splash", sliding_window=8)).max_shared == 0
     assert dpo.choose_layout(some, replace(CFG, attention="cudnn")).max_shared == 0
 
 
-def test_what_is_to_be_learnt_is_never_read_once():
-    same = pair([5, 6], [7, 8, 9], [7, 8, 4])  # the answers begin alike
+def test_targets_are_never_shared():
+    same = pair([5, 6], [7, 8, 9], [7, 8, 4])  # the responses start with the same tokens
     arrays = dpo.pair_arrays([same], dpo.PairLayout(9, 16, 16))
     assert arrays["prompt_lengths"].tolist() == [2]
     assert arrays["chosen_target"].sum() == arrays["rejected_target"].sum() == 3
@@ -141,7 +147,7 @@ def test_what_is_to_be_learnt_is_never_read_once():
 
 @given(st.lists(st.tuples(*[st.integers(1, 200)] * 3), min_size=1, max_size=6))
 def test_every_token_has_its_slot(lengths):
-    pairs = drawn(*lengths)
+    pairs = random_pairs(*lengths)
     layout = dpo.choose_layout(pairs, CFG)
     assert layout.tokens <= 2 * -(-max(p + max(c, r) for p, c, r in lengths) // 16) * 16
     arrays = dpo.pair_arrays(pairs, layout)

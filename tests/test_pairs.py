@@ -1,4 +1,4 @@
-"""Preference pairs: who is chosen, who is rejected, and that every prompt is counted once."""
+"""Preference pairs: which response is chosen, which is rejected, and that every prompt is counted once."""
 
 from collections import Counter
 
@@ -64,7 +64,7 @@ def test_pairs_are_strictly_ordered_extreme_and_all_prompts_are_counted(prompts)
             assert row["id"] not in {pair["id"] for pair in pairs}
 
 
-def test_gather_joins_each_answer_with_its_own_score():
+def test_join_scores_gives_each_answer_its_own_score():
     answers = [
         {"id": f"{p}/{i}", "prompt_id": p, "prompt": f"request {p}", "response": f"{p}{i}"} for p in "xy" for i in "01"
     ]
@@ -78,10 +78,10 @@ def test_gather_joins_each_answer_with_its_own_score():
     ]  # y/0 was not judged
 
 
-def test_gather_keeps_every_answer():
+def test_join_scores_keeps_every_answer():
     answers = [{"id": str(i), "prompt_id": str(i % 3), "prompt": "", "response": str(i)} for i in range(10)]
-    gathered = Counter(c["response"] for row in join_scores(answers, []) for c in row["candidates"])
-    assert gathered == Counter(map(str, range(10)))
+    joined = Counter(c["response"] for row in join_scores(answers, []) for c in row["candidates"])
+    assert joined == Counter(map(str, range(10)))
 
 
 def answers(*scored):
@@ -95,20 +95,20 @@ def test_length_control_of_the_worked_example():
     assert (worst["score"], len(worst["response"])) == (2.5, 2400)
 
 
-def test_length_control_counts_the_border_in():
+def test_length_control_includes_scores_at_the_limit():
     best, worst = length_controlled(answers((5.0, 9), (4.5, 8), (0.5, 7), (0.0, 6)), 0.1)
     assert (best["score"], worst["score"]) == (4.5, 0.5)
     best, worst = length_controlled(answers((3.3, 9), (3.0, 8), (0.3, 7), (0.0, 6)), 1 / 11)
     assert (best["score"], worst["score"]) == (3.0, 0.3)
 
 
-def test_rho_0_leaves_length_out_even_among_equals():
+def test_rho_0_ignores_length_even_among_equals():
     pairs, _ = build_pairs([prompt(("long good", 5.0), ("good", 5.0), ("bad", 1.0), ("long bad", 1.0))])
     assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("long good", "bad")
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=2, max_size=6), st.floats(0.01, 0.49))
-def test_length_control_never_turns_a_pair_round(scored, rho):
+def test_length_control_never_reverses_a_pair(scored, rho):
     texts = [(f"{i}" * length, float(score)) for i, (score, length) in enumerate(scored)]
     pairs, counts = build_pairs([prompt(*texts)], rho)
     assert sum(counts.values()) == 1

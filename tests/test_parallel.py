@@ -1,6 +1,7 @@
-"""Meshes, how weights lie on them and go from one to another, and that the programs give there what one device gives.
+"""Meshes, sharding and resharding of weights, and equal results on one device and on eight.
 
-What needs eight devices is a `check`: all of them run in one process that has eight simulated ones, and each is a test.
+A function that needs eight devices is marked `on_eight`. All of them run in one process with eight simulated devices,
+and each is a test.
 """
 
 import json
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_pair_layout import drawn
+from test_pair_layout import random_pairs
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
@@ -28,11 +29,11 @@ from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding,
 from selfreward_jax.sampling import sampler
 from selfreward_jax.train import dpo, logprobs, sft, trainer
 
-CHECKS = {}
+ON_EIGHT = {}
 
 
-def check(function):
-    CHECKS[function.__name__] = function
+def on_eight(function):
+    ON_EIGHT[function.__name__] = function
     return function
 
 
@@ -40,23 +41,23 @@ DRIVER = """
 import json, sys, traceback
 sys.path.insert(0, sys.argv[1])
 import jax
-from test_parallel import CHECKS
+from test_parallel import ON_EIGHT
 
 assert jax.device_count() == 8
-said = {}
-for name, check in CHECKS.items():
+errors = {}
+for name, function in ON_EIGHT.items():
     try:
-        check()
-        said[name] = ""
+        function()
+        errors[name] = ""
     except Exception:
-        said[name] = traceback.format_exc()
-print(json.dumps(said))
+        errors[name] = traceback.format_exc()
+print(json.dumps(errors))
 """
 
 
 @pytest.fixture(scope="module")
-def said():
-    """What each check said on eight devices: nothing, if it holds."""
+def errors():
+    """The traceback of each function on eight devices; empty if it passed."""
     return json.loads(conftest.on_eight_devices(DRIVER, os.path.dirname(__file__)))
 
 
@@ -68,7 +69,7 @@ def random_weights(cfg, mesh, table=TRAINING, seed=0):
     return jax.tree.map(put, params, param_shardings(declared, mesh, table))
 
 
-def alone():
+def one_device():
     return make_mesh(devices=jax.devices()[:1])
 
 
@@ -87,21 +88,21 @@ def assert_close(a, b, atol):
 # --- meshes --------------------------------------------------------------------------------------------------------
 
 
-@check
-def a_mesh_has_the_shape_asked_for_and_every_device_once():
-    for asked, shape in {
+@on_eight
+def a_mesh_has_the_requested_shape_and_every_device_once():
+    for sizes, shape in {
         (1, 1, 1): (1, 8, 1, 1),
         (2, 2, 1): (1, 2, 2, 2),
         (4, 1, 2): (2, 1, 4, 1),
         (1, 2, 4): (4, 1, 1, 2),
         (8, 1, 1): (1, 1, 8, 1),
     }.items():
-        mesh = make_mesh(*asked)
-        assert dict(mesh.shape) == dict(zip(AXES, shape, strict=True)), (asked, mesh)
+        mesh = make_mesh(*sizes)
+        assert dict(mesh.shape) == dict(zip(AXES, shape, strict=True)), (sizes, mesh)
         assert {d.id for d in mesh.devices.flat} == set(range(8))
 
 
-@check
+@on_eight
 def the_sampling_mesh_has_the_same_devices_in_the_same_order():
     mesh = make_mesh(fsdp=2, tensor=2, replicas=2, devices=jax.devices()[::-1])
     assert [d.id for d in mesh.devices.flat] != list(range(8))
@@ -112,11 +113,11 @@ def the_sampling_mesh_has_the_same_devices_in_the_same_order():
         assert list(other.devices.flat) == list(mesh.devices.flat)
 
 
-# --- how weights lie -----------------------------------------------------------------------------------------------
+# --- sharding ------------------------------------------------------------------------------------------------------
 
 
-@check
-def arrays_go_to_the_devices_and_back():
+@on_eight
+def put_and_fetch_are_inverse():
     mesh = make_mesh(fsdp=2, tensor=2)
     x, y = np.arange(24.0).reshape(4, 6), np.arange(16).reshape(2, 8)
     tree = {
@@ -131,29 +132,29 @@ def arrays_go_to_the_devices_and_back():
     assert_same_bits(back, {"rows": x, "second": y, "all": x})
 
 
-@check
-def weights_move_to_the_layout_of_sampling_and_back_with_the_same_bits():
+@on_eight
+def weights_are_resharded_for_sampling_and_back_with_the_same_bits():
     for mesh, tensor in ((make_mesh(fsdp=4), 4), (make_mesh(fsdp=2, tensor=2, replicas=2), 0)):
         other = sampling_mesh(mesh, tensor)
         declared = llama.param_specs(CFG)
         training, sampling = param_shardings(declared, mesh), param_shardings(declared, other, SAMPLING)
         params = random_weights(CFG, mesh)
-        laid = reshard(params, sampling)
-        assert_same_bits(laid, params)
-        assert_same_bits(reshard(laid, training), params)
+        resharded = reshard(params, sampling)
+        assert_same_bits(resharded, params)
+        assert_same_bits(reshard(resharded, training), params)
         half = reshard(params, sampling, "bfloat16")
         assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
         assert_same_bits(half, jax.tree.map(lambda x: x.astype("bfloat16"), fetch(params)))
         again = reshard(half, training, "float32")
         assert_same_bits(reshard(again, sampling, "bfloat16"), half)
-        for tree, shardings in ((laid, sampling), (half, sampling), (again, training)):
+        for tree, shardings in ((resharded, sampling), (half, sampling), (again, training)):
             for x, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
                 assert x.sharding.is_equivalent_to(s, x.ndim), (x.sharding, s)
         assert same_arrays(reshard(half, sampling, "bfloat16"), half)
 
 
-def test_nothing_is_copied_where_nothing_changes():
-    mesh = alone()
+def test_reshard_copies_nothing_where_nothing_changes():
+    mesh = one_device()
     declared = llama.param_specs(CFG)
     sampling = param_shardings(declared, sampling_mesh(mesh), SAMPLING)
     params = random_weights(CFG, mesh)
@@ -174,17 +175,17 @@ COLLECTIVE = re.compile(
 )
 
 
-def exchanged(program):
-    """The element counts of all arrays that collectives give in a compiled program, by operation."""
-    found = {}
+def collective_sizes(program):
+    """The element counts of the results of all collectives in a compiled program, by operation."""
+    by_operation = {}
     for line in program.splitlines():
-        if made := COLLECTIVE.search(line):
-            for sizes in re.findall(r"\w+\[([\d,]*)\]", made[1]):
-                found.setdefault(made[2], set()).add(math.prod(map(int, filter(None, sizes.split(",")))))
-    return found
+        if match := COLLECTIVE.search(line):
+            for sizes in re.findall(r"\w+\[([\d,]*)\]", match[1]):
+                by_operation.setdefault(match[2], set()).add(math.prod(map(int, filter(None, sizes.split(",")))))
+    return by_operation
 
 
-def test_collectives_are_found_in_a_program():
+def test_collective_sizes_of_a_program():
     text = """
       %a = f32[4,512]{1,0} all-gather(f32[4,128]{1,0} %x), channel_id=1
       %b = (f32[2,3]{1,0}, f32[8,3]{1,0}) all-gather-start(f32[2,3]{1,0} %x), dimensions={0}
@@ -192,13 +193,13 @@ def test_collectives_are_found_in_a_program():
       %d = f32[8,3]{1,0} all-gather-done((f32[2,3]{1,0}, f32[8,3]{1,0}) %b)
       %e = f32[1000]{0} fusion(%all-gather.1), calls=%f
     """
-    assert exchanged(text) == {"all-gather": {2048, 6, 24}, "all-reduce": {1, 7}}
+    assert collective_sizes(text) == {"all-gather": {2048, 6, 24}, "all-reduce": {1, 7}}
 
 
 @lru_cache
 def decoded(scan, mesh, sampling):
-    """The compiled decoding program, with weights in the layout of sampling or of training; what it draws; and the
-    shapes of a device's parts of the cache, as it goes in and comes out."""
+    """The compiled decode program, with weights sharded for sampling or for training; its samples; and the shapes of a
+    device's shards of the cache, before and after."""
     cfg = LlamaConfig(**vars(BIG) | {"scan_layers": scan})
     params = random_weights(cfg, mesh, SAMPLING if sampling else TRAINING)
     rng = np.random.default_rng(1)
@@ -211,15 +212,15 @@ def decoded(scan, mesh, sampling):
         prefix = sampler.read_prefix(cfg, params, put(np.arange(32, dtype=np.int32), replicated(mesh)))
         read = sampler.prefill(cfg, params, tokens, lengths, prefix)
         slots = sampler.init_slots(cfg, 8, 2, 16, 12)
-        before = parts_of(slots.cache)
+        before = shard_shapes(slots.cache)
         places = put(np.arange(8, dtype=np.int32), batch_sharding(mesh, 1))
         slots = sampler.insert(slots, places, *read, lengths, keys, how, stop_ids=stop_ids)
         program = sampler.decode.lower(cfg, params, slots, prefix, how, np.int32(8), stop_ids=stop_ids).compile()
         slots = program(params, slots, prefix, how, np.int32(8))
-    return program.as_text(), fetch(slots.samples), before | parts_of(slots.cache)
+    return program.as_text(), fetch(slots.samples), before | shard_shapes(slots.cache)
 
 
-def parts_of(tree):
+def shard_shapes(tree):
     return {x.addressable_shards[0].data.shape for x in jax.tree.leaves(tree)}
 
 
@@ -234,33 +235,33 @@ def sizes_of_weights():
     return layer | {"embed": math.prod(declared["embed"].shape)}
 
 
-@check
-def no_weight_is_exchanged_while_text_is_decoded():
-    limit = min(sizes_of_weights().values()) // 4  # what one device holds of the smallest matrix
+@on_eight
+def decoding_exchanges_no_weight():
+    limit = min(sizes_of_weights().values()) // 4  # one device's shard of the smallest matrix
     for scan in (False, True):
-        found = exchanged(sampling_on_eight(scan)[0])
-        # Logits of a device's 8 rows are exchanged: collectives are seen at all.
-        assert 8 * 256 in set.union(*found.values()), found
-        assert max(set.union(*found.values())) < limit, (scan, limit, found)
+        sizes = collective_sizes(sampling_on_eight(scan)[0])
+        # Logits of a device's 8 rows are exchanged, so collectives are recognized.
+        assert 8 * 256 in set.union(*sizes.values()), sizes
+        assert max(set.union(*sizes.values())) < limit, (scan, limit, sizes)
 
 
-@check
-def every_matrix_is_gathered_in_the_layout_of_training():
-    found = exchanged(decoded(False, make_mesh(fsdp=4), False)[0])
-    assert set(sizes_of_weights().values()) <= found["all-gather"], found
+@on_eight
+def sharding_for_training_gathers_every_matrix():
+    sizes = collective_sizes(decoded(False, make_mesh(fsdp=4), False)[0])
+    assert set(sizes_of_weights().values()) <= sizes["all-gather"], sizes
 
 
-@check
+@on_eight
 def samples_on_eight_devices_equal_those_of_one():
-    _, expected, _ = decoded(False, alone(), True)
+    _, expected, _ = decoded(False, one_device(), True)
     for scan in (False, True):
-        _, found, cache = sampling_on_eight(scan)
-        np.testing.assert_array_equal(found.tokens, expected.tokens)
-        np.testing.assert_array_equal(found.lengths, expected.lengths)
-        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
-        assert len(np.unique(expected.tokens)) > 50  # there is something to be unequal in
+        _, actual, cache = sampling_on_eight(scan)
+        np.testing.assert_array_equal(actual.tokens, expected.tokens)
+        np.testing.assert_array_equal(actual.lengths, expected.lengths)
+        np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-4)
+        assert len(np.unique(expected.tokens)) > 50  # samples differ from each other
         assert len(np.unique(expected.lengths)) > 1
-        # Keys and values are with the rows and heads of a device: 16 rows over 2, 4 heads over 4.
+        # Keys and values are sharded by rows and heads: 16 rows over 2, 4 heads over 4.
         assert {part[-4:] for part in cache} == {(8, 1, 32, 12), (8, 1, 12, 32)}, cache
 
 
@@ -269,21 +270,21 @@ def samples_on_eight_devices_equal_those_of_one():
 TINY = LlamaConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
 
-PAIRS_OF = {"dpo": PAIRS, "dpo of shared prompts": drawn(*[(12 + i, 9 - i, 3 + i % 4) for i in range(9)])}
+PAIRS_OF = {"dpo": PAIRS, "dpo of shared prompts": random_pairs(*[(12 + i, 9 - i, 3 + i % 4) for i in range(9)])}
 
 
-def trained(loss, mesh, accumulate=1, **options):
-    """Metrics of a step, and the gradient in what is trained: with SGD at rate 1 it is what the parameters move by."""
+def train_step(loss, mesh, grad_accum_steps=1, **options):
+    """Metrics of a step, and the gradient: SGD with rate 1 moves the parameters by it."""
     cfg = LlamaConfig(**vars(TINY) | options)
     model, params, frozen = Llama(cfg), random_weights(cfg, mesh), None
     if loss in PAIRS_OF:
         pairs = PAIRS_OF[loss]
-        settings = dpo_settings(accumulate=accumulate, batch=8, replay_batch_size=8)
+        settings = dpo_settings(grad_accum_steps=grad_accum_steps, batch_size=8, replay_batch_size=8)
         reference = np.random.default_rng(0).normal(-30, 3, (len(pairs), 2)).astype(np.float32)
         batch = dpo.make_batch_fn(pairs, reference, TEXTS, settings, 3, mesh, cfg)[1](0)
         loss_fn = dpo.loss_fn(model, settings)
     else:
-        settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=accumulate)
+        settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=grad_accum_steps)
         batch, loss_fn = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1](0), sft.loss_fn(model)
     if cfg.lora_rank:
         adapters = {name: params["layers"].pop(name) for name in lora.adapter_specs(cfg)["layers"]}
@@ -298,58 +299,58 @@ def trained(loss, mesh, accumulate=1, **options):
     return fetch(metrics), gradient
 
 
-def assert_the_same_everywhere(loss, *runs, **options):
-    """That each run, (mesh, accumulate, more options), gives what one device gives in one piece."""
-    expected = trained(loss, alone(), **options)
-    for mesh, accumulate, more in runs:
-        assert_close(trained(loss, mesh, accumulate, **options, **more), expected, 1e-5)
+def assert_equals_one_device(loss, *runs, **options):
+    """Asserts that each run (mesh, accumulation steps, further options) equals one device without accumulation."""
+    expected = train_step(loss, one_device(), **options)
+    for mesh, grad_accum_steps, more in runs:
+        assert_close(train_step(loss, mesh, grad_accum_steps, **options, **more), expected, 1e-5)
 
 
 def eight():
     return make_mesh(fsdp=2, tensor=2)
 
 
-def replicas():
+def replicated_mesh():
     return make_mesh(fsdp=2, tensor=2, replicas=2)
 
 
-@check
+@on_eight
 def supervised_training_is_the_same_on_eight_devices():
-    assert_the_same_everywhere(
-        "sft", (eight(), 2, {"scan_layers": True, "remat": "full"}), (replicas(), 1, {"remat": "dots"})
+    assert_equals_one_device(
+        "sft", (eight(), 2, {"scan_layers": True, "remat": "full"}), (replicated_mesh(), 1, {"remat": "dots"})
     )
 
 
-@check
+@on_eight
 def preference_training_is_the_same_on_eight_devices():
-    assert_the_same_everywhere("dpo", (replicas(), 2, {"scan_layers": True}))
-    assert_the_same_everywhere("dpo of shared prompts", (eight(), 1, {"remat": "full"}))
+    assert_equals_one_device("dpo", (replicated_mesh(), 2, {"scan_layers": True}))
+    assert_equals_one_device("dpo of shared prompts", (eight(), 1, {"remat": "full"}))
 
 
-@check
+@on_eight
 def reference_logprobs_are_the_same_on_eight_devices():
     assert dpo.choose_layout(PAIRS_OF["dpo of shared prompts"], TINY).max_shared
     for pairs in PAIRS_OF.values():
-        found, expected = (
+        actual, expected = (
             dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), pairs, 4, mesh)
-            for mesh in (eight(), alone())
+            for mesh in (eight(), one_device())
         )
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-@check
+@on_eight
 def training_of_adapters_is_the_same_on_eight_devices():
-    run = (replicas(), 2, {"scan_layers": True, "remat": "dots"})
-    assert_the_same_everywhere("sft", run, lora_rank=3, lora_targets=("wq", "wo", "w_down"))
+    run = (replicated_mesh(), 2, {"scan_layers": True, "remat": "dots"})
+    assert_equals_one_device("sft", run, lora_rank=3, lora_targets=("wq", "wo", "w_down"))
 
 
-@check
+@on_eight
 def logits_in_chunks_are_the_same_on_eight_devices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logprobs, "LOGITS_AT_ONCE", 240)  # one token of a batch of 8 on one device, eight on eight
-        assert_the_same_everywhere("sft", (eight(), 1, {}), layers=1)
+        patch.setattr(logprobs, "MAX_LOGITS", 240)  # one token of a batch of 8 on one device, eight on eight
+        assert_equals_one_device("sft", (eight(), 1, {}), num_layers=1)
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_eight_devices(name, said):
-    assert not said[name], said[name]
+@pytest.mark.parametrize("name", ON_EIGHT)
+def test_on_eight_devices(name, errors):
+    assert not errors[name], errors[name]

@@ -1,4 +1,4 @@
-"""Meshes and how weights are split on them, as far as it can be said without eight devices."""
+"""Meshes and the sharding of weights, without eight devices."""
 
 from types import SimpleNamespace
 
@@ -11,37 +11,37 @@ from selfreward_jax.llm import llama
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
-from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.run import make_run
 
 # --- meshes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "product"), [({"fsdp": 3}, 3), ({"fsdp": 2, "tensor": 8}, 16), ({"fsdp": 2, "replicas": 3}, 6)]
+    ("sizes", "product"), [({"fsdp": 3}, 3), ({"fsdp": 2, "tensor": 8}, 16), ({"fsdp": 2, "replicas": 3}, 6)]
 )
-def test_numbers_that_do_not_divide_the_devices_are_refused(asked, product):
-    sizes = [rf"parallel\.{name}\b.*\b{asked.get(name, 1)}\b.*" for name in ("replicas", "fsdp", "tensor")]
-    with pytest.raises(ValueError, match=rf"\b8\b.*{''.join(sizes)}\b{product}\b"):
-        make_mesh(**asked, devices=[SimpleNamespace(id=i) for i in range(8)])
+def test_sizes_that_do_not_divide_the_devices_are_refused(sizes, product):
+    fields = [rf"parallel\.{name}\b.*\b{sizes.get(name, 1)}\b.*" for name in ("replicas", "fsdp", "tensor")]
+    with pytest.raises(ValueError, match=rf"\b8\b.*{''.join(fields)}\b{product}\b"):
+        make_mesh(**sizes, devices=[SimpleNamespace(id=i) for i in range(8)])
 
 
 @pytest.mark.parametrize(("replicas", "devices"), [(1, 8), (2, 4)])
-def test_a_sample_tensor_that_does_not_divide_a_replica_is_refused(replicas, devices):
+def test_sampling_tensor_that_does_not_divide_a_replica_is_refused(replicas, devices):
     mesh = AbstractMesh((replicas, 8 // replicas, 1, 1), AXES)
-    with pytest.raises(ValueError, match=rf"\b{devices}\b.*parallel\.sample_tensor\b.*\b3\b"):
+    with pytest.raises(ValueError, match=rf"\b{devices}\b.*parallel\.sampling_tensor\b.*\b3\b"):
         sampling_mesh(mesh, 3)
 
 
-def test_a_run_refuses_a_mesh_in_the_words_of_its_settings(tmp_path):
+def test_make_run_refuses_a_mesh_by_the_name_of_its_setting(tmp_path):
     cfg = config.get_config("micro")
     cfg.parallel.sampling_tensor = 3
-    with pytest.raises(config.ConfigError, match=r"parallel\.sample_tensor\b.*\b3\b"):
-        Run(cfg, str(tmp_path / "run"))
+    with pytest.raises(config.ConfigError, match=r"parallel\.sampling_tensor\b.*\b3\b"):
+        make_run(cfg, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 class Chip:
-    """What the arrangement of devices asks of a TPU's chip; each slice, if there are several, is `side` x `side`."""
+    """The attributes of a TPU device that `make_mesh` reads; each slice, if there are several, is `side` x `side`."""
 
     platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
 
@@ -66,14 +66,14 @@ def test_replicas_are_the_slices_of_a_tpu():
 
 
 @pytest.mark.parametrize(
-    ("asked", "slices", "shape"),
+    ("sizes", "slices", "shape"),
     [({"fsdp": 8}, 0, (1, 2, 8, 1)), ({"tensor": 2}, 0, (1, 8, 1, 2)), ({"fsdp": 8, "replicas": 2}, 2, (2, 2, 8, 1))],
 )
-def test_a_mesh_need_not_follow_the_sides_of_a_slice(asked, slices, shape):
-    assert make_mesh(**asked, devices=chips(4, slices)).devices.shape == shape
+def test_a_mesh_axis_may_span_several_sides_of_a_slice(sizes, slices, shape):
+    assert make_mesh(**sizes, devices=chips(4, slices)).devices.shape == shape
 
 
-# --- how weights lie -----------------------------------------------------------------------------------------------
+# --- sharding ------------------------------------------------------------------------------------------------------
 
 CFG = LlamaConfig(
     vocab_size=24,
@@ -115,10 +115,10 @@ PARTS = {  # of a device: in training with fsdp 2 and tensor 2, in sampling with
 
 
 @pytest.mark.parametrize(("table", "sizes"), [(TRAINING, (1, 2, 2, 2)), (SAMPLING, (1, 2, 1, 4))])
-def test_weights_are_split_as_the_tables_say(table, sizes):
+def test_weights_are_sharded_as_in_the_tables(table, sizes):
     declared = llama.param_specs(CFG)
     shardings = param_shardings(declared, AbstractMesh(sizes, AXES), table)
-    found = {
+    actual = {
         path[-1].key: s.shard_shape(w.shape)
         for (path, w), s in zip(
             jax.tree_util.tree_leaves_with_path(declared, is_leaf=llama.is_param_spec),
@@ -126,19 +126,19 @@ def test_weights_are_split_as_the_tables_say(table, sizes):
             strict=True,
         )
     }
-    assert found == {name: parts[table is SAMPLING] for name, parts in PARTS.items()}
+    assert actual == {name: parts[table is SAMPLING] for name, parts in PARTS.items()}
 
 
 @pytest.mark.parametrize(
     ("changed", "table", "sizes", "message"),
     [
         (
-            {"kv_heads": 2},
+            {"num_kv_heads": 2},
             TRAINING,
             (1, 2, 1, 4),
             r"\b2\b.*\bkv_heads\b.*\b4\b.*parallel\.tensor\b",
         ),
-        ({"kv_heads": 2}, SAMPLING, (1, 2, 1, 4), r"\b2\b.*\bkv_heads\b.*parallel\.sample_tensor\b"),
+        ({"num_kv_heads": 2}, SAMPLING, (1, 2, 1, 4), r"\b2\b.*\bkv_heads\b.*parallel\.sampling_tensor\b"),
         (
             {"vocab_size": 27},
             TRAINING,

@@ -1,4 +1,4 @@
-"""The optimiser's moments: in which type they are kept, and where they lie."""
+"""The optimizer's moments: dtype and memory kind."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_parallel import TINY, alone, assert_close, random_weights
+from test_parallel import TINY, assert_close, one_device, random_weights
 from test_trainer import ADAMW, TEXTS
 
 from selfreward_jax.llm import llama
@@ -21,14 +21,14 @@ def moments(state):
 
 def two_steps(offload=False, **changed):
     """The state after two updates of a small model."""
-    cfg, mesh = LlamaConfig(**vars(TINY) | {"layers": 1}), alone()
+    cfg, mesh = LlamaConfig(**vars(TINY) | {"num_layers": 1}), one_device()
     params = random_weights(cfg, mesh)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
-    lying = param_shardings(llama.param_specs(cfg), mesh)
-    shardings = trainer.state_shardings(optimizer, params, lying, mesh, offload)
-    fresh = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
-    state = jax.jit(fresh, out_shardings=shardings)(params)
-    settings = SimpleNamespace(epochs=1, width=32, batch=4, accumulate=1)
+    of_params = param_shardings(llama.param_specs(cfg), mesh)
+    shardings = trainer.state_shardings(optimizer, params, of_params, mesh, offload)
+    initial = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
+    state = jax.jit(initial, out_shardings=shardings)(params)
+    settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=4, grad_accum_steps=1)
     batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1]
     update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
     for step in range(2):
@@ -41,23 +41,23 @@ def plain():
     return two_steps()
 
 
-def test_the_first_moment_alone_is_kept_in_bfloat16(plain):
+def test_moment_dtype_changes_only_the_first_moment(plain):
     state = two_steps(moment_dtype="bfloat16")
-    kept = moments(state)
-    assert {x.dtype for x in jax.tree.leaves(kept.mu)} == {jnp.dtype("bfloat16")}
-    assert {x.dtype for x in jax.tree.leaves(kept.nu)} == {jnp.dtype("float32")}
+    stored = moments(state)
+    assert {x.dtype for x in jax.tree.leaves(stored.mu)} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(stored.nu)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    for half, whole in zip(jax.tree.leaves(kept.mu), jax.tree.leaves(moments(plain).mu), strict=True):
-        whole = np.asarray(whole)
-        np.testing.assert_allclose(np.asarray(half, np.float32), whole, atol=0.02 * np.abs(whole).max())
+    for half, full in zip(jax.tree.leaves(stored.mu), jax.tree.leaves(moments(plain).mu), strict=True):
+        full = np.asarray(full)
+        np.testing.assert_allclose(np.asarray(half, np.float32), full, atol=0.02 * np.abs(full).max())
 
 
 def host_memory():
     return any(m.kind == "pinned_host" for m in jax.devices()[0].addressable_memories())
 
 
-@pytest.mark.skipif(not host_memory(), reason="this device has no memory of the host's beside its own")
-def test_moments_lie_in_the_hosts_memory_and_updates_are_the_same(plain):
+@pytest.mark.skipif(not host_memory(), reason="this device cannot use host memory")
+def test_offloaded_moments_are_in_host_memory_and_updates_are_the_same(plain):
     state = two_steps(offload=True)
     kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}  # noqa: E731
     assert kinds((moments(state).mu, moments(state).nu)) == {"pinned_host"}

@@ -1,7 +1,7 @@
-"""A working directory in an object store: no appending, no renaming, every object whole or not there.
+"""A working directory in an object store: no appending, no renaming, every object complete or absent.
 
-The store here is a stand-in in memory behind the same interface (fsspec) as gcsfs; checkpoints, which Orbax writes by
-other means, are not covered.
+The store is a fake in memory with the same interface (fsspec) as gcsfs. Checkpoints are not covered: Orbax writes them
+by other means.
 """
 
 import io
@@ -13,13 +13,15 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
-from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.log import EventLog
+from selfreward_jax.runs.run import claim, make_run, rollback
+from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.train import checkpoints
 
 
 class Bucket(MemoryFileSystem):
-    """What an object store cannot do, this one refuses."""
+    """Refuses what an object store cannot do."""
 
     protocol = ("gcs", "gs")
 
@@ -43,7 +45,7 @@ def bucket(monkeypatch):
 ROWS = [{"id": str(i), "text": "ü"} for i in range(5)]
 
 
-def test_rows_are_kept_batch_by_batch_and_become_one_file(bucket):
+def test_rows_are_stored_batch_by_batch_and_become_one_file(bucket):
     path = epath.Path(bucket) / "m2" / "some.jsonl"
     file = JsonlArtifact(path)
     assert file.manifest is None
@@ -60,29 +62,33 @@ def test_rows_are_kept_batch_by_batch_and_become_one_file(bucket):
     assert sorted(p.name for p in path.parent.iterdir()) == ["some.jsonl", "some.manifest.json"]
 
 
-def test_a_run_claims_its_place_and_keeps_a_log(bucket, monkeypatch):
-    run = Run(config.get_config("micro"), bucket)
-    run.log(step=1)
-    assert not storage.exists(run.workdir / "events.jsonl")  # not an object for each line
-    run.log(step=2)
-    run.flush_usage()
-    monkeypatch.setattr(Run, "LOG_EVERY", 0.0)
-    run.log(step=3)
+def test_a_run_claims_its_directory_and_writes_a_log(bucket, monkeypatch):
+    run = make_run(config.get_config("micro"), bucket)
+    with claim(run, TABLE.dependents):
+        run.log.event(step=1)
+        assert not storage.exists(run.workdir / "events.jsonl")  # not an object for each line
+        run.log.event(step=2)
+        run.log.flush()
+        monkeypatch.setattr(EventLog, "UPLOAD_EVERY", 0.0)
+        run.log.event(step=3)
     lines = map(json.loads, (run.workdir / "events.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "step" in line] == [1, 2, 3]
     other = config.get_config("micro")
     other.seed = 7
-    with pytest.raises(config.ConfigError, match=r"\bseed\b.*\b0\b.*\b7\b"):
-        Run(other, bucket)
-    run.rollback()
-    Run(other, bucket)
+    refused = pytest.raises(config.ConfigError, match=r"\bseed\b.*\b0\b.*\b7\b")
+    with refused, claim(make_run(other, bucket), TABLE.dependents):
+        pass
+    rollback(run)
+    assert not storage.exists(run.workdir / "events.jsonl")
+    with claim(make_run(other, bucket), TABLE.dependents):
+        assert storage.read_json(run.workdir / "config.json")["seed"] == 7
 
 
-def test_a_saved_step_counts_when_its_seal_is_there_which_comes_last(bucket):
+def test_a_saved_step_counts_only_with_its_manifest_which_is_written_last(bucket):
     steps = epath.Path(bucket) / "m1" / "steps"
     assert checkpoints.latest_step(steps) is None
     for step in (5, 10):
         (steps / str(step) / "params").write_bytes(b"x")
     assert checkpoints.latest_step(steps) is None
     (steps / "5.json").write_bytes(b"")
-    assert checkpoints.latest_step(steps) == 5  # a kill came while 10 was written
+    assert checkpoints.latest_step(steps) == 5  # a kill interrupted the writing of 10

@@ -1,4 +1,4 @@
-"""report.html in a browser: what people click, and what text of a model cannot do there. Needs Chromium."""
+"""report.html in a browser: its controls work, and text of a model is never markup. Needs Chromium."""
 
 import copy
 import re
@@ -8,7 +8,10 @@ import pytest
 
 from selfreward_jax.report import page as report
 from selfreward_jax.report import summary
-from selfreward_jax.runs.run import Run
+from selfreward_jax.runs.run import open_run
+from selfreward_jax.stages.table import TABLE
+
+pytestmark = pytest.mark.browser
 
 OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 HOSTILE = {
@@ -36,13 +39,13 @@ def browser():
 
 @pytest.fixture(scope="module")
 def parts(finished_run):
-    run = Run.reopen(str(finished_run))
-    return summary.gather(run), report._rows(run), report._about(run)
+    run = open_run(str(finished_run))
+    return summary.gather(run, TABLE), report._load_rows(run), report._describe_run(run, TABLE)
 
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a page of some parts; whatever it complains of or asks for, it did so in vain and is told at the end."""
+    """A function that opens a page. At the end there must be no console message, no error and no network request."""
     complaints, requests, contexts = [], [], []
 
     def open_page(parts, **how):
@@ -68,7 +71,7 @@ def opened(browser, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1000, 1600])
-def test_it_fits_every_screen(opened, parts, width, scheme):
+def test_the_page_fits_every_screen(opened, parts, width, scheme):
     page = opened(parts, viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -88,7 +91,7 @@ def numbers(element):
 
 
 def same(shown, texts):
-    """Whether these are the texts; for an empty one something stands there that says so."""
+    """Whether these are the texts. The page shows a note in place of an empty one."""
     return all(a == b or (a and not b) for a, b in zip(shown, texts, strict=True))
 
 
@@ -127,36 +130,38 @@ def test_a_pair_shows_both_sides_and_their_votes(opened, parts):
     page.wait_for_selector("#pairs .side.rejected")
     for side in ("chosen", "rejected"):
         box = entries(page).first.locator(f".side.{side}")
-        assert box.locator("> .said").text_content() == pair[side]
-        (answers,) = [c["responses"] for c in rows["candidates"] if c["id"] == pair["id"]]
-        of = {f"{pair['id']}/{i}" for i, a in enumerate(answers) if a["text"] == pair[side]}
-        judged = [j["votes"] for j in rows["judgments"] if j["id"] in of and j["score"] == pair[f"{side}_score"]]
-        assert same(box.locator(".vote .said").all_text_contents(), [v["text"] for v in judged[0]])
+        assert box.locator("> .content").text_content() == pair[side]
+        (answers,) = [c["responses"] for c in rows["responses"] if c["id"] == pair["id"]]
+        ids = {f"{pair['id']}/{i}" for i, a in enumerate(answers) if a["text"] == pair[side]}
+        judged = [j["votes"] for j in rows["judgments"] if j["id"] in ids and j["score"] == pair[f"{side}_score"]]
+        assert same(box.locator(".vote .content").all_text_contents(), [v["text"] for v in judged[0]])
     assert f"--pair='{pair['id']}'" in entries(page).first.inner_text()
 
 
 def test_the_same_prompt_answered_by_every_model(opened, parts):
-    said = {name: rows[0] for name, rows in parts[1]["answers"].items()}
+    answers = {name: rows[0] for name, rows in parts[1]["answers"].items()}
     page = opened(parts)
     first = entries(page, "answers").first
     first.locator("summary").click()
-    first.locator(".side").first.wait_for()  # a row is filled behind the click
-    assert first.locator(".side h4").all_inner_texts() == [name.upper() for name in said]
-    for i, row in enumerate(said.values()):
-        texts = first.locator(".side").nth(i).locator(".said").all_text_contents()
+    first.locator(".side").first.wait_for()  # a row is filled after the click
+    assert first.locator(".side h4").all_inner_texts() == [name.upper() for name in answers]
+    for i, row in enumerate(answers.values()):
+        texts = first.locator(".side").nth(i).locator(".content").all_text_contents()
         assert same(texts, [r["text"] for r in row["responses"]])
 
 
 def test_hostile_text_stays_text(opened, parts):
-    found, rows, about = copy.deepcopy(parts)
-    of = rows["rounds"]["m2"]
-    pair = of["pairs"][0]
+    results, rows, metadata = copy.deepcopy(parts)
+    round_rows = rows["rounds"]["m2"]
+    pair = round_rows["pairs"][0]
     hostile = []
     for i, text in enumerate(HOSTILE.values()):
         hostile.append(pair | {"id": f"m2/{9000 + i}", "prompt": text, "chosen": text, "rejected": f"{text}!"})
-    of["pairs"] = hostile
-    of["candidates"] = [{"id": p["id"], "responses": [{"text": p["chosen"]}, {"text": p["rejected"]}]} for p in hostile]
-    of["judgments"] = [
+    round_rows["pairs"] = hostile
+    round_rows["responses"] = [
+        {"id": p["id"], "responses": [{"text": p["chosen"]}, {"text": p["rejected"]}]} for p in hostile
+    ]
+    round_rows["judgments"] = [
         {"id": f"{p['id']}/{i}", "score": p[f"{side}_score"], "votes": [{"score": 3.0, "text": p["chosen"]}]}
         for p in hostile
         for i, side in enumerate(("chosen", "rejected"))
@@ -165,8 +170,8 @@ def test_hostile_text_stays_text(opened, parts):
         for i, text in enumerate(HOSTILE.values()):
             answers[i % len(answers)]["responses"][0]["text"] = text
             answers[i % len(answers)]["prompt"] = text
-    about["name"] = about["settings"]["judge.template"] = HOSTILE["script"] + HOSTILE["image"]
-    page = opened((found, rows, about))
+    metadata["name"] = metadata["settings"]["judge.template"] = HOSTILE["script"] + HOSTILE["image"]
+    page = opened((results, rows, metadata))
     for section in ("pairs", "answers"):
         for i in range(entries(page, section).count()):
             entries(page, section).nth(i).locator("summary").click()
@@ -174,7 +179,7 @@ def test_hostile_text_stays_text(opened, parts):
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, b:has-text('bold'), textarea").count() == 0
     assert page.locator("script").count() == 3 + 1  # pairs, votes, answers and the page's own
-    texts = page.locator("#pairs .side.chosen > .said").all_text_contents()
+    texts = page.locator("#pairs .side.chosen > .content").all_text_contents()
     assert texts[:3] == list(HOSTILE.values())[:3]
     assert texts[3:5] == [r"good \u202e dab", r"\x1b]0;title\x07\x1b[31mred"]
     assert len(texts[5]) < 5000
@@ -182,7 +187,7 @@ def test_hostile_text_stays_text(opened, parts):
     assert page.locator("h1").inner_text() == HOSTILE["script"] + HOSTILE["image"]
 
 
-def test_without_scripts_the_figures_are_there(opened, parts):
+def test_without_javascript_the_charts_are_shown(opened, parts):
     page = opened(parts, java_script_enabled=False)
     assert page.locator("svg").count() >= 6
-    assert "selfreward_jax.cli.explain" in page.locator("#pairs").inner_text()
+    assert "python -m selfreward_jax explain" in page.locator("#pairs").inner_text()

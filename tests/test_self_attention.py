@@ -1,4 +1,4 @@
-"""Attention of a text to itself: every implementation against the reference, alone and in a model on a mesh."""
+"""Self-attention: every implementation against the reference, by itself and in a model on a mesh."""
 
 import os
 from functools import partial
@@ -58,12 +58,12 @@ def inputs(case, dtype="float32"):
     return qkv, segments if case.packed else None
 
 
-@partial(jax.jit, static_argnames=("how", "window"))
-def run(how, qkv, segments, window):
-    """The result, and the gradients in q, k and v of a sum in which each of its numbers has its own weight."""
+@partial(jax.jit, static_argnames=("impl", "window"))
+def run(impl, qkv, segments, window):
+    """The output, and the gradients in q, k and v of a weighted sum of it."""
 
     def loss(qkv):
-        out = self_attention(how, *qkv, segments, window)
+        out = self_attention(impl, *qkv, segments, window)
         by = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
         return jnp.sum(out * by), out
 
@@ -71,63 +71,63 @@ def run(how, qkv, segments, window):
     return {"out": out, **dict(zip("qkv", grads, strict=True))}
 
 
-def assert_close(found, expected, atol):
+def assert_close(actual, expected, atol):
     for name, x in expected.items():
         np.testing.assert_allclose(
-            np.asarray(found[name], np.float32), np.asarray(x, np.float32), atol=atol, rtol=0, err_msg=name
+            np.asarray(actual[name], np.float32), np.asarray(x, np.float32), atol=atol, rtol=0, err_msg=name
         )
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("how", ["xla", "splash"])
-def test_values_and_gradients_equal_those_of_the_reference(how, name):
+@pytest.mark.parametrize("impl", ["xla", "splash"])
+def test_values_and_gradients_equal_those_of_the_reference(impl, name):
     qkv, segments = inputs(CASES[name])
-    found, expected = (run(h, qkv, segments, CASES[name].window) for h in (how, "reference"))
-    assert_close(found, expected, 2e-5)
+    actual, expected = (run(h, qkv, segments, CASES[name].window) for h in (impl, "reference"))
+    assert_close(actual, expected, 2e-5)
 
 
-@pytest.mark.parametrize(("before", "length"), [(40, 70), (128, 150), (300, 20)])
-@pytest.mark.parametrize("how", ["xla", "splash"])
-def test_a_text_goes_on_from_another_as_in_the_reference(how, before, length, monkeypatch):
-    """Two prompts, padded, with two texts after each: values and gradients, also of what the prompts kept."""
-    (_, *kept), _ = inputs(Case(before, 4, 2, 16))
+@pytest.mark.parametrize(("prefix_len", "length"), [(40, 70), (128, 150), (300, 20)])
+@pytest.mark.parametrize("impl", ["xla", "splash"])
+def test_attention_with_a_prefix_equals_the_reference(impl, prefix_len, length, monkeypatch):
+    """Two padded prompts, each followed by two texts: values and gradients, also in the prompts' keys and values."""
+    (_, *prefix_kv), _ = inputs(Case(prefix_len, 4, 2, 16))
     (q, k, v), _ = inputs(Case(length, 4, 2, 16))
     own = [jnp.concatenate([x, x[::-1] + 1]) for x in (q, k, v)]
-    mask = (jnp.arange(before)[None] < jnp.array([before, before // 3])[:, None])[:, None]
+    mask = (jnp.arange(prefix_len)[None] < jnp.array([prefix_len, prefix_len // 3])[:, None])[:, None]
     by = np.random.default_rng(1).normal(size=own[0].shape).astype(np.float32)
 
-    @partial(jax.jit, static_argnames="how")
-    def both(how, own, kept):
-        def loss(own, kept):
-            out = attention(how, *own, None, None, [KVSegment(*to_cache_layout(*kept), mask)])
+    @partial(jax.jit, static_argnames="impl")
+    def both(impl, own, prefix_kv):
+        def loss(own, prefix_kv):
+            out = attention(impl, *own, None, None, [KVSegment(*to_cache_layout(*prefix_kv), mask)])
             return jnp.sum(out * by), out
 
-        grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(own, kept)
+        grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(own, prefix_kv)
         return {"out": out, **{str(i): x for i, x in enumerate(jax.tree.leaves(grads))}}
 
-    expected = both("reference", own, kept)
+    expected = both("reference", own, prefix_kv)
     called = []
     monkeypatch.setattr(splash, "make_splash_mha", lambda *a, **k: called.append(1) or make_splash_mha(*a, **k))
-    assert_close(both(how, own, kept), expected, 2e-5)
-    assert bool(called) == (how == "splash")
+    assert_close(both(impl, own, prefix_kv), expected, 2e-5)
+    assert bool(called) == (impl == "splash")
 
 
-# Numbers up to 7, of which bfloat16 keeps 8 bits: the last is worth 0.03 there.
+# Values up to 7; bfloat16 has 8 bits, the last of which is 0.03 there.
 HALF = 0.06
 
 
-def assert_half_is_close(how, case):
+def assert_half_is_close(impl, case):
     qkv, segments = inputs(case, "bfloat16")
-    found = run(how, qkv, segments, case.window)
-    assert {x.dtype for x in found.values()} == {jnp.dtype("bfloat16")}
+    actual = run(impl, qkv, segments, case.window)
+    assert {x.dtype for x in actual.values()} == {jnp.dtype("bfloat16")}
     expected = run("reference", [x.astype(jnp.float32) for x in qkv], segments, case.window)
     assert all(np.abs(x).max() > 1 for x in expected.values())
-    assert_close(found, expected, HALF)
+    assert_close(actual, expected, HALF)
 
 
-@pytest.mark.parametrize("how", ["xla", "splash"])
-def test_bfloat16_costs_its_own_rounding_and_no_more(how):
-    assert_half_is_close(how, CASES["packed"]._replace(window=30))
+@pytest.mark.parametrize("impl", ["xla", "splash"])
+def test_bfloat16_differs_only_by_its_rounding(impl):
+    assert_half_is_close(impl, CASES["packed"]._replace(window=30))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="cuDNN needs an NVIDIA GPU")
@@ -136,23 +136,23 @@ def test_cudnn_equals_the_reference(name):
     assert_half_is_close("cudnn", CASES[name])
 
 
-@pytest.mark.skipif(ON_GPU, reason="this is what a machine without a GPU says")
+@pytest.mark.skipif(ON_GPU, reason="needs a machine without a GPU")
 def test_cudnn_is_refused_without_a_gpu():
     qkv, _ = inputs(CASES["short"], "bfloat16")
     with pytest.raises(RuntimeError, match="cuDNN"):
         self_attention("cudnn", *qkv, None, None)
 
 
-@pytest.mark.parametrize("how", ["reference", "xla", "splash"])
-def test_a_window_of_one_token_gives_each_its_own_value(how):
+@pytest.mark.parametrize("impl", ["reference", "xla", "splash"])
+def test_with_a_window_of_one_each_token_gets_its_own_value(impl):
     (q, k, v), _ = inputs(CASES["grouped"])
-    out = jax.jit(partial(self_attention, how, window=1))(q, k, v, segment_ids_BT=None)
-    np.testing.assert_allclose(out, np.repeat(v, 3, axis=2), atol=1e-6)  # two heads of values for six of queries
+    out = jax.jit(partial(self_attention, impl, window=1))(q, k, v, segment_ids_BT=None)
+    np.testing.assert_allclose(out, np.repeat(v, 3, axis=2), atol=1e-6)  # two value heads for six query heads
 
 
 def test_a_mask_of_two_texts_and_a_window_by_hand():
     segments = np.array([[1, 1, 1, 2, 2, 0]])
-    drawn = """
+    expected = """
         x.....
         xx....
         .xx...
@@ -161,13 +161,13 @@ def test_a_mask_of_two_texts_and_a_window_by_hand():
         .....x
     """
     mask = ["".join(".x"[int(x)] for x in row) for row in self_mask(6, segments, 2)[0]]
-    assert mask == drawn.split()
+    assert mask == expected.split()
     alone = ["".join(".x"[int(x)] for x in row) for row in self_mask(4, None, 3)[0]]
     assert alone == ["x...", "xx..", "xxx.", ".xxx"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "platform", "dtype", "chosen"),
+    ("attention_impl", "platform", "dtype", "expected"),
     [
         ("auto", "cpu", "float32", "reference"),
         ("auto", "cpu", "bfloat16", "reference"),
@@ -180,8 +180,8 @@ def test_a_mask_of_two_texts_and_a_window_by_hand():
         ("splash", "cpu", "float32", "splash"),
     ],
 )
-def test_the_platform_chooses_where_nobody_else_has(asked, platform, dtype, chosen):
-    assert resolve_impl(asked, platform, dtype) == chosen
+def test_auto_depends_on_platform_and_dtype(attention_impl, platform, dtype, expected):
+    assert resolve_impl(attention_impl, platform, dtype) == expected
 
 
 # --- in a model ----------------------------------------------------------------------------------------------------
@@ -195,11 +195,11 @@ def model_inputs():
     tokens = np.random.default_rng(1).integers(0, 48, (ROWS, 21)).astype(np.int32)
     segments = np.repeat([[1] * 8 + [2] * 9 + [0] * 4], ROWS, axis=0).astype(np.int32)
     positions = np.repeat([[*range(8), *range(9), *[0] * 4]], ROWS, axis=0).astype(np.int32)
-    return tokens, {"positions_BT": positions, "segments_BT": segments}
+    return tokens, {"positions_BT": positions, "segment_ids_BT": segments}
 
 
 def logits_and_gradients(cfg, mesh, packed):
-    """Of the same weights, wherever they lie, under the mesh."""
+    """Logits and gradients on a mesh; the weights do not depend on it."""
     declared = llama.param_specs(cfg)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract_params(declared, "float32"))
@@ -214,17 +214,17 @@ def logits_and_gradients(cfg, mesh, packed):
         return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
 
 
-def continued(cfg, mesh):
-    """Log-probs and gradients of texts that go on, two by two, from prompts read once: a DPO step's."""
+def prefix_shared(cfg, mesh):
+    """Log-probs and gradients of pairs of texts after shared prompts, as in a DPO step."""
     declared = llama.param_specs(cfg)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract_params(declared, "float32"))
     params = jax.tree.map(put, params, param_shardings(declared, mesh))
     prompts, texts = (rng.integers(0, 48, shape).astype(np.int32) for shape in ((ROWS, 11), (2 * ROWS, 7)))
-    given = [put(x, batch_sharding(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
+    arrays = [put(x, batch_sharding(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
 
     def loss(params):
-        logprobs = prefix_shared_logprobs(Llama(cfg), params, *given)
+        logprobs = prefix_shared_logprobs(Llama(cfg), params, *arrays)
         return jnp.mean(logprobs * jnp.cos(jnp.arange(7.0))), logprobs
 
     with jax.set_mesh(mesh):
@@ -232,18 +232,18 @@ def continued(cfg, mesh):
 
 
 def on_eight_devices():
-    """Run in a process of its own, which has them."""
+    """Runs in a separate process with eight devices."""
     assert jax.device_count() == 8
     one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=2, tensor=2)
     assert dict(eight.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
     for packed, options in ((False, {}), (True, {"sliding_window": 5, "scan_layers": True, "remat": "full"})):
         cfg = LlamaConfig(**vars(CFG) | options)
         expected = logits_and_gradients(cfg, one, packed)
-        found = logits_and_gradients(LlamaConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
-        jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+        actual = logits_and_gradients(LlamaConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), actual, expected)
         assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(expected))
-    expected, found = continued(CFG, one), continued(LlamaConfig(**vars(CFG) | {"attention": "splash"}), eight)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+    expected, actual = prefix_shared(CFG, one), prefix_shared(LlamaConfig(**vars(CFG) | {"attention": "splash"}), eight)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), actual, expected)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The working directory: whatever a kill leaves behind, nothing whole is lost and nothing torn is kept."""
+"""The working directory: after a kill, no complete row is lost and no torn row is kept."""
 
 import errno
 import hashlib
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import storage
-from selfreward_jax.storage import write_atomic, write_checksummed, write_json
+from selfreward_jax.storage import files, write_atomic, write_checksummed, write_json
 from selfreward_jax.storage.artifacts import JsonlArtifact, decode_crc, encode_crc
 
 ROWS = [{"id": "a/0", "text": "eins\nzwei"}, {"id": "a/1", "text": "drei\u2028vier"}, {"id": "a/2", "text": "\u00fc"}]
@@ -43,69 +43,69 @@ def test_a_file_cut_anywhere_holds_the_rows_before_the_cut():
         assert decode_crc(data[:cut]) == (ROWS[: data[:cut].count(b"\n")], 0)
 
 
-def test_a_row_in_which_a_bit_was_flipped_is_no_row():
+def test_a_row_with_a_flipped_bit_is_dropped():
     for bit in range(8 * len(encode_crc(ROWS))):
         data = bytearray(encode_crc(ROWS))
         data[bit // 8] ^= 1 << bit % 8
         rows, damaged = decode_crc(bytes(data))
         assert all(row in ROWS for row in rows)
-        # A line break that is gone or has come ties lines together or cuts them; the last one then looks torn.
+        # A line break that is lost or new joins lines or cuts them; then the last one looks torn.
         assert len(rows) < len(ROWS)
         assert damaged or rows == ROWS[: len(rows)]
 
 
 def test_appending_after_a_torn_line_loses_only_that_line(file):
     file.append(ROWS[:2])
-    file.partial.write_bytes(file.partial.read_bytes()[:-4])
-    assert file.begun() == ROWS[:1]
+    file.partial_path.write_bytes(file.partial_path.read_bytes()[:-4])
+    assert file.load_partial() == ROWS[:1]
     file.append(ROWS[1:])
-    assert file.begun() == ROWS
-    assert decode_crc(file.partial.read_bytes()) == (ROWS, 0)
+    assert file.load_partial() == ROWS
+    assert decode_crc(file.partial_path.read_bytes()) == (ROWS, 0)
 
 
-def test_damaged_lines_are_left_out_told_and_kept(file, capsys):
+def test_damaged_lines_are_dropped_reported_and_copied(file, capsys):
     file.append(ROWS)
-    data = file.partial.read_bytes()
-    file.partial.write_bytes(data.replace(b"drei", b"dree"))
-    assert file.begun() == [ROWS[0], ROWS[2]]
+    data = file.partial_path.read_bytes()
+    file.partial_path.write_bytes(data.replace(b"drei", b"dree"))
+    assert file.load_partial() == [ROWS[0], ROWS[2]]
     assert_mentions(capsys.readouterr().err, "pairs.jsonl.partial", 1, 3, "pairs.jsonl.partial.damaged")
     assert names(file) == ["pairs.jsonl.partial", "pairs.jsonl.partial.damaged"]
-    assert file.begun() == [ROWS[0], ROWS[2]]
+    assert file.load_partial() == [ROWS[0], ROWS[2]]
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_is_begun_before_the_first_row(file):
-    assert file.begun() == []
+def test_there_are_no_partial_rows_before_the_first_append(file):
+    assert file.load_partial() == []
     assert file.manifest is None
     file.append([])
-    assert file.begun() == []
+    assert file.load_partial() == []
 
 
-def test_restart_from_cuts_to_the_rows_given(file):
+def test_rewrite_partial_replaces_all_rows(file):
     file.append(ROWS)
-    file.restart_from(ROWS[:1])
-    assert file.begun() == ROWS[:1]
+    file.rewrite_partial(ROWS[:1])
+    assert file.load_partial() == ROWS[:1]
     file.append(ROWS[2:])
-    assert file.begun() == [ROWS[0], ROWS[2]]
+    assert file.load_partial() == [ROWS[0], ROWS[2]]
 
 
-def test_a_finished_file_has_its_rows_in_the_given_order_and_says_so(file):
+def test_a_finished_file_has_its_rows_in_the_given_order_and_a_manifest(file):
     file.append(ROWS)
     file.finish(ROWS[::-1], tokens=7)
     assert file.rows() == ROWS[::-1]
     assert file.manifest["rows"] == len(ROWS)
     assert file.manifest["sha256"] == hashlib.sha256(file.path.read_bytes()).hexdigest()
     assert file.manifest["tokens"] == 7
-    assert names(file) == ["pairs.jsonl", "pairs.manifest.json"]  # nothing in the making is left
+    assert names(file) == ["pairs.jsonl", "pairs.manifest.json"]  # no partial file is left
 
 
-def test_an_empty_file_can_be_whole(file):
+def test_an_empty_file_can_be_complete(file):
     file.finish([])
     assert file.rows() == []
     assert file.manifest["rows"] == 0
 
 
-@pytest.mark.parametrize("killed_in", ["write_atomic", "write_sealed"])
+@pytest.mark.parametrize("killed_in", ["write_atomic", "write_checksummed"])
 def test_a_finish_cut_short_is_redone(file, monkeypatch, killed_in):
     def killed(*args):
         raise KeyboardInterrupt
@@ -115,9 +115,9 @@ def test_a_finish_cut_short_is_redone(file, monkeypatch, killed_in):
         patch.setattr(storage, killed_in, killed)  # before the rename, or between it and the manifest
         with pytest.raises(KeyboardInterrupt):
             file.finish(ROWS)
-    assert file.path.exists() == (killed_in == "write_sealed")
+    assert file.path.exists() == (killed_in == "write_checksummed")
     assert file.manifest is None
-    assert file.begun() == ROWS
+    assert file.load_partial() == ROWS
     file.finish(ROWS)
     assert file.rows() == ROWS
     assert names(file) == ["pairs.jsonl", "pairs.manifest.json"]
@@ -131,7 +131,7 @@ def test_a_write_cut_short_leaves_the_old_bytes(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.os, "fsync", killed)
+        patch.setattr(files.os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             write_atomic(path, b"new, and longer")
     assert path.read_bytes() == b"old"
@@ -140,7 +140,7 @@ def test_a_write_cut_short_leaves_the_old_bytes(folder, monkeypatch):
     assert [p.name for p in folder.iterdir()] == ["config.json"]
 
 
-def test_write_atomic_makes_the_folders_it_needs(folder):
+def test_write_atomic_creates_missing_folders(folder):
     write_atomic(folder / "a" / "b" / "c", b"x")
     assert (folder / "a" / "b" / "c").read_bytes() == b"x"
 
@@ -153,7 +153,7 @@ def test_json_files(folder):
     assert storage.read_json(path) == json.loads(path.read_text()) == value
 
 
-def test_a_sealed_file_in_which_anything_was_changed_is_damaged(folder):
+def test_a_checksummed_file_with_any_change_is_damaged(folder):
     path = folder / "m1" / "manifest.json"
     assert storage.read_checksummed(path) is None
     value = {"weights": "00ff", "steps": 12, "counts": {"pairs": 3}, "seconds": 0.1}
@@ -189,10 +189,10 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("how", DAMAGE)
-def test_a_whole_file_that_was_damaged_is_set_aside_with_its_manifest(file, how):
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_complete_file_is_quarantined_with_its_manifest(file, damage):
     file.finish(ROWS)
-    changed = DAMAGE[how](file.path.read_bytes())
+    changed = DAMAGE[damage](file.path.read_bytes())
     file.path.unlink() if changed is None else file.path.write_bytes(changed)
     with pytest.raises(storage.CorruptionError, match=r"pairs\.jsonl\b") as caught:
         file.rows()
@@ -203,17 +203,17 @@ def test_a_whole_file_that_was_damaged_is_set_aside_with_its_manifest(file, how)
     file.finish(ROWS)
     assert file.rows() == ROWS
     assert storage.quarantine(file.manifest_path) == (
-        "pairs.manifest.json.damaged-2"  # what was set aside before is not lost
+        "pairs.manifest.json.damaged-2"  # the file that was quarantined before is not lost
     )
 
 
-def test_rows_of_a_file_that_is_not_there_are_not_no_rows(folder):
+def test_the_rows_of_a_missing_file_are_an_error(folder):
     with pytest.raises(storage.StorageError, match=r"pairs\.jsonl\b"):
         JsonlArtifact(folder / "pairs.jsonl").rows()
 
 
 @pytest.mark.parametrize("write", [write_atomic, storage.append])
-def test_what_a_file_system_refuses_is_told_with_path_need_and_room(folder, monkeypatch, write):
+def test_a_failed_write_is_reported_with_path_reason_and_size(folder, monkeypatch, write):
     path = folder / "m2" / "pairs.jsonl"
     write(path, b"old")
 
@@ -221,7 +221,7 @@ def test_what_a_file_system_refuses_is_told_with_path_need_and_room(folder, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(storage.StorageError, match=r"pairs\.jsonl\b.*No space left.*\b1,000,000\b"):
             write(path, b"x" * 1_000_000)
     assert [p.name for p in path.parent.iterdir()] == ["pairs.jsonl"]

@@ -1,4 +1,4 @@
-"""The loop with every switch thrown at once: each stage has to bear the others' company."""
+"""The loop with every switch on at once: each stage works with all others."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_all_switches_together(tmp_path):
     run(workdir, 2, *SWITCHES)
     summary = json.loads((workdir / "summary.json").read_text())
     assert list(summary["models"]) == ["sft", "m1", "m2"]
-    # The judge's form: choices, read from what it was taught.
+    # The judge's format: choices, as in its training data.
     assert all(
         "Choice: " in row["judgment"] and "Score" not in row["judgment"] for row in rows(workdir / "seed/eft.jsonl")
     )
@@ -44,19 +44,19 @@ def test_all_switches_together(tmp_path):
     # The best of two, by the model's own scores.
     drawn, chosen = (rows(workdir / f"m1/{name}.jsonl") for name in ("eval_answers_drawn", "eval_answers"))
     score = {row["id"]: row["score"] for row in rows(workdir / "m1/eval_answers_judged.jsonl")}
-    for wide, kept in zip(drawn, chosen, strict=True):
-        assert len(wide["responses"]) == 2 * len(kept["responses"])
-        for place, response in enumerate(kept["responses"]):
-            of = [2 * place, 2 * place + 1]
-            best = max(of, key=lambda i, w=wide: -1 if (s := score.get(f"{w['id']}/{i}")) is None else s)
-            assert response == wide["responses"][best]
-    # Early stopping: looked at every two steps and at the end, as long as it won.
-    looks = rows(workdir / "m2/early_stopping.jsonl")
+    for all_samples, best_of in zip(drawn, chosen, strict=True):
+        assert len(all_samples["responses"]) == 2 * len(best_of["responses"])
+        for i, response in enumerate(best_of["responses"]):
+            group = [score.get(f"{all_samples['id']}/{2 * i + j}") for j in range(2)]
+            best = max(range(2), key=lambda j, group=group: -1 if group[j] is None else group[j])
+            assert response == all_samples["responses"][2 * i + best]
+    # Early stopping: evaluated every two steps and at the end, as long as the model won.
+    evals = rows(workdir / "m2/early_stopping.jsonl")
     manifest = json.loads((workdir / "m2/manifest.json").read_text())
-    assert [int(look["id"]) for look in looks] == list(range(2, 2 * len(looks) + 1, 2))
-    assert all(look["kept"] for look in looks[:-1])
-    assert manifest["steps"] == int(looks[-1]["id"])
-    assert manifest["best_step"] == max([0, *(int(look["id"]) for look in looks if look["kept"])])
+    assert [int(row["id"]) for row in evals] == list(range(2, 2 * len(evals) + 1, 2))
+    assert all(row["kept"] for row in evals[:-1])
+    assert manifest["steps"] == int(evals[-1]["id"])
+    assert manifest["best_step"] == max([0, *(int(row["id"]) for row in evals if row["kept"])])
     assert not (workdir / "m2/best").exists()
-    run(workdir, 2, *SWITCHES)  # and nothing of it is made again
-    assert rows(workdir / "m2/early_stopping.jsonl") == looks
+    run(workdir, 2, *SWITCHES)  # nothing is regenerated
+    assert rows(workdir / "m2/early_stopping.jsonl") == evals

@@ -16,18 +16,18 @@ OF_THE_LOOP = ("config.json", "events.jsonl", "summary.json", "report.html", "lo
 
 
 def patterns():
-    return [p.replace("{m}", "*") for stage in STAGES for p in stage.writes]
+    return [pattern for stage in STAGES for pattern in stage.patterns]
 
 
-def test_every_artifact_is_written_by_a_stage(made):
-    for path in make_run(micro(2), str(made)).files.artifacts():
+def test_every_artifact_is_written_by_a_stage(finished_run):
+    for path in make_run(micro(2), str(finished_run)).files.artifacts():
         name = str(path)
-        folder = "/" not in name and any(fnmatchcase(p.split("/")[0], name) or p.startswith("*/") for p in patterns())
+        folder = "/" not in name and any(fnmatchcase(name, p.split("/")[0]) for p in patterns())
         assert folder or any(fnmatchcase(name, p) for p in (*patterns(), *OF_THE_LOOP)), name
 
 
-def test_every_step_of_a_finished_run_is_complete(made):
-    run = make_run(micro(2), str(made))
+def test_every_step_of_a_finished_run_is_complete(finished_run):
+    run = make_run(micro(2), str(finished_run))
     steps = TABLE.steps(run.cfg)
     assert [s.label for s in steps if s.stage.manifest and s.manifest(run) is None] == []
     assert [s.label for s in steps if s.folder == "m2" and s.stage.run][:3] == [
@@ -66,12 +66,12 @@ def test_every_setting_that_a_stage_names_exists():
     ("field", "decides"),
     [
         ("seed", ["seed/*"]),
-        ("prompts.max_rouge", ["*/prompts.*", "prompts_writer.json"]),
-        ("prompts.template", ["seed/*", "*/prompts.*", "prompts_writer.json"]),
-        ("dpo.beta", ["*/ref_logprobs.json", "*/checkpoint", "*/manifest.json"]),
-        ("max_nonfinite_steps", ["*/steps"]),
+        ("prompts.max_rouge", ["m[2-9]/prompts.*", "m[1-9][0-9]*/prompts.*", "prompts_writer.json"]),
+        ("prompts.template", ["seed/*", "m[2-9]/prompts.*", "m[1-9][0-9]*/prompts.*", "prompts_writer.json"]),
+        ("sft.lr", ["sft/*", "m1/*"]),
+        ("max_nonfinite_steps", ["m*/steps", "sft/steps"]),
         ("sampling.max_concurrent", []),
-        ("pairwise.method", ["*/early_*"]),
+        ("pairwise.method", ["m[2-9]/early_*", "m[1-9][0-9]*/early_*"]),
         ("something.new", ["*/*"]),
     ],
 )
@@ -79,9 +79,9 @@ def test_what_a_setting_decides_by_hand(field, decides):
     assert list(TABLE.dependents(field)) == decides
 
 
-def test_a_name_of_the_working_directory_is_no_pattern(made, tmp_path):
+def test_a_name_of_the_working_directory_is_no_pattern(finished_run, tmp_path):
     odd = tmp_path / "lr=[5e-5] *?"
-    odd.symlink_to(made)
+    odd.symlink_to(finished_run)
     files = make_run(micro(2), str(odd)).files
     assert files.model_names() == ["m0", "m1", "m2"]
     assert files.first_match(("*/pairs.*",)) == "m2/pairs.jsonl"

@@ -21,8 +21,8 @@ CORPUS = [
     "Name three red fruits for a picnic.",
     "Of course! For your picnic: cherry, apple, plum.\nScore: 5",
     "The judge reads the answer and adds a point: 1.",
-    f"a page that quotes {' '.join(CONTROL)} and {USER}{END}",  # control strings seen in training are still text
-    "a < b | c > d",  # the trainer skips control strings, so their characters are known only from elsewhere
+    f"a page that quotes {' '.join(CONTROL)} and {USER}{END}",  # control strings in the corpus are still text
+    "a < b | c > d",  # the trainer skips control strings, so their characters must also occur elsewhere
     "  two  spaces,\ttabs and accents: é ü ",
 ]
 
@@ -42,7 +42,7 @@ def plain():
     return SentencePiece(train_sentencepiece(CORPUS, 120, byte_fallback=False))
 
 
-# Anything but lone surrogates, which are not text; pieces that could be taken for control come often.
+# Any text without lone surrogates, which are not text. Strings that look like control pieces are frequent.
 TEXT = st.lists(
     st.one_of(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
@@ -54,7 +54,7 @@ TEXT = st.lists(
 
 @given(TEXT)
 @example("".join(CONTROL))
-def test_text_never_becomes_a_control_id(by_bytes, plain, text):
+def test_text_is_never_encoded_as_a_control_id(by_bytes, plain, text):
     for tokenizer in (by_bytes, plain):
         ids = tokenizer.encode(text)
         assert not {tokenizer.special_tokens[piece] for piece in CONTROL} & set(ids)
@@ -65,7 +65,7 @@ def test_text_never_becomes_a_control_id(by_bytes, plain, text):
 @example("")
 @example("  a \n\n b\r\n\t")
 def test_any_text_survives_a_round_trip_by_bytes(by_bytes, text):
-    # But for one character: SentencePiece writes a space as U+2581 inside its pieces and cannot tell the two apart.
+    # Except for one character: inside its pieces SentencePiece writes a space as U+2581, so both decode to a space.
     assert by_bytes.decode(by_bytes.encode(text)) == text.replace("\u2581", " ")
 
 
@@ -74,12 +74,12 @@ def test_known_characters_survive_a_round_trip_without_bytes(plain):
         assert plain.decode(plain.encode(text)) == text
 
 
-def test_training_twice_gives_the_same_bytes_in_whatever_order(by_bytes):
+def test_training_twice_gives_the_same_bytes_in_any_order(by_bytes):
     assert train_sentencepiece(CORPUS, 420, byte_fallback=True) == by_bytes.model
     assert train_sentencepiece(reversed(CORPUS), 420, byte_fallback=True) == by_bytes.model
 
 
-def test_the_vocabulary_is_at_most_what_is_asked_for_and_a_small_corpus_yields_fewer(by_bytes):
+def test_the_vocabulary_size_is_a_maximum_that_a_small_corpus_does_not_reach(by_bytes):
     assert by_bytes.vocab_size == 420
     for byte_fallback in (True, False):
         few = SentencePiece(train_sentencepiece(CORPUS, 5000, byte_fallback)).vocab_size
@@ -105,7 +105,7 @@ def test_example_spans(by_bytes, ours):
     assert made.ids == [c[BOS], c[USER], *e("Name fruits."), c[END], c[ASSISTANT], *e("apple, plum"), c[END]]
     targets = [i for i, target in zip(made.ids, made.target, strict=True) if target]
     assert targets == [*e("apple, plum"), c[END]]
-    assert made.target == sorted(made.target)  # all of them at the end
+    assert made.target == sorted(made.target)  # the targets are at the end
     assert made.ids[: len(ours.prompt_ids("Name fruits."))] == ours.prompt_ids("Name fruits.")
     assert ours.response_text(targets) == "apple, plum"
 
@@ -132,10 +132,10 @@ def test_a_response_ends_at_end_or_eos(by_bytes, ours):
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 100])
-def test_pieces_hold_every_token_once_and_none_foretells_its_first(width):
-    whole = chat.Example(list(range(8)), [False] + [True] * 7)
-    cut = chat.chunk_document(whole, width)
-    assert [i for piece in cut for i in piece.ids] == whole.ids
-    assert all(len(piece.ids) == len(piece.target) <= width for piece in cut)
-    assert [piece.target[0] for piece in cut] == [False] * len(cut)
-    assert all(all(piece.target[1:]) for piece in cut)
+def test_chunks_have_every_token_once_and_their_first_is_no_target(width):
+    document = chat.Example(list(range(8)), [False] + [True] * 7)
+    chunks = chat.chunk_document(document, width)
+    assert [i for chunk in chunks for i in chunk.ids] == document.ids
+    assert all(len(chunk.ids) == len(chunk.target) <= width for chunk in chunks)
+    assert [chunk.target[0] for chunk in chunks] == [False] * len(chunks)
+    assert all(all(chunk.target[1:]) for chunk in chunks)

@@ -1,8 +1,7 @@
-"""The update and the loop around it: accumulation, optimisers, resuming, divergence, sharding."""
+"""The update and the loop around it: accumulation, optimizers, resuming, divergence, sharding."""
 
 import math
 import os
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -21,7 +20,9 @@ from selfreward_jax.parallel.sharding import param_shardings, replicated
 from selfreward_jax.train import checkpoints, dpo, logprobs, sft, trainer
 
 CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
-ADAMW = SimpleNamespace(name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, clip=1.0, muon_rms=0.2, moment_dtype="float32")
+ADAMW = SimpleNamespace(
+    name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, grad_clip_norm=1.0, muon_rms=0.2, moment_dtype="float32"
+)
 
 
 def examples(count, seed):
@@ -38,7 +39,7 @@ PAIRS = [dpo.Pair(*two) for two in zip(examples(9, seed=1), examples(9, seed=2),
 
 
 def start(cfg, params, optimizer):
-    """A fresh state (a copy: updates donate theirs) and its shardings."""
+    """An initial state (a copy, because updates donate theirs) and its shardings."""
     mesh = make_mesh()
     shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
     state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
@@ -54,17 +55,17 @@ def assert_close(a, b, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-# --- gradient accumulation: with SGD at rate 1 the parameters move by the gradient itself --------------------------
+# --- gradient accumulation: SGD with rate 1 moves the parameters by the gradient -----------------------------------
 
 
 def test_accumulation_changes_only_rounding_for_sft(random_params):
     params = random_params(CFG)
     after = []
-    for accumulate in (1, 4):
-        settings = SimpleNamespace(epochs=1, width=32, batch=16, accumulate=accumulate)
+    for grad_accum_steps in (1, 4):
+        settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=16, grad_accum_steps=grad_accum_steps)
         steps, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
-        batch = batch_at(steps - 1)  # the last, which empty rows fill up: microbatches differ in their targets
-        assert batch["arrays"]["tokens"].shape == (accumulate, 16 // accumulate, 32)
+        batch = batch_at(steps - 1)  # the last, which is padded with empty rows: microbatches differ in their targets
+        assert batch["arrays"]["tokens"].shape == (grad_accum_steps, 16 // grad_accum_steps, 32)
         after.append(one_step(CFG, params, optax.sgd(1.0), sft.loss_fn(Llama(CFG)), batch))
     assert_close((after[0][0].params, after[0][1]), (after[1][0].params, after[1][1]), 1e-5)
     target = batch["arrays"]["target"]
@@ -73,20 +74,21 @@ def test_accumulation_changes_only_rounding_for_sft(random_params):
 
 
 def dpo_settings(**changed):
-    base = {"epochs": 1, "batch": 4, "accumulate": 1, "beta": 0.3, "weight": 0.7, "nll": 0.2, "replay": 0.5}
-    base |= {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "replay_batch": 4, "replay_width": 32}
-    return SimpleNamespace(**base | changed)
+    defaults = {"epochs": 1, "batch_size": 4, "grad_accum_steps": 1, "beta": 0.3, "dpo_weight": 0.7, "nll_weight": 0.2}
+    defaults |= {"replay_weight": 0.5, "replay_batch_size": 4, "replay_seq_len": 32}
+    defaults |= {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0}
+    return SimpleNamespace(**defaults | changed)
 
 
 @pytest.fixture(scope="module")
 def dpo_step(random_params):
-    """The parameters, and a function (reference, accumulate, step) -> batch, next state, metrics."""
+    """The parameters, and a function (reference, grad_accum_steps, step) -> batch, next state, metrics."""
     params, optimizer = random_params(CFG), optax.sgd(1.0)
     shardings = start(CFG, params, optimizer)[1]
     update = trainer.make_update(dpo.loss_fn(Llama(CFG), dpo_settings()), optimizer, shardings, make_mesh())
 
-    def run(reference, accumulate, step):
-        settings = dpo_settings(accumulate=accumulate)
+    def run(reference, grad_accum_steps, step):
+        settings = dpo_settings(grad_accum_steps=grad_accum_steps)
         batch = dpo.make_batch_fn(PAIRS, reference, TEXTS, settings, 3, make_mesh(), CFG)[1](step)
         return batch, *update(start(CFG, params, optimizer)[0], batch, jax.random.key(0))
 
@@ -95,7 +97,7 @@ def dpo_step(random_params):
 
 def test_accumulation_changes_only_rounding_for_dpo(dpo_step):
     reference = np.random.default_rng(0).normal(-20, 3, (len(PAIRS), 2)).astype(np.float32)
-    (_, *one), (_, *four) = (dpo_step[1](reference, accumulate, 0) for accumulate in (1, 4))
+    (_, *one), (_, *four) = (dpo_step[1](reference, grad_accum_steps, 0) for grad_accum_steps in (1, 4))
     assert_close((one[0].params, one[1]), (four[0].params, four[1]), 2e-5)
 
 
@@ -119,9 +121,9 @@ def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_ste
     assert metrics["nll"] == pytest.approx(-(chosen / target.sum(-1)).mean(), rel=1e-5)
 
 
-def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
+def test_dpo_batches_have_every_pair_once_an_epoch_with_its_reference():
     reference = np.stack([np.arange(9.0), -np.arange(9.0)], axis=1).astype(np.float32)
-    settings = dpo_settings(replay=0.0, batch=3, epochs=2)
+    settings = dpo_settings(replay_weight=0.0, batch_size=3, epochs=2)
     steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), CFG)
     assert steps == 6
     seen = []
@@ -133,17 +135,19 @@ def test_dpo_batches_see_every_pair_once_an_epoch_with_its_own_reference():
                 assert arrays[f"{side}_tokens"][0, row, : len(e.ids)].tolist() == e.ids
                 assert arrays[f"{side}_target"][0, row].sum() == sum(e.target)
     assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
-    # Nine pairs do not fill batches of four: the last one is completed, never short.
-    steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], dpo_settings(replay=0.0, batch=4), 3, make_mesh(), CFG)
+    # Nine pairs do not fill batches of four: the last batch is completed.
+    steps, batch_at = dpo.make_batch_fn(
+        PAIRS, reference, [], dpo_settings(replay_weight=0.0, batch_size=4), 3, make_mesh(), CFG
+    )
     assert steps == 3
     assert batch_at(2)["arrays"]["reference"].shape == (1, 4, 2)
 
 
-# --- optimisers ----------------------------------------------------------------------------------------------------
+# --- optimizers ----------------------------------------------------------------------------------------------------
 
 
 def toy(**changed):
-    """A model of one weight, whose loss is weight @ x: the gradient is the batch."""
+    """A model with one weight and the loss weight @ x: the gradient is the batch."""
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
     params = {"w": jnp.array([1.0, -2.0])}
     mesh = make_mesh()
@@ -166,14 +170,14 @@ def test_two_adamw_steps_by_hand():
     assert float(metrics["grad_norm"]) == pytest.approx(0.5)
 
     w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
-    for t, g in enumerate((np.array([0.6, 0.8]), np.array([0.3, -0.4])), 1):  # norm 5 is cut to 1; 0.5 stays
+    for t, g in enumerate((np.array([0.6, 0.8]), np.array([0.3, -0.4])), 1):  # norm 5 is clipped to 1; 0.5 is not
         m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
         w = w - 0.5 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8) + 0.1 * w)
     np.testing.assert_allclose(state.params["w"], w, atol=1e-5)
     assert int(state.step) == 2
 
 
-def test_schedule_rises_from_nothing_to_the_peak_and_falls_to_the_end():
+def test_schedule_warms_up_from_0_and_decays_to_the_end():
     rate = trainer.make_schedule(100, 2e-3, 2e-4, 20)
     assert [float(rate(s)) for s in (0, 10, 20, 60, 100)] == pytest.approx([0, 1e-3, 2e-3, 1.1e-3, 2e-4], abs=1e-9)
     assert float(trainer.make_schedule(100, 2e-3, 2e-4, 0)(0)) == pytest.approx(2e-3)
@@ -181,18 +185,18 @@ def test_schedule_rises_from_nothing_to_the_peak_and_falls_to_the_end():
     assert float(trainer.make_schedule(1, 2e-3, 2e-4, 20)(0)) == pytest.approx(2e-3)
 
 
-def test_muon_moves_every_weight_and_turns_each_layers_matrix_to_even_singular_values(random_params):
-    cfg = LlamaConfig(**vars(CFG) | {"qk_norm": True, "attention_bias": True, "tie_embeddings": False, "layers": 2})
+def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_matrix(random_params):
+    cfg = LlamaConfig(**vars(CFG) | {"qk_norm": True, "attention_bias": True, "tie_embeddings": False, "num_layers": 2})
     params = random_params(cfg)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
-    settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=1)
+    settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=1)
     _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
     state, _ = one_step(cfg, params, optimizer, sft.loss_fn(Llama(cfg)), batch_at(0))
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params)
     for path, delta in jax.tree_util.tree_leaves_with_path(moved):
         assert np.isfinite(delta).all(), path
         assert np.abs(delta).max() > 1e-4, path
-    # The matrices, [layer, in, out], whatever axes they are stored in.
+    # As matrices [layer, in, out]; stored arrays may have more axes.
     D, F, heads, kv = cfg.dim, cfg.mlp_dim, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     shapes = {"wq": (D, heads), "wk": (D, kv), "wv": (D, kv), "wo": (heads, D)}
     for name, shape in (shapes | {"w_gate": (D, F), "w_up": (D, F), "w_down": (F, D)}).items():
@@ -206,41 +210,41 @@ def test_muon_moves_every_weight_and_turns_each_layers_matrix_to_even_singular_v
 
 
 class Killed(Exception):
-    """The process ends here."""
+    """Stands for a killed process."""
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(random_params, tmp_path):
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(random_params, tmp_path):
     cfg = LlamaConfig(**vars(CFG) | {"dropout": 0.1})  # so that the keys of the steps matter too
     params, mesh, key = random_params(cfg), make_mesh(), jax.random.key(4)
-    settings = SimpleNamespace(epochs=4, width=32, batch=4, accumulate=2)
+    settings = SimpleNamespace(epochs=4, seq_len=32, batch_size=4, grad_accum_steps=2)
     steps = 7
     _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)
     optimizer, rate = trainer.make_optimizer(ADAMW), trainer.make_schedule(steps, 1e-2, 1e-3, 2)
-    fresh, shardings = start(cfg, params, optimizer)
+    initial, shardings = start(cfg, params, optimizer)
     update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
     path = epath.Path(tmp_path) / "steps"
 
     def fit(state, batch_at, log):
-        report = lambda step, metrics: log.append((step, metrics))  # noqa: E731
-        return trainer.fit(state, update, batch_at, steps, rate, key, checkpoint_every=2, path=path, on_step=report)
+        options = trainer.FitOptions(path, 2, on_step=lambda step, metrics: log.append((step, metrics)))
+        return trainer.fit(state, update, batch_at, steps, rate, key, options)
 
-    def dies(step):
+    def killed_at_5(step):
         if step == 5:
             raise Killed
         return batch_at(step)
 
     log, resumed_log = [], []
     with pytest.raises(Killed):
-        fit(fresh, dies, [])
+        fit(initial, killed_at_5, [])
     assert sorted(p.name for p in path.iterdir()) == ["2", "2.json", "4", "4.json"]  # the last two
     assert checkpoints.latest_step(path) == 4
-    like = jax.eval_shape(lambda: trainer.TrainState(jnp.int32(0), params, optimizer.init(params)))
-    resumed = fit(checkpoints.restore(path / "4", like, shardings), batch_at, resumed_log)
+    abstract = jax.eval_shape(lambda: trainer.TrainState(jnp.int32(0), params, optimizer.init(params)))
+    resumed = fit(checkpoints.restore(path / "4", abstract, shardings), batch_at, resumed_log)
 
     path = epath.Path(tmp_path) / "other"
-    whole = fit(start(cfg, params, optimizer)[0], batch_at, log)
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    assert int(whole.step) == steps
+    uninterrupted = fit(start(cfg, params, optimizer)[0], batch_at, log)
+    jax.tree.map(np.testing.assert_array_equal, resumed, uninterrupted)
+    assert int(uninterrupted.step) == steps
     assert [step for step, _ in log] == list(range(steps))
     assert resumed_log == log[4:]
     assert log[-1][1]["loss"] != log[0][1]["loss"]
@@ -257,19 +261,10 @@ def test_every_step_and_every_microbatch_has_its_own_key(tmp_path):
     update = trainer.make_update(loss_fn, optimizer, shardings, make_mesh())
     batch = {"arrays": {"x": jnp.ones((1, 1, 2))}, "totals": {}}
     drawn = []
-    trainer.fit(
-        state,
-        update,
-        lambda _: batch,
-        4,
-        lambda _: 0.1,
-        jax.random.key(0),
-        checkpoint_every=0,
-        path=epath.Path(tmp_path),
-        on_step=lambda _, metrics: drawn.append(metrics["drawn"]),
-    )
+    options = trainer.FitOptions(epath.Path(tmp_path), 0, on_step=lambda _, metrics: drawn.append(metrics["drawn"]))
+    trainer.fit(state, update, lambda _: batch, 4, lambda _: 0.1, jax.random.key(0), options)
     assert len(set(drawn)) == 4
-    # Metrics of microbatches add up; the first one draws what it draws alone.
+    # Metrics of microbatches are summed; the first one has the same value in every sum.
     drawn = []
     for count in (1, 2, 3):
         batch = {"arrays": {"x": jnp.ones((count, 1, 2))}, "totals": {}}
@@ -277,66 +272,61 @@ def test_every_step_and_every_microbatch_has_its_own_key(tmp_path):
     assert len(np.unique(np.diff([0, *drawn]).round(5))) == 3
 
 
-@pytest.mark.parametrize(("stops", "seen", "kept"), [(None, [2, 4, 5], 3), (4, [2, 4], 3), (2, [2], 2)])
-def test_a_watch_ends_training_where_it_says_no(stops, seen, kept, tmp_path):
+def fit_toy(state, update, options, batch_at=lambda _: gradient(1, 1), steps=5):
+    return trainer.fit(state, update, batch_at, steps, lambda _: 0.5, jax.random.key(0), options)
+
+
+@pytest.mark.parametrize(("last", "evals", "saved"), [(None, [2, 4, 5], 3), (4, [2, 4], 3), (2, [2], 2)])
+def test_training_ends_where_eval_fn_returns_false(last, evals, saved, tmp_path):
     state, update = toy()
-    like, watched, path = jax.eval_shape(lambda: state), [], epath.Path(tmp_path)
-    shardings = jax.tree.map(lambda _: replicated(make_mesh()), like)
+    abstract, calls, path = jax.eval_shape(lambda: state), [], epath.Path(tmp_path)
+    shardings = jax.tree.map(lambda _: replicated(make_mesh()), abstract)
 
-    def watch(step, params):
-        watched.append((step, params["w"].tolist()))
-        return step != stops
+    def eval_fn(step, params):
+        calls.append((step, params["w"].tolist()))
+        return step != last
 
-    run = partial(
-        trainer.fit, lr_schedule=lambda _: 0.5, key=jax.random.key(0), on_step=lambda *_: None, checkpoint_every=kept
+    options = trainer.FitOptions(path, saved, on_step=lambda *_: None, eval_fn=eval_fn, eval_every=2)
+    final = fit_toy(state, update, options)
+    assert [step for step, _ in calls] == evals
+    assert int(final.step) == evals[-1]
+    assert calls[-1][1] == final.params["w"].tolist()
+    # A run that is killed after the last evaluation resumes from the saved step, evaluates again, and ends the same.
+    assert checkpoints.latest_step(path) == saved
+    again = fit_toy(checkpoints.restore_latest(path, abstract, shardings), update, options)
+    jax.tree.map(np.testing.assert_array_equal, again, final)
+
+
+@pytest.mark.parametrize("during", ["a step", "an evaluation"])
+def test_a_stop_request_saves_the_current_step(during, tmp_path):
+    state, update = toy()
+    abstract, path, reported = jax.eval_shape(lambda: state), epath.Path(tmp_path), []
+    shardings = jax.tree.map(lambda _: replicated(make_mesh()), abstract)
+    options = trainer.FitOptions(
+        path, 0, on_step=lambda step, _: reported.append(step), eval_fn=lambda *_: True, eval_every=3
     )
-    run = partial(run, update=update, batch_at=lambda _: gradient(1, 1), steps=5, path=path, watch=watch, watch_every=2)
-    found = run(state)
-    assert [step for step, _ in watched] == seen
-    assert int(found.step) == seen[-1]
-    assert watched[-1][1] == found.params["w"].tolist()
-    # A run that was killed after the last look goes on from what was saved, looks again, and comes to the same end.
-    assert checkpoints.latest_step(path) == kept
-    again = run(checkpoints.restore_latest(path, like, shardings))
-    jax.tree.map(np.testing.assert_array_equal, again, found)
-
-
-@pytest.mark.parametrize("asked_in", ["a step", "a look"])
-def test_asked_to_stop_it_saves_the_step_it_has_come_to(asked_in, tmp_path):
-    state, update = toy()
-    like, path, reported = jax.eval_shape(lambda: state), epath.Path(tmp_path), []
-    shardings = jax.tree.map(lambda _: replicated(make_mesh()), like)
-    run = partial(trainer.fit, lr_schedule=lambda _: 0.5, key=jax.random.key(0), checkpoint_every=0, path=path, steps=5)
-    run = partial(run, update=update, batch_at=lambda _: gradient(1, 1), report=lambda step, _: reported.append(step))
-    whole = run(toy()[0], watch=lambda *_: True, watch_every=3)
+    uninterrupted = fit_toy(toy()[0], update, options)
     reported.clear()
 
     def stopped(step, params):
         raise Stopped
 
-    halts = {"halt": lambda: len(reported) == 2} if asked_in == "a step" else {"watch": stopped, "watch_every": 3}
+    if during == "a step":
+        stopping = options._replace(eval_fn=None, eval_every=0, should_stop=lambda: len(reported) == 2)
+    else:
+        stopping = options._replace(eval_fn=stopped)
     with pytest.raises(Stopped):
-        run(state, **halts)
+        fit_toy(state, update, stopping)
     assert checkpoints.latest_step(path) == 3
-    again = run(checkpoints.restore_latest(path, like, shardings), watch=lambda *_: True, watch_every=3)
-    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    again = fit_toy(checkpoints.restore_latest(path, abstract, shardings), update, options)
+    jax.tree.map(np.testing.assert_array_equal, again, uninterrupted)
     assert reported == [0, 1, 2, 3, 4]
 
 
 def test_a_finished_run_does_nothing(tmp_path):
     state, update = toy()
-    path = epath.Path(tmp_path)
-    again = trainer.fit(
-        state._replace(step=jnp.int32(3)),
-        update,
-        None,
-        3,
-        None,
-        jax.random.key(0),
-        checkpoint_every=1,
-        path=path,
-        on_step=None,
-    )
+    options = trainer.FitOptions(epath.Path(tmp_path), 1, on_step=None)
+    again = trainer.fit(state._replace(step=jnp.int32(3)), update, None, 3, None, jax.random.key(0), options)
     np.testing.assert_array_equal(again.params["w"], [1, -2])
 
 
@@ -345,36 +335,17 @@ def test_a_finished_run_does_nothing(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(bad, at, tmp_path):
     state, update = toy()
     reported = []
+    options = trainer.FitOptions(epath.Path(tmp_path), 1, on_step=lambda step, _: reported.append(step))
     with pytest.raises(trainer.DivergenceError) as caught:
-        trainer.fit(
-            state,
-            update,
-            lambda step: gradient(1, bad if step == at else 1),
-            5,
-            lambda _: 0.5,
-            jax.random.key(0),
-            checkpoint_every=1,
-            path=epath.Path(tmp_path),
-            on_step=lambda step, _: reported.append(step),
-        )
+        fit_toy(state, update, options, batch_at=lambda step: gradient(1, bad if step == at else 1))
     assert caught.value.step == at
     assert reported == list(range(at))
     assert checkpoints.latest_step(epath.Path(tmp_path)) == at
 
 
-def test_no_state_is_saved_when_none_is_asked_for(tmp_path):
+def test_checkpoint_every_0_saves_no_state(tmp_path):
     state, update = toy()
-    trainer.fit(
-        state,
-        update,
-        lambda _: gradient(1, 1),
-        3,
-        lambda _: 0.5,
-        jax.random.key(0),
-        checkpoint_every=0,
-        path=epath.Path(tmp_path) / "steps",
-        on_step=lambda *_: None,
-    )
+    fit_toy(state, update, trainer.FitOptions(epath.Path(tmp_path) / "steps", 0, on_step=lambda *_: None), steps=3)
     assert checkpoints.latest_step(epath.Path(tmp_path) / "steps") is None
 
 
@@ -386,24 +357,23 @@ from types import SimpleNamespace
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_trainer import ADAMW, TEXTS
-from selfreward_jax.llm.llama import Llama, LlamaConfig, weights
+from selfreward_jax.llm.llama import Llama, LlamaConfig, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import declared_shardings
+from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import sft, trainer
 
 assert jax.device_count() == 8
-cfg = LlamaConfig(vocab_size=30, dim=16, layers=1, heads=4, kv_heads=2, head_dim=8, hidden=24)
+cfg = LlamaConfig(vocab_size=30, dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 params = jax.jit(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
 params = jax.tree.map(np.asarray, params)
 optimizer = trainer.make_optimizer(ADAMW)
 
 def run(mesh):
-    like = declared_shardings(weights(cfg), mesh)
-    shardings = trainer.state_shardings(optimizer, params, like, mesh)
-    fresh = lambda p: trainer.State(jnp.int32(0), p, optimizer.init(p))
-    state = jax.jit(fresh, out_shardings=shardings)(params)
-    settings = SimpleNamespace(epochs=1, width=32, batch=8, accumulate=2)
-    batch = sft.batches_of(TEXTS, settings, 3, mesh)[1](0)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
+    initial = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))
+    state = jax.jit(initial, out_shardings=shardings)(params)
+    settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=2)
+    batch = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1](0)
     update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
     state, metrics = update(state, batch, jax.random.key(0), rate=1e-3)
     jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, shardings)
@@ -428,5 +398,5 @@ assert all(np.abs(np.asarray(a) - b).max() > 1e-4 for a, b in zip(jax.tree.leave
 """
 
 
-def test_a_sharded_update_equals_one_on_a_single_device_and_keeps_its_shardings():
+def test_a_sharded_update_equals_one_on_a_single_device_and_preserves_shardings():
     on_eight_devices(ON_EIGHT_DEVICES, os.path.dirname(__file__))

@@ -1,4 +1,4 @@
-"""The embedded world: its two halves, written apart, agree; and head to head by its oracle.
+"""The embedded world: its generator and its oracle, written independently, agree; and win rates by its oracle.
 
 Everything is derived from the world's own functions and words, so that its wording may change.
 """
@@ -26,8 +26,8 @@ def test_oracle_and_generator_agree_on_every_judged_row():
     rows = generator.eft_rows(3000, Random("judged"))
     for row in rows:
         assert total(row["prompt"], row["response"]) == row["score"], row
-    # Agreement says something only where every score, and every point won and lost, is seen, also without the answers
-    # that say nothing and so lose all points at once.
+    # Agreement is meaningful only if every score, and every point won and lost, occurs, also without the answers that
+    # have no content and so lose all points at once.
     rows = [row for row in rows if row["response"] not in (*generator.DEGENERATE_RESPONSES, row["prompt"])]
     assert {row["score"] for row in rows} == set(range(len(oracle.CRITERIA) + 1))
     points = [oracle.points(row["prompt"], row["response"]) for row in rows]
@@ -35,19 +35,19 @@ def test_oracle_and_generator_agree_on_every_judged_row():
         assert {p[name] for p in points} == {True, False}, name
 
 
-def test_some_judged_answers_say_nothing_and_the_others_are_as_without_them(monkeypatch):
+def test_some_judged_answers_are_degenerate_and_the_others_do_not_depend_on_them(monkeypatch):
     rows = generator.eft_rows(320, Random("judged"))
     empty = [row for row in rows if row["response"] in (*generator.DEGENERATE_RESPONSES, row["prompt"])]
     assert len(empty) == len(rows) / generator.DEGENERATE_EVERY
     assert {row["response"] for row in empty} >= set(generator.DEGENERATE_RESPONSES)
     assert any(row["response"] == row["prompt"] for row in empty)
     assert {row["score"] for row in empty} == {0}
-    monkeypatch.setattr(generator, "NOTHING_EVERY", 1000)
+    monkeypatch.setattr(generator, "DEGENERATE_EVERY", 1000)
     without = generator.eft_rows(320, Random("judged"))
     assert [row for row in rows if row not in empty] == [row for row in without if row in rows]
-    # Some of what a round's judge is tried with is no part of what it was taught.
-    tried = {row["response"] for row in round_checks.probes([{"id": "x", "prompt": "?"}], "points")}
-    assert tried - {*generator.DEGENERATE_RESPONSES, "?"} == {":", "Score: 5"}
+    # Some probes of a round's judge are not in its training data.
+    probes = {row["response"] for row in round_checks.probes([{"id": "x", "prompt": "?"}], "points")}
+    assert probes - {*generator.DEGENERATE_RESPONSES, "?"} == {":", "Score: 5"}
 
 
 def test_oracle_and_generator_agree_on_every_ranked_answer():
@@ -68,20 +68,20 @@ def test_a_choice_ends_with_its_grade():
         assert parse_choice(row["judgment"]) == max(1, row["score"])
 
 
-def test_every_request_can_be_read_and_passes_the_prompt_filter():
+def test_every_request_can_be_parsed_and_passes_the_prompt_filter():
     settings = config.default_config().prompts
     for text in generator.prompts(1000, Random("requests")):
         assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
         assert rejection_reason(text, settings.min_words, settings.max_words) is None, text
 
 
-def test_a_text_of_no_answers_form_earns_nothing():
+def test_a_text_without_the_form_of_an_answer_earns_nothing():
     (prompt,) = generator.prompts(1, Random(0))
     for response in "", prompt, "Score: 5", "yes":
         assert total(prompt, response) == 0, response
 
 
-def test_what_is_no_request_of_this_world_is_refused():
+def test_a_prompt_that_is_no_request_of_this_world_is_refused():
     with pytest.raises(ValueError, match="capital of France"):
         oracle.points("What is the capital of France?", "Paris.")
 
@@ -93,7 +93,7 @@ def test_instructions_are_of_mixed_quality():
     assert 0 < sum(all(p.values()) for p in points) < len(points) / 2
 
 
-def test_no_word_stands_under_two_topics():
+def test_no_word_has_two_topics():
     words = Counter(word for _, words in TOPICS.values() for word in words.split())
     assert max(words.values()) == 1
     plurals = [plural for plural, _ in TOPICS.values()]
@@ -113,12 +113,12 @@ def test_rows_are_a_function_of_the_stream(make):
     assert make(20, Random(1))[:5] == make(5, Random(1))
 
 
-# --- head to head ----------------------------------------------------------------------------------------------
+# --- win rates ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def starred(monkeypatch):
-    """An oracle that gives a point for each star, so that the outcome of a game can be read from its answers."""
+    """An oracle that gives a point for each star, so that the outcome of a matchup can be read from its answers."""
     monkeypatch.setattr(
         oracle, "points", lambda prompt, text: {c: i < text.count("*") for i, c in enumerate(oracle.CRITERIA)}
     )
@@ -141,9 +141,9 @@ def test_answers_to_other_prompts_are_refused():
 
 
 @pytest.mark.usefixtures("starred")
-def test_figures_by_hand():
-    most = len(oracle.CRITERIA)
-    figures = measure.figures(answers([most, 0], [most, 1]))
-    assert figures["mean"] == pytest.approx((2 * most + 1) / 4)
-    assert figures["perfect"] == 0.5
-    assert list(figures["criteria"].values()) == pytest.approx([0.75] + [0.5] * (most - 1))
+def test_metrics_by_hand():
+    maximum = len(oracle.CRITERIA)
+    metrics = measure.metrics(answers([maximum, 0], [maximum, 1]))
+    assert metrics["mean"] == pytest.approx((2 * maximum + 1) / 4)
+    assert metrics["perfect"] == 0.5
+    assert list(metrics["criteria"].values()) == pytest.approx([0.75] + [0.5] * (maximum - 1))

@@ -47,7 +47,7 @@ def handle_signals(timeout_s: float) -> Iterator[None]:
         nonlocal first_signal_at
         if _requested.is_set():
             if number == signal.SIGINT and time.monotonic() - first_signal_at > REPEAT_WINDOW:
-                again = "asked to stop again: ended at once, run the same command to resume"
+                again = "second stop request: stopped at once, run the same command to resume"
                 processes.exit_now(processes.EXIT_RETRY, again)
             return
         first_signal_at = time.monotonic()

@@ -272,7 +272,7 @@ def supervise(run: Callable[[], int]) -> int:
         return os.WEXITSTATUS(status)
     killed_by = os.WTERMSIG(status)
     if killed_by == signal.SIGABRT:
-        line = "another process is gone (JAX's own words are above): start all again with the same command"
+        line = "another process is lost (JAX's message is above): start all again with the same command"
         print(f"selfreward_jax: {line}", file=sys.stderr)
         return EXIT_RETRY
     return 128 + killed_by

@@ -90,8 +90,8 @@ def test_what_was_saved_comes_back(saved):
 
 def test_every_flipped_bit_is_seen(saved):
     path, _ = saved
-    seal = path.with_name("checkpoint.json")
-    found = [f for f in (*files(path), Path(seal)) if f.stat().st_size]
+    manifest = path.with_name("checkpoint.json")
+    found = [f for f in (*files(path), Path(manifest)) if f.stat().st_size]
     kinds = {f.name.rpartition(".")[2] if "." in f.name else f.parent.name for f in found}
     assert {"d", "ocdbt", "_METADATA"} & (kinds | {f.name for f in found})
     rng, like = np.random.default_rng(0), state()
@@ -156,7 +156,7 @@ def test_arrays_that_are_not_those_that_were_saved_are_seen(tmp_path, monkeypatc
     assert caught.value.paths == (path, path.with_name("checkpoint.json"))
 
 
-# --- which step a restart goes on from -----------------------------------------------------------------------------
+# --- which step a restart resumes from -----------------------------------------------------------------------------
 
 
 def latest(path):
@@ -179,9 +179,9 @@ def test_the_last_two_steps_are_kept(steps):
     assert latest(steps) == 6
 
 
-@pytest.mark.parametrize("what", ["arrays", "seal"])
-def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(steps, what, capsys):
-    file = steps / "6.json" if what == "seal" else max(files(steps / "6"), key=lambda f: f.stat().st_size)
+@pytest.mark.parametrize("what", ["arrays", "manifest"])
+def test_a_damaged_step_is_quarantined_and_the_one_before_is_used(steps, what, capsys):
+    file = steps / "6.json" if what == "manifest" else max(files(steps / "6"), key=lambda f: f.stat().st_size)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.write_bytes(bytes(data))
@@ -192,7 +192,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(steps, what, cap
     assert latest(steps) == 6
 
 
-def test_where_every_step_is_damaged_training_begins_anew(steps, capsys):
+def test_if_every_step_is_damaged_training_starts_again(steps, capsys):
     for step in ("4", "6"):
         (steps / f"{step}.json").write_bytes(b"{}")
     assert latest(steps) is None
@@ -212,7 +212,7 @@ def test_what_a_save_cut_short_left_behind_is_swept_away(steps):
     assert latest(steps) == 8
 
 
-def test_a_full_disk_is_told_in_one_line_and_costs_nothing(steps, monkeypatch):
+def test_a_full_disk_is_one_line_and_loses_nothing(steps, monkeypatch):
     def full(*_, **__):
         raise ValueError("Error writing: RESOURCE_EXHAUSTED: write failed: No space left on device")
 

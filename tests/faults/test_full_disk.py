@@ -1,4 +1,4 @@
-"""A disk that is full, a folder that cannot be written: one line, nothing is lost, the same command goes on."""
+"""A full disk, a folder that cannot be written: one line, nothing is lost, the same command resumes."""
 
 import contextlib
 import errno
@@ -53,8 +53,9 @@ def test_every_write_may_be_refused_once(finished_run, tmp_path, monkeypatch, ca
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
     lines = []
-    monkeypatch.setattr(storage, "append", lambda path, data: half_written(append, path, data))
-    monkeypatch.setattr(storage, "write_atomic", lambda path, data: half_written(write, path, data))
+    for module in (storage, storage.files):  # callers use the first, and the second itself
+        monkeypatch.setattr(module, "append", lambda path, data: half_written(append, path, data))
+        monkeypatch.setattr(module, "write_atomic", lambda path, data: half_written(write, path, data))
     monkeypatch.setattr(checkpoints.ocp, "save", no_room)
     for _ in range(200):
         try:
@@ -100,13 +101,13 @@ def test_a_quota_on_files_ends_every_stage_in_one_line(finished_run, tmp_path):
     assert contents(workdir) == contents(finished_run)
 
 
-def test_a_folder_that_may_only_be_read_is_told(tmp_path):
+def test_a_read_only_folder_is_refused(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     (tmp_path / "run").mkdir(mode=0o500)
     assert_mentions(refused(*arguments(tmp_path / "run", 1)), tmp_path / "run", os.strerror(errno.EACCES))
 
 
-def test_a_file_where_the_folder_should_be_is_told(tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     assert_mentions(refused(*arguments(tmp_path / "run", 1)), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Whatever a user's file holds: one clear line with the place, or a run that takes it as the text that it is."""
+"""Whatever a user's file holds: one clear line with the location, or a run that treats it as plain text."""
 
 import json
 import re
@@ -29,7 +29,7 @@ HOSTILE = [
 
 @pytest.fixture
 def files(tmp_path):
-    """A function that writes the embedded world's rows with others among them, and gives settings that read them."""
+    """A function that writes the toy world's rows with others among them, and returns settings that read them."""
     sets, _ = seed_sets.from_world(config.get_config("micro").data, 0, "points")
 
     def write(ift=(), eft=()):
@@ -63,12 +63,12 @@ def test_texts_pass_through_a_whole_run_as_texts(files, tmp_path, capfd):
     ]
     workdir = tmp_path / "run"
     loop.run(files([b"", *ift, b"   "], [*eft, b""]), str(workdir))
-    said = "".join(capfd.readouterr())
-    assert "m2" in said
+    printed = "".join(capfd.readouterr())
+    assert "m2" in printed
     for name in ("events.jsonl", "summary.json"):
-        said += (workdir / name).read_text()
-    assert not obeyed(said)
-    assert not any(mark in said for mark in ("<script>", "</s>", "rm -rf"))
+        printed += (workdir / name).read_text()
+    assert not obeyed(printed)
+    assert not any(mark in printed for mark in ("<script>", "</s>", "rm -rf"))
     # Nothing was lost on the way into the seeds, and nothing obeyed.
     names = ("ift", "eft", "validation", "heldout", "ranked_validation", "ranked_heldout")
     lines = [line for name in names for line in (workdir / "seed" / f"{name}.jsonl").read_text().split("\n") if line]
@@ -104,7 +104,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_row_is_named_on_one_line(files, tmp_path, capfd, name):
+def test_a_malformed_row_is_named_on_one_line(files, tmp_path, capfd, name):
     row, facts = REFUSED[name]
     cfg = files(eft=[row])
     cfg.data.max_malformed_frac = 0.0
@@ -116,4 +116,4 @@ def test_what_is_no_row_is_named_on_one_line(files, tmp_path, capfd, name):
     assert "\n" not in line
     assert len(line) < 1000
     assert not obeyed(line + "".join(capfd.readouterr()))
-    assert not (workdir / "config.json").exists()  # a mended file may come back to the same folder
+    assert not (workdir / "config.json").exists()  # a corrected file may use the same folder

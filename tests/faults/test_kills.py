@@ -1,4 +1,4 @@
-"""Killed at random moments, the run ends with the bytes of one that was left alone."""
+"""Killed at random moments, the run ends with the bytes of an uninterrupted one."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ KILLS = int(os.environ.get("FAULT_KILLS", "25"))  # more are for the night
 
 
 def results(workdir):
-    """All that a run leaves behind, but for its times."""
+    """All that a run leaves behind, apart from its times."""
     summary = json.loads((workdir / "summary.json").read_text())
     for stage in (summary, *summary["stages"]):
         stage.pop("seconds")
@@ -26,7 +26,7 @@ def results(workdir):
 
 
 def stage_at(workdir):
-    """What was done last: the newest file of the run, but for those that tell of it."""
+    """What was done last: the newest file of the run, apart from its log and report."""
     times = {}
     for folder, inner, names in os.walk(workdir):
         inner[:] = [name for name in inner if name != "tensorboard"]
@@ -67,8 +67,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished_run, tmp_
             kills += 1
             at.append(stage_at(workdir))
         else:
-            _, said = process.communicate()
-            assert process.returncode == 0, said.decode()[-3000:]
+            _, err = process.communicate()
+            assert process.returncode == 0, err.decode()[-3000:]
             assert results(workdir) == expected
             number += 1
     run(tmp_path / str(number), 2)

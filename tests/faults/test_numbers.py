@@ -1,4 +1,4 @@
-"""Numbers that are not finite stop the run where it can be mended, or are left out; a bad curve is told."""
+"""A loss or gradient that is not finite stops the run, or its step is skipped; a bad curve causes a warning."""
 
 import json
 import math
@@ -12,10 +12,12 @@ from conftest import assert_mentions, micro
 from etils import epath
 from test_trainer import ADAMW, gradient
 
-from selfreward_jax import config, loop
+from selfreward_jax import loop
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import replicated
+from selfreward_jax.runs.log import EventLog
 from selfreward_jax.stages import StageError
+from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.train import checkpoints, dpo, trainer
 from selfreward_jax.train.monitor import TrainingMonitor
 
@@ -29,7 +31,7 @@ def fit(tmp_path, skip, bad=BAD, start=None):
     shardings = trainer.state_shardings(optimizer, params, {"w": replicated(mesh)}, mesh)
     state = trainer.TrainState(jnp.int32(0), params, optimizer.init(params))
     update = trainer.make_update(lambda p, b, key: (jnp.sum(b["x"] @ p["w"]), {}), optimizer, shardings, mesh)
-    said = {}
+    metrics = {}
     state = trainer.fit(
         jax.device_put(state, shardings),
         update,
@@ -37,17 +39,16 @@ def fit(tmp_path, skip, bad=BAD, start=None):
         8,
         lambda _: 0.1,
         jax.random.key(0),
-        checkpoint_every=2,
-        path=epath.Path(tmp_path),
-        on_step=said.__setitem__,
-        max_nonfinite_steps=skip,
+        trainer.FitOptions(
+            path=epath.Path(tmp_path), checkpoint_every=2, on_step=metrics.__setitem__, max_nonfinite_steps=skip
+        ),
     )
-    return state, said
+    return state, metrics
 
 
-def test_steps_that_are_left_out_change_nothing_but_their_number(tmp_path):
-    state, said = fit(tmp_path, skip=2)
-    assert {step: int(m["skipped"]) for step, m in said.items() if m["skipped"]} == {2: 1, 5: 1, 6: 2}
+def test_skipped_steps_change_nothing_but_the_step_number(tmp_path):
+    state, metrics = fit(tmp_path, skip=2)
+    assert {step: int(m["skipped"]) for step, m in metrics.items() if m["skipped"]} == {2: 1, 5: 1, 6: 2}
     assert int(state.step) == 8
     inner = state.opt_state.inner_state[1][0]
     assert int(inner.count) == 5
@@ -66,7 +67,7 @@ def test_too_many_of_them_stop_the_run(tmp_path, skip, at):
     assert caught.value.step == at
 
 
-def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(finished_run, tmp_path, monkeypatch):
+def test_a_diverged_run_names_its_step_its_batch_and_the_last_good_state(finished_run, tmp_path, monkeypatch):
     loss_fn = dpo.loss_fn
 
     def breaks(model, settings):
@@ -79,31 +80,30 @@ def test_a_run_that_diverges_says_where_what_it_read_and_what_is_left(finished_r
 
         return loss
 
-    monkeypatch.setattr(dpo, "loss_fn", breaks)
+    monkeypatch.setattr(dpo_stage, "loss_fn", breaks)
     shutil.copytree(finished_run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "m2")
+    for path in (tmp_path / "run" / "m2").iterdir():
+        if path.name.startswith(("checkpoint", "manifest", "ref_logprobs", "eval")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     cfg = micro(2)
     cfg.checkpoint_every = 1
     with pytest.raises(StageError, match=r"\bm2 dpo\b.*\bnan\b.*\b2\b.*\b2\b.*dpo\.lr\b"):
         loop.run(cfg, str(tmp_path / "run"))
-    told = json.loads((tmp_path / "run" / "m2" / "diverged.json").read_text())
-    assert told["step"] == 2
-    assert len(told["chosen_tokens"]) == cfg.dpo.batch_size
-    assert all(isinstance(text, str) and text for text in told["chosen_tokens"])
+    stored = json.loads((tmp_path / "run" / "m2" / "diverged.json").read_text())
+    assert stored["step"] == 2
+    assert len(stored["chosen_tokens"]) == cfg.dpo.batch_size
+    assert all(isinstance(text, str) and text for text in stored["chosen_tokens"])
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert all(math.isfinite(e["loss"]) for e in lines if "loss" in e)
-    # With the fault mended, the same command goes on from the state that was good.
-    monkeypatch.setattr(dpo, "loss_fn", loss_fn)
+    # Without the fault, the same command resumes from the last good state.
+    monkeypatch.setattr(dpo_stage, "loss_fn", loss_fn)
     assert checkpoints.latest_step(epath.Path(tmp_path) / "run" / "m2" / "steps") == 2
     assert "m2" in loop.run(cfg, str(tmp_path / "run"))["models"]
 
 
 def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
-    from selfreward_jax.runs.run import Run
-
-    run = Run(config.get_config("micro"), str(tmp_path / "run"))
-    run.log(step=1, loss=math.nan, grad_norm=math.inf, margin=0.5)
-    (line,) = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    EventLog(epath.Path(tmp_path)).event(step=1, loss=math.nan, grad_norm=math.inf, margin=0.5)
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
 
     def refuse(name):
         raise AssertionError(name)
@@ -114,25 +114,25 @@ def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
 # --- curves --------------------------------------------------------------------------------------------------------
 
 
-def said(losses, chosen=()):
-    watch = TrainingMonitor(*chosen[:1], 3.0) if chosen else TrainingMonitor()
+def warnings(losses, chosen=()):
+    monitor = TrainingMonitor(*chosen[:1], 3.0) if chosen else TrainingMonitor()
     rows = [{"loss": loss, **({"chosen_logprob": chosen[i]} if chosen else {})} for i, loss in enumerate(losses)]
-    return [line for step, row in enumerate(rows) for line in watch.warnings(step, row)]
+    return [line for step, row in enumerate(rows) for line in monitor.warnings(step, row)]
 
 
-def test_a_loss_that_jumps_is_told_once():
+def test_a_loss_spike_causes_one_warning():
     rng = np.random.default_rng(0)
     calm = (1.2 + 0.1 * rng.normal(size=200) - np.arange(200) / 400).tolist()
-    assert said(calm) == []
-    (line,) = said([*calm[:80], 3.0, 3.1, *calm[80:]])
+    assert warnings(calm) == []
+    (line,) = warnings([*calm[:80], 3.0, 3.1, *calm[80:]])
     assert_mentions(line, 81, "loss", "3.100", "1.102", 50)
-    assert said([*calm[:80], 3.0, *calm[80:], 3.0]) == []  # one odd batch
-    assert said([5.0, 1.0, 9.0, 0.5]) == []  # nothing to compare with yet
-    assert said([*calm[:80], math.nan, *calm[80:]]) == []  # which is told elsewhere
+    assert warnings([*calm[:80], 3.0, *calm[80:], 3.0]) == []  # one odd batch
+    assert warnings([5.0, 1.0, 9.0, 0.5]) == []  # nothing to compare with yet
+    assert warnings([*calm[:80], math.nan, *calm[80:]]) == []  # which is an error elsewhere
 
 
-def test_chosen_answers_that_become_unlikely_are_told_once():
+def test_a_fall_of_the_chosen_log_probs_causes_one_warning():
     steady = [1.0] * 100
-    assert said(steady, [-10 - step / 20 for step in range(100)]) == []
-    (line,) = said(steady, [-10 - step for step in range(100)])
+    assert warnings(steady, [-10 - step / 20 for step in range(100)]) == []
+    (line,) = warnings(steady, [-10 - step for step in range(100)])
     assert_mentions(line, "-30.5", "-10.0")

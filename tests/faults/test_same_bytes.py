@@ -1,4 +1,4 @@
-"""What a run makes depends on its settings alone: not on the day, on the clock, or on how many are drawn together."""
+"""What a run makes depends on its settings alone: not on the clock, or on how many rows are sampled together."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def test_a_process_of_its_own_makes_the_same_bytes_again(finished_run, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 20, 96])
-def test_how_many_are_drawn_together_changes_no_text(finished_run, tmp_path, rows):
+def test_how_many_rows_are_sampled_together_changes_no_text(finished_run, tmp_path, rows):
     run(tmp_path / "run", 2, f"--config.sampling.max_concurrent={rows}")
     assert contents(tmp_path / "run") == contents(finished_run)
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the step or the rows at hand are finished and saved, and the same command goes on."""
+"""SIGTERM and SIGINT: the step or the rows in progress are finished and saved, and the same command resumes."""
 
 import json
 import os
@@ -15,11 +15,12 @@ from test_loop import MARKS
 
 from selfreward_jax.parallel import preemption
 from selfreward_jax.report import time_report
+from selfreward_jax.stages.table import TABLE
 
 BOUND = 45.0  # shutdown_timeout_s
 
 
-def stopped(workdir, begun, ended, number):
+def stopped(workdir, started, ended, number):
     """Starts the run and asks it to stop when it is in the midst of a stage. Its exit code, seconds, and last words."""
     log = workdir.with_name("stderr")
     with log.open("w") as f:
@@ -29,7 +30,7 @@ def stopped(workdir, begun, ended, number):
     ):  # a program that only loads has nothing at hand, and just ends
         time.sleep(0.01)
     missed = lambda: ended is not None and (workdir / ended).exists()  # noqa: E731
-    while process.poll() is None and not any(workdir.glob(begun)) and not missed():
+    while process.poll() is None and not any(workdir.glob(started)) and not missed():
         time.sleep(0.002)
     start = time.monotonic()
     if process.poll() is None:
@@ -39,15 +40,15 @@ def stopped(workdir, begun, ended, number):
 
 
 @pytest.mark.slow
-def test_asked_to_stop_in_every_stage_no_step_is_made_twice(finished_run, tmp_path):
+def test_stopped_in_every_stage_no_step_is_repeated(finished_run, tmp_path):
     workdir, in_the_midst = tmp_path / "run", 0
-    for i, (stage, begun, ended) in enumerate(MARKS):
-        code, seconds, said = stopped(workdir, begun, ended, (signal.SIGTERM, signal.SIGINT)[i % 2])
-        assert "Traceback" not in said, said
-        if code == 0:  # it was done before it heard
+    for i, (stage, started, ended) in enumerate(MARKS):
+        code, seconds, err = stopped(workdir, started, ended, (signal.SIGTERM, signal.SIGINT)[i % 2])
+        assert "Traceback" not in err, err
+        if code == 0:  # it ended before the signal came
             continue
-        assert code == 75, said
-        assert said.splitlines()[-1].startswith("selfreward_jax: ")
+        assert code == 75, err
+        assert err.splitlines()[-1].startswith("selfreward_jax: ")
         assert seconds < BOUND, stage
         in_the_midst += 1
     assert in_the_midst >= len(MARKS) - 3
@@ -56,13 +57,13 @@ def test_asked_to_stop_in_every_stage_no_step_is_made_twice(finished_run, tmp_pa
     steps = [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
     steps = [(e["model"], e["stage"], e["step"]) for e in steps if "step" in e]
     assert len(steps) == len(set(steps))
-    # And the ledger knows that next to nothing was lost: the loading of states, and of programs, before each stop.
-    found = time_report.read(epath.Path(workdir))
+    # And the time report shows that next to nothing was lost: the loading of states, and of programs, before each stop.
+    found = time_report.read(epath.Path(workdir), TABLE.kind_of)
     assert found["starts"] >= len(MARKS) - 2
     assert time_report.totals(found["lost"]).get("training", 0) < 0.05 * time_report.totals(found["stages"])["training"]
 
 
-def test_a_signal_asks_and_is_heard():
+def test_a_signal_requests_a_stop():
     with preemption.handle_signals(1000):
         assert not preemption.stop_requested()
         preemption.raise_if_stopped()
@@ -70,14 +71,14 @@ def test_a_signal_asks_and_is_heard():
         assert preemption.stop_requested()
         with pytest.raises(preemption.Stopped):
             preemption.raise_if_stopped()
-    with preemption.handle_signals(1000):  # another run in this process begins unasked
+    with preemption.handle_signals(1000):  # another run in this process starts without a request
         assert not preemption.stop_requested()
 
 
 STUCK = """
 import os, signal, sys, time
-from selfreward_jax.parallel import stopping
-with stopping.listening(float(sys.argv[1])):
+from selfreward_jax.parallel import preemption
+with preemption.handle_signals(float(sys.argv[1])):
     for name in sys.argv[2:]:
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(0 if name == "SIGTERM" else 1.2)

@@ -5,8 +5,8 @@ python tests/goldens/make_trl_losses.py
 
 Each value is what the `compute_loss` of a DPOTrainer (of a CPOTrainer for simpo) returns for a collated batch, and each
 gradient what its `backward` leaves in the model. Where TRL's number depends on how pairs are grouped (the token mean of
-`sft`, the sorting of `aot`), the pairs go through one by one and the results are averaged. TRL has no IPO on sums; that
-one is the paper's formula on the log-probs of the same model, in float64.
+`sft`, the sorting of `aot`), the pairs are passed one by one and the results are averaged. TRL has no IPO on sums; it
+is the paper's formula on the log-probs of the same model, in float64.
 
 The test takes the weights and the pairs from here, so torch is imported only where it is used.
 """
@@ -28,7 +28,7 @@ CONFIG = hf_folders.FAMILIES["llama3"] | {
     "intermediate_size": 20,
     "num_hidden_layers": 1,
 }
-# Our name -> our settings, TRL's settings, and whether its pairs go through one by one.
+# Our name -> our settings, TRL's settings, and whether its pairs are passed one by one.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "sigmoid": ({"beta": 0.3}, {"loss_type": ["sigmoid"]}, False),
     "hinge": ({"beta": 0.3}, {"loss_type": ["hinge"]}, False),
@@ -37,18 +37,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "robust": ({"beta": 0.3, "label_smoothing": 0.1}, {"loss_type": ["robust"], "label_smoothing": 0.1}, False),
     "simpo": ({"beta": 2.0, "gamma": 0.7}, {"loss_type": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0.0}, False),
     "sigmoid_norm": ({"beta": 5.0}, {"loss_type": ["sigmoid_norm"]}, False),
-    "rpo": ({"beta": 0.3, "nll": 0.6}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.6]}, True),
+    "rpo": ({"beta": 0.3, "nll_weight": 0.6}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.6]}, True),
 }
 IPO_BETA = 0.3
 
 
-def weights(who: str) -> dict[str, np.ndarray]:
-    """Float32 weights by their names, of the "policy" or of the "reference", which differ by some noise."""
+def weights(role: str) -> dict[str, np.ndarray]:
+    """Float32 weights by name, of the "policy" or of the "reference", which differ by some noise."""
     made = hf_folders.tensors(CONFIG)
     for name, x in made.items():
-        # A quieter output layer: with logits of order 10 the margins would leave the part where losses bend.
+        # A smaller output layer: with logits of order 10 the margins would be where every loss is linear or flat.
         x *= 0.3 if name == "lm_head.weight" else 1.0
-        noise = np.random.default_rng(zlib.crc32(f"{who} {name}".encode())).normal(0, 0.3, x.shape)
+        noise = np.random.default_rng(zlib.crc32(f"{role} {name}".encode())).normal(0, 0.3, x.shape)
         x += (x.std() * noise).astype(np.float32)
     return made
 
@@ -61,18 +61,18 @@ def pairs() -> list[dict[str, list[int]]]:
     return [{n: rng.integers(3, 40, k).tolist() for n, k in zip(names, row, strict=True)} for row in lengths]
 
 
-def model(who: str, dtype: Any) -> Any:
+def model(role: str, dtype: Any) -> Any:
     """A Hugging Face Llama with these weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     llama = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager")).to(dtype)
-    llama.load_state_dict({name: torch.tensor(x).to(dtype) for name, x in weights(who).items()})
+    llama.load_state_dict({name: torch.tensor(x).to(dtype) for name, x in weights(role).items()})
     return llama
 
 
 def trainer(settings: dict[str, Any], dtype: Any, folder: str) -> Any:
-    """TRL's trainer of these settings. It wants some data to start with, which is not used."""
+    """TRL's trainer of these settings. It requires a dataset, which is not used."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -135,8 +135,8 @@ def ipo_of_the_paper() -> tuple[float, dict[str, np.ndarray], np.ndarray]:
         return each[len(prompt) - 1 :].sum()
 
     sides = ("chosen_ids", "rejected_ids")
-    found = [[[logprob(m, p["prompt_ids"], p[side]) for p in pairs()] for side in sides] for m in (policy, reference)]
-    logprobs = torch.stack([torch.stack([torch.stack(row) for row in who]) for who in found])
+    nested = [[[logprob(m, p["prompt_ids"], p[side]) for p in pairs()] for side in sides] for m in (policy, reference)]
+    logprobs = torch.stack([torch.stack([torch.stack(row) for row in sides]) for sides in nested])
     ratios = logprobs[0] - logprobs[1].detach()
     loss = ((ratios[0] - ratios[1] - 1 / (2 * IPO_BETA)) ** 2).mean()
     loss.backward()
@@ -149,20 +149,20 @@ def main() -> None:
 
     out: dict[str, Any] = {}
 
-    def keep(name: str, loss: float, grads: dict[str, np.ndarray]) -> None:
+    def add(name: str, loss: float, grads: dict[str, np.ndarray]) -> None:
         out[f"{name}/loss"] = loss
         out.update({f"{name}/{weight}": x for weight, x in grads.items()})
 
     for name, (ours, theirs, one_by_one) in CASES.items():
         settings = {"beta": ours["beta"]} | theirs
         loss, grads = computed(settings, torch.float32, one_by_one)
-        keep(name, loss, grads)
+        add(name, loss, grads)
         exact, exact_grads = computed(settings, torch.float64, one_by_one)
         off = max(np.linalg.norm(grads[n] - x) / np.linalg.norm(x) for n, x in exact_grads.items())
         print(f"{name:13} {loss:.7f}  float32 from float64: {abs(loss / exact - 1):.1e}, gradients {off:.1e}")
     loss, grads, out["logprobs"] = ipo_of_the_paper()
-    keep("ipo", loss, grads)
-    # Two numbers of TRL that are not ours: smoothing asked of `sigmoid`, and `sft` over a batch.
+    add("ipo", loss, grads)
+    # Two numbers of TRL that are not ours: smoothing given to `sigmoid`, and `sft` over a batch.
     smoothed = {"loss_type": ["sigmoid"], "label_smoothing": 0.1}
     out["smoothed sigmoid/loss"] = computed({"beta": 0.3} | smoothed, torch.float32)[0]
     out["sft of the batch/loss"] = computed({"beta": 0.3, "loss_type": ["sft"]}, torch.float32)[0]

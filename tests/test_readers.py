@@ -1,4 +1,4 @@
-"""Raw records, from files of every kind and from data sets by name."""
+"""Raw records, from files of every format and from data sets by name."""
 
 import errno
 import gzip
@@ -13,20 +13,20 @@ from pathlib import Path
 import pytest
 from conftest import assert_mentions
 
-from selfreward_jax.data.readers import DataError, Malformed, read
+from selfreward_jax.data.readers import DataError, Malformed, read_records
 
 ROWS = [{"n": i, "text": f"é {i}\u2028x\u0085y"} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 
 
 def values(source):
-    return [value for _, value in read(str(source))]
+    return [value for _, value in read_records(str(source))]
 
 
 def fault(source):
-    """The one line that a source is refused with."""
+    """The one-line error message of a source that cannot be read."""
     with pytest.raises(DataError) as error:
-        list(read(str(source)))
+        list(read_records(str(source)))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -40,7 +40,7 @@ def test_json_lines(tmp_path, name):
     data = LINES.encode()
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert values(path) == ROWS
-    assert [place for place, _ in read(str(path))] == [f"{path} line {i}" for i in range(1, 6)]
+    assert [location for location, _ in read_records(str(path))] == [f"{path} line {i}" for i in range(1, 6)]
 
 
 @pytest.mark.parametrize("before", ["", "\n \t ", "\ufeff", " " * 9000])
@@ -49,16 +49,16 @@ def test_a_json_list(tmp_path, name, before):
     path = tmp_path / name
     data = (before + json.dumps(ROWS, indent=1)).encode()
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    assert list(read(str(path))) == [(f"{path} item {i}", row) for i, row in enumerate(ROWS, 1)]
+    assert list(read_records(str(path))) == [(f"{path} item {i}", row) for i, row in enumerate(ROWS, 1)]
 
 
-def test_blank_lines_ends_of_windows_and_a_byte_order_mark_are_no_rows(tmp_path):
+def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_no_rows(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}')
-    assert list(read(str(path))) == [(f"{path} line 1", {"a": 1}), (f"{path} line 4", {"a": 2})]
+    assert list(read_records(str(path))) == [(f"{path} line 1", {"a": 1}), (f"{path} line 4", {"a": 2})]
 
 
-def test_a_line_that_is_not_json_stands_as_malformed(tmp_path):
+def test_a_line_that_is_not_json_gives_malformed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{\n' + "[" * 100_000 + "\n" + "1" * 10_000 + '\n{"a": 2}\n')
     first, *bad, last = values(path)
@@ -76,7 +76,7 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=700)
     rows[3]["x"] = None
     assert values(path) == rows
-    assert next(iter(read(str(path))))[0] == f"{path} row 1"
+    assert next(iter(read_records(str(path))))[0] == f"{path} row 1"
     path.write_bytes(path.read_bytes()[:-50])
     assert_mentions(fault(path), path)
     path.write_bytes(b"")
@@ -105,13 +105,13 @@ def test_a_glob_is_read_in_the_order_of_names(tmp_path):
     for name in ("b/2.jsonl", "a/1.jsonl", "a/deep/er/3.jsonl", "0.jsonl", "a/not.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(name))
-    (tmp_path / "c.jsonl").mkdir()  # a folder is no file
+    (tmp_path / "c.jsonl").mkdir()  # a folder is not read
     assert values(tmp_path / "**" / "*.jsonl") == ["0.jsonl", "a/1.jsonl", "a/deep/er/3.jsonl", "b/2.jsonl"]
     assert values(tmp_path / "a" / "?.jsonl") == ["a/1.jsonl"]
     assert_mentions(fault(tmp_path / "*.parquet"), tmp_path / "*.parquet")
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path):
+def test_a_file_whose_name_looks_like_a_glob_is_read(tmp_path):
     (tmp_path / "a[1].jsonl").write_text("1\n")
     assert values(tmp_path / "a[1].jsonl") == [1]
 
@@ -145,7 +145,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
 def test_a_large_file_is_read_a_record_at_a_time(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 10 + b"\xff\n")
-    records = read(str(path))
+    records = read_records(str(path))
     assert [next(records)[1] for _ in range(10)] == [{"a": 1}] * 10
     with pytest.raises(DataError):
         next(records)
@@ -177,14 +177,14 @@ TinyPairs(data_dir=sys.argv[1], config="plain", file_format="array_record").down
 """
 READ = """
 import json, sys
-from selfreward_jax.data.merge import read_asked
-from selfreward_jax.data.readers import SeedError, read
+from selfreward_jax.data.merge import read_prompts_with_responses
+from selfreward_jax.data.readers import DataError, read_records
 for source in sys.argv[1:]:
     try:
-        print(json.dumps(list(read(source))))
-    except SeedError as error:
+        print(json.dumps(list(read_records(source))))
+    except DataError as error:
         print(json.dumps(str(error)))
-print(json.dumps([asked.answers for asked in read_asked(sys.argv[1], "en", 0.0)[0]]))
+print(json.dumps([prompt.answers for prompt in read_prompts_with_responses(sys.argv[1], "en", 0.0)[0]]))
 assert "tensorflow" not in sys.modules
 """
 
@@ -198,31 +198,33 @@ def run(code, *args, **environment):
 
 def test_a_data_set_of_tfds_needs_no_tensorflow(tmp_path):
     run(PREPARE, tmp_path)
-    named = "tfds:tiny_pairs/plain"
+    data_set = "tfds:tiny_pairs/plain"
     sources = [
-        f"{named}/train",
-        f"{named}:1.0.0/train",
-        f"{named}/train[:2]",
-        f"{named}/other",
+        f"{data_set}/train",
+        f"{data_set}:1.0.0/train",
+        f"{data_set}/train[:2]",
+        f"{data_set}/other",
         "tfds:no_such_set/train",
     ]
-    # Nothing may be fetched: an address that refuses stands for the network.
+    # Nothing may be downloaded: the proxy is an address that refuses connections.
     offline = {"TFDS_DATA_DIR": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    whole, version, part, split, name, asked = map(json.loads, run(READ, *sources, **offline))
-    assert sorted(value["prompt"] for _, value in whole) == [f"p{i} é" for i in range(5)]
-    place, value = whole[0]
-    assert place == f"{named}/train row 1"
+    all_rows, version, part, split, name, answers_by_prompt = map(json.loads, run(READ, *sources, **offline))
+    assert sorted(value["prompt"] for _, value in all_rows) == [f"p{i} é" for i in range(5)]
+    location, value = all_rows[0]
+    assert location == f"{data_set}/train row 1"
     assert value["score"] in (0, 0.5, 1, 1.5, 2)
     assert value["deleted"] is False
     assert value["answers"]["rank"] == [0, 1]
-    assert [value for _, value in version] == [value for _, value in whole]
+    assert [value for _, value in version] == [value for _, value in all_rows]
     assert len(part) == 2
-    assert_mentions(split, f"{named}/other", "Unknown split")  # TFDS's own words
+    assert_mentions(split, f"{data_set}/other", "Unknown split")  # TFDS's own message
     assert_mentions(name, "tfds:no_such_set/train", "Dataset no_such_set not found")
     assert "\n" not in split + name
-    # A sequence of objects comes as an object of lists.
-    assert len(asked) == 5
-    assert all([(score, ranked) for _, score, _, ranked in answers] == [(0, True), (-1, True)] for answers in asked)
+    # TFDS gives a sequence of objects as an object of lists.
+    assert len(answers_by_prompt) == 5
+    assert all(
+        [(score, ranked) for _, score, _, ranked in answers] == [(0, True), (-1, True)] for answers in answers_by_prompt
+    )
 
 
 @pytest.mark.parametrize("source", ["tfds:", "tfds:name", "tfds:/train", "tfds:name/"])
@@ -230,32 +232,32 @@ def test_a_data_set_of_tfds_has_a_split(source):
     assert_mentions(fault(source), "tfds:NAME/SPLIT")
 
 
-def test_a_fault_in_the_midst_of_a_data_set_is_one_line(monkeypatch):
+def test_a_fault_inside_a_data_set_is_one_line(monkeypatch):
     def rows(name, split):
         assert (name, split) == ("set/config:1.0.0", "train")
-        yield {"text": b"whole", "bad": b"\xff"}
+        yield {"text": b"complete", "bad": b"\xff"}
         raise RuntimeError("record 1 is cut\nand more")
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.SimpleNamespace(data_source=rows))
-    records = read("tfds:set/config:1.0.0/train")
-    assert next(records)[1] == {"text": "whole", "bad": "\udcff"}
+    records = read_records("tfds:set/config:1.0.0/train")
+    assert next(records)[1] == {"text": "complete", "bad": "\udcff"}
     with pytest.raises(DataError, match=r"tfds:set/config:1\.0\.0/train\b.*record 1 is cut"):
         next(records)
 
 
 def test_a_data_set_of_the_hub(monkeypatch):
-    asked = []
+    calls = []
 
     def load_dataset(name, *config, split):
-        asked.append((name, *config, split))
+        calls.append((name, *config, split))
         if split == "other":
             raise ValueError("Unknown split\nand more")
         return ROWS
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert values("hf:owner/name/train") == ROWS
-    assert list(read("hf:owner/name/config/train"))[1] == ("hf:owner/name/config/train row 2", ROWS[1])
-    assert asked == [("owner/name", "train"), ("owner/name", "config", "train")]
+    assert list(read_records("hf:owner/name/config/train"))[1] == ("hf:owner/name/config/train row 2", ROWS[1])
+    assert calls == [("owner/name", "train"), ("owner/name", "config", "train")]
     assert_mentions(fault("hf:owner/name/other"), "hf:owner/name/other", "Unknown split")
 
 

@@ -1,4 +1,4 @@
-"""Losses over a pair: against values worked out by hand, and against TRL's own trainers on a tiny Llama."""
+"""Losses over a pair: against values computed by hand, and against TRL's own trainers on a tiny Llama."""
 
 import json
 import math
@@ -47,7 +47,7 @@ BY_HAND = {
     "simpo": (softplus(-0.25), 0.75),
     "sigmoid_norm": (softplus(-0.625), 0.625),
 }
-# How fast the loss rises with its margin.
+# The derivative of the loss in its margin.
 SLOPE = {
     "sigmoid": -1 / (1 + math.exp(2)),
     "hinge": 0,
@@ -90,7 +90,7 @@ def test_below_every_target_descent_raises_the_chosen_and_lowers_the_rejected(na
 @pytest.mark.parametrize(
     ("name", "target"), [("ipo", 0.5), ("ipo_mean", 0.5), ("cdpo", math.log(0.8 / 0.2)), ("hinge", 1)]
 )
-def test_losses_with_a_finite_margin_to_reach_are_least_there(name, target):
+def test_losses_with_a_target_margin_are_minimal_there(name, target):
     slope = jax.grad(lambda margin: jnp.sum(pair_loss(name, at(margin), 0.5, **EXTRA)[0]))
     assert slope(target - 0.1) < 0
     assert slope(target + 0.1) == 0 if name == "hinge" else slope(target + 0.1) > 0
@@ -100,7 +100,7 @@ def test_losses_with_a_finite_margin_to_reach_are_least_there(name, target):
 def test_a_policy_equal_to_its_reference(name):
     same = PAIR._replace(reference_chosen=PAIR.chosen, reference_rejected=PAIR.rejected)
     loss, margin = pair_loss(name, same, 0.5, **EXTRA)
-    if name == "simpo":  # it knows no reference
+    if name == "simpo":  # it has no reference
         np.testing.assert_array_equal(pair_loss(name, PAIR, 0.5, **EXTRA), (loss, margin))
         return
     expected = {"hinge": 1, "ipo": 1, "ipo_mean": 1}.get(name, math.log(2))
@@ -114,7 +114,7 @@ def test_without_smoothing_it_is_the_sigmoid_loss(name):
 
 
 def test_the_robust_loss_is_unbiased_where_the_smoothed_one_is_not():
-    """Of labels swapped with chance e, the mean robust loss is the loss of the true labels."""
+    """If labels are swapped with probability e, the mean robust loss is the loss of the true labels."""
     swapped = PAIR._replace(
         chosen=PAIR.rejected,
         rejected=PAIR.chosen,
@@ -162,10 +162,10 @@ OURS = {name: ours for name, (ours, _, _) in trl.CASES.items()} | {"ipo": {"beta
 def tiny(tmp_path_factory):
     """The config of the golden's model, and a function from "policy" or "reference" to its parameters."""
 
-    def load(who):
-        folder = tmp_path_factory.mktemp(who)
+    def load(role):
+        folder = tmp_path_factory.mktemp(role)
         (folder / "config.json").write_text(json.dumps(trl.CONFIG))
-        save_file(trl.weights(who), folder / "model.safetensors", {"format": "pt"})
+        save_file(trl.weights(role), folder / "model.safetensors", {"format": "pt"})
         cfg, _ = read_config(epath.Path(folder))
         cfg = cfg.__class__(**(vars(cfg) | {"param_dtype": "float32"}))
         return cfg, hf.load(epath.Path(folder), cfg, param_shardings(param_specs(cfg), make_mesh()))
@@ -183,11 +183,11 @@ def pair_of(row):
 
 
 def run(tiny, tmp_path, **changed):
-    """Loss and metrics of the whole way, from pairs of ids; and the gradients by the names of a Hugging Face folder."""
+    """Loss and metrics of pairs of ids; and the gradients by the names of a Hugging Face folder."""
     cfg, policy, reference = tiny
     pairs = [pair_of(row) for row in trl.pairs()]
-    settings = {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "weight": 1.0, "nll": 0.0, "replay": 0.0}
-    settings |= {"epochs": 1, "batch": len(pairs), "accumulate": 1} | changed
+    settings = {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "dpo_weight": 1.0, "nll_weight": 0.0}
+    settings |= {"replay_weight": 0.0, "epochs": 1, "batch_size": len(pairs), "grad_accum_steps": 1} | changed
     settings = SimpleNamespace(**settings)
     logprobs = dpo.reference_logprobs(Llama(cfg), reference, pairs, 2, make_mesh())
     batch = dpo.make_batch_fn(pairs, logprobs, [], settings, 0, make_mesh(), cfg)[1](0)
@@ -199,7 +199,7 @@ def run(tiny, tmp_path, **changed):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_losses_and_gradients_are_trls(name, tiny, tmp_path):
+def test_losses_and_gradients_equal_those_of_trl(name, tiny, tmp_path):
     loss, _, grads = run(tiny, tmp_path, loss="sigmoid" if name == "rpo" else name, **OURS[name])
     assert loss == pytest.approx(float(GOLDEN[f"{name}/loss"]), rel=CLOSE)
     expected = {n.removeprefix(f"{name}/"): x for n, x in GOLDEN.items() if n.startswith(f"{name}/")}
@@ -219,7 +219,7 @@ def test_ipo_is_the_papers_formula_on_sums():
     np.testing.assert_allclose(GOLDEN["ipo/loss"], expected, rtol=1e-12)
 
 
-def test_the_golden_pairs_lie_on_both_sides_of_every_bend():
+def test_the_golden_pairs_are_on_both_sides_of_every_bend():
     chosen, rejected = GOLDEN["logprobs"][0] - GOLDEN["logprobs"][1]
     margins = 0.3 * (chosen - rejected)
     assert margins.max() > 1  # past hinge's bend
@@ -251,7 +251,7 @@ def checked(**fields):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_can_be_asked_for(name):
+def test_every_loss_can_be_selected(name):
     assert checked(loss=name).loss == name
 
 
@@ -261,7 +261,7 @@ def test_losses_for_noise_take_label_smoothing(name):
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "facts"),
     [
         ({"loss": "dpo"}, ["dpo.loss", "'dpo'", *LOSSES]),
         ({"loss": "cdpo", "label_smoothing": 0.5}, ["dpo.label_smoothing", "0.5"]),
@@ -272,9 +272,9 @@ def test_losses_for_noise_take_label_smoothing(name):
         ({"loss": "ipo", "beta": 0.0}, ["dpo.beta", "0.0"]),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_one_line(fields, words):
-    with pytest.raises(ConfigError) as refusal:
+def test_invalid_settings_are_refused_in_one_line(fields, facts):
+    with pytest.raises(ConfigError) as error:
         checked(**fields)
-    assert "\n" not in str(refusal.value)
-    for word in words:
-        assert word in str(refusal.value)
+    assert "\n" not in str(error.value)
+    for fact in facts:
+        assert fact in str(error.value)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from selfreward_jax.cli import fits
 from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import param_specs, parameter_count
 from selfreward_jax.memory import collectives, models
-from selfreward_jax.memory.programs import NAMES, DecodeShape, decode_shape, programs
+from selfreward_jax.memory.programs import NAMES, DecodeShape, decode_shapes, programs
 from selfreward_jax.parallel.mesh import make_mesh
 
 ITER3 = f"--config={ROOT}/configs/iter3.py"
@@ -59,12 +60,12 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 """
 
 
-def test_collectives_are_counted_with_the_turns_of_their_loops():
-    found = {(c.kind, c.bytes, c.elements, c.times) for c in collectives.parse_collectives(HLO)}
-    assert found == {
+def test_collectives_are_counted_with_the_iterations_of_their_loops():
+    actual = {(c.kind, c.bytes, c.elements, c.executions) for c in collectives.parse_collectives(HLO)}
+    assert actual == {
         ("reduce-scatter", 32, 8, 1),
-        ("all-to-all", 128, 32, 1),  # once a token: nobody knows how many there will be
-        ("all-gather", 256, 128, 30),  # the one of channel 1, which stands in two places
+        ("all-to-all", 128, 32, 1),  # once a token; the number of tokens is not known
+        ("all-gather", 256, 128, 30),  # the one of channel 1, which occurs twice in the text
         ("all-reduce", 28, 6, 30),
     } | {("all-gather", 256, 128, 30)}
     assert collectives.totals_by_kind(collectives.parse_collectives(HLO))["all-gather"] == {
@@ -73,19 +74,19 @@ def test_collectives_are_counted_with_the_turns_of_their_loops():
     }
 
 
-def test_known_models_have_the_parameters_that_their_names_promise():
+def test_known_models_have_the_parameter_counts_of_their_names():
     billions = {name: parameter_count(param_specs(cfg)) / 1e9 for name, cfg in models.KNOWN_MODELS.items()}
-    promised = {
+    expected = {
         "SmolLM2-135M": 0.1345,
         "TinyLlama-1.1B": 1.1,
         "Llama-3.1-8B": 8.03,
         "Qwen3-8B-Base": 8.19,
         "Llama-2-70b-hf": 68.98,
     }
-    assert billions == pytest.approx(promised, rel=2e-3)
+    assert billions == pytest.approx(expected, rel=2e-3)
 
 
-def test_a_folder_comes_before_a_name_and_an_unknown_name_is_refused(tmp_path):
+def test_a_folder_precedes_a_known_name_and_an_unknown_name_is_refused(tmp_path):
     c = config.get_config("smollm2_135m")
     assert models.known_config(c) == models.KNOWN_MODELS["SmolLM2-135M"]
     folder = tmp_path / "SmolLM2-135M"
@@ -110,37 +111,37 @@ def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
         memory = program.lowered.compile().memory_analysis()
         if program.name != "reshard":
             assert memory.argument_size_in_bytes >= program.bytes["params"]
-        beside = {"reshard": program.resident_bytes, "prefill": program.bytes.get("cache")}
-        assert program.resident_bytes == beside.get(program.name, 0)
-    trained = made["dpo"].bytes["optimiser"] / made["dpo"].bytes["params"]
+        expected = {"reshard": program.resident_bytes, "prefill": program.bytes.get("cache")}
+        assert program.resident_bytes == expected.get(program.name, 0)
+    trained = made["dpo"].bytes["optimizer"] / made["dpo"].bytes["params"]
     assert trained > 1.9 if not lora else trained < 0.7  # two moments of all weights, or of the adapters
 
 
-def test_sampling_is_sized_for_every_stage_that_draws():
+def test_decode_shapes_cover_every_stage_that_samples():
     c, mesh = config.get_config("llama3_8b"), make_mesh(devices=jax.devices()[:1])
-    found = decode_shape(c, mesh)
-    assert DecodeShape(128, 3840, 1, 256) in found  # new prompts, one sample each
-    assert DecodeShape(32, 3072, 4, 1024) in found  # answers
-    assert DecodeShape(42, 3840, 3, 256) in found  # votes
-    assert DecodeShape(128, 3072, 1, 1024) in found  # one answer a prompt, for evaluation
-    assert max(d.cached for d in found) == 128 * 4096
-    assert DecodeShape(32, 3840, 4, 256) in found  # the baseline's judgments
+    shapes = decode_shapes(c, mesh)
+    assert DecodeShape(128, 3840, 1, 256) in shapes  # new prompts, one sample each
+    assert DecodeShape(32, 3072, 4, 1024) in shapes  # responses
+    assert DecodeShape(42, 3840, 3, 256) in shapes  # votes
+    assert DecodeShape(128, 3072, 1, 1024) in shapes  # one response per prompt, for evaluation
+    assert max(d.cached_tokens for d in shapes) == 128 * 4096
+    assert DecodeShape(32, 3840, 4, 256) in shapes  # the baseline's judgments
     c.eft.source, c.pairwise.method, c.pairwise.max_new_tokens = "scores", "pairwise", 64
-    found = decode_shape(c, mesh)
-    assert DecodeShape(32, 3840, 4, 256) not in found
-    assert DecodeShape(128, 4096, 1, 64) in found  # 4,032 tokens, padded
+    shapes = decode_shapes(c, mesh)
+    assert DecodeShape(32, 3840, 4, 256) not in shapes
+    assert DecodeShape(128, 4096, 1, 64) in shapes  # 4,032 tokens, padded
 
 
-def test_early_stopping_samples_beside_the_state_of_training():
+def test_early_stopping_samples_while_the_training_state_is_resident():
     c = config.get_config("micro")
     c.dpo.eval_every = 10
     made = {p.name: p for p in programs(c, None, make_mesh(devices=jax.devices()[:1]), 64)}
     state = made["dpo"].bytes
-    assert made["decode"].resident_bytes == made["decode"].bytes["training"] == state["params"] + state["optimiser"]
+    assert made["decode"].resident_bytes == made["decode"].bytes["training"] == state["params"] + state["optimizer"]
     assert made["dpo"].resident_bytes == 0
 
 
-def test_weights_are_moved_one_by_one():
+def test_weights_are_resharded_one_by_one():
     c = config.get_config("micro")
     (moved,) = programs(c, None, make_mesh(devices=jax.devices()[:1]), 64, ["reshard"])
     weight = 4 * 640 * 32  # the embedding is the largest, in float32 in both layouts
@@ -162,12 +163,12 @@ def test_a_slice_that_does_not_exist_is_refused(options, facts):
     assert_mentions(err, *facts)
 
 
-def test_advice_names_a_setting_of_the_program_that_does_not_fit():
+def test_suggest_fix_names_a_setting_of_the_program_that_does_not_fit():
     c, gib = config.get_config("llama3_8b"), 1 << 30
     row = {"peak": 20.0 * gib, "hbm": 16 * gib, "mesh": {"fsdp": 8, "tensor": 1}}
-    kept = {"params": 4 * gib, "optimiser": 8 * gib}
-    assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": kept}), "dpo.grad_accum_steps", 1)
-    crowded = fits.suggest_fix(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimiser": 16 * gib}})
+    moderate = {"params": 4 * gib, "optimizer": 8 * gib}
+    assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": moderate}), "dpo.grad_accum_steps", 1)
+    crowded = fits.suggest_fix(c, row | {"program": "sft", "bytes": {"params": 8 * gib, "optimizer": 16 * gib}})
     assert_mentions(crowded, 150, 4, "lora.rank")
     wide = fits.suggest_fix(c, row | {"program": "decode", "bytes": {"params": 15 * gib}})
     assert_mentions(wide, "parallel.sampling_tensor", 4)
@@ -176,13 +177,13 @@ def test_advice_names_a_setting_of_the_program_that_does_not_fit():
     )
 
 
-def test_what_the_compiler_refused_is_read_from_its_words():
+def test_peak_memory_is_parsed_from_the_compilers_error():
     gib = 1 << 30
-    said = "the total memory required for HLO temporaries (22.32G) exceeds available HBM (15.75G)"
-    assert fits._refused(said, 2 * gib, gib) == pytest.approx(24.32 * gib)
-    said = "Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm."
-    assert fits._refused(said, 2 * gib, gib) == 1.5 * gib
-    assert fits._refused("hbm, and no figure", 7, 2) == 7
+    message = "the total memory required for HLO temporaries (22.32G) exceeds available HBM (15.75G)"
+    assert fits._peak_from_error(message, 2 * gib, gib) == pytest.approx(24.32 * gib)
+    message = "Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm."
+    assert fits._peak_from_error(message, 2 * gib, gib) == 1.5 * gib
+    assert fits._peak_from_error("hbm, and no figure", 7, 2) == 7
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
@@ -191,7 +192,9 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 def fit(*options):
     """Exit code and rows of the program."""
     command = [sys.executable, "-m", "selfreward_jax", "fits", "--json", "--tokens=2048", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # with these it would compile other programs than a run
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert rows, done.stderr[-3000:]
     return done.returncode, rows
@@ -210,7 +213,7 @@ def test_8b_fits_sixteen_v5e_and_not_eight():
 
 @pytest.mark.slow
 @needs_libtpu
-def test_70b_fits_sixty_four_v5p_below_30_gib_a_chip():
+def test_70b_fits_sixty_four_v5p_below_30_gib_per_chip():
     code, (row,) = fit(f"{ITER3}:llama2_70b", "--topology=v5p:4x4x4", "--only=dpo")
     assert (code, row["fits"]) == (0, True)
     assert row["peak"] < 30 << 30

@@ -1,4 +1,4 @@
-"""Reading verdicts: what real judges write, any text at all, and long texts in little time."""
+"""Parsing of verdicts: replies of real judges, arbitrary texts, and long texts in little time."""
 
 import json
 import time
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method.judge_parsing import PARSERS, parse_choice, parse_preference, parse_score, score_span
+from selfreward_jax.method.judge_parsing import PARSERS, parse_choice, parse_preference, parse_score, score_start
 from selfreward_jax.method.templates import fill, load
 
 ALL = {**PARSERS, "pairwise": parse_preference}
-# Hand-written replies. Each reading is what a careful person would say, with no vote where that person would doubt.
+# Hand-written replies. Each reading is that of a careful person, with no vote where that person would doubt.
 CORPUS = [json.loads(line) for line in (Path(__file__).parent / "judge_replies.jsonl").read_text().splitlines()]
 
 
@@ -23,18 +23,18 @@ def test_the_reading_of_a_careful_person(row):
 
 
 @pytest.mark.parametrize("row", [row for row in CORPUS if row["form"] in PARSERS], ids=lambda row: row["why"])
-def test_what_is_read_is_found_in_its_place(row):
-    place = score_span(row["reply"], row["form"])
-    assert (place is None) == (row["reading"] is None)
-    if place is not None:
+def test_score_start_is_the_position_of_the_score(row):
+    start = score_start(row["reply"], row["form"])
+    assert (start is None) == (row["reading"] is None)
+    if start is not None:
         score = {"points": "2", "choice": "B"}[row["form"]]
-        assert PARSERS[row["form"]](row["reply"][:place] + score) == 2
+        assert PARSERS[row["form"]](row["reply"][:start] + score) == 2
 
 
-def test_the_corpus_is_of_some_size_and_has_both_kinds():
+def test_the_corpus_is_large_enough_and_has_both_kinds():
     kinds = Counter((row["form"], row["reading"] is None) for row in CORPUS)
     assert len(CORPUS) >= 80
-    assert all(kinds[form, unread] >= 10 for form in ALL for unread in (True, False))
+    assert all(kinds[form, without_vote] >= 10 for form in ALL for without_vote in (True, False))
     assert len({(row["form"], row["reply"]) for row in CORPUS}) == len(CORPUS)
 
 
@@ -61,7 +61,7 @@ def test_any_text_gives_no_vote_or_one_in_range(text):
 
 
 @given(ANY, st.sampled_from("ABCDE"), st.sampled_from(["A", "B", "tie"]), st.sampled_from([0, 1, 2.5, 3.75, 5]))
-def test_what_is_said_before_the_last_line_moves_nothing(text, letter, side, number):
+def test_text_before_the_last_line_changes_nothing(text, letter, side, number):
     assert parse_score(f"{text}\nScore: {number}") == number
     assert parse_choice(f"{text}\nChoice: {letter}") == "ABCDE".index(letter) + 1
     assert parse_preference(f"{text}\nBetter: {side}") == side.lower()
@@ -71,7 +71,7 @@ def test_what_is_said_before_the_last_line_moves_nothing(text, letter, side, num
 @pytest.mark.parametrize(
     "marker", ["Score:", "**Score:**", "**Score**:", "score :", "SCORE\uff1a", "Final score:", '"score":']
 )
-def test_every_dress_of_the_marker_goes_with_every_dress_of_the_number(marker, number):
+def test_every_style_of_the_marker_works_with_every_style_of_the_number(marker, number):
     assert parse_score(f"Reasons.\n{marker} {number}") == 3.5
     assert parse_score(f"Reasons.\n{marker}{number}.\n\nThat is all.") == 3.5
 
@@ -92,7 +92,7 @@ def test_a_long_text_takes_little_time(parse, front, unit):
     assert time.process_time() - start < 5  # about a tenth of a second where it is linear, minutes where it is not
 
 
-def test_templates_ask_for_what_is_read():
+def test_templates_request_the_format_that_is_parsed():
     choice = load("judge_choice", {"prompt", "response"})
     pairwise = load("judge_pairwise", {"prompt", "first", "second"})
     assert choice.splitlines()[-1] == "Choice: <letter>"
@@ -148,19 +148,5 @@ def test_templates_ask_for_what_is_read():
         ("Score: 4\nScore: five", None),
     ],
 )
-def test_forms_of_a_score(text, score):
+def test_formats_of_a_score(text, score):
     assert parse_score(text) == score
-
-
-PIECES = st.lists(st.sampled_from(["score", "Score", ":", " ", "\n", "*", "-", "/", ".", "%", "4", "5", "9", "x"]))
-
-
-@given(st.text() | PIECES.map("".join))
-def test_any_text_gives_no_score_or_one_in_range(text):
-    score = parse_score(text)
-    assert score is None or 0 <= score <= 5
-
-
-@given(st.text() | PIECES.map("".join), st.sampled_from([0.0, 1.0, 2.5, 5.0]))
-def test_what_is_said_before_the_last_line_does_not_move_the_score(text, score):
-    assert parse_score(f"{text}\nScore: {score}") == score

@@ -1,4 +1,4 @@
-"""Compiled programs are kept from run to run, and counted."""
+"""Compiled programs are cached from run to run, and counted."""
 
 import os
 import subprocess
@@ -11,48 +11,48 @@ from selfreward_jax.telemetry import compile_cache
 SCRIPT = """
 import sys
 import jax
-from selfreward_jax import compiled
-compiled.keep(sys.argv[1])
+from selfreward_jax.telemetry import compile_cache
+compile_cache.enable(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs too, however fast the machine
-before = compiled.count()
+before = compile_cache.count()
 with jax.default_device(jax.devices()[0]):
     x = jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, y: jax.numpy.sort(y @ y)[::-1], x))(jax.numpy.eye(9))
-new = compiled.count().since(before)
-print(x.sum(), new.compiled, new.kept, new.seconds > 0)
+new = compile_cache.count().since(before)
+print(x.sum(), new.compiled, new.cache_hits, new.seconds > 0)
 """
 
 
 def counted(directory, **env):
-    """What the sum, the programs compiled and those read back were."""
+    """The sum, the number of compiled programs, and the number of cache hits."""
     base = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SCRIPT, directory]
     done = subprocess.run(command, cwd=ROOT, env=base | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    total, new, kept, took = done.stdout.split()
+    total, new, hits, took = done.stdout.split()
     assert took == "True"
-    return total, int(new), int(kept)
+    return total, int(new), int(hits)
 
 
-def test_a_second_start_reads_what_the_first_one_compiled(tmp_path):
+def test_a_second_start_reads_from_the_cache(tmp_path):
     first, second = counted(str(tmp_path)), counted(str(tmp_path))
     assert first[0] == second[0]
     assert first[2] == 0 < second[2]
     assert second[1] < first[1]
-    (folder,) = tmp_path.iterdir()  # of this kind of processor
+    (folder,) = tmp_path.iterdir()  # one for each kind of processor
     assert any(folder.iterdir())
 
 
-def test_nothing_is_kept_where_nothing_is_to_be(tmp_path):
+def test_an_empty_directory_disables_the_cache(tmp_path):
     assert counted("", HOME=str(tmp_path))[2] == counted("", HOME=str(tmp_path))[2] == 0
     assert not any(tmp_path.iterdir())
 
 
-def test_the_users_own_variable_comes_first(tmp_path):
+def test_the_environment_variable_has_priority(tmp_path):
     counted(str(tmp_path / "ours"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
     assert not (tmp_path / "ours").exists()
 
 
-def test_the_folder_is_in_the_users_cache_if_nobody_says_otherwise(monkeypatch):
+def test_the_default_is_in_the_users_cache_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert compile_cache.default_directory() == "/caches/selfreward_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -63,5 +63,5 @@ def test_counts_are_differences():
     assert compile_cache.CompileCount(5, 3, 2.5).since(compile_cache.CompileCount(2, 1, 0.5)) == (3, 2, 2.0)
 
 
-def test_the_option_is_known():
+def test_the_option_exists():
     assert_mentions(refused("--compile_cache=", "--workdir=x"), "--config")

@@ -20,12 +20,12 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def workdir(finished_run, tmp_path_factory):
-    """A run to M1 from the exported M1 of another, on answers whose scores nobody explains."""
+    """A run to M1 from the exported M1 of another run, on answers with scores but without judgments."""
     home = tmp_path_factory.mktemp("baseline")
-    assert export.main(["export", f"--workdir={finished_run}", "--model=m1", f"--to={home}/model"]) == 0
+    assert export.main(["export", f"--workdir={finished_run}", "--model=m1", f"--out={home}/model"]) == 0
     rng = Random(0)
-    for name, made in (("ift", generator.ift_rows(60, rng)), ("eft", generator.ranked_rows(60, 3, rng))):
-        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    for name, examples in (("ift", generator.ift_rows(60, rng)), ("eft", generator.ranked_rows(60, 3, rng))):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     options = [f"--config.data.{name}={home}/{name}.jsonl" for name in ("ift", "eft")]
     options += [f"--config.model.init={home}/model", "--config.eft.source=baseline", "--config.sft_baseline"]
     options += [
@@ -38,29 +38,31 @@ def workdir(finished_run, tmp_path_factory):
     return home / "run"
 
 
-def test_what_is_kept_was_written_by_the_baseline_and_agrees_with_people(workdir):
+def test_kept_judgments_come_from_the_baseline_and_agree_with_the_human_order(workdir):
     judged = {row["id"]: row["votes"] for row in rows(workdir / "seed/eft_judgments.jsonl")}
     assert {len(votes) for votes in judged.values()} == {6}
-    human, said = {}, {}
+    human, texts = {}, {}
     for row in rows(workdir / "seed/eft_answers.jsonl"):
         for i, answer in enumerate(row["answers"]):
             human[row["prompt"], answer["response"]] = answer["score"]
-            said[row["prompt"], answer["response"]] = {v["text"] for v in judged[f"{row['id']}/{i}"]}
+            texts[row["prompt"], answer["response"]] = {v["text"] for v in judged[f"{row['id']}/{i}"]}
     kept = rows(workdir / "seed/eft.jsonl")
     counts = json.loads((workdir / "seed/eft.manifest.json").read_text())["counts"]
     assert len(kept) == counts["kept"] > 0
     for row in kept:
-        assert row["judgment"] in said[row["prompt"], row["response"]]
+        assert row["judgment"] in texts[row["prompt"], row["response"]]
         assert parse_score(row["judgment"]) == row["score"]
     assert counts["prompts"] == counts["agree"] + counts["disagree"] + counts["no_ranking"]
     assert counts["rows"] == counts["kept"] + counts["thinned"]
-    if not counts["thinned"]:  # whole rankings, then: each of them in the human order
+    if not counts["thinned"]:  # then rankings are complete, and each of them has the human order
         for prompt in {row["prompt"] for row in kept}:
-            of = [row for row in kept if row["prompt"] == prompt]
-            assert agrees([human[prompt, row["response"]] for row in of], [row["score"] for row in of], "weak")
+            ranking = [row for row in kept if row["prompt"] == prompt]
+            assert agrees(
+                [human[prompt, row["response"]] for row in ranking], [row["score"] for row in ranking], "weak"
+            )
 
 
-def test_m1_has_learnt_from_it_and_the_baseline_is_measured(workdir):
+def test_m1_is_trained_on_it_and_the_baseline_is_evaluated(workdir):
     summary = json.loads((workdir / "summary.json").read_text())
     assert list(summary["models"]) == ["sft", "m1"]
     assert summary["models"]["sft"]["judge"]["parse_rate"] > 0

@@ -41,14 +41,14 @@ def test_a_world_is_a_function_of_its_seed():
         assert rows != other[name], name
 
 
-def test_sizes_are_those_asked_for():
-    sets = world(ift_rows=5, eft_rows=6, documents=7, heldout_prompts=8, judge_eval_prompts=3, ranked_answers=4)
+def test_sizes_are_those_of_the_settings():
+    sets = world(ift_rows=5, eft_rows=6, num_documents=7, heldout_prompts=8, judge_eval_prompts=3, judge_eval_answers=4)
     sizes = {name: len(rows) for name, rows in sets.items()}
     assert sizes == {"ift": 5, "eft": 6, "documents": 7, **dict.fromkeys(HELD_OUT, 8), **dict.fromkeys(HELD_OUT[2:], 3)}
     assert all(len(row["answers"]) == 4 for row in sets["ranked_heldout"])
 
 
-def test_the_size_of_one_set_leaves_the_others():
+def test_the_size_of_one_set_does_not_change_the_others():
     small, large = world(ift_rows=10), world(ift_rows=20)
     assert large["ift"][:10] == small["ift"]
     for name in ("eft", "documents", "ranked_validation", "ranked_heldout"):
@@ -56,10 +56,10 @@ def test_the_size_of_one_set_leaves_the_others():
 
 
 def test_held_out_prompts_of_a_world_are_not_trained_on(monkeypatch):
-    # So many requests exist that few repeat by chance: offer training prompts and repeats on purpose.
-    taken = [row["prompt"] for name in TRAINING for row in world()[name]][:4]
-    fresh = seed_sets.lists.prompts
-    monkeypatch.setattr(seed_sets.lists, "prompts", lambda count, rng: [*taken, *fresh(count, Random("same"))])
+    # So many requests exist that few repeat by chance: offer training prompts and duplicates on purpose.
+    used = [row["prompt"] for name in TRAINING for row in world()[name]][:4]
+    fresh = seed_sets.generator.prompts
+    monkeypatch.setattr(seed_sets.generator, "prompts", lambda count, rng: [*used, *fresh(count, Random("same"))])
     sets = world()
     assert sets["heldout"]
     assert not prompts(sets, "validation", "heldout") & prompts(sets, *TRAINING)
@@ -78,23 +78,23 @@ EFT = [
 
 @pytest.fixture
 def load(tmp_path):
-    """Writes rows (or lines, as they are) to two files and reads them as seeds."""
+    """Writes rows (or raw lines) to two files and reads them as seeds."""
 
-    def run(ift=IFT, eft=EFT, seed=0, more=None, form="points", **changed):
+    def run(ift=IFT, eft=EFT, seed=0, eft_settings=None, output_format="points", **changed):
         settings = config.get_config("scratch").data
         settings.update(ift=str(tmp_path / "ift.jsonl"), eft=str(tmp_path / "eft.jsonl"), **changed)
         for path, rows in (settings.ift, ift), (settings.eft, eft):
             lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
             Path(path).write_bytes("".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))
-        return from_files(settings, seed, more, form)
+        return from_files(settings, seed, eft_settings, output_format)
 
     return run
 
 
-def test_every_accepted_form_gives_the_same_sets(load):
+def test_every_accepted_field_name_gives_the_same_sets(load):
     expected, _ = load()
-    for i in range(max(map(len, parsers.NAMES.values()))):
-        renamed = {field: names[i % len(names)] for field, names in parsers.NAMES.items()}
+    for i in range(max(map(len, parsers.FIELD_NAMES.values()))):
+        renamed = {field: names[i % len(names)] for field, names in parsers.FIELD_NAMES.items()}
         sets, report = load(
             ift=[{renamed[k]: v for k, v in r.items()} | {"more": 1} for r in IFT],
             eft=[{renamed[k]: v for k, v in r.items()} for r in EFT],
@@ -108,7 +108,7 @@ def test_every_accepted_form_gives_the_same_sets(load):
 
 
 def test_blank_lines_are_no_rows(load):
-    assert load(ift=["", *IFT, "  "], eft=[*EFT, ""], most_bad=0.0)[0] == load()[0]
+    assert load(ift=["", *IFT, "  "], eft=[*EFT, ""], max_malformed_frac=0.0)[0] == load()[0]
 
 
 def test_scores_are_mapped_linearly_to_0_to_5(load):
@@ -128,7 +128,7 @@ def test_scores_are_mapped_linearly_to_0_to_5(load):
 
 
 def test_held_out_prompts_of_files_are_not_trained_on(load):
-    # The same prompts stand in both files, with other capitals and marks.
+    # The same prompts are in both files, with other capitals and punctuation.
     ift = [{"prompt": r["prompt"].upper() + "?", "response": f"done {i % 2}"} for i, r in enumerate(EFT)] + IFT
     sets, report = load(ift=ift)
     held_out = prompts(sets, *HELD_OUT)
@@ -138,11 +138,11 @@ def test_held_out_prompts_of_files_are_not_trained_on(load):
     texts = [normalize(row["text"]) for row in sets["documents"]]
     assert not any(text.startswith(p + " ") for text in texts for p in held_out)
     assert report["ift"]["held out"] == 8 * 2
-    assert report["ift"]["repeated answer"] == 16  # of three answers, two are the same
+    assert report["ift"]["duplicate answer"] == 16  # of three answers, two are the same
     assert report["eft"]["held out"] == 8 * 3
-    # Nothing else is lost: each judged row is trained on, held out, or was of a prompt that IFT has got.
-    assert report["ift"]["given to eft"] == 4 * 2
-    assert report["eft"]["given to ift"] == 4 * 3
+    # Nothing else is lost: each judged row is trained on, held out, or of a prompt that is assigned to IFT.
+    assert report["ift"]["assigned to eft"] == 4 * 2
+    assert report["eft"]["assigned to ift"] == 4 * 3
     held = [a["response"] for name in ("ranked_validation", "ranked_heldout") for r in sets[name] for a in r["answers"]]
     given = [r["response"] for r in EFT if normalize(r["prompt"]) in prompts(sets, "ift")]
     assert len(given) == 4 * 3
@@ -200,21 +200,21 @@ MALFORMED = [
     ({"prompt": "p" * 1_000_001, "response": "r", "score": 1}, r"\bprompt\b.*\b1,000,001\b.*\b1,000,000\b"),
     ('{"prompt": "p \\ud800", "response": "r", "score": 1}', r"\bprompt\b"),
 ]
-KINDS = {"' '": "with an empty text", "''": "with an empty text", r"\bprompt\b": "with half of a character"}
+REASONS = {"' '": "empty text", "''": "empty text", r"\bprompt\b": "lone surrogate"}
 
 
 @pytest.mark.parametrize(("row", "fault"), MALFORMED)
-def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
+def test_a_malformed_row_is_named_or_dropped(load, capsys, row, fault):
     eft = [*EFT[:2], row, *EFT[2:]]
-    facts = rf"eft\.jsonl line 3\b.*{fault}.*\b1\b.*\b{len(eft)}\b.*data\.most_bad\b"
+    facts = rf"eft\.jsonl line 3\b.*{fault}.*\b1\b.*\b{len(eft)}\b.*data\.max_malformed_frac\b"
     with pytest.raises(DataError, match=facts) as error:
-        load(eft=eft, most_bad=0.5 / len(eft))
+        load(eft=eft, max_malformed_frac=0.5 / len(eft))
     assert "\n" not in str(error.value)
-    sets, report = load(eft=eft, most_bad=1.5 / len(eft))
+    sets, report = load(eft=eft, max_malformed_frac=1.5 / len(eft))
     assert sets == load()[0]
-    kind = next((of for sign, of in KINDS.items() if fault.endswith(sign)), "malformed")
+    expected = next((reason for end, reason in REASONS.items() if fault.endswith(end)), "malformed")
     assert {name: report["eft"][name] for name in parsers.DROP_REASONS[:3]} == {
-        name: int(name == kind) for name in parsers.DROP_REASONS[:3]
+        name: int(name == expected) for name in parsers.DROP_REASONS[:3]
     }
     assert "eft.jsonl line 3" in capsys.readouterr().out
 
@@ -228,18 +228,18 @@ def test_a_malformed_row_is_named_or_left_out(load, capsys, row, fault):
         {"prompt": "p", "response": "r", "judgment": "Good."},
     ],
 )
-def test_an_answer_without_a_score_is_counted_and_no_fault(load, row):
-    sets, report = load(eft=[*EFT[:2], row, *EFT[2:]], most_bad=0.0)
+def test_an_answer_without_a_score_is_counted_but_is_no_fault(load, row):
+    sets, report = load(eft=[*EFT[:2], row, *EFT[2:]], max_malformed_frac=0.0)
     assert sets == load()[0]
-    assert report["eft"]["without a score"] == 1
+    assert report["eft"]["no score"] == 1
 
 
-def test_ten_faults_are_told_and_the_others_counted(load, capsys):
-    load(eft=[*EFT, *["{"] * 12], most_bad=0.5)
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 11
-    assert [f"line {len(EFT) + i}" in line for i, line in enumerate(told[:10], 1)] == [True] * 10
-    assert re.findall(r"\d+", told[-1]) == ["2"]
+def test_ten_faults_are_printed_and_the_others_counted(load, capsys):
+    load(eft=[*EFT, *["{"] * 12], max_malformed_frac=0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert [f"line {len(EFT) + i}" in line for i, line in enumerate(lines[:10], 1)] == [True] * 10
+    assert re.findall(r"\d+", lines[-1]) == ["2"]
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -276,18 +276,18 @@ def test_too_few_rows_are_refused_with_their_numbers(load):
 @pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x7f\u2029"])
 def test_unicode_line_separators_inside_a_text_are_text(load, mark):
     ift = [*IFT, {"prompt": f"one{mark}two", "response": "done"}]
-    assert load(ift=ift, most_bad=0.0)[0]["ift"][-1]["prompt"] == ift[-1]["prompt"]
+    assert load(ift=ift, max_malformed_frac=0.0)[0]["ift"][-1]["prompt"] == ift[-1]["prompt"]
 
 
 def test_a_file_that_is_not_utf_8_is_refused(load):
     with pytest.raises(DataError):
-        load(ift=[*IFT, '{"prompt": "caf\udce9", "response": "done"}'], most_bad=0.0)
+        load(ift=[*IFT, '{"prompt": "caf\udce9", "response": "done"}'], max_malformed_frac=0.0)
 
 
-# --- rows made of them -----------------------------------------------------------------------------------------
+# --- training rows -----------------------------------------------------------------------------------------
 
 
-def test_prompt_rows_ask_for_a_prompt_that_they_do_not_show():
+def test_prompt_rows_have_a_target_that_is_no_example():
     known = [f"request {chr(97 + i)}" for i in range(6)]
     rows = seed_sets.prompt_rows(known, 20, 3, "{examples}", Random(0))
     for row in rows:
@@ -302,7 +302,7 @@ def test_judge_rows_answer_the_judges_prompt_with_the_judgment():
     assert seed_sets.judge_rows(eft, lambda p, r: f"<{p}|{r}>") == [{"prompt": "<p|r>", "response": "Score: 4"}]
 
 
-# --- what goes where -------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------------
 
 RANKED = [
     {"prompt": f"question {p}", "answers": [{"response": f"answer {p} {a}", "rank": a} for a in range(3)]}
@@ -311,19 +311,22 @@ RANKED = [
 
 
 def sums(report):
-    """Whether every answer read is kept or counted by one filter."""
-    return all(of["read"] == sum(n for why, n in of.items() if why != "read") for of in (report["ift"], report["eft"]))
+    """Whether every answer that was read is kept or counted under one reason."""
+    return all(
+        counts["read"] == sum(n for name, n in counts.items() if name != "read")
+        for counts in (report["ift"], report["eft"])
+    )
 
 
-def test_the_best_answer_is_the_instruction_rows(load):
+def test_the_best_answer_becomes_the_instruction_row(load):
     ranked = [{**row, "answers": row["answers"][::-1]} for row in RANKED[:4]]
-    scored = [{"prompt": f"asked {p}", "response": f"told {s}", "score": s} for p in range(3) for s in (1, 3, 2)]
+    scored = [{"prompt": f"scored {p}", "response": f"answer of {s}", "score": s} for p in range(3) for s in (1, 3, 2)]
     plain = [{"prompt": "open", "response": r} for r in "abc"]
     chosen = [{"prompt": "both", "chosen": "good", "rejected": "bad"}]
     sets, report = load(ift=[*ranked, *scored, *plain, *chosen], eft=[r | {"prompt": r["prompt"] + " x"} for r in EFT])
     assert [r["response"] for r in sets["ift"]] == [
         *[f"answer {p} 0" for p in range(4)],
-        *["told 3"] * 3,
+        *["answer of 3"] * 3,
         *"abc",
         "good",
     ]
@@ -332,7 +335,7 @@ def test_the_best_answer_is_the_instruction_rows(load):
     assert sums(report)
 
 
-def test_ranks_lie_equally_spaced_within_their_prompt(load):
+def test_ranks_are_equally_spaced_within_their_prompt(load):
     tied = {"prompt": "tied", "answers": [{"response": f"t{i}", "rank": r} for i, r in enumerate((0, 4, 4, 7, 9))]}
     alone = {"prompt": "alone", "answers": [{"response": "a", "rank": 0}]}
     sets, report = load(eft=[*RANKED, tied, alone], judge_eval_prompts=2)
@@ -341,7 +344,7 @@ def test_ranks_lie_equally_spaced_within_their_prompt(load):
         score |= {a["response"]: a["score"] for a in row["answers"]}
     assert [score[f"t{i}"] for i in range(5)] == pytest.approx([5, 10 / 3, 10 / 3, 5 / 3, 0], abs=0.5)
     assert [score["answer 0 0"], score["answer 0 2"]] == [5, 0]
-    assert report["eft"]["ranked alone"] == 1
+    assert report["eft"]["single ranked answer"] == 1
     assert report["scores"] == {}
     assert sums(report)
 
@@ -377,7 +380,7 @@ def baseline(source="baseline"):
 def test_the_baseline_gets_answers_to_judge(load):
     dull = [{"prompt": f"dull {p}", "response": a, "score": 1} for p in range(3) for a in "ab"]
     plain, _ = load(eft=EFT + dull)
-    sets, report = load(eft=EFT + dull, more=baseline())
+    sets, report = load(eft=EFT + dull, eft_settings=baseline())
     assert "eft" not in sets
     assert {name: rows for name, rows in sets.items() if name != "eft_answers"} == {
         name: rows for name, rows in plain.items() if name != "eft"
@@ -387,7 +390,7 @@ def test_the_baseline_gets_answers_to_judge(load):
     assert report["eft"]["nothing to order"] == len(dull)
     assert report["eft"]["kept"] == sum(len(row["answers"]) for row in sets["eft_answers"])
     assert sums(report)
-    assert load(eft=EFT + dull, more=baseline("scores"))[0] == plain
+    assert load(eft=EFT + dull, eft_settings=baseline("scores"))[0] == plain
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.25, 2), (1.0, 8)])
@@ -395,7 +398,7 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
     path = tmp_path / "both.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in RANKED) + "{\n")
     settings = config.get_config("scratch").data
-    settings.update(ift=str(path), eft=str(path), shared_to_ift=share, most_bad=0.1)
+    settings.update(ift=str(path), eft=str(path), shared_to_ift=share, max_malformed_frac=0.1)
     if share in (0, 1):
         with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b2\b") as error:
             from_files(settings, 0)
@@ -409,7 +412,7 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
     assert capsys.readouterr().out.count("both.jsonl") == 1  # the file is read once
 
 
-def test_a_report_is_told_in_a_line_for_each_set(load):
+def test_a_report_has_a_line_for_each_set(load):
     rows = [*EFT, {**EFT[0], "language": "de"}, {**EFT[1], "lang": "en-GB"}]
     _, report = load(eft=rows)
     ift, eft = seed_sets.format_report(report)
@@ -417,49 +420,49 @@ def test_a_report_is_told_in_a_line_for_each_set(load):
     assert re.findall(r"\d+", ift) == ["6", "6", "6"]
     assert re.findall(r"\w+", eft)[0] == "eft"
     assert re.findall(r"\d+", eft) == ["50", "1", "1", "24", "24", "8"]
-    for count, why in ((1, "in another language"), (1, "repeated answer"), (24, "held out")):
-        assert_mentions(eft, f"{count} {why}")
+    for count, reason in ((1, "other language"), (1, "duplicate answer"), (24, "held out")):
+        assert_mentions(eft, f"{count} {reason}")
     assert sums(report)
 
 
 def test_judged_rows_of_a_world_share_no_prompt_with_instruction_rows(monkeypatch):
-    fresh = seed_sets.lists.eft_rows
-    taken = world()["ift"][0]["prompt"]
+    fresh = seed_sets.generator.eft_rows
+    used = world()["ift"][0]["prompt"]
     monkeypatch.setattr(
-        seed_sets.lists,
+        seed_sets.generator,
         "eft_rows",
-        lambda *given: [{**r, "prompt": taken} if i < 3 else r for i, r in enumerate(fresh(*given))],
+        lambda *args: [{**r, "prompt": used} if i < 3 else r for i, r in enumerate(fresh(*args))],
     )
     settings = config.get_config("micro").data
     sets, report = from_world(settings, 0)
-    assert report["eft"]["given to ift"] == 3
+    assert report["eft"]["assigned to ift"] == 3
     assert len(sets["eft"]) == report["eft"]["kept"] == settings.eft_rows - 3
     assert sums(report)
     assert re.findall(r"\d+", seed_sets.format_report(report)[1])[:2] == [str(settings.eft_rows), "3"]
 
 
-def test_sets_that_share_a_prompt_are_never_given_out(load, monkeypatch):
-    monkeypatch.setattr(seed_sets, "_dealt", lambda ift, eft, *_: (ift, eft))
-    with pytest.raises(DataError, match=r"^(?!.*data\.)"):  # no setting is to blame
+def test_sets_that_share_a_prompt_are_an_internal_error(load, monkeypatch):
+    monkeypatch.setattr(seed_sets, "_split_shared_prompts", lambda ift, eft, *_: (ift, eft))
+    with pytest.raises(DataError, match=r"^(?!.*data\.)"):  # no setting is at fault
         load(ift=[{"prompt": r["prompt"], "response": "r"} for r in EFT])
 
 
 @given(
     rng=st.randoms(use_true_random=False),
-    most=st.integers(8, 40),
+    num_prompts=st.integers(8, 40),
     share=st.floats(0, 1),
-    form=st.sampled_from(["score", "rank"]),
+    rating=st.sampled_from(["score", "rank"]),
     source=st.sampled_from(["scores", "baseline"]),
 )
-def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, form, source):
+def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, num_prompts, share, rating, source):
     folder = tmp_path_factory.mktemp("overlap")
     data = config.get_config("scratch").data
-    data.update(ift=str(folder / "i.jsonl"), eft=str(folder / "e.jsonl"), shared_to_ift=share, most_bad=0.0)
+    data.update(ift=str(folder / "i.jsonl"), eft=str(folder / "e.jsonl"), shared_to_ift=share, max_malformed_frac=0.0)
     for path, count in (data.ift, rng.randint(1, 60)), (data.eft, rng.randint(20, 200)):
-        rows = [(rng.randrange(most), rng.randrange(9)) for _ in range(count)]
-        # Each prompt is spelt in two ways that `normalise` takes for one.
+        rows = [(rng.randrange(num_prompts), rng.randrange(9)) for _ in range(count)]
+        # Each prompt has two spellings that are equal after `normalize`.
         lines = [
-            {"prompt": f"{'Qq'[r % 2]}uestion {p}{'?' * (r % 2)}", "response": f"{r}", form: r // 2} for p, r in rows
+            {"prompt": f"{'Qq'[r % 2]}uestion {p}{'?' * (r % 2)}", "response": f"{r}", rating: r // 2} for p, r in rows
         ]
         Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
     try:
@@ -472,8 +475,8 @@ def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, for
         return
     judged = "eft" if source == "scores" else "eft_answers"
     groups = [["ift"], [judged], ["validation", "ranked_validation"], ["heldout", "ranked_heldout"]]
-    found = [prompts(sets, *group) for group in groups]
-    assert sum(map(len, found)) == len(set.union(*found))
+    by_group = [prompts(sets, *group) for group in groups]
+    assert sum(map(len, by_group)) == len(set.union(*by_group))
     assert sums(report)
 
 
@@ -483,7 +486,7 @@ def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, most, share, for
 def real(ift, eft, seed=0, **changed):
     for name in (ift, eft):
         if not (DATA / name).exists():
-            pytest.skip("no real data beside the repository")
+            pytest.skip("no real data next to the repository")
     data = config.get_config("scratch").data
     data.update(ift=str(DATA / ift), eft=str(DATA / eft), **changed)
     sets, report = from_files(data, seed)
@@ -498,8 +501,8 @@ def test_open_assistant_files_can_be_used():
     sets, report = real("oasst/ift_seed.jsonl", "oasst/eft_ranked.jsonl")
     assert report["ift"]["read"] == 761
     assert report["eft"]["read"] == 2392
-    assert report["eft"]["repeated answer"] == 2
-    assert len(sets["ift"]) == 761 - 240 - report["ift"]["given to eft"] == 298
+    assert report["eft"]["duplicate answer"] == 2
+    assert len(sets["ift"]) == 761 - 240 - report["ift"]["assigned to eft"] == 298
     assert len(sets["eft"]) == 778
     assert (
         len(sets["ranked_heldout"])
@@ -513,18 +516,18 @@ def test_open_assistant_trees_can_be_used_alone():
     sets, report = real("oasst/oa_en_100_tree.jsonl", "oasst/oa_en_100_tree.jsonl")
     assert report["records"] == {"ift": 100, "eft": 100}
     assert report["ift"]["read"] == report["eft"]["read"] == 687
-    assert report["ift"]["in a later turn"] == 354
-    assert report["eft"]["without a score"] == 3
+    assert report["ift"]["later turn"] == 354
+    assert report["eft"]["no score"] == 3
     assert report["prompts"] == {"ift": 27, "eft": 25}
     assert len(sets["heldout"]) == len(sets["validation"]) == 24
 
 
-def test_tied_pairs_are_left_out():
+def test_tied_pairs_are_dropped():
     sets, report = real("self_instruct/seed_tasks.jsonl", "ultrafeedback/ultrafeedback_1k.jsonl")
     assert len(sets["ift"]) == 175
-    assert report["eft"]["in a pair of equal texts"] == 2 * 4
-    assert report["eft"]["in a pair of equal scores"] == 2 * 110  # 111 are tied, one of them of equal texts
-    assert report["eft"]["with an empty text"] == 2
+    assert report["eft"]["pair of equal texts"] == 2 * 4
+    assert report["eft"]["pair of equal scores"] == 2 * 110  # 111 are tied, one of them of equal texts
+    assert report["eft"]["empty text"] == 2
     assert report["scores"] == {"lowest": 1, "highest": 10}
 
 
@@ -542,13 +545,13 @@ def test_the_same_files_give_the_same_bytes():
 
 
 @pytest.mark.parametrize("score", range(6))
-def test_a_judgment_made_of_a_score_says_that_score(score):
+def test_a_one_line_judgment_ends_with_its_score(score):
     assert PARSERS["points"](seed_sets.one_line_judgment(score)) == score
     assert PARSERS["choice"](seed_sets.one_line_judgment(score, "choice")) == max(1, score)
 
 
-def test_a_choice_is_made_of_a_score_where_the_judge_chooses(load):
-    sets, _ = load(form="choice")
+def test_a_judgment_made_from_a_score_is_a_choice_where_the_judge_chooses(load):
+    sets, _ = load(output_format="choice")
     points, _ = load()
     assert [r["score"] for r in sets["eft"]] == [r["score"] for r in points["eft"]]
     assert all(r["judgment"].endswith(f"Choice: {'AABCDE'[r['score']]}") for r in sets["eft"])

@@ -1,4 +1,4 @@
-"""The expected score: which probabilities are weighed, against the model's own logits."""
+"""The expected score against a weighted mean of the model's own logits."""
 
 import math
 
@@ -28,43 +28,47 @@ def engine(random_params):
 def by_hand(engine, prompt, texts, values):
     """The weighted mean from the full forward pass: the first id by which the texts differ, of each of them."""
     ids = [engine.chat.example(prompt, text).ids for text in texts]
-    same = next(i for i in range(99) if len({tuple(x[: i + 1]) for x in ids}) > 1)
+    prefix_len = next(i for i in range(99) if len({tuple(x[: i + 1]) for x in ids}) > 1)
     forward = jax.jit(lambda p, x: Llama(engine.cfg).apply({"params": p}, x))
-    logits = np.asarray(forward(engine.params, np.array([ids[0][:same]])), np.float64)[0, -1]
-    weights = np.exp([logits[x[same]] for x in ids])
+    logits = np.asarray(forward(engine.params, np.array([ids[0][:prefix_len]])), np.float64)[0, -1]
+    weights = np.exp([logits[x[prefix_len]] for x in ids])
     return float(weights @ np.array(values) / weights.sum())
 
 
 def test_it_is_the_mean_over_the_scores_tokens(engine):
-    asked = [("Judge this.", "Good reasons.\nScore: 4"), ("Judge this. bad", "Score: 0"), ("this", "bad.\nScore: 2")]
-    found = expected_scores(engine, asked, "points")
-    for (prompt, text), value in zip(asked, found, strict=True):
+    judgments = [
+        ("Judge this.", "Good reasons.\nScore: 4"),
+        ("Judge this. bad", "Score: 0"),
+        ("this", "bad.\nScore: 2"),
+    ]
+    scores = expected_scores(engine, judgments, "points")
+    for (prompt, text), value in zip(judgments, scores, strict=True):
         texts = [text[:-1] + n for n in "012345"]
         assert value == pytest.approx(by_hand(engine, prompt, texts, range(6)), abs=1e-5)
-    assert len(set(found)) == 3
+    assert len(set(scores)) == 3
 
 
-def test_which_score_was_drawn_does_not_matter(engine):
+def test_the_sampled_score_does_not_matter(engine):
     one, other = expected_scores(engine, [("this", "bad.\nScore: 2"), ("this", "bad.\nScore: 5")], "points")
     assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_a_choice_is_worth_its_place(engine):
-    (found,) = expected_scores(engine, [("this", "Good reasons.\nChoice: D")], "choice")
+def test_a_choice_has_the_value_of_its_letter(engine):
+    (score,) = expected_scores(engine, [("this", "Good reasons.\nChoice: D")], "choice")
     texts = [f"Good reasons.\nChoice: {c}" for c in "ABCDE"]
-    assert found == pytest.approx(by_hand(engine, "this", texts, range(1, 6)), abs=1e-5)
-    assert 1 < found < 5
+    assert score == pytest.approx(by_hand(engine, "this", texts, range(1, 6)), abs=1e-5)
+    assert 1 < score < 5
 
 
-def test_what_names_no_score_has_none(engine):
-    asked = [("this", "bad"), ("this", "Score: 4"), ("this", "Score: 9")]
-    first, second, third = expected_scores(engine, asked, "points")
+def test_a_judgment_without_a_score_has_no_expected_score(engine):
+    judgments = [("this", "bad"), ("this", "Score: 4"), ("this", "Score: 9")]
+    first, second, third = expected_scores(engine, judgments, "points")
     assert (first, third) == (None, None)
     assert second is not None
     assert expected_scores(engine, [], "points") == []
 
 
-def test_a_certain_model_names_its_score(engine, monkeypatch):
+def test_a_certain_model_gives_its_own_score(engine, monkeypatch):
     certain = [0.0 if n == 3 else -math.inf for n in range(6)]
-    monkeypatch.setattr(engine, "next_logprobs", lambda contexts, candidates, at_once: [certain] * len(contexts))
+    monkeypatch.setattr(engine, "next_logprobs", lambda contexts, candidates, batch_size: [certain] * len(contexts))
     assert expected_scores(engine, [("this", "Score: 1")], "points") == [3.0]

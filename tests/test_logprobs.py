@@ -1,4 +1,4 @@
-"""Losses against values worked out by hand."""
+"""Log-probs and losses against values computed by hand."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,8 +14,8 @@ CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads
 TOKENS = np.random.default_rng(2).integers(0, 29, (3, 8)).astype(np.int32)
 TARGET = np.array([[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0]], np.float32)
 
-# A bigram model: row = the token before, column = the next one. Its log-probs can be read off.
-CHANCE = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float32)
+# A bigram model: row = the previous token, column = the next one.
+PROBS = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float32)
 
 
 class Bigram:
@@ -24,13 +24,13 @@ class Bigram:
     cfg = SimpleNamespace(vocab_size=3, dtype="float32")
 
     def apply(self, variables, *x, method):
-        if method == "hidden":
+        if method == "hidden_states":
             return variables["params"][x[0]], None
-        assert method == "output_matrix"
+        assert method == "lm_head"
         return jnp.eye(3)
 
 
-LOGITS = np.log(CHANCE) + np.array([[1.0], [-2.0], [5.0]], np.float32)  # a shift of a row changes no probability
+LOGITS = np.log(PROBS) + np.array([[1.0], [-2.0], [5.0]], np.float32)  # a shift of a row changes no probability
 
 
 def test_token_logprobs_of_a_bigram_model():
@@ -39,9 +39,9 @@ def test_token_logprobs_of_a_bigram_model():
     np.testing.assert_allclose(logprobs.token_logprobs(Bigram(), LOGITS, tokens), expected, atol=1e-6)
 
 
-def test_sequence_logprobs_sum_the_targets_alone():
+def test_sequence_logprobs_sum_only_the_targets():
     tokens = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
-    target = np.array([[1, 0, 1, 1], [0, 0, 0, 1]])  # the first column has no log-prob, whatever its target says
+    target = np.array([[1, 0, 1, 1], [0, 0, 0, 1]])  # the first column has no log-prob, whatever its target is
     expected = np.log([0.8 * 0.1, 0.5])
     np.testing.assert_allclose(logprobs.sequence_logprobs(Bigram(), LOGITS, tokens, target), expected, atol=1e-6)
 
@@ -58,15 +58,15 @@ def test_sft_loss_is_the_mean_over_targets_not_over_rows():
 def test_token_logprobs_are_the_log_softmax_of_the_models_logits(random_params):
     params = random_params(CFG)
     logits = np.asarray(jax.jit(lambda p: Llama(CFG).apply({"params": p}, TOKENS))(params), np.float64)
-    chance = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = np.zeros(TOKENS.shape)
     for b, t in np.ndindex(3, 7):
-        expected[b, t + 1] = np.log(chance[b, t, TOKENS[b, t + 1]])
+        expected[b, t + 1] = np.log(probs[b, t, TOKENS[b, t + 1]])
     got = jax.jit(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(params)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_chunked_logprobs_equal_whole_ones_in_values_and_gradients(random_params, monkeypatch):
+def test_chunked_logprobs_equal_unchunked_ones_in_values_and_gradients(random_params, monkeypatch):
     params = random_params(CFG)
 
     def run():
@@ -76,14 +76,14 @@ def test_chunked_logprobs_equal_whole_ones_in_values_and_gradients(random_params
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    whole = run()
-    for length in (1, 3):  # 7 predicted tokens: with no rest, and with a rest of 1
-        monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", length * 3 * 29)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run(), whole)
+    unchunked = run()
+    for length in (1, 3):  # 7 predicted tokens: without and with a remainder
+        monkeypatch.setattr(logprobs, "MAX_LOGITS", length * 3 * 29)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run(), unchunked)
 
 
 def test_chunks_hold_no_more_logits_than_allowed(random_params, monkeypatch):
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 2 * 3 * 29)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 2 * 3 * 29)
     program = jax.make_jaxpr(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(random_params(CFG))
     assert "f32[3,2,29]" in str(program)
     assert "f32[3,7,29]" not in str(program)
