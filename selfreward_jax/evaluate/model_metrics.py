@@ -7,11 +7,11 @@ from etils import epath
 
 from selfreward_jax.evaluate import head_to_head, oracle
 from selfreward_jax.evaluate.agreement import agreement, confidence_intervals
-from selfreward_jax.method.rows import JudgmentRow, RankedRow, ResponsesRow, Row
+from selfreward_jax.method.rows import JudgeInput, JudgmentRow, RankedRow, ResponsesRow
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
 
-def ranked_responses(ranked: Sequence[RankedRow]) -> list[Row]:
+def ranked_responses(ranked: Sequence[RankedRow]) -> list[JudgeInput]:
     """The responses of ranked rows, as rows {id, prompt, response} for the judge; the id is RANKED_ID/INDEX."""
     return [
         {"id": f"{row['id']}/{i}", "prompt": row["prompt"], "response": response["response"]}

@@ -6,7 +6,6 @@ from selfreward_jax import storage
 from selfreward_jax.method import round_checks
 from selfreward_jax.method.pairs import join_scores
 from selfreward_jax.method.responses import finished_responses
-from selfreward_jax.method.rows import Row
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, few_shot_pool, held_out_prompts, previous_model
 from selfreward_jax.stages.training import is_trained
@@ -35,7 +34,7 @@ def check_round(run: Run, model: str) -> None:
 def round_metrics(run: Run, model: str) -> dict[str, Any]:
     """The metrics that `round_checks.CHECKS` limits."""
 
-    def rows(stage: str, folder: str = model) -> list[Row]:
+    def rows(stage: str, folder: str = model) -> list[Any]:
         artifact = run.files.jsonl(folder, stage)
         return artifact.rows() if artifact.manifest else []
 

@@ -11,7 +11,7 @@ from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
-from selfreward_jax.method.rows import InstructionRow, Row
+from selfreward_jax.method.rows import InstructionRow
 from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.runs.run import Run
 
@@ -103,11 +103,11 @@ def filter_few_shot(run: Run, rows: Iterable[InstructionRow]) -> list[str]:
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
     """Training examples of the seed sets: ift, eft (the judge's task), prompts (the task of writing prompts)."""
-    rows: dict[str, list[Row]] = {name: _task_rows(run, name) for name in names}
+    rows = {name: _task_rows(run, name) for name in names}
     return {name: [run.models.chat.example(r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
 
 
-def _task_rows(run: Run, name: str) -> list[Row]:
+def _task_rows(run: Run, name: str) -> list[InstructionRow]:
     """A seed set as rows {prompt, response}."""
     if name == "ift":
         return run.files.jsonl("seed", "ift").rows()

@@ -9,7 +9,7 @@ from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.pairwise import Matchup, both_orders, make_matchups, resolve_orders, verdicts_by_prompt
-from selfreward_jax.method.rows import ResponsesRow, VerdictRow
+from selfreward_jax.method.rows import JudgeInput, ResponsesRow, VerdictRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
@@ -65,7 +65,7 @@ def _log_unreadable(label: str, sides: Sequence[str | None], limit: str) -> None
 
 def _by_scores(run: Run, judge_name: str, matchups: Sequence[Matchup], folder: str, stage: str) -> list[int]:
     """Each response is judged alone; the higher score wins. A response without a score neither wins nor loses."""
-    responses = [
+    responses: list[JudgeInput] = [
         {"id": f"{m.id}/{side}", "prompt": m.prompt, "response": text}
         for m in matchups
         for side, text in (("ours", m.ours), ("theirs", m.theirs))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method.responses import finished_responses, generate_responses
-from selfreward_jax.method.rows import JudgmentRow, PromptRow, ResponseRow, Row
+from selfreward_jax.method.rows import JudgeInput, JudgmentRow, PromptRow, ResponsesRow
 from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, SamplingParams
@@ -21,7 +21,7 @@ from selfreward_jax.telemetry.progress import Progress, log_line
 class RowStream(Protocol):
     """Makes rows in batches, with the random key of the stage, leaving out the ids that are done."""
 
-    def __call__(self, key: jax.Array, done: Collection[str]) -> Iterator[list[Row]]:
+    def __call__(self, key: jax.Array, done: Collection[str]) -> Iterator[list[Any]]:
         """The batches."""
 
 
@@ -32,7 +32,7 @@ def sampling_params(settings: ConfigDict) -> SamplingParams:
 
 def run_resumable(
     run: Run, folder: str, stage: str, ids: Sequence[str], stream: RowStream, made_by: str = "", **metadata: Any
-) -> list[Row]:
+) -> list[Any]:
     """Makes FOLDER/STAGE.jsonl of the rows of `stream`, and continues where an interrupted run ended.
 
     Args:
@@ -109,7 +109,7 @@ def sample_best_of_n(
     judge(run, model, finished_responses(drawn), folder, f"{stage}_judged")
     scores = {row["id"]: row["score"] for row in run.files.jsonl(folder, f"{stage}_judged").rows()}
 
-    def best(row: Row, group: int) -> Any:
+    def best(row: ResponsesRow, group: int) -> Any:
         """The best response of a group of samples; one without a score comes last."""
         members = range(group * settings.best_of, (group + 1) * settings.best_of)
         score = {i: scores.get(f"{row['id']}/{i}") for i in members}
@@ -135,7 +135,7 @@ def drop_long_prompts(engine: Engine, rows: Sequence[Any], max_new_tokens: int, 
 
 
 def judge(
-    run: Run, model: str, responses: Sequence[ResponseRow], folder: str, stage: str, num_samples: int = 0
+    run: Run, model: str, responses: Sequence[JudgeInput], folder: str, stage: str, num_samples: int = 0
 ) -> list[JudgmentRow]:
     """FOLDER/STAGE.jsonl: judgments of responses by a finished model.
 

@@ -17,7 +17,7 @@ from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
 from selfreward_jax.llm.llama import Llama, Params, param_specs, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
-from selfreward_jax.method.rows import Row
+from selfreward_jax.method.rows import JudgedRow, JudgeInput, RankedRow, Row
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, eft_source_set, filter_few_shot, judge_template, prompt_template
@@ -162,7 +162,8 @@ def eft(run: Run, model: str) -> None:
     artifact = run.files.jsonl(model, "eft")
     if eft_source_set(run) == "eft" or artifact.manifest is not None:
         return
-    written, ranked = [], []
+    written: list[JudgedRow] = []
+    ranked: list[RankedRow] = []
     for row in run.files.jsonl(model, "eft_answers").rows():
         if all("judgment" in answer for answer in row["answers"]):  # people's own judgments need no agreement
             written += [{"prompt": row["prompt"], **answer} for answer in row["answers"]]
@@ -170,7 +171,11 @@ def eft(run: Run, model: str) -> None:
             answers = [{**answer, "id": f"{row['id']}/{i}"} for i, answer in enumerate(row["answers"])]
             ranked.append({**row, "answers": answers})
     settings = run.cfg.eft
-    responses = [{"prompt": row["prompt"], **answer} for row in ranked for answer in row["answers"]]
+    responses: list[JudgeInput] = [
+        {"id": answer["id"], "prompt": row["prompt"], "response": answer["response"]}
+        for row in ranked
+        for answer in row["answers"]
+    ]
     judged = judge(run, "sft", responses, model, "eft_judgments", settings.num_samples) if responses else []
     rng = Random(f"{run.cfg.seed} eft")
     built, counts = build_eft(ranked, judged, settings.agreement, settings.max_share, rng)
