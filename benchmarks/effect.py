@@ -90,7 +90,7 @@ ARMS = {
     "positive-sft": Arm("ablations/positive_sft", _PAIRS, _ONE_ROUND),
     "multiple-choice": Arm("ablations/multiple_choice", (), _ONE_ROUND | {"sft_baseline": False}),
     "random": Arm("ablations/random_judge", _RESPONSES, _ONE_ROUND),
-    "best-of-n": Arm("ablations/best_of_n", (*_BASE, "m1/checkpoint", "m1/manifest.json")),
+    "best-of-n": Arm("ablations/best_of_n", (*_BASE, "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")),
     "external-prompts": Arm("ablations/external_prompts", _M1, _ONE_ROUND),
     "length-control": Arm("ablations/length_control", (*_RESPONSES, "m2/judgments"), _ONE_ROUND),
     "oracle": Arm("iter3", _RESPONSES, replace={"judgments": oracle_judge, "probes": lambda run, model: None}),

@@ -61,7 +61,8 @@ def page_inputs(count: int) -> tuple[dict, dict, dict]:
         "goal": "m2",
         "stop_reason": "",
     }
-    return results, rows, metadata | {"weights": {}, "files": [], "log": []}
+    no_time = {"starts": 0, "peak_memory_bytes": 0, "stages": {}, "lost": {}}
+    return results, rows, metadata | {"weights": {}, "files": [], "log": [], "time": no_time}
 
 
 def main(_: list[str]) -> None:

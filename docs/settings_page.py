@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings and their comments: python docs/settings_page.py"""
+"""Writes docs/settings.md from the settings and their comments: python -m docs.settings_page"""
 
 import ast
 import re

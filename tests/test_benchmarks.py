@@ -19,6 +19,13 @@ serve({"add": lambda case: lambda: {"sum": case["a"] + case["b"]}}, {"stub": "1"
 """
 
 
+def test_the_report_benchmark_gives_the_page_all_that_it_shows():
+    pytest.importorskip("playwright")
+    code = "from benchmarks import report; print(report.report.render(*report.page_inputs(2))[:15])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().lower() == "<!doctype html>", done.stderr
+
+
 def test_prompts_and_pairs_are_deterministic():
     assert cases.prompts("tiny", 3, 8, 5) == cases.prompts("tiny", 3, 8, 5)
     ids = cases.prompts("tiny", 3, 8, 5)

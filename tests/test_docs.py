@@ -119,7 +119,7 @@ def test_every_setting_has_a_comment():
 
 
 def test_the_settings_page_is_up_to_date():
-    assert settings_page.PAGE.read_text() == settings_page.page(), "python docs/settings_page.py"
+    assert settings_page.PAGE.read_text() == settings_page.page(), "python -m docs.settings_page"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import main
-from selfreward_jax.cli import export, generate
+from selfreward_jax.cli import explain, export, generate
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
@@ -106,14 +106,20 @@ def test_invalid_exports_are_refused_on_one_line(finished_run, tmp_path, argv, f
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_of_another_version_is_refused(finished_run, tmp_path):
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [(export, ["--out=OLD/new"]), (export, ["--out=OLD/new", "--pairs=m2"]), (explain, ["--pair=m2/0"])],
+)
+def test_a_run_of_another_version_is_refused(finished_run, tmp_path, program, options):
     shutil.copytree(finished_run, tmp_path / "old")
     stored = json.loads((finished_run / "config.json").read_text())
     stored["dpo"]["delta"] = 1.0
     (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
-    code, err = ended(export, f"--workdir={tmp_path}/old", f"--out={tmp_path}/new")
+    given = [option.replace("OLD", str(tmp_path / "old")) for option in options]
+    code, err = ended(program, f"--workdir={tmp_path}/old", *given)
     assert (code, err.count("\n")) == (2, 1), err
     assert "dpo.delta" in err
+    assert not (tmp_path / "old" / "new").exists()
 
 
 def test_exported_pairs_equal_those_of_the_run(finished_run, tmp_path):

@@ -17,6 +17,7 @@ from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.method.rows import JudgmentRow, Response
 from selfreward_jax.report import time_report
+from selfreward_jax.runs.run import stored_settings
 from selfreward_jax.runs.workspace import key_name
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.stages.table import TABLE
@@ -59,12 +60,12 @@ def trace_pair(workdir: epath.Path, pair_id: str) -> Iterator[str]:
     """Lines that explain where a pair comes from; text of models has its control characters escaped.
 
     Raises:
-      ConfigError: there is no such pair.
+      ConfigError: there is no run, or no such pair.
     """
+    settings = stored_settings(workdir)
     model_name = pair_id.partition("/")[0]
     artifacts, rows = _load_round(workdir, model_name, pair_id)
-    settings, judge = storage.read_json(workdir / "config.json"), f"m{int(model_name[1:]) - 1}"
-    seed, pair = settings["seed"], rows["pairs"][pair_id]
+    judge, seed, pair = f"m{int(model_name[1:]) - 1}", settings.seed, rows["pairs"][pair_id]
     judge_weights = (storage.read_checksummed(workdir / judge / "manifest.json") or {}).get("weights")
     weights = (storage.read_checksummed(workdir / model_name / "manifest.json") or {}).get("weights")
     yield f"pair {pair_id} of {workdir}, seed {seed}"
@@ -72,7 +73,7 @@ def trace_pair(workdir: epath.Path, pair_id: str) -> Iterator[str]:
     yield f"trains {model_name}, " + (f"weights {weights}" if weights else "which is not trained yet")
     for artifact in artifacts.values():
         yield f"{artifact.path.name}: {artifact.manifest['rows']} rows, SHA-256 {artifact.manifest['sha256']}"
-    yield from _block(f"prompt, by {settings['prompts']['writer'] or judge}", pair["prompt"])
+    yield from _block(f"prompt, by {settings.prompts.writer or judge}", pair["prompt"])
     key = _format_key(seed, model_name, "responses", pair_id)
     yield f"answers, by {judge}; their keys: {key}, then the answer's number"
     for number, response in enumerate(rows["responses"][pair_id]["responses"]):

@@ -21,6 +21,7 @@ from selfreward_jax.llm.hf_config import DTYPES, ModelFormatError, stored_dtype,
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import model_card
 from selfreward_jax.runs.loading import LoadedModel, load_model
+from selfreward_jax.runs.run import CONFIG_FILE, stored_settings
 from selfreward_jax.storage.artifacts import JsonlArtifact, encode_rows
 
 
@@ -57,9 +58,11 @@ def write_pairs(options: argparse.Namespace, out: epath.Path) -> str:
     """Writes the preference pairs of a round as JSON lines. Returns a description of them.
 
     Raises:
-      ConfigError: the round has no pairs.
+      ConfigError: another version made the run, or the round has no pairs.
     """
     workdir = epath.Path(options.workdir)
+    if (workdir / CONFIG_FILE).exists():  # without it the round's own files are enough
+        stored_settings(workdir)
     path = workdir / options.pairs / "pairs.jsonl"
     if not path.exists():
         folders = sorted(workdir.iterdir()) if workdir.is_dir() else []

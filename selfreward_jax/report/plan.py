@@ -33,7 +33,8 @@ def plan(run: Run, table: StageTable) -> list[str]:
     for step in planned:
         if (manifest := manifests.get(step.label)) is not None:
             rows, tokens = manifest.get("rows", 0), manifest.get("tokens", 0)
-            cells = f"{rows:9,} {tokens:12,} {seconds.get(step.label, 0.0):9.1f}  done"
+            logged_as = f"{step.folder} {manifest.get('stage', step.stage.name)}"  # m0 may be loaded, not trained
+            cells = f"{rows:9,} {tokens:12,} {seconds.get(logged_as, 0.0):9.1f}  done"
         else:
             cost = step.stage.cost(run.cfg)
             estimate = pace[step.stage.name] * cost.rows if cost.rows and step.stage.name in pace else None

@@ -64,6 +64,18 @@ def make_run(cfg: ConfigDict, workdir: str) -> Run:
     return Run(cfg, files, models, EventLog(files.path))
 
 
+def stored_settings(workdir: epath.Path) -> ConfigDict:
+    """The settings of the run in a working directory.
+
+    Raises:
+      ConfigError: there is no run, or another version of the settings made it.
+    """
+    stored = _read_config(workdir)
+    if not isinstance(stored, dict) or "iterations" not in stored:
+        raise config.ConfigError(f"workdir {workdir} holds no run: it has no {CONFIG_FILE} of one")
+    return config.from_stored(stored)
+
+
 def open_run(workdir: str, parallel: ConfigDict | None = None) -> Run:
     """Opens the run of a working directory for reading.
 
@@ -75,10 +87,7 @@ def open_run(workdir: str, parallel: ConfigDict | None = None) -> Run:
     Raises:
       ConfigError: there is no run, or another version of the settings made it.
     """
-    stored = _read_config(epath.Path(workdir))
-    if not isinstance(stored, dict) or "iterations" not in stored:
-        raise config.ConfigError(f"workdir {workdir} holds no run: it has no {CONFIG_FILE} of one")
-    cfg = config.from_stored(stored)
+    cfg = stored_settings(epath.Path(workdir))
     if parallel is not None:
         cfg.parallel = parallel.copy_and_resolve_references()
     p = cfg.parallel
