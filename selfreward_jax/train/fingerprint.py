@@ -20,7 +20,9 @@ def fingerprint(tree: Any) -> str:
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = fetch([_sums(_to_device_memory(x)) for _, x in leaves])
+    # One array at a time: what comes from the host's memory must not fill the device's. And XLA's CPU client can hang
+    # where more than 32 programs with collectives are in flight on simulated devices.
+    sums = fetch([jax.block_until_ready(_sums(_to_device_memory(x))) for _, x in leaves])
     for (path, x), leaf_sums in zip(leaves, sums, strict=True):
         digest.update(f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype} {leaf_sums.tolist()}\n".encode())
     return digest.hexdigest()[:32]

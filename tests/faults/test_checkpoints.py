@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_mentions
+from conftest import assert_mentions, on_eight_devices
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +59,24 @@ def test_one_bit_makes_another_fingerprint(dtype, seed, place, bit):
     bits = changed.view(f"u{x.dtype.itemsize}")
     bits[place % x.size] ^= 1 << bit % (8 * x.dtype.itemsize)
     assert fingerprint({"x": jnp.asarray(changed.reshape(x.shape))}) != fingerprint({"x": jnp.asarray(x)})
+
+
+MANY_SHARDED_ARRAYS = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from selfreward_jax.train.fingerprint import fingerprint
+
+sharding = NamedSharding(jax.make_mesh((2, 2, 2), ("a", "b", "c")), PartitionSpec("a", "b"))
+arrays = [jax.device_put(np.full((8, 64, 64), i, np.float32), sharding) for i in range(200)]
+print(*{fingerprint(arrays) for _ in range(10)})
+"""
+
+
+def test_the_fingerprint_of_many_sharded_arrays_ends():
+    # XLA's CPU client hangs, and ends the process, where many programs with collectives are in flight at once.
+    assert on_eight_devices(MANY_SHARDED_ARRAYS).split() == [
+        fingerprint([jnp.full((8, 64, 64), i, jnp.float32) for i in range(200)])
+    ]
 
 
 def test_the_fingerprint_knows_names_places_shapes_and_types():
