@@ -20,7 +20,7 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from selfreward_jax.cli import export
+from selfreward_jax.cli import program
 from selfreward_jax.report import time_report
 from selfreward_jax.stages.table import TABLE
 
@@ -57,7 +57,7 @@ def main(_: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base, model = Path(folder) / "base", Path(folder) / "m1"
         run(1, base, {})
-        if export.main(["export", f"--workdir={base}", "--model=m1", f"--out={model}"]):
+        if program.main(["export", f"--workdir={base}", "--model=m1", f"--out={model}"]):
             raise RuntimeError("M1 was not exported")
         measurements: list[tuple[int, dict[str, float]]] = []
         for rows in map(int, _ROWS.value):

@@ -1,1 +1,3 @@
-"""Self-rewarding language models in JAX."""
+"""Self-rewarding language models, native to JAX: a model that improves by judging itself."""
+
+__version__ = "0.1.0"

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from hypothesis import settings
 from ml_collections import ConfigDict
 
 from selfreward_jax import config, main
+from selfreward_jax.cli import program
 from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, param_specs
 
 ROOT = Path(__file__).parents[1]
@@ -46,12 +47,11 @@ def command(workdir: Path, iterations: int, *options: str) -> list[str]:
     return [sys.executable, "-m", "selfreward_jax.main", *arguments(workdir, iterations, *options)]
 
 
-def ended(program, *argv: str) -> tuple[int, str]:
-    """Exit code and standard error of a program run in this process."""
-    err, words = io.StringIO(), ["program", *argv]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err), flagsaver.flagsaver():
-        patch.setattr(sys, "argv", words)  # where config_flags looks for settings
-        code = program.main(words)
+def ended(command: types.ModuleType, *argv: str) -> tuple[int, str]:
+    """Exit code and standard error of a command in this process: main, or a module of cli/."""
+    err, name = io.StringIO(), command.__name__.rpartition(".")[2]
+    with contextlib.redirect_stderr(err):
+        code = main.main(argv) if command is main else program.main([name, *argv])
     return code, err.getvalue()
 
 

@@ -54,9 +54,9 @@ def test_the_environment_variable_has_priority(tmp_path):
 
 def test_the_default_is_in_the_users_cache_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert compile_cache.default_directory() == "/caches/selfreward_jax"
+    assert compile_cache._default_directory() == "/caches/selfreward_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert compile_cache.default_directory() == "~/.cache/selfreward_jax"
+    assert compile_cache._default_directory() == "~/.cache/selfreward_jax"
 
 
 def test_counts_are_differences():

@@ -11,9 +11,9 @@ from conftest import ROOT
 from etils import epath
 
 from selfreward_jax import config
-from selfreward_jax.__main__ import COMMANDS
-from selfreward_jax.cli import args, evaluate
-from selfreward_jax.config import validate
+from selfreward_jax.cli import parser
+from selfreward_jax.config import files, validate
+from selfreward_jax.config.comments import field_comments, flatten_config
 from selfreward_jax.config.presets import PRESETS
 from selfreward_jax.llm import hf_config
 from selfreward_jax.train import preference_losses
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import settings_page
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
-FIELDS = args.flatten_config(config.default_config())
+FIELDS = flatten_config(config.default_config())
 
 
 def blocks(page, language):
@@ -30,41 +30,41 @@ def blocks(page, language):
 
 
 def commands():
-    """Every command of this repository in a code block or code span: its module, its arguments and its page."""
-    command = re.compile(r"python3? -m (selfreward_jax\.main|selfreward_jax|benchmarks\.\w+)( .*)?$")
+    """Every command of this repository in a code block or code span: the program, its arguments and its page."""
+    of_modules = r"python3? -m (?:selfreward_jax\.main|selfreward_jax|benchmarks\.\w+)"
+    command = re.compile(rf"(selfreward-jax|{of_modules})( .*)?$")
     for page in PAGES:
-        indented = re.findall(r"^    (python3? -m .*)$", page.read_text(), re.M)
+        indented = re.findall(r"^    ((?:python3? -m|selfreward-jax) .*)$", page.read_text(), re.M)
         text = "\n".join(blocks(page, "sh")).replace("\\\n", " ").replace("&&", "\n").replace(";", "\n")
         spans = re.findall(r"`([^`\n]+)`", page.read_text())
         for line in [*text.split("\n"), *indented, *spans]:
             if m := command.search(line.strip()):
-                words = shlex.split(m[2] or "", comments=True)
-                module = m[1]
-                if module == "selfreward_jax":
-                    assert words, f"{page.name}: {line} has no command"
-                    module = COMMANDS.get(words[0], words[0])
-                    words = words[1:]
-                yield pytest.param(module, words, id=f"{page.name}: {m[0]}")
+                program, words = m[1].split()[-1], shlex.split(m[2] or "", comments=True)
+                if program == "selfreward_jax.main":
+                    words = ["run", *words]
+                if words or "benchmarks" in program:
+                    yield pytest.param(program, words, id=f"{page.name}: {m[0]}")
 
 
-def options(module):
-    """The options that a program declares, by their names in its source."""
-    path = ROOT / (module.replace(".", "/") + ".py")
-    source = path.read_text()
-    shared = {"benchmarks": "benchmarks/side_by_side.py", "selfreward_jax": "selfreward_jax/cli/args.py"}
-    if "side_by_side" in source or "args.parse(" in source:
-        source += (ROOT / shared[module.partition(".")[0]]).read_text()
-    names = re.findall(r'(?:add_argument|DEFINE_\w+)\(\s*"(?:--)?([\w.]+)"', source)
-    names += [f"no{name}" for name in re.findall(r'DEFINE_bool\(\s*"(\w+)"', source)]
-    names += evaluate.OVERRIDABLE_FIELDS if module == COMMANDS["evaluate"] else []
-    names += ["compile_cache"] if "compiles=True" in source else []
-    return {*names, "help"}
+def options(program, command):
+    """The options of a command of this program, or of a benchmark."""
+    if not program.startswith("benchmarks"):
+        actions = parser._parser(command)._actions
+        return {option.removeprefix("--") for action in actions for option in action.option_strings}
+    source = (ROOT / (program.replace(".", "/") + ".py")).read_text()
+    if "side_by_side" in source:
+        source += (ROOT / "benchmarks" / "side_by_side.py").read_text()
+    switches = {f"no{name}" for name in re.findall(r'DEFINE_bool\(\s*"(\w+)"', source)}
+    return switches | {*re.findall(r'(?:add_argument|DEFINE_\w+)\(\s*"(?:--)?([\w.]+)"', source), "help"}
 
 
-@pytest.mark.parametrize(("module", "words"), [*commands()])
-def test_documented_commands_and_options_exist(module, words):
-    assert (ROOT / (module.replace(".", "/") + ".py")).exists()
-    known = options(module)
+@pytest.mark.parametrize(("program", "words"), [*commands()])
+def test_documented_commands_and_options_exist(program, words):
+    command = "" if program.startswith("benchmarks") else words[0]
+    if command in ("COMMAND", "X", "--help", "--version"):
+        return
+    known = options(program, command)
+    positional = [word for word in words[1:] if command in parser.TAKES_CONFIG and not word.startswith("-")]
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name in ("", "..."):
@@ -73,17 +73,19 @@ def test_documented_commands_and_options_exist(module, words):
             assert name.removeprefix("config.") in FIELDS or name == "config.FIELD"
             assert "config" in known
         else:
-            assert name in known, f"{module} has no --{name}"
+            assert name in known, f"{program} {command} has no --{name}"
         if name == "config":
-            file, _, preset = value.partition(":")
-            assert (ROOT / file).is_file() or "ITER" in file
-            assert preset in ("", "tiny", *PRESETS) or preset.isupper()
+            positional.append(value)
+    for spec in positional:
+        file, _, preset = spec.partition(":")
+        assert files.find(file.replace("ITER", "iter2").replace("iterN", "iter2"))
+        assert preset in ("", "tiny", *PRESETS) or preset.isupper()
 
 
 def test_every_command_is_documented():
-    modules = [parameters.values[0] for parameters in commands()]
-    assert len(modules) > 25
-    assert set(COMMANDS.values()) <= set(modules)
+    documented = [parameters.values for parameters in commands()]
+    assert len(documented) > 25
+    assert set(parser.COMMANDS) <= {words[0] for program, words in documented if not program.startswith("benchmarks")}
 
 
 def test_the_readme_has_fewer_than_900_words():
@@ -114,7 +116,7 @@ def test_files_and_settings_in_code_spans_exist(page):
 
 
 def test_every_setting_has_a_comment():
-    comments = settings_page.field_comments()
+    comments = field_comments()
     assert all(comments[field] for field in FIELDS)
 
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import assert_mentions
 
-from selfreward_jax.cli import evaluate
+from selfreward_jax.cli import program
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def ended(*argv):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
-        code = evaluate.main(["program", *argv])
+        code = program.main(["evaluate", *argv])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -73,7 +73,7 @@ def test_a_model_of_the_run_judges_and_its_votes_are_reused(workdir):
 
 
 def test_a_model_of_another_run_is_an_opponent(workdir, finished_run):
-    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_name=m1")
+    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_model=m1")
     assert code == 0
     ((ours, others),) = report(workdir)["versus"].items()
     ((opponent, rates),) = others.items()
@@ -81,7 +81,7 @@ def test_a_model_of_another_run_is_an_opponent(workdir, finished_run):
     assert opponent.startswith("m1-")
     assert rates["win"] + rates["tie"] + rates["lose"] == pytest.approx(1)
     shutil.copytree(finished_run, workdir.parent / "elsewhere")  # the same model under another path
-    assert ended(f"--workdir={workdir}", f"--opponent={workdir.parent}/elsewhere", "--opponent_name=m1")[0] == 0
+    assert ended(f"--workdir={workdir}", f"--opponent={workdir.parent}/elsewhere", "--opponent_model=m1")[0] == 0
     assert len(list((workdir / "evaluation").glob("m1-*_answers.jsonl"))) == 1
 
 

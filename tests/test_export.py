@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import main
-from selfreward_jax.cli import explain, export, generate
+from selfreward_jax.cli import chat, explain, export, generate
 from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
@@ -196,7 +196,6 @@ def test_responses_are_in_the_order_of_the_prompt_file(exported, tmp_path):
         f"--model={exported}",
         f"--prompts={prompts}",
         f"--out={out}",
-        "--chat",
         "--num_samples=2",
         "--max_new_tokens=8",
     ]
@@ -222,8 +221,9 @@ def test_responses_are_in_the_order_of_the_prompt_file(exported, tmp_path):
 def test_a_model_of_a_workdir_continues_raw_text(finished_run, tmp_path):
     prompts, out = write(tmp_path / "p.jsonl", {"prompt": "Among the birds are"}), tmp_path / "o.jsonl"
     argv = [
-        f"--model={finished_run}",
-        "--name=m0",
+        f"--workdir={finished_run}",
+        "--model=m0",
+        "--raw",
         f"--prompts={prompts}",
         f"--out={out}",
         "--temperature=0",
@@ -269,24 +269,22 @@ def test_invalid_prompts_and_options_are_refused_on_one_line(exported, tmp_path,
 
 def test_an_empty_line_starts_a_new_conversation(both, capsys):
     model = both[1]
-    options = Namespace(
-        chat=False, interactive=True, num_samples=1, temperature=0.0, top_p=1.0, max_new_tokens=6, max_length=0, seed=0
-    )
-    generate.chat(model, options, io.StringIO("Hi.\nHi.\n\nHi.\n" + "word " * 300 + "\n"))
+    options = Namespace(temperature=0.0, top_p=1.0, max_new_tokens=6, max_length=0, seed=0)
+    chat.chat(model, options, io.StringIO("Hi.\nHi.\n\nHi.\n" + "word " * 300 + "\n"))
     out, err = capsys.readouterr()
     first, _, third = out.splitlines()
     assert first == third  # both are greedy replies to the first message
     assert_mentions(err, model.max_length)
 
 
-@pytest.mark.parametrize("name", ["export", "generate"])
+@pytest.mark.parametrize("module", ["selfreward_jax", "selfreward_jax.main"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_the_commands_run_as_a_module(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["selfreward_jax", name, "--help"])
+def test_the_program_runs_as_a_module(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["selfreward_jax", *(["run"] if module == "selfreward_jax" else []), "--help"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("selfreward_jax", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert ended.value.code == 0
-    assert f"selfreward_jax {name}" in capsys.readouterr().out
+    assert "selfreward-jax run" in capsys.readouterr().out
 
 
 # --- damaged and hostile model folders, through the commands --------------------------------------------------

@@ -27,7 +27,7 @@ FLOORS = (
     ("main",),
     ("__main__",),
 )
-LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+LEVEL = {"__version__": -1} | {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # What a room may not import although it is below, or is no room of ours.
 FORBIDDEN = {
     "config": {"jax", "jaxlib", "flax", "optax"},

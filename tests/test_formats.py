@@ -140,7 +140,7 @@ def test_instructions_are_user_messages(exported, outputs, tmp_path):
         f"--out={tmp_path}/out.jsonl",
         "--max_new_tokens=8",
     ]
-    assert ended(generate, *argv, "--chat", "--temperature=0")[0] == 0
+    assert ended(generate, *argv, "--temperature=0")[0] == 0
     argv = [f"--model={exported}", f"--prompts={outputs[1]}", f"--out={tmp_path}/out.json", "--max_new_tokens=8"]
     assert ended(generate, *argv, "--format=alpaca_eval", "--temperature=0")[0] == 0
     greedy = json.loads((tmp_path / "out.json").read_text())

@@ -1,57 +1,116 @@
-"""--help of every command is short and names every option; an unknown option gets the nearest one as a suggestion."""
+"""--help of every command names every option at once; a mistake on the command line gets the right word."""
 
-import contextlib
-import re
+import subprocess
+import sys
 
 import pytest
-from conftest import ROOT, assert_mentions, ended
-from test_docs import options
+from conftest import ROOT, assert_mentions
 
-from selfreward_jax import __main__ as commands
-from selfreward_jax.__main__ import COMMANDS
+from selfreward_jax.cli import parser, program
+from selfreward_jax.config import default_config
+from selfreward_jax.config.comments import flatten_config
+from selfreward_jax.config.presets import PRESETS
+from selfreward_jax.main import main
 
-# Options that every subcommand below needs, a misspelt option and the right one.
-TYPOS = {
-    "evaluate": (["--workdir=w"], "--workidr", "--workdir"),
-    "generate": (["--model=m"], "--temprature", "--temperature"),
-    "export": (["--workdir=w", "--out=t"], "--modle", "--model"),
-    "explain": (["--workdir=w", "--time"], "--workidr", "--workdir"),
-    "report": (["--workdir=w"], "--workidr", "--workdir"),
+# Arguments, and what the answer names.
+MISTAKES = {
+    "no command": (["evalute", "--workdir=w"], ["'evalute'", "evaluate"]),
+    "an option first": (["--config=iter2"], ["'--config=iter2'", *parser.COMMANDS]),
+    "a typo": (["evaluate", "--workidr=w", "--workdir=w"], ["--workidr", "--workdir"]),
+    "a typo in generate": (
+        ["generate", "--workdir=w", "--prompts=p", "--out=o", "--temprature=1"],
+        ["--temprature", "--temperature"],
+    ),
+    "an abbreviation": (["export", "--workdir=w", "--out=o", "--mod=m2"], ["--mod", "--model"]),
+    "nothing that is needed": (["export", "--workdir=w"], ["--out"]),
+    "no value": (["report", "--workdir"], ["--workdir"]),
+    "a word for a number": (["chat", "--workdir=w", "--seed=one"], ["--seed", "'one'"]),
+    "an unknown choice": (
+        ["generate", "--workdir=w", "--prompts=p", "--out=o", "--format=csv"],
+        ["--format", "'csv'", "alpaca_eval"],
+    ),
+    "no prefix": (["run", "iter2:micro", "--dpo.beta=0.2"], ["--config.dpo.beta=0.2"]),
+    "no prefix, a switch": (["check", "iter2:micro", "--sft_baseline"], ["--config.sft_baseline=VALUE"]),
+    "an old way to chat": (["generate", "--workdir=w", "--interactive"], ["selfreward-jax chat"]),
+    "an old name of a model": (["chat", "--model=w", "--name=m1"], ["--name", "--workdir", "--model"]),
+    "a flag of another library": (["run", "iter2", "--model_name_or_path=x"], ["--config.model.init"]),
+    "a preset as an option": (["run", "iter2", "--preset=micro"], ["iter2:PRESET"]),
+    "two configurations": (["run", "iter2", "--config=iter3"], ["'iter2'", "--config=iter3"]),
+    "a configuration that is not there": (["run", "iter4:micro"], ["'iter4'", "iter1", "iter2", "iter3"]),
+    "a preset that is not there": (["run", "iter2:mikro"], ["'mikro'", *PRESETS]),
+    "a second word": (["run", "iter2", "resume"], ["'resume'"]),
+    "a setting that is not there": (["run", "iter2", "--config.dpo.betta=1"], ["dpo.betta", "dpo.beta"]),
+    "a group for a setting": (["run", "iter2", "--config.dpo", "3"], ["dpo", "'3'"]),
+    "no run and no model": (["chat"], ["--workdir", "--model"]),
+    "a run that is not there": (["report", "--workdir=nowhere"], ["nowhere"]),
 }
 
 
-def help_of(capsys, *words):
-    with contextlib.suppress(SystemExit):  # argparse ends the program
-        assert commands.main(["selfreward_jax", *words, "--help"]) in (0, None)
-    return capsys.readouterr().out
+def test_the_program_says_which_commands_there_are(capsys):
+    assert program.main(["--help"]) == 0
+    assert_mentions(capsys.readouterr().out, *parser.COMMANDS)
+    assert program.main([]) == 0
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", parser.COMMANDS)
 def test_help_is_short_and_complete(name, capsys):
-    text = help_of(capsys, name)
-    assert len(text.splitlines()) <= 60
-    source = (ROOT / (COMMANDS[name].replace(".", "/") + ".py")).read_text()
-    declared = options(COMMANDS[name]) - {"help", "config"}
-    declared -= {option for option in declared if option.removeprefix("no") in declared - {option}}
-    if name == "fits":  # the others, of cli/args.py, are those of a run
-        declared &= set(re.findall(r'DEFINE_\w+\("(\w+)"', source))
-    assert declared
-    assert [option for option in declared if f"--{option}" not in text] == []
+    assert program.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    for action in parser._parser(name)._actions:
+        if action.help != "==SUPPRESS==":
+            assert_mentions(text, *action.option_strings[-1:])
+    assert len(text.splitlines()) <= 60 or name == "run"
 
 
-def test_help_of_the_program_names_every_command(capsys):
-    assert_mentions(help_of(capsys), *COMMANDS)
+def test_help_of_a_run_lists_presets_and_settings(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert_mentions(text, *PRESETS, "iter1", "ablations/no_eft")
+    for field, value in flatten_config(default_config()).items():
+        assert f"  {field}={value if value != '' else repr(value)}  # " in text
 
 
-def test_an_unknown_command_is_refused_with_the_known_ones():
-    code, err = ended(commands, "evalute")
-    assert (code, err.count("\n")) == (2, 1)
-    assert_mentions(err, "'evalute'", *COMMANDS)
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["generate", "--help"], ["rnu"]], ids=" ".join)
+def test_help_does_without_jax(words):
+    script = "import sys; from selfreward_jax.cli.program import main; main(sys.argv[1:]); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("name", TYPOS)
-def test_a_typo_gets_the_nearest_option(name):
-    needed, wrong, right = TYPOS[name]
-    code, err = ended(commands, name, *needed, f"{wrong}=1")
-    assert (code, err.count("\n")) == (2, 1)
-    assert_mentions(err, "selfreward_jax", wrong, right)
+def test_the_package_is_imported_without_jax():
+    script = "import sys, selfreward_jax; print('jax' in sys.modules, selfreward_jax.__version__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False 0.1.0\n"
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_the_right_word_on_one_line(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv, facts = MISTAKES[name]
+    assert program.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("selfreward_jax: ")
+    assert_mentions(err, *facts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--config.dpo.beta=0.2"], "dpo.beta", 0.2),
+        (["--config.dpo.beta", "0.2"], "dpo.beta", 0.2),
+        (["--config.seed", "3", "--config.sft_baseline"], "sft_baseline", True),
+        (["--noconfig.sft_baseline"], "sft_baseline", False),
+        (["--config.sft.sets=('ift',)"], "sft.sets", ("ift",)),
+        (["--config.data.ift=a=b"], "data.ift", "a=b"),
+    ],
+)
+@pytest.mark.parametrize("spec", [["iter2:micro"], ["--config=iter2:micro"], ["--config", "iter2:micro"]])
+def test_settings_on_the_command_line(spec, words, field, value):
+    from selfreward_jax.cli import settings
+
+    options = parser.parse(["run", *words, *spec])
+    cfg = settings.load(options.config, options.fields)
+    assert flatten_config(cfg)[field] == value
+    assert cfg.iterations == 2

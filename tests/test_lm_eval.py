@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from selfreward_jax.cli.export import main as export
+from selfreward_jax.cli import program
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.train import logprobs as token_scores
@@ -35,7 +35,7 @@ def harness():
 @pytest.fixture(scope="module")
 def exported(finished_run, tmp_path_factory):
     to = tmp_path_factory.mktemp("harness") / "m2"
-    assert export(["export", f"--workdir={finished_run}", "--model=m2", f"--out={to}"]) == 0
+    assert program.main(["export", f"--workdir={finished_run}", "--model=m2", f"--out={to}"]) == 0
     return to
 
 

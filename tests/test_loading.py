@@ -8,7 +8,7 @@ import pytest
 from conftest import on_eight_devices
 from etils import epath
 
-from selfreward_jax.cli import export
+from selfreward_jax.cli import program
 from selfreward_jax.config import ConfigError
 from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.stages import StageError
@@ -29,7 +29,7 @@ def test_the_digest_of_a_model_does_not_depend_on_its_directory(finished_run, tm
 
 def test_the_digest_of_a_folder_follows_from_its_content(finished_run, tmp_path):
     for name in ("m1", "m2"):
-        assert export.main(["export", f"--workdir={finished_run}", f"--model={name}", f"--out={tmp_path}/{name}"]) == 0
+        assert program.main(["export", f"--workdir={finished_run}", f"--model={name}", f"--out={tmp_path}/{name}"]) == 0
     shutil.copytree(tmp_path / "m1", tmp_path / "other" / "m1")
     assert resolve_model(f"{tmp_path}/m1") == resolve_model(f"{tmp_path}/other/m1")
     assert resolve_model(f"{tmp_path}/m1")[0] == "m1"
@@ -71,7 +71,7 @@ for path in sys.argv[1:]:
 
 
 def test_mesh_from_shards_a_model_over_the_meshes_of_a_run(finished_run, tmp_path):
-    assert export.main(["export", f"--workdir={finished_run}", "--model=m1", f"--out={tmp_path}/m1"]) == 0
+    assert program.main(["export", f"--workdir={finished_run}", "--model=m1", f"--out={tmp_path}/m1"]) == 0
     lines = on_eight_devices(FRACTIONS, f"{tmp_path}/m1", finished_run).splitlines()
     fractions = [[float(x) for x in line.split()] for line in lines]
     # Training over 4 x 2 devices, sampling over 2; without mesh_from each device has all weights.

@@ -28,10 +28,9 @@ for argv in json.load(sys.stdin):
     if not child:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        sys.argv = ["selfreward_jax", *argv]
         code = 1
         try:
-            code = main.main(sys.argv)
+            code = main.main(argv)
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()

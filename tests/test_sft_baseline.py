@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from conftest import run
 
-from selfreward_jax.cli import export
+from selfreward_jax.cli import program
 from selfreward_jax.data.eft import agrees
 from selfreward_jax.method.judge_parsing import parse_score
 from selfreward_jax.worlds.toy import generator
@@ -22,7 +22,7 @@ def rows(path):
 def workdir(finished_run, tmp_path_factory):
     """A run to M1 from the exported M1 of another run, on answers with scores but without judgments."""
     home = tmp_path_factory.mktemp("baseline")
-    assert export.main(["export", f"--workdir={finished_run}", "--model=m1", f"--out={home}/model"]) == 0
+    assert program.main(["export", f"--workdir={finished_run}", "--model=m1", f"--out={home}/model"]) == 0
     rng = Random(0)
     for name, examples in (("ift", generator.ift_rows(60, rng)), ("eft", generator.ranked_rows(60, 3, rng))):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))

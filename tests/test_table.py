@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 import pytest
 from conftest import micro
 
-from selfreward_jax.cli import args
 from selfreward_jax.config import default_config
+from selfreward_jax.config.comments import flatten_config
 from selfreward_jax.config.diff import RUNTIME_FIELDS
 from selfreward_jax.runs.run import make_run
 from selfreward_jax.stages.table import STAGES, TABLE
@@ -50,14 +50,14 @@ def test_what_is_read_was_written_by_an_earlier_step():
 
 
 def test_every_setting_decides_an_artifact_or_is_known_to_decide_none():
-    for field in args.flatten_config(default_config()):
+    for field in flatten_config(default_config()):
         free = {field, field.split(".")[0]} & {*RUNTIME_FIELDS, *TABLE.without_artifacts}
         assert free or TABLE.dependents(field) != ("*/*",), field
         assert not (free & set(RUNTIME_FIELDS) and free & set(TABLE.without_artifacts)), field
 
 
 def test_every_setting_that_a_stage_names_exists():
-    fields = args.flatten_config(default_config())
+    fields = flatten_config(default_config())
     known = {".".join(f.split(".")[:n]) for f in fields for n in (1, 2)} | {"inputs"}
     assert {name for stage in STAGES for name in stage.settings} <= known
 

@@ -1,9 +1,4 @@
-"""Evaluates the models of a run: the paper's reward-model table, and head-to-head win rates.
-
-    python -m selfreward_jax evaluate --workdir=runs/a
-    python -m selfreward_jax evaluate --workdir=runs/a --opponent=runs/b --judge=m1
-    python -m selfreward_jax evaluate --workdir=runs/a --judge=endpoint \\
-        --endpoint.base_url=http://localhost:8000/v1 --endpoint.model=NAME
+"""selfreward-jax evaluate: the paper's reward-model table, and head-to-head win rates.
 
 The judge of the win rates is the toy world's oracle, a model of the run, or an OpenAI-compatible endpoint. The
 endpoint's key is read from the environment. Results are written to WORKDIR/evaluation. A second evaluation reuses them:
@@ -11,92 +6,52 @@ no response is generated twice, and no request is paid for twice.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.cli import args
+from selfreward_jax.cli.parser import ENDPOINT_FIELDS
 from selfreward_jax.config import ConfigError, validate
-from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
+from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
-from selfreward_jax.llm.chat import ChatError
-from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.rows import ResponsesRow
-from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import load_model, resolve_model
 from selfreward_jax.runs.run import Run, open_run
-from selfreward_jax.stages import StageError
 from selfreward_jax.stages.measure import evaluate as evaluate_model
 from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.sampling import sample_with_engine
-from selfreward_jax.storage import StorageError
 from selfreward_jax.telemetry import compile_cache
 
 ResponseRows = list[ResponsesRow]
 Judge = Callable[[str, str, dict[str, ResponseRows]], list[list[int]]]  # two model names, rows by name -> verdicts
 OUTPUT_DIR = "evaluation"
-# Settings of the run that the command line may override, with their types.
-OVERRIDABLE_FIELDS = {
-    "endpoint.base_url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.max_requests": int,
-    "pairwise.method": str, "pairwise.max_new_tokens": int,
-}  # fmt: skip
-INPUT_ERRORS = (
-    ConfigError,
-    ModelFormatError,
-    ChatError,
-    TemplateError,
-    EndpointError,
-    StorageError,
-    StageError,
-    OSError,
-)
 
 
-def main(argv: list[str]) -> int:
-    """Evaluates. Returns the exit code: 0, or 2 after a one-line error message."""
-    try:
-        options = _parse_options(argv)
-        compile_cache.enable(options.compile_cache)
-        run = open_run(options.workdir)
-        for field in OVERRIDABLE_FIELDS:
-            if (value := getattr(options, field)) is not None:
-                section, name = field.split(".")
-                run.cfg[section][name] = value
-        validate.validate(run.cfg, row_devices=1)
-        report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_name)
-        print("\n".join(tables.evaluation_tables(report)), flush=True)
-    except INPUT_ERRORS as error:
-        print(f"selfreward_jax: {error}", file=sys.stderr)
-        return 2
+def main(options: argparse.Namespace) -> int:
+    """Evaluates. Returns the exit code."""
+    compile_cache.enable(options.compile_cache)
+    run = open_run(options.workdir)
+    for field in ENDPOINT_FIELDS:
+        if (value := getattr(options, field)) is not None:
+            section, name = field.split(".")
+            run.cfg[section][name] = value
+    validate.validate(run.cfg, row_devices=1)
+    report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_model)
+    print("\n".join(tables.evaluation_tables(report)), flush=True)
     return 0
 
 
-def _parse_options(argv: list[str]) -> argparse.Namespace:
-    parser = args.make_parser("evaluate", __doc__, compiles=True)
-    parser.add_argument("--workdir", required=True, help="working directory of the run")
-    parser.add_argument("--models", default="", help="models to evaluate, such as m1,m2 (default: all trained models)")
-    parser.add_argument(
-        "--judge", default="", help="oracle, endpoint, or a model of the run (default: oracle if any, else last model)"
-    )
-    parser.add_argument("--opponent", default="", help="another model: a working directory or a Hugging Face folder")
-    parser.add_argument("--opponent_name", default="", help="model of the opponent's working directory (default: last)")
-    for field, field_type in OVERRIDABLE_FIELDS.items():
-        parser.add_argument(f"--{field}", type=field_type, help=f"overrides the run's {field}")
-    return parser.parse_args(argv[1:])
-
-
-def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_name: str) -> dict[str, Any]:
+def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: str) -> dict[str, Any]:
     """Evaluates models, compares them with each other, and writes evaluation/report_JUDGE.json.
 
     Args:
       run: the run.
       models: comma-separated names; all but m0 if empty.
       judge: "oracle", "endpoint" or a model; if empty the oracle where there is one, else the last model.
-      opponent, opponent_name: another model that is compared with each of ours, or "".
+      opponent, opponent_model: another model that is compared with each of ours, or "".
 
     Returns:
       `judge` and what else describes the judge; `models`, the metrics of each by name; `versus`, the win rates by the
@@ -116,7 +71,7 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_name: st
         evaluate_model(run, name)
     responses = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
     if opponent:
-        label, rows = _opponent_responses(run, opponent, opponent_name)
+        label, rows = _opponent_responses(run, opponent, opponent_model)
         responses[label] = rows
         report |= {"opponent": {"name": label, "path": opponent}}
     versus: dict[str, dict[str, Any]] = {}
@@ -197,7 +152,3 @@ def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, Sequence[R
         prompts = run.files.jsonl("seed", run.cfg.evaluate.split).rows()
         sample_with_engine(run, engine, prompts, run.cfg.evaluate, OUTPUT_DIR, f"{label}_answers")
     return label, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -1,19 +1,15 @@
-"""Shows where a preference pair comes from: its prompt, all answers, each vote, and the models behind them.
-With --time, shows how the time of a run was spent over all its starts, by stage, and what was lost to kills.
-
-python -m selfreward_jax explain --workdir=runs/a --pair=m2/17
-python -m selfreward_jax explain --workdir=runs/a --time
+"""selfreward-jax explain: where a preference pair comes from: its prompt, all answers, each vote, and the models behind
+them. With --time, how the time of a run was spent over all its starts, by stage, and what was lost to kills.
 """
 
+import argparse
 import difflib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from selfreward_jax import storage
-from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.method.rows import JudgmentRow, Response
 from selfreward_jax.report import time_report
@@ -27,20 +23,10 @@ from selfreward_jax.telemetry.escape import escape
 STAGES = ("prompts", "responses", "judgments", "pairs")
 
 
-def main(argv: list[str]) -> int:
-    """Explains. Returns the exit code: 0, or 2 after a one-line error message."""
-    parser = args.make_parser("explain", __doc__)
-    parser.add_argument("--workdir", required=True, help="working directory of the run")
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--pair", help="id of the pair, as in pairs.jsonl, such as m2/17")
-    mode.add_argument("--time", action="store_true", help="a table of the seconds of each stage")
-    try:
-        options = parser.parse_args(argv[1:])
-        workdir = epath.Path(options.workdir)
-        lines = time_report_lines(workdir) if options.time else list(trace_pair(workdir, options.pair))
-    except (ConfigError, storage.StorageError, OSError) as error:
-        print(f"selfreward_jax: {error}", file=sys.stderr)
-        return 2
+def main(options: argparse.Namespace) -> int:
+    """Explains. Returns the exit code."""
+    workdir = epath.Path(options.workdir)
+    lines = time_report_lines(workdir) if options.time else list(trace_pair(workdir, options.pair))
     print("\n".join(lines))
     return 0
 
@@ -121,7 +107,3 @@ def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
 def _format_key(seed: int, model_name: str, stage: str, row_id: str) -> str:
     numbers = [f"{stable_hash32(name)} ({name})" for name in (model_name, key_name(stage), row_id)]
     return f"key({seed}) folded with " + ", ".join(numbers)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

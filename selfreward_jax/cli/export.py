@@ -1,23 +1,19 @@
-"""Writes a model of a run as a folder for transformers, vLLM, llama.cpp and Ollama; or preference pairs for TRL.
-
-python -m selfreward_jax export --workdir=runs/a --model=m3 --out=m3_hf/
-python -m selfreward_jax export --workdir=runs/a --pairs=m2 --out=pairs.jsonl [--format=standard]
+"""selfreward-jax export: a model of a run as a folder for transformers, vLLM, llama.cpp and Ollama; or preference pairs
+for TRL.
 """
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from etils import epath
 
 from selfreward_jax import storage
-from selfreward_jax.cli import args
 from selfreward_jax.config import ConfigError
 from selfreward_jax.integrations import formats
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.hf_config import DTYPES, ModelFormatError, stored_dtype, write_config
+from selfreward_jax.llm.hf_config import stored_dtype, write_config
 from selfreward_jax.llm.hf_tokenizer import write_tokenizer
 from selfreward_jax.report.card import model_card
 from selfreward_jax.runs.loading import LoadedModel, load_model
@@ -25,31 +21,14 @@ from selfreward_jax.runs.run import CONFIG_FILE, stored_settings
 from selfreward_jax.storage.artifacts import JsonlArtifact, encode_rows
 
 
-def main(argv: list[str]) -> int:
-    """Exports. Returns the exit code: 0, or 2 after a one-line error message."""
-    parser = args.make_parser("export", __doc__)
-    parser.add_argument("--workdir", required=True, help="working directory of the run")
-    parser.add_argument("--model", default="", help="model to export, such as m3 (default: the last one)")
-    parser.add_argument("--out", required=True, help="folder or file to write; it must not exist")
-    parser.add_argument("--pairs", default="", help="export the preference pairs of a round, such as m2, not a model")
-    parser.add_argument(
-        "--format", default=formats.PAIR_FORMATS[0], choices=formats.PAIR_FORMATS, help="format of the pairs"
-    )
-    parser.add_argument(
-        "--dtype", default="", choices=["", *DTYPES], help="dtype of the weights (default: that of the initial model)"
-    )
-    parser.add_argument("--shard_gb", type=float, default=5.0, help="maximum gigabytes per weight file")
-    try:
-        options = parser.parse_args(argv[1:])
-        out = epath.Path(options.out)
-        if out.exists():
-            raise ConfigError(f"--out {out} exists already: give another name, or move it away")
-        if options.model and options.pairs:
-            raise ConfigError(f"--model={options.model} excludes --pairs={options.pairs}: give one of them")
-        exported = write_pairs(options, out) if options.pairs else write_model(options, out)
-    except (ConfigError, ModelFormatError, storage.StorageError, OSError) as error:
-        print(f"selfreward_jax: {error}", file=sys.stderr)
-        return 2
+def main(options: argparse.Namespace) -> int:
+    """Exports. Returns the exit code."""
+    out = epath.Path(options.out)
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already: give another name, or move it away")
+    if options.model and options.pairs:
+        raise ConfigError(f"--model={options.model} excludes --pairs={options.pairs}: give one of them")
+    exported = write_pairs(options, out) if options.pairs else write_model(options, out)
     print(f"{exported} -> {out}")
     return 0
 
@@ -68,7 +47,7 @@ def write_pairs(options: argparse.Namespace, out: epath.Path) -> str:
         folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
         rounds = [folder.name for folder in folders if (folder / "pairs.jsonl").exists()]
         raise ConfigError(f"workdir {workdir} holds pairs of {', '.join(rounds) or 'no round'}, not of {options.pairs}")
-    rows = formats.to_trl_rows(JsonlArtifact(path).rows(), options.format)
+    rows = formats.to_trl_rows(JsonlArtifact(path).rows(), options.format or formats.PAIR_FORMATS[0])
     storage.write_atomic(out, encode_rows(rows))
     return f"{len(rows)} pairs of {options.pairs}"
 
@@ -111,7 +90,3 @@ def ollama_modelfile(chat: Chat) -> str:
     stops = "".join(f"PARAMETER stop {json.dumps(token_of[i])}\n" for i in chat.stop_ids if i in token_of)
     template = chat.render_text("{{ .Prompt }}", "{{ .Response }}").removeprefix(chat.bos or "")  # Ollama adds BOS
     return f'FROM .\nTEMPLATE """{template}"""\n{stops}'
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

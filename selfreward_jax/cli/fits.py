@@ -1,38 +1,29 @@
-"""Does a run fit a TPU slice? Compiles its programs for the slice, on a machine without a TPU.
-
-    python -m selfreward_jax fits --config=configs/iter3.py:llama2_70b --topology=v5p:4x4x4 [--config.FIELD=VALUE ...]
+"""selfreward-jax fits: does a run fit a TPU slice? Compiles its programs for the slice, on a machine without a TPU.
 
 Prints the bytes that each program takes on a chip, by kind, and its collectives. This shows that the programs compile
 and fit, not how fast they are. Needs the extra `tpu`: pip install "selfreward-jax[tpu]".
 
-  --topology=GENERATION:AxB[xC]  the TPU slice, such as v5e:4x4
-  --tokens=N                     length of a pair's longer side in DPO (default: model.max_length)
-  --only=PROGRAM,...             compile only these programs
-  --json                         one JSON line per program instead of a table
-
 Exit codes: 0 it fits; 1 it does not fit; 2 invalid input.
 """
 
+import argparse
 import json
 import math
 import os
 import re
-import sys
 from typing import Any
 
 import jax
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from selfreward_jax import config
-from selfreward_jax.cli import args
+from selfreward_jax.cli import settings
 from selfreward_jax.config import validate
-from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.memory.programs import NAMES, Program, programs
+from selfreward_jax.memory.programs import Program, programs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
 
@@ -46,23 +37,13 @@ _LIBTPU_ENV = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, GENERATION:AxB or GENERATION:AxBxC.")
-_TOKENS = flags.DEFINE_integer("tokens", 0, "Length of a pair's longer side in DPO, in tokens; 0: model.max_length.")
-_ONLY = flags.DEFINE_list("only", [], f"Programs to compile, of {', '.join(NAMES)}; all by default.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON line per program instead of a table.")
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Compiles and reports. Returns the exit code."""
-    if {"--help", "-h", "--helpfull"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        cfg, _ = args.parse(argv)
-        return check_fit(cfg, _TOPOLOGY.value or "", _TOKENS.value, _ONLY.value, _JSON.value)
-    except (config.ConfigError, ModelFormatError) as error:
-        print(f"selfreward_jax: {error}", file=sys.stderr)
-        return 2
+    cfg = settings.load(options.config, options.fields)
+    only = [name for name in options.only.split(",") if name]
+    return check_fit(cfg, options.topology, options.tokens, only, options.json)
 
 
 def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json: bool) -> int:
@@ -192,7 +173,3 @@ def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
     if stage in ("merge", "reshard") or size["params"] > 0.6 * hbm:
         return f"{used} {wider}, or take more chips"
     return f"{used} lower sampling.max_concurrent (now {cfg.sampling.max_concurrent}) or model.max_length, or {wider}"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

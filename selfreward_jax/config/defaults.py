@@ -5,11 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from selfreward_jax.config.errors import ConfigError
 from selfreward_jax.config.presets import PRESETS
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the field, its value and the remedy."""
 
 
 def default_config() -> ConfigDict:

@@ -12,10 +12,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from etils import epath
 
+from selfreward_jax.config import InputError
+
 Located = tuple[str, Any]  # the location of a record, such as "seeds.jsonl line 3", and the record
 
 
-class DataError(ValueError):
+class DataError(InputError, ValueError):
     """Seed data that cannot be used; the message names the location, the fault and the remedy."""
 
 

@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax import storage
+from selfreward_jax.config import InputError
 from selfreward_jax.storage.artifacts import encode_rows
 
 NUM_WORKERS = 4  # concurrent requests
@@ -31,7 +32,7 @@ class Reply(TypedDict):
     finish: str  # the server's finish_reason
 
 
-class EndpointError(RuntimeError):
+class EndpointError(InputError, RuntimeError):
     """The endpoint cannot be used, or not any further; the message is one line with the setting and the remedy."""
 
 

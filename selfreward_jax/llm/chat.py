@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jinja2
 import jinja2.sandbox
 
+from selfreward_jax.config import InputError
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
 
 
-class ChatError(ValueError):
+class ChatError(InputError, ValueError):
     """A chat template cannot be used; the message gives the reason."""
 
 

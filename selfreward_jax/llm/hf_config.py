@@ -9,13 +9,14 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax.config import InputError
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.rotary import RopeScaling
 
 Json = dict[str, Any]
 
 
-class ModelFormatError(ValueError):
+class ModelFormatError(InputError, ValueError):
     """A model folder cannot be used; the message names the file, the fault and what is supported."""
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from random import Random
 
 from selfreward_jax import storage
+from selfreward_jax.config import InputError
 from selfreward_jax.data import seed_sets
 from selfreward_jax.llm import chat, hub
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config
@@ -18,7 +19,7 @@ from selfreward_jax.runs.run import Run
 HELD_OUT_SETS = ("validation", "heldout", "ranked_validation", "ranked_heldout")
 
 
-class StageError(RuntimeError):
+class StageError(InputError, RuntimeError):
     """A stage cannot continue; the message says why and what to do. Everything made so far is kept."""
 
 

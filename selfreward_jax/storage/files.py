@@ -15,13 +15,14 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax.config import InputError
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import timing
 
 _CHECKSUM_FIELD = ',\n  "checksum": "'
 
 
-class StorageError(RuntimeError):
+class StorageError(InputError, RuntimeError):
     """A file of the working directory cannot be used; the message names the file and the remedy."""
 
 

@@ -25,8 +25,8 @@ class CompileCount(NamedTuple):
         return CompileCount(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def enable(directory: str) -> None:
-    """Caches compiled programs below `directory` from now on; "" disables the cache.
+def enable(directory: str | None = None) -> None:
+    """Caches compiled programs below `directory` from now on, by default in the user's cache folder; "" disables this.
 
     Each kind of processor has its own folder: machine code for one may not run on another. The environment variable
     JAX_COMPILATION_CACHE_DIR has priority over `directory`. If the folder is not writable, JAX warns and the run
@@ -34,6 +34,7 @@ def enable(directory: str) -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    directory = _default_directory() if directory is None else directory
     if not directory:
         jax.config.update("jax_compilation_cache_dir", None)
         return
@@ -42,8 +43,7 @@ def enable(directory: str) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def default_directory() -> str:
-    """The default directory, in the user's cache folder."""
+def _default_directory() -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "selfreward_jax")
 
 

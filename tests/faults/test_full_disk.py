@@ -18,7 +18,7 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 from selfreward_jax import main
-sys.exit(main.main(["main", *sys.argv[2:]]))
+sys.exit(main.main(sys.argv[2:]))
 """
 
 

@@ -5,8 +5,10 @@ from importlib import resources
 
 from etils import epath
 
+from selfreward_jax.config import InputError
 
-class TemplateError(ValueError):
+
+class TemplateError(InputError, ValueError):
     """A template that cannot be used; the message names the template, the fault and the remedy."""
 
 

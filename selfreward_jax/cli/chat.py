@@ -1,0 +1,55 @@
+"""selfreward-jax chat: a conversation in the terminal, or with the lines of standard input."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import jax
+
+from selfreward_jax.cli.model import load_named, make_sampling_params
+from selfreward_jax.runs.loading import LoadedModel
+from selfreward_jax.sampling.engine import Request
+from selfreward_jax.telemetry import compile_cache
+
+
+def main(options: argparse.Namespace) -> int:
+    """Chats. Returns the exit code."""
+    make_sampling_params(options)  # a wrong option is refused before the model is loaded
+    compile_cache.enable(options.compile_cache)
+    chat(load_named(options), options)
+    return 0
+
+
+def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
+    """A conversation: an empty line starts a new one, the end of input ends the program."""
+    engine = model.engine(1, options.max_length or model.max_length)
+    sampling_params = make_sampling_params(options)
+    messages: list[tuple[str, str]] = []
+    print(f"{model.name}: an empty line starts a new conversation, Ctrl-D ends", file=sys.stderr)
+    for number, line in enumerate(_lines(source)):
+        if not line:
+            messages = []
+            continue
+        messages.append(("user", line))
+        while len(messages) > 1 and not engine.fits(messages, sampling_params.max_new_tokens):
+            messages = messages[2:]  # drop the oldest turn
+        if not engine.fits(messages, sampling_params.max_new_tokens):
+            print(f"(too long: message and answer may have {engine.max_length} tokens together)", file=sys.stderr)
+            messages = []
+            continue
+        (completion,) = engine.generate(
+            [Request(f"turn {number}", messages)], sampling_params, jax.random.key(options.seed)
+        )
+        messages.append(("assistant", completion.text))
+        print(completion.text, flush=True)
+
+
+def _lines(source: TextIO) -> Iterator[str]:
+    while True:
+        if source.isatty():
+            print("> ", end="", flush=True)
+        line = source.readline()
+        if not line:
+            return
+        yield line.strip()

@@ -1,0 +1,301 @@
+"""The one parser of the command line: every command with its options, its help, and what it says of mistakes.
+
+Nothing here imports jax, so that help is shown at once.
+"""
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from selfreward_jax.cli import settings
+from selfreward_jax.config import ConfigError, default_config, files
+from selfreward_jax.config.comments import field_comments, flatten_config
+from selfreward_jax.config.presets import PRESETS
+
+PROGRAM = "selfreward-jax"
+DTYPES = ("float32", "bfloat16", "float16")
+ENDPOINT_FIELDS = {
+    "endpoint.base_url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.max_requests": int,
+    "pairwise.method": str, "pairwise.max_new_tokens": int,
+}  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _run(parser: _Parser) -> None:
+    _configuration(parser)
+    parser.add_argument(
+        "--workdir", default="runs/default", help="the run: a folder or gs://BUCKET/FOLDER (%(default)s)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="the same as `check`")
+    _changes(parser)
+    _cache(parser)
+    several = parser.add_argument_group("several processes, each started with the same command")
+    several.add_argument(
+        "--distributed", action="store_true", help="TPU pods, GKE, Slurm, Open MPI: found by themselves"
+    )
+    several.add_argument("--coordinator_address", help="or HOST:PORT of the first process, with the next two")
+    several.add_argument("--num_processes", type=int, help="number of processes")
+    several.add_argument("--process_id", type=int, help="index of this process, from 0")
+
+
+def _check(parser: _Parser) -> None:
+    _configuration(parser)
+    parser.add_argument("--workdir", default="runs/default", help="the run (%(default)s)")
+    _changes(parser)
+
+
+def _fits(parser: _Parser) -> None:
+    _configuration(parser)
+    parser.add_argument(
+        "--topology", default="", help="the slice, GENERATION:AxB or GENERATION:AxBxC, such as v5p:4x4x4"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=0, help="longer side of a pair in DPO (default: model.max_length)"
+    )
+    parser.add_argument("--only", default="", help="compile only these programs, separated by commas")
+    parser.add_argument("--json", action="store_true", help="one JSON line per program instead of a table")
+
+
+def _evaluate(parser: _Parser) -> None:
+    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--models", default="", help="models to evaluate, such as m1,m2 (default: all trained models)")
+    parser.add_argument(
+        "--judge",
+        default="",
+        help="oracle, endpoint, or a model of the run (default: oracle if any, else the last model)",
+    )
+    parser.add_argument("--opponent", default="", help="another model: a run, a Hugging Face folder, or a hub id")
+    parser.add_argument("--opponent_model", default="", help="model of the opponent's run (default: the last one)")
+    for field, kind in ENDPOINT_FIELDS.items():
+        parser.add_argument(f"--{field}", type=kind, help=f"overrides the run's {field}")
+    _cache(parser)
+
+
+def _generate(parser: _Parser) -> None:
+    _model(parser)
+    parser.add_argument("--prompts", required=True, help="prompt file: JSON lines, or a JSON list")
+    parser.add_argument("--out", required=True, help="file to write; it must not exist")
+    parser.add_argument(
+        "--format", default="rows", choices=("rows", "alpaca_eval", "mt_bench"), help="of both files (%(default)s)"
+    )
+    parser.add_argument("--raw", action="store_true", help="prompts are text to continue, not user messages")
+    parser.add_argument("--label", default="", help="model name in a benchmark's file (default: the model's own)")
+    parser.add_argument("--num_samples", type=int, default=1, help="responses per prompt (%(default)s)")
+    parser.add_argument("--max_concurrent", type=int, default=32, help="responses decoded at once (%(default)s)")
+    parser.add_argument("--logprobs", action="store_true", help="also write the sampled token ids and their log-probs")
+    _sampling(parser)
+    _cache(parser)
+
+
+def _chat(parser: _Parser) -> None:
+    _model(parser)
+    _sampling(parser)
+    _cache(parser)
+
+
+def _export(parser: _Parser) -> None:
+    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--model", default="", help="model to export, such as m3 (default: the last one)")
+    parser.add_argument("--pairs", default="", help="export the preference pairs of a round, such as m2, not a model")
+    parser.add_argument("--out", required=True, help="folder or file to write; it must not exist")
+    parser.add_argument(
+        "--format",
+        default="",
+        choices=("", "conversational", "standard"),
+        help="of pairs: conversational (default) or standard",
+    )
+    parser.add_argument(
+        "--dtype", default="", choices=("", *DTYPES), help="of the weights (default: that of the initial model)"
+    )
+    parser.add_argument("--shard_gb", type=float, default=5.0, help="maximum gigabytes per weight file (%(default)s)")
+
+
+def _report(parser: _Parser) -> None:
+    parser.add_argument("--workdir", required=True, help="the run, finished or not")
+
+
+def _explain(parser: _Parser) -> None:
+    parser.add_argument("--workdir", required=True, help="the run")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--pair", help="where a preference pair comes from; its id as in pairs.jsonl, such as m2/17")
+    mode.add_argument("--time", action="store_true", help="how the time was spent, by stage, over all starts")
+
+
+def _configuration(parser: _Parser) -> None:
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="NAME or FILE, with :PRESET, such as iter2:micro; or --config=CONFIG",
+    )
+    parser.add_argument("--config", dest="config_option", metavar="CONFIG", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--config.FIELD=VALUE",
+        dest="_field",
+        action="store_true",
+        help="changes a setting, such as --config.dpo.beta=0.2",
+    )
+
+
+def _changes(parser: _Parser) -> None:
+    parser.add_argument(
+        "--allow_config_changes",
+        action="store_true",
+        help="resume with changed settings, where no artifact depends on them",
+    )
+
+
+def _cache(parser: _Parser) -> None:
+    parser.add_argument(
+        "--compile_cache", help="folder of compiled programs; empty: none (default: ~/.cache/selfreward_jax)"
+    )
+
+
+def _model(parser: _Parser) -> None:
+    parser.add_argument("--workdir", default="", help="the run")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="model of the run (default: the last one); or, without --workdir, a Hugging Face folder or a hub id",
+    )
+
+
+def _sampling(parser: _Parser) -> None:
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (%(default)s)")
+    parser.add_argument("--top_p", type=float, default=0.9, help="probability mass of nucleus sampling (%(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens of a response (%(default)s)")
+    parser.add_argument(
+        "--max_length", type=int, default=0, help="maximum tokens of prompt and response (default: the model's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+
+
+class Command(NamedTuple):
+    """A command: what it does in a line, how it is used, and the function that adds its options."""
+
+    summary: str
+    usage: str
+    add_options: Callable[[_Parser], None]
+
+
+_COMMANDS = (
+    ("run", "trains and evaluates the models of a run", "iter2:micro --workdir=runs/a", _run),
+    ("check", "shows what a run would do, and what would stop it", "iter2 --workdir=runs/a", _check),
+    ("evaluate", "evaluates trained models, head to head and as judges", "--workdir=runs/a", _evaluate),
+    ("generate", "answers a file of prompts", "--workdir=runs/a --prompts=FILE --out=FILE", _generate),
+    ("chat", "a conversation in the terminal", "--workdir=runs/a", _chat),
+    ("export", "writes a Hugging Face folder, or preference pairs", "--workdir=runs/a --model=m3 --out=m3_hf", _export),
+    ("report", "rewrites report.html of a run", "--workdir=runs/a", _report),
+    ("explain", "shows the origin of a preference pair, or the time spent", "--workdir=runs/a --pair=m2/17", _explain),
+    ("fits", "shows whether a run fits a TPU slice, without one", "iter3:llama3_8b --topology=v5p:2x2x1", _fits),
+)
+COMMANDS = {name: Command(*rest) for name, *rest in _COMMANDS}
+TAKES_CONFIG = ("run", "check", "fits")
+# Options that have, or had, another name: what to write instead.
+OTHER_WORDS = {
+    "--interactive": f"`{PROGRAM} chat` is the command for a conversation",
+    "--chat": "chat is the default where the model has a chat format; --raw is for text to continue",
+    "--name": "--workdir names the run and --model the model of it",
+    "--opponent_name": "it is --opponent_model",
+    "--accept_changes": "it is --allow_config_changes",
+    "--model_name_or_path": "it is --config.model.init for a run, and --model for the other commands",
+    "--output_dir": "it is --workdir for a run, and --out for what other commands write",
+    "--output": "it is --out",
+    "--preset": "a preset follows the configuration: iter2:PRESET",
+    "--push_to_hub": "it is --push=OWNER/NAME",
+}
+
+
+def overview() -> str:
+    """The help of the program."""
+    lines = [f"usage: {PROGRAM} COMMAND ...", ""]
+    lines += [f"  {name:9s} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help lists the options of a command."])
+
+
+def command_help(name: str) -> str:
+    """The help of a command: its options; for a run also configurations, presets and settings."""
+    text = _parser(name).format_help()
+    if name not in TAKES_CONFIG:
+        return text
+    presets = f"Configurations: {', '.join(files.names())}\nPresets: tiny (default), {', '.join(PRESETS)}\n"
+    if name != "run":
+        return f"{text}\n{presets}Settings: `{PROGRAM} run --help` lists them.\n"
+    comments = field_comments()
+    fields = [
+        f"  {field}={value if value != '' else repr(value)}  # {comments[field]}"
+        for field, value in flatten_config(default_config()).items()
+    ]
+    return "\n".join([text, f"{presets}\nSettings with the defaults of `tiny`:", *fields, ""])
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, `command` among them; for a run also `fields`, the words that set single fields.
+
+    Args:
+      argv: the command and its options.
+
+    Raises:
+      ConfigError: the command or an option does not exist, or lacks its value.
+    """
+    name = argv[0]
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise ConfigError(f"{name!r} is not a command; {hint}commands: {', '.join(COMMANDS)}")
+    parser, fields, words = _parser(name), [], list(argv[1:])
+    if name in TAKES_CONFIG:
+        fields, words = settings.split(words)
+    known = {option for action in parser._actions for option in action.option_strings}
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+    if not unknown:
+        options, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ConfigError(_explain_unknown(unknown[0], parser, name))
+    if name in TAKES_CONFIG:
+        if options.config and options.config_option:
+            raise ConfigError(
+                f"{options.config!r} and --config={options.config_option} are two configurations: give one"
+            )
+        options.config = options.config or options.config_option
+        if not options.config:
+            raise ConfigError(
+                f"--config is missing: for example `{PROGRAM} {name} iter2`, or --config=configs/iter2.py"
+            )
+    return argparse.Namespace(**vars(options), command=name, fields=fields)
+
+
+def _parser(name: str) -> _Parser:
+    command = COMMANDS[name]
+    description = (
+        f"{command.summary[0].upper()}{command.summary[1:]}. For example:\n\n  {PROGRAM} {name} {command.usage}"
+    )
+    parser = _Parser(
+        f"{PROGRAM} {name}",
+        usage=f"{PROGRAM} {name} " + ("CONFIG[:PRESET] " if name in TAKES_CONFIG else "") + "[--OPTION=VALUE ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_options(parser)
+    return parser
+
+
+def _explain_unknown(word: str, parser: _Parser, command: str) -> str:
+    option, _, value = word.partition("=")
+    if not option.startswith("-"):
+        return f"{word!r} is not an option; options begin with --"
+    if option in OTHER_WORDS:
+        return f"{option} is not an option of {command}: {OTHER_WORDS[option]}"
+    if option.lstrip("-") in flatten_config(default_config()) and command in TAKES_CONFIG:
+        return f"{option} is a setting: write --config.{option.lstrip('-')}={value or 'VALUE'}"
+    known = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and "." not in o]
+    nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+    return f"{option} is not an option of {command}; the nearest one is {nearest[0]}"
