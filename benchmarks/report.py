@@ -5,7 +5,7 @@
 Uses pairs of the toy world with three votes on each side, in headless Chromium. Prints a JSON line for each number of
 pairs, with medians over new tabs: seconds from the request until the list of pairs is shown, and milliseconds from a
 keystroke until the list shows the matches, for the slowest of four searches. Also prints the size of the page and the
-seconds to write it. The last line has the ratios. Needs Chromium, and playwright (requirements-dev.txt).
+seconds to write it. The last line has the ratios. Needs Chromium, and playwright (the extra dev).
 """
 
 import json
