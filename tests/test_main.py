@@ -20,6 +20,7 @@ MICRO = f"--config={CONFIGS}/iter1.py:micro"
 DRIVER = """
 import json, os, sys, tempfile, traceback
 from selfreward_jax import main
+from selfreward_jax.cli import run  # what most cases need, imported once
 
 results = []
 for argv in json.load(sys.stdin):

@@ -1,19 +1,42 @@
 """selfreward-jax check: what a run would do, and what would stop it. Writes nothing."""
 
 import argparse
+import os
+
+from etils import epath
 
 from selfreward_jax.cli import settings
-from selfreward_jax.config import validate
+from selfreward_jax.config import ConfigError
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import check, make_run
+from selfreward_jax.stages import preview
 from selfreward_jax.stages.table import TABLE
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints what a run would do. Returns the exit code."""
     cfg = settings.load(options.config, options.fields)
-    validate.validate(cfg, row_devices=1)
-    planned = make_run(cfg, options.workdir)
-    check(planned, TABLE.dependents, options.allow_config_changes)
-    print(f"workdir {options.workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *plan(planned, TABLE), sep="\n")
+    run = make_run(cfg, options.workdir)
+    check(run, TABLE.dependents, options.allow_config_changes)
+    _check_writable(run.workdir)
+    print(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}", flush=True)
+    with preview.seeded(run) as seeded:
+        sets = preview.training_sets(seeded)
+        _section("Seeds", preview.describe_seeds(seeded, sets))
+        _section("One example of each set, «what carries loss» marked", preview.show_examples(seeded, sets))
+        lengths = {name: [len(example.ids) for example in examples] for name, examples in sets.items()}
+        _section("Stages", plan(run, TABLE, lengths))
     return 0
+
+
+def _section(title: str, lines: list[str]) -> None:
+    print(f"\n{title}\n{'-' * len(title)}", *lines, sep="\n", flush=True)
+
+
+def _check_writable(workdir: epath.Path) -> None:
+    """Raises ConfigError if a local working directory could not be written."""
+    if "://" in str(workdir):
+        return
+    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"workdir {workdir} cannot be written: use another --workdir")

@@ -179,7 +179,7 @@ def _read_hub(source: str) -> Iterator[Located]:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"source {source} needs the package datasets: pip install datasets") from None
+        raise DataError(f'source {source} needs the package datasets: pip install "selfreward-jax[hf]"') from None
     try:
         for number, value in enumerate(datasets.load_dataset(f"{owner}/{name}", *config, split=split), 1):
             yield f"{source} row {number}", _to_json_types(value)

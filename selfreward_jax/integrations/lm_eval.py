@@ -32,7 +32,7 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 except ImportError as error:
     raise ImportError(
-        f"selfreward_jax.integrations.lm_eval needs lm-evaluation-harness ({error}): pip install lm_eval"
+        f"selfreward_jax.integrations.lm_eval needs lm-evaluation-harness ({error}): pip install 'selfreward-jax[eval]'"
     ) from error
 
 ScoreRequest = tuple[tuple[str, str] | None, list[int], list[int]]  # key of lm_eval's cache, context, continuation

@@ -1,7 +1,8 @@
-"""What --dry_run prints: the steps done and to do, rows, memory, and time as far as it is known."""
+"""What a run would do: the steps done and to do, rows, memory and time."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +12,24 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.report import time_report
+from selfreward_jax.report import estimates, time_report
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
 from selfreward_jax.train import trainer
 
 
-def plan(run: Run, table: StageTable) -> list[str]:
-    """The plan as lines. Times of steps to do are estimated from steps of the same kind that are done."""
+def plan(run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+    """The plan as lines.
+
+    Times of steps to do are estimated from steps of the same kind that are done; where there are none, from the stated
+    rates of this machine.
+
+    Args:
+      run: the run; nothing of it is written.
+      table: its stages.
+      lengths: tokens of each example of the sets that are trained on, by the set's name.
+    """
     planned = [step for step in table.steps(run.cfg) if step.stage.cost is not None]
     manifests = {step.label: manifest for step in planned if (manifest := step.manifest(run)) is not None}
     seconds = time_report.seconds_by_stage(time_report.read(run.workdir, table.kind_of))
@@ -29,7 +39,11 @@ def plan(run: Run, table: StageTable) -> list[str]:
         if seconds.get(step.label) and (rows := manifests.get(step.label, {}).get("rows"))
     }
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
-    left, unknown = 0.0, []
+    parameters, memory = _memory(run)
+    rates = estimates.machine_rates()
+    itemsize = jnp.dtype(run.cfg.model.dtype).itemsize
+    stated = estimates.make_estimator(run.cfg, rates, parameters, itemsize, lengths or {})
+    left = {"measured": 0.0, "stated": 0.0}
     for step in planned:
         if (manifest := manifests.get(step.label)) is not None:
             rows, tokens = manifest.get("rows", 0), manifest.get("tokens", 0)
@@ -37,35 +51,48 @@ def plan(run: Run, table: StageTable) -> list[str]:
             cells = f"{rows:9,} {tokens:12,} {seconds.get(logged_as, 0.0):9.1f}  done"
         else:
             cost = step.stage.cost(run.cfg)
-            estimate = pace[step.stage.name] * cost.rows if cost.rows and step.stage.name in pace else None
+            measured = pace[step.stage.name] * cost.rows if cost.rows and step.stage.name in pace else None
+            estimate = stated(step) if measured is None else measured
             cells = f"{_count(cost.rows):>9s} {_count(cost.tokens):>12s} "
-            cells += f"{'?' if estimate is None else f'{estimate:.1f}':>9s}"
-            left += estimate or 0.0
-            unknown += [step.stage.name] * (estimate is None)
+            cells += f"{'-' if estimate is None else f'~{estimate:,.0f}':>9s}"
+            left["stated" if measured is None else "measured"] += estimate or 0.0
         lines.append(f"{step.label:22s} {cells}".rstrip())
-    return [*lines, "", *_memory(run), "", _time_left(left, unknown)]
+    return [*lines, "", *memory, "", *_time_left(left, rates)]
 
 
-def _time_left(seconds: float, unknown: Sequence[str]) -> str:
-    parts = [f"at the pace of the stages that are done: {seconds:,.0f} s"] if seconds else []
-    if unknown:
-        parts.append(f"{', '.join(dict.fromkeys(unknown))}: known when one of its kind is done")
-    return f"time left, {'; '.join(parts)}" if parts else "nothing is left to do"
+def _time_left(left: Mapping[str, float], rates: estimates.Rates) -> list[str]:
+    total = sum(left.values())
+    if not total:
+        return ["nothing is left to do"]
+    lines = [f"time left: about {_duration(total)}, compiling and loading not included"]
+    if left["measured"]:
+        lines.append(f"  {_duration(left['measured'])} of it at the pace of stages that are done")
+    if left["stated"]:
+        lines.append(
+            f"  {_duration(left['stated'])} of it by stated rates ({rates.source}), every text at its full length"
+        )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
 
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
 
 
-def _memory(run: Run) -> list[str]:
-    """Bytes on a device that stay for long: the training state; parameters and cache in sampling."""
+def _memory(run: Run) -> tuple[int, list[str]]:
+    """The number of parameters (0 if it is not known), and lines about the bytes on a device that stay for long."""
     try:
         return _state_bytes(run)
     except (ConfigError, ModelFormatError) as error:  # the model is not here yet
-        return [f"memory is not known: {error}"]
+        return 0, [f"memory is not known: {error}"]
 
 
-def _state_bytes(run: Run) -> list[str]:
+def _state_bytes(run: Run) -> tuple[int, list[str]]:
     c = run.cfg
     described = known_config(c), c.tokenizer.vocab_size, run.models.platform
     cfg, adapted = build_model_config(c, *described), build_model_config(c, *described, adapters=True)
@@ -80,12 +107,28 @@ def _state_bytes(run: Run) -> list[str]:
     cache = tokens * cfg.num_layers * 2 * cfg.num_kv_heads * cfg.head_dim * itemsize
     sampling = count * itemsize / tensor + cache / run.models.sampling_mesh.size
     adapters = f", of which adapters train {llama.parameter_count(lora.trainable_specs(adapted)):,}"
-    return [
+    lines = [
         f"parameters: {count:,}" + adapters * bool(c.lora.rank),
         f"each device holds {_size(training)} in training (parameters, gradients, moments) and {_size(sampling)} in "
         "sampling (parameters, cache)",
-        "activations are not included: `python -m selfreward_jax fits` compiles the programs for a TPU slice",
     ]
+    have, device = device_memory()
+    room = f"this machine: {len(jax.devices())} x {device}, {_size(have)} each" if have else f"this machine: {device}"
+    if have and max(training, sampling) > have:
+        room += ": TOO LITTLE; raise parallel.fsdp, set lora.rank, or take larger devices"
+    return count, [
+        *lines,
+        room,
+        "activations are not included; `selfreward-jax fits` compiles the programs for a TPU slice",
+    ]
+
+
+def device_memory() -> tuple[int, str]:
+    """Bytes of a device of this machine (0 if they are not known), and its kind."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices()), "cpu"
+    return (device.memory_stats() or {}).get("bytes_limit", 0), device.device_kind
 
 
 def _bytes(tree: Any) -> int:

@@ -144,7 +144,9 @@ def check(
     if not cfg.model.init:  # otherwise when its folder is read
         run.models.check_divisible(None)
     if cfg.report.wandb and importlib.util.find_spec("wandb") is None:
-        raise config.ConfigError(f"report.wandb is {cfg.report.wandb!r}, but wandb is not installed: pip install wandb")
+        raise config.ConfigError(
+            f'report.wandb is {cfg.report.wandb!r}, but wandb is not installed: pip install "selfreward-jax[wandb]"'
+        )
     settings = json.loads(cfg.to_json())  # through JSON, so that a tuple equals the list it is stored as
     if inputs := processes.broadcast_from_primary(lambda: _input_hashes(cfg)):
         settings["inputs"] = inputs

@@ -1,0 +1,126 @@
+"""What a run would read and learn from, found out without writing to its working directory."""
+
+import contextlib
+import io
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from selfreward_jax import storage
+from selfreward_jax.data.seed_sets import format_report
+from selfreward_jax.llm.chat import Chat, Example, chunk_document
+from selfreward_jax.method.judge import judge_prompt
+from selfreward_jax.runs.run import Run, make_run
+from selfreward_jax.stages.common import check_inputs, eft_source_set, judge_template, seed_examples
+from selfreward_jax.stages.setup import seed, tokenizer
+from selfreward_jax.stages.training import drop_overlong
+from selfreward_jax.telemetry.escape import escape
+
+MAX_SHOWN = 1200  # characters of an example
+
+
+@contextlib.contextmanager
+def seeded(run: Run) -> Iterator[Run]:
+    """The run if it has its seeds and tokenizer; else one in a temporary folder, where they are made in the same way.
+
+    Raises:
+      InputError: as the run itself would.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        copy = make_run(run.cfg, folder)
+        pinned = run.workdir / "prompts_writer.json"
+        if pinned.exists():
+            (copy.workdir / pinned.name).write_bytes(pinned.read_bytes())
+        check_inputs(copy)
+        if _has_seeds(run):
+            copy = run
+        seed(copy, "seed")
+        tokenizer(copy, "tokenizer")
+        yield copy
+        if copy is not run:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_seeds(run: Run) -> bool:
+    manifests = ("seed/documents.manifest.json", "tokenizer/manifest.json")
+    return all(storage.exists(run.workdir / name) for name in manifests)
+
+
+def training_sets(run: Run) -> dict[str, list[Example]]:
+    """The examples of each set that SFT trains on, and of the plain documents if M0 is pretrained."""
+    names = [name for name in run.cfg.sft.sets if name != "eft" or eft_source_set(run) == "eft"]
+    sets = seed_examples(run, names)
+    if not run.cfg.model.init:
+        texts = [row["text"] for row in run.files.jsonl("seed", "documents").rows()]
+        as_document = run.models.chat.document
+        sets["documents"] = [c for t in texts for c in chunk_document(as_document(t), run.cfg.pretrain.seq_len)]
+    return sets
+
+
+def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
+    """What each filter took, and how the lengths of each set compare with what fits.
+
+    Raises:
+      StageError: nothing of a set fits.
+    """
+    lines = format_report(storage.read_json(run.workdir / "seed" / "report.json"))
+    lines += ["", f"{'set':12s} {'rows':>9s} {'median':>8s} {'longest':>8s} {'limit':>8s} {'too long':>9s}   in tokens"]
+    for name, examples in sets.items():
+        limit = run.cfg["pretrain" if name == "documents" else "sft"].seq_len
+        lengths = [len(example.ids) for example in examples]
+        over = sum(length > limit for length in lengths)
+        cells = (len(lengths), round(statistics.median(lengths)), max(lengths), limit, over)
+        lines.append(f"{name:12s} " + " ".join(f"{c:{w},}" for c, w in zip(cells, (9, 8, 8, 8, 9), strict=True)))
+    with contextlib.redirect_stderr(io.StringIO()):
+        drop_overlong(
+            [e for name, of in sets.items() if name != "documents" for e in of], run.cfg.sft.seq_len, "m1 sft"
+        )
+    held_out = {name: len(run.files.jsonl("seed", name).rows()) for name in ("heldout", "ranked_heldout")}
+    lines.append(
+        f"held out: {held_out['heldout']:,} prompts to answer, {held_out['ranked_heldout']:,} with ranked answers"
+    )
+    return lines
+
+
+def show_examples(run: Run, sets: dict[str, list[Example]]) -> list[str]:
+    """The first example of each set as the model sees it: special tokens visible, «what carries loss» marked."""
+    lines = []
+    for name, examples in sets.items():
+        shown = _shorten(render_example(run.models.chat, examples[0]))
+        lines += [f"{name}, 1 of {len(examples):,}:", *_indent(shown)]
+    if eft_source_set(run) != "eft" and "eft" in run.cfg.sft.sets:
+        row = run.files.jsonl("seed", "eft_answers").rows()[0]
+        prompt = judge_prompt(judge_template(run), row["prompt"], row["answers"][0]["response"])
+        shown = _shorten(run.models.chat.render_text(prompt, "(to be written by the SFT baseline)"))
+        lines += ["eft, what the SFT baseline is asked:", *_indent(shown)]
+    return lines
+
+
+def render_example(chat: Chat, example: Example) -> str:
+    """An example as text: special tokens by name, « before and » after each span of targets."""
+    token_of = {i: token for token, i in chat.tokenizer.special_tokens.items()}
+    parts: list[str] = []
+    start = 0
+    for end in range(1, len(example.ids) + 1):
+        inside = end < len(example.ids) and example.ids[end] not in token_of and example.ids[end - 1] not in token_of
+        if inside and example.target[end] == example.target[start]:
+            continue
+        ids = example.ids[start:end]
+        before = "«" if example.target[start] and (start == 0 or not example.target[start - 1]) else ""
+        last = example.target[start] and (end == len(example.ids) or not example.target[end])
+        text = token_of.get(ids[0]) or chat.tokenizer.decode(ids)
+        parts.append(before + text + "»" * last)
+        start = end
+    return "".join(parts)
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= MAX_SHOWN:
+        return text
+    half = MAX_SHOWN // 2
+    return f"{text[:half]} [... {len(text) - MAX_SHOWN:,} characters ...] {text[-half:]}"
+
+
+def _indent(text: str) -> Sequence[str]:
+    return [f"    {escape(line)}" for line in text.split("\n")]

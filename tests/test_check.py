@@ -1,0 +1,118 @@
+"""selfreward-jax check: seeds, examples, steps, memory and time are shown, faults are refused, nothing is written."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from conftest import ROOT, assert_mentions
+
+from selfreward_jax.cli import program
+from selfreward_jax.llm.chat import Chat, Example, builtin_template
+from selfreward_jax.llm.tokenizer import SentencePiece, train_sentencepiece
+from selfreward_jax.stages.preview import render_example
+
+OWN = "iter2:micro --config.data.ift_rows=0 --config.data.eft_rows=0 --config.data.judge_eval_prompts=4".split()
+
+
+def contents(folder):
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def checked(capsys, *argv):
+    """Exit code, standard output and standard error."""
+    code = program.main(["check", *argv])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Seed files of a user."""
+    folder = tmp_path_factory.mktemp("own")
+    colours = ["red", "green", "blue", "black", "white", "grey", "pink", "brown"]
+    things = [f"{i} {c}" for i in range(4) for c in colours]
+    ift = [{"prompt": f"Name things that are {t}.", "response": f"{t} things"} for t in things]
+    answers = [{"response": "It is like that.", "score": 5}, {"response": "No.", "score": 1}]
+    eft = [{"prompt": f"What is like {t} here?", "answers": answers} for t in things]
+    for name, rows in (("ift", ift), ("eft", eft)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_run_from_nothing_is_described_and_nothing_is_written(tmp_path, capsys):
+    code, out, err = checked(capsys, "iter3:micro", f"--workdir={tmp_path}/new")
+    assert (code, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    assert_mentions(out.splitlines()[0], f"{tmp_path}/new", "m3")
+    assert re.search(r"ift: 64 answers read; .*64 kept", out)
+    for name, rows in (("ift", 64), ("eft", 96), ("documents", 64)):
+        assert re.search(rf"^{name} +{rows} +\d+ +\d+ +\d+ +\d+$", out, re.M)
+        assert re.search(rf"^{name}, 1 of {rows}:\n +<bos>.*", out, re.M)
+    assert out.count("«") == out.count("»")
+    assert len(re.findall(r"^m[123] \w+ .*~", out, re.M)) > 15
+    assert re.search(r"^time left: about \d+ (s|minutes)", out, re.M)
+    assert_mentions(out, "41,120")  # parameters
+
+
+def test_of_a_finished_run_the_seeds_are_read_and_all_is_done(finished_run, capsys):
+    before = contents(finished_run)
+    code, out, err = checked(capsys, f"{ROOT}/configs/iter2.py:micro", f"--workdir={finished_run}")
+    assert (code, err) == (0, "")
+    assert contents(finished_run) == before
+    assert "~" not in out
+    assert out.splitlines()[-1] == "nothing is left to do"
+
+
+def test_dry_run_is_the_same(tmp_path, capsys):
+    assert program.main(["run", "iter1:micro", f"--workdir={tmp_path}/new", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert checked(capsys, "iter1:micro", f"--workdir={tmp_path}/new")[1].splitlines()[:20] == lines[:20]
+
+
+def test_ones_own_seeds_are_read(own, tmp_path, capsys):
+    with (own / "ift.jsonl").open("a") as f:
+        f.write(json.dumps({"prompt": "Name things that are 0 red.", "response": "0 red things"}) + "\n")
+    data = [f"--config.data.{name}={own}/{name}.jsonl" for name in ("ift", "eft")]
+    code, out, err = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new")
+    assert (code, err) == (0, "")
+    assert re.search(r"ift: 33 answers read; 1 [\w ]+; 32 kept", out)
+    assert "«Score: " in out or "Score: 5<|end|>»" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "facts"),
+    [
+        (["--config.data.ift=nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["--config.data.eft=OWN/bad.jsonl"], ["bad.jsonl"]),
+        (["--config.sft.seq_len=8"], ["m1 sft", "8", "seq_len"]),
+        (["--config.prompts.num_seed_examples=40"], ["prompts.num_seed_examples"]),
+        (["--config.tokenizer.vocab_size=16"], ["tokenizer.vocab_size", "16"]),
+        (["--config.model.init=OWN"], ["OWN", "config.json"]),
+        (["--config.judge.template=nowhere.txt"], ["nowhere.txt"]),
+        (["--workdir=OWN/ift.jsonl"], ["OWN/ift.jsonl"]),
+        (["--config.dpo.beta=-1"], ["dpo.beta", "-1.0"]),
+        (["--config.parallel.fsdp=3"], ["parallel.fsdp", "3"]),
+    ],
+)
+def test_what_would_stop_the_run_is_refused_on_one_line(changed, facts, own, tmp_path, capsys):
+    (own / "bad.jsonl").write_text("{\n" * 20)
+    data = [f"--config.data.{name}={own}/{name}.jsonl" for name in ("ift", "eft")]
+    changed = [word.replace("OWN", str(own)) for word in changed]
+    code, _, err = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new", *changed)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert_mentions(err, *[fact.replace("OWN", str(own)) for fact in facts])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_special_tokens_and_targets_are_shown():
+    texts = ["red green blue", "one two three", "say red", "say two and three"] * 40
+    tokenizer = SentencePiece(train_sentencepiece(texts, 60, False))
+    chat = Chat(tokenizer, builtin_template("control"), "<bos>", "<eos>", [tokenizer.special_tokens["<eos>"]])
+    shown = render_example(chat, chat.example("say red", "red green"))
+    assert shown == "<bos><|user|>say red<|end|><|assistant|>«red green<|end|>»"
+    document = chat.document("say two")
+    assert render_example(chat, document) == "<bos>«say two<eos>»"
+    ids = document.ids
+    assert render_example(chat, Example(ids, [True] + [False] * (len(ids) - 1))) == "«<bos>»say two<eos>"
