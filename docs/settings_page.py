@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings and their comments: python -m docs.settings_page"""
+"""The page of all settings, from their comments. docs/conf.py writes it at each build of the book."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from selfreward_jax.config.comments import field_comments, flatten_config
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field
 
-Written by `docs/settings_page.py` from `selfreward_jax/config/defaults.py`; do not edit this page. On the command line,
+Made from `selfreward_jax/config/defaults.py`. On the command line,
 set a field with `--config.FIELD=VALUE`. The defaults are those of the preset `tiny`, the toy world on a CPU. The
 other presets, and what they change, are in `selfreward_jax/config/presets.py`. Which fields may change between two runs
 in one working directory is decided in `selfreward_jax/config/diff.py`.
@@ -28,7 +28,3 @@ def page() -> str:
         lines += [f"| `{field}` | `{value!r}` | {comments[field].replace('|', '/')} |" for field, value in rows]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

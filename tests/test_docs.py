@@ -97,7 +97,9 @@ def test_link_targets_exist(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith("https://"):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+            assert target == "settings.md" or (page.parent / target.partition("#")[0]).exists(), (
+                target
+            )  # made at a build
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -120,8 +122,10 @@ def test_every_setting_has_a_comment():
     assert all(comments[field] for field in FIELDS)
 
 
-def test_the_settings_page_is_up_to_date():
-    assert settings_page.PAGE.read_text() == settings_page.page(), "python -m docs.settings_page"
+def test_the_settings_page_has_every_field():
+    rows = re.findall(r"^\| `([\w.]+)` \| `.*` \| (.+) \|$", settings_page.page(), re.M)
+    assert sorted(field for field, _ in rows) == sorted(FIELDS)
+    assert all(comment.strip() for _, comment in rows)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The package's own files: what an installation needs, and where the configurations are."""
 
+import itertools
 import re
 import tomllib
 
@@ -19,7 +20,7 @@ def test_requirements_and_package_agree():
 
 
 def test_no_dependency_is_a_file_or_has_no_lower_bound():
-    for name in [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]:
+    for name in [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]:
         assert re.fullmatch(r"[\w.-]+(\[\w+\])?(>=|==|<)[\d.]+", name), name
 
 
