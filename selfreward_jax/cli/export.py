@@ -79,6 +79,8 @@ def check_options(options: argparse.Namespace) -> str:
     Raises:
       ConfigError: they do not.
     """
+    if "://" in options.out and (options.push or not options.pairs):
+        raise ConfigError(f"--out is {options.out}; models, and what is pushed, are written to a local path: give one")
     if epath.Path(options.out).exists():
         raise ConfigError(f"--out {options.out} exists already: give another name, or move it away")
     if options.model and options.pairs:

@@ -55,7 +55,7 @@ def write_hf_folder(model: LoadedModel, out: epath.Path, dtype: str, shard_bytes
     """Writes a model with its tokenizer, a model card and a Modelfile for Ollama. Adapters are merged.
 
     Raises:
-      ConfigError: it is not a model of a run, or `out` is in an object store.
+      ConfigError: it is not a model of a run.
       StorageError: the file system refuses it.
     """
     if model.run is None:
@@ -73,7 +73,7 @@ def write_adapter_folder(run: Run, name: str, out: epath.Path, dtype: str) -> No
     """Writes the adapters of a model, with its tokenizer and a model card.
 
     Raises:
-      ConfigError: the model has no adapters, or `out` is in an object store.
+      ConfigError: the model has no adapters.
       StorageError: the file system refuses it.
     """
     if not run.cfg.lora.rank:
@@ -90,8 +90,6 @@ def write_adapter_folder(run: Run, name: str, out: epath.Path, dtype: str) -> No
 @contextlib.contextmanager
 def _complete_folder(out: epath.Path) -> Iterator[epath.Path]:
     """A new folder that is renamed to `out` at the end."""
-    if storage.is_remote(out):
-        raise ConfigError(f"--out is {out}; a model is written to a file system: give a local folder, and copy it")
     partial = out.with_name(out.name + ".partial")
     storage.remove(partial)
     partial.mkdir(parents=True)
