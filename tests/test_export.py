@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import arguments, assert_mentions, ended
+from conftest import ROOT, arguments, assert_mentions, ended
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -22,11 +23,12 @@ from safetensors import SafetensorError
 from selfreward_jax import main
 from selfreward_jax.cli import explain, export, generate
 from selfreward_jax.llm import hf
-from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
+from selfreward_jax.llm.hf_tokenizer import read_chat, sentencepiece_json, write_tokenizer
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
 from selfreward_jax.runs.loading import load_model
 
+MISTRAL = ROOT.parent / "shared" / "data" / "tokenizers" / "mistral_v1.model"
 PROMPT = "This is Hanna. Which five instruments would suit my story?"
 
 
@@ -325,6 +327,22 @@ def test_tokenizer_json_gives_the_ids_of_its_sentencepiece_model(by_bytes, text)
     if unknown not in (ids := ours.encode(text)):  # each decodes the unknown token in its own way
         assert theirs.decode(ids) == ours.decode(ids)
     assert theirs.special_tokens == ours.special_tokens
+
+
+@pytest.mark.skipif(not MISTRAL.exists(), reason="shared data is absent")
+def test_a_folder_with_a_sentencepiece_model_alone_gives_the_same_ids_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, folder = epath.Path(tmp_path) / "source", epath.Path(tmp_path) / "folder"
+    source.mkdir(), folder.mkdir()
+    shutil.copy(MISTRAL, source / "tokenizer.model")
+    (source / "config.json").write_text(json.dumps({"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2}))
+    chat = read_chat(source)
+    write_tokenizer(folder, chat, source, trained_here=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (PROMPT, "one space, é ü\n\n漢字", "a"):
+        message = [{"role": "user", "content": text}]
+        theirs = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        assert theirs == chat.prompt_ids(text)
 
 
 # --- generate: prompt files and chat --------------------------------------------------------------------------
