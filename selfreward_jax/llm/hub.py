@@ -11,6 +11,8 @@ HUB_PREFIX = "hub:"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_NAME = re.compile(rf"{HUB_PREFIX}({_REPOSITORY.pattern})@([\w.-]+)")
 _ALLOWED_FILES = ("*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja")  # no pickles, no code
+# What an upload replaces. Files of an earlier one that have other names would be loaded instead of these.
+_WEIGHT_FILES = ("model.safetensors*", "model-*.safetensors", "adapter_config.json", "adapter_model.safetensors")
 
 
 class UploadError(RuntimeError):
@@ -93,8 +95,7 @@ def upload(path: epath.Path, repository: str, private: bool = True) -> str:
         api = huggingface_hub.HfApi()
         address = api.create_repo(**target, exist_ok=True, private=private)
         if repo_type == "model":
-            # Weight files of an earlier upload that have other names would be loaded instead of these.
-            api.upload_folder(**target, folder_path=os.fspath(path), delete_patterns=["*.safetensors*"])
+            api.upload_folder(**target, folder_path=os.fspath(path), delete_patterns=list(_WEIGHT_FILES))
         else:
             api.upload_file(**target, path_or_fileobj=os.fspath(path), path_in_repo=name_there)
     except Exception as error:  # the library and the network raise many types
