@@ -10,17 +10,19 @@ from argparse import Namespace
 import jax
 import numpy as np
 import pytest
-from conftest import arguments, assert_mentions, ended
+from conftest import ROOT, arguments, assert_mentions, ended
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax import main
 from selfreward_jax.cli import chat, explain, export, generate
-from selfreward_jax.llm.hf_tokenizer import sentencepiece_json
+from selfreward_jax.llm.hf_tokenizer import read_chat, sentencepiece_json, write_tokenizer
 from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
 from selfreward_jax.runs.loading import load_model
 
+MISTRAL = ROOT.parent / "shared" / "data" / "tokenizers" / "mistral_v1.model"
 PROMPT = "This is Hanna. Which five instruments would suit my story?"
 
 
@@ -94,6 +96,15 @@ def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
         (["--workdir=HERE", "--out=HERE/new", "--pairs=m2"], ["HERE", "m2"]),
         (["--workdir=RUN", "--out=HERE/new", "--pairs=m2", "--model=m2"], ["--model=m2", "--pairs=m2"]),
         (["--workdir=RUN", "--out=HERE/new", "--pairs=m2", "--format=xml"], ["--format", "'xml'"]),
+        (["--workdir=RUN", "--out=HERE/new", "--pairs=m2", "--format=peft"], ["--format", "peft", "standard"]),
+        (["--workdir=RUN", "--out=HERE/new", "--format=standard"], ["--format", "standard", "hf", "peft"]),
+        (["--workdir=RUN", "--out=HERE/new", "--format=peft"], ["m2", "lora.rank", "0", "--format=hf"]),
+        (["--workdir=RUN", "--out=HERE/new", "--shard_gb=0"], ["--shard_gb", "0.0"]),
+        (["--workdir=RUN", "--out=HERE/new", "--push=me"], ["--push", "'me'", "OWNER/NAME"]),
+        (["--workdir=RUN", "--out=HERE/new", "--push=../me/m2"], ["--push", "'../me/m2'"]),
+        (["--workdir=RUN", "--out=HERE/new", "--public"], ["--public", "--push=OWNER/NAME"]),
+        (["--workdir=RUN", "--out=gs://bucket/m2"], ["--out", "gs://bucket/m2"]),
+        (["--workdir=RUN", "--out=gs://b/p.jsonl", "--pairs=m2", "--push=me/p"], ["--out", "gs://b/p.jsonl"]),
     ],
 )
 def test_invalid_exports_are_refused_on_one_line(finished_run, tmp_path, argv, facts):
@@ -120,6 +131,15 @@ def test_a_run_of_another_version_is_refused(finished_run, tmp_path, program, op
     assert (code, err.count("\n")) == (2, 1), err
     assert "dpo.delta" in err
     assert not (tmp_path / "old" / "new").exists()
+
+
+def test_a_model_folder_is_no_run(exported, tmp_path):
+    code, err = ended(export, f"--workdir={exported}", f"--out={tmp_path}/new")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert_mentions(err, "--workdir")
+
+
+# --- preference pairs ------------------------------------------------------------------------------------------
 
 
 def test_exported_pairs_equal_those_of_the_run(finished_run, tmp_path):
@@ -179,6 +199,22 @@ def test_tokenizer_json_gives_the_ids_of_its_sentencepiece_model(by_bytes, text)
     if unknown not in (ids := ours.encode(text)):  # each decodes the unknown token in its own way
         assert theirs.decode(ids) == ours.decode(ids)
     assert theirs.special_tokens == ours.special_tokens
+
+
+@pytest.mark.skipif(not MISTRAL.exists(), reason="shared data is absent")
+def test_a_folder_with_a_sentencepiece_model_alone_gives_the_same_ids_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, folder = epath.Path(tmp_path) / "source", epath.Path(tmp_path) / "folder"
+    source.mkdir(), folder.mkdir()
+    shutil.copy(MISTRAL, source / "tokenizer.model")
+    (source / "config.json").write_text(json.dumps({"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2}))
+    chat = read_chat(source)
+    write_tokenizer(folder, chat, source, trained_here=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (PROMPT, "one space, é ü\n\n漢字", "a"):
+        message = [{"role": "user", "content": text}]
+        theirs = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        assert theirs == chat.prompt_ids(text)
 
 
 # --- generate: prompt files and chat --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Low-rank adapters: in a model, in training, and in a run from M0 to an exported M2."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -11,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ended, run
+from conftest import assert_mentions, ended, run
+from etils import epath
 from orbax.checkpoint.experimental import v1 as ocp
 from safetensors import safe_open
+from safetensors.numpy import load_file
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
 from selfreward_jax import config
 from selfreward_jax.cli import export
 from selfreward_jax.config.validate import validate
-from selfreward_jax.llm import hf, llama, lora
+from selfreward_jax.llm import hf, llama, lora, peft
+from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
@@ -101,6 +105,82 @@ def test_combine_inverts_the_split(random_params):
     jax.tree.map(np.testing.assert_array_equal, joined, params)
     assert not set(frozen["layers"]) & set(adapters["layers"])
     assert lora.combine(None, params) is params
+
+
+# --- a folder for peft ---------------------------------------------------------------------------------------------
+
+
+def write_folders(path, cfg, params):
+    """Folders of the base model and of the adapters of a tiny model."""
+    folders = epath.Path(path) / "base", epath.Path(path) / "adapters"
+    base, adapters = split(cfg, params)
+    bare = replace(cfg, lora_rank=0)
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "config.json").write_text(json.dumps(write_config(bare, None, "float32")))
+    hf.save(folders[0], bare, base, "float32")
+    peft.save(folders[1], cfg, adapters, "float32", peft.base_model(str(folders[0])))
+    return folders
+
+
+@pytest.mark.parametrize("cfg", [CFG, SUBSET], ids=["all", "subset"])
+def test_the_factors_of_a_folder_add_up_to_the_merged_matrices(cfg, random_params, tmp_path):
+    params = random_params(cfg)
+    base, adapters = (load_file(next(f.glob("*.safetensors"))) for f in write_folders(tmp_path, cfg, params))
+    (tmp_path / "merged").mkdir()
+    hf.save(epath.Path(tmp_path / "merged"), replace(cfg, lora_rank=0), lora.merge(cfg, params), "float32")
+    for name, merged in load_file(tmp_path / "merged" / hf.SINGLE_FILE).items():
+        prefix = "base_model.model." + name.removesuffix(".weight")
+        a, b = (adapters.pop(f"{prefix}.lora_{side}.weight", None) for side in "AB")
+        if a is None:
+            np.testing.assert_array_equal(merged, base[name])
+        else:
+            added = 7.0 / cfg.lora_rank * np.float64(b) @ np.float64(a)
+            assert np.abs(added).max() > 0.1
+            np.testing.assert_allclose(merged, base[name] + added, atol=1e-5, err_msg=name)
+    assert not adapters
+
+
+def test_the_folder_has_pefts_names_and_shapes(random_params, tmp_path):
+    folder = write_folders(tmp_path, SUBSET, random_params(SUBSET))[1]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    # D = 16 inputs, rank 2, 4 heads of size 6.
+    q, o = ({side: (2, n) if side == "A" else (m, 2) for side in "AB"} for m, n in ((24, 16), (16, 24)))
+    assert {name: x.shape for name, x in tensors.items()} == {
+        f"base_model.model.model.layers.{layer}.self_attn.{matrix}.lora_{side}.weight": shapes[side]
+        for layer in (0, 1)
+        for matrix, shapes in (("q_proj", q), ("o_proj", o))
+        for side in "AB"
+    }
+    config = json.loads((folder / "adapter_config.json").read_text())
+    expected = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "fan_in_fan_out": False}
+    assert config | expected == config
+    assert (config["target_modules"], config["base_model_name_or_path"]) == (["q_proj", "o_proj"], f"{tmp_path}/base")
+
+
+def test_the_base_model_is_named_as_peft_looks_for_it():
+    assert peft.base_model("hub:meta/llama@93efa2f") == ("meta/llama", "93efa2f")
+    assert peft.base_model("models/llama") == ("models/llama", None)
+    assert peft.base_model("") == (None, None)  # trained in the run itself
+    assert [peft.base_model(init).hub_id for init in ("hub:a/b@c", "a/b", "")] == ["a/b", None, None]
+
+
+QWEN2 = replace(CFG, attention_bias=True, tie_embeddings=False)
+
+
+@pytest.mark.parametrize("cfg", [CFG, SUBSET, QWEN2], ids=["all", "subset", "qwen2"])
+def test_peft_gives_the_logits_of_the_merged_model(cfg, random_params, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    library = pytest.importorskip("peft")
+    params = random_params(cfg)
+    base, adapters = write_folders(tmp_path, cfg, params)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    expected = np.asarray(logits(replace(cfg, lora_rank=0), lora.merge(cfg, params)))
+    with torch.no_grad():
+        assert np.abs(model(torch.tensor(TOKENS).long()).logits.numpy() - expected).max() > 0.1
+        adapted = library.PeftModel.from_pretrained(model, adapters)
+        actual = adapted(torch.tensor(TOKENS).long()).logits.numpy()
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -285,3 +365,64 @@ def test_the_exported_folder_is_the_merged_model(lora_run, workdir, tmp_path):
         down = stored.get_tensor("model.layers.1.mlp.down_proj.weight")
     np.testing.assert_array_equal(down, lora_run.models.load_params("m2")["layers"]["w_down"][1].T)
     assert np.abs(down - lora_run.models.load_trainable("m0")["layers"]["w_down"][1].T).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def folders(workdir, tmp_path_factory):
+    """M2's adapters, the base model, and M2 as a whole model, exported."""
+    path, found = tmp_path_factory.mktemp("peft"), []
+    for number, (model, form) in enumerate((("m2", "peft"), ("m0", "hf"), ("m2", "hf"))):
+        found.append(path / f"{number}")
+        options = [f"--workdir={workdir}", f"--model={model}", f"--format={form}", f"--out={found[-1]}"]
+        assert ended(export, *options) == (0, "")
+    return found
+
+
+@pytest.mark.slow
+def test_the_adapters_of_the_last_round_hold_all_that_training_changed(folders):
+    adapters, base, whole = (load_file(next(f.glob("*.safetensors"))) for f in folders)
+    changed = {name for name in whole if not np.array_equal(whole[name], base[name])}
+    assert len(changed) == len(adapters) / 2 == 2 * len(MATRICES)
+    for name in changed:
+        prefix = "base_model.model." + name.removesuffix(".weight")
+        a, b = (np.float64(adapters[f"{prefix}.lora_{side}.weight"]) for side in "AB")
+        np.testing.assert_allclose(whole[name], base[name] + 16 / 4 * b @ a, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_folder_of_adapters_is_complete(folders):
+    adapters, _, whole = folders
+    names = {path.name for path in adapters.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= names
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (adapters / name).read_bytes() == (whole / name).read_bytes()
+    assert not names & {"config.json", "Modelfile", hf.SINGLE_FILE}
+    card = (adapters / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert_mentions(card, "rank 4", "alpha 16", "PeftModel", "m0")
+    assert (whole / "README.md").read_text().startswith("---\nlibrary_name: transformers\n")
+
+
+@pytest.mark.slow
+def test_the_base_model_has_no_adapters_to_export(workdir, tmp_path):
+    code, err = ended(export, f"--workdir={workdir}", "--model=m0", "--format=peft", f"--out={tmp_path}/out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert_mentions(err, "m0", "--format=hf")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_peft_loads_the_exported_adapters_with_equal_logits_and_ids(folders, lora_run):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    library = pytest.importorskip("peft")
+    adapters, base, whole = folders
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapters)
+    message = [{"role": "user", "content": "Name five birds."}]
+    ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    assert ids == lora_run.models.chat.prompt_ids("Name five birds.")
+    base, whole = (transformers.AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (base, whole))
+    with torch.no_grad():
+        expected = whole(torch.tensor([ids])).logits
+        assert (base(torch.tensor([ids])).logits - expected).abs().max() > 1e-2
+        actual = library.PeftModel.from_pretrained(base, adapters)(torch.tensor([ids])).logits
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

@@ -108,13 +108,18 @@ def _export(parser: _Parser) -> None:
     parser.add_argument(
         "--format",
         default="",
-        choices=("", "conversational", "standard"),
-        help="of pairs: conversational (default) or standard",
+        choices=("", "hf", "peft", "conversational", "standard"),
+        help="of a model: hf (default), or peft for the adapters alone; of pairs: conversational (default) or standard",
     )
     parser.add_argument(
-        "--dtype", default="", choices=("", *DTYPES), help="of the weights (default: that of the initial model)"
+        "--dtype",
+        default="",
+        choices=("", *DTYPES),
+        help="of the weights (default: that of the initial model; float32 for adapters)",
     )
     parser.add_argument("--shard_gb", type=float, default=5.0, help="maximum gigabytes per weight file (%(default)s)")
+    parser.add_argument("--push", default="", help="upload to OWNER/NAME of the Hugging Face hub, with your token")
+    parser.add_argument("--public", action="store_true", help="make a new repository of --push public, not private")
 
 
 def _report(parser: _Parser) -> None:

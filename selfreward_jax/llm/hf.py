@@ -6,7 +6,9 @@ table maps one to the other. Loading reads, for each device, only the bytes of t
 
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
+from selfreward_jax import storage
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, is_param_spec, param_specs
 from selfreward_jax.parallel.arrays import fetch
@@ -256,8 +259,29 @@ def _check_finite(path: epath.Path, params: Params) -> None:
             )
 
 
+def write_safetensors(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file with the permissions of any new file.
+
+    Raises:
+      StorageError: the file system refuses it.
+    """
+    with storage.translate_os_errors(path, sum(x.nbytes for x in tensors.values())):
+        # The library makes a file that only its owner can read, whatever the umask. So let the file system choose.
+        path.touch()
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        try:
+            save_file(tensors, path, {"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from None
+        os.chmod(path, mode)
+
+
 def save(path: epath.Path, cfg: LlamaConfig, params: Params, dtype: str, shard_bytes: float = 5e9) -> None:
-    """Writes the weights into the existing folder `path`: one file, or shards of at most `shard_bytes` and an index."""
+    """Writes the weights into the existing folder `path`: one file, or shards of at most `shard_bytes` and an index.
+
+    Raises:
+      StorageError: the file system refuses it.
+    """
     num_bytes = {name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, shape in expected_tensors(cfg).items()}
     shards: list[list[tuple[str, int | None, str]]] = [[]]  # parameter, layer, name in the folder
     filled = 0
@@ -271,10 +295,8 @@ def save(path: epath.Path, cfg: LlamaConfig, params: Params, dtype: str, shard_b
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(
-            {hf_name: _to_hf(params, param, layer, dtype) for param, layer, hf_name in shard},
-            path / file,
-            {"format": "pt"},
+        write_safetensors(
+            path / file, {hf_name: _to_hf(params, param, layer, dtype) for param, layer, hf_name in shard}
         )
         weight_map |= {hf_name: file for *_, hf_name in shard}
     if len(shards) > 1:

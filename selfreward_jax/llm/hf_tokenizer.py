@@ -120,6 +120,8 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, trained_
         tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
     elif not (folder / "tokenizer.json").exists():
         tokenizer_config.setdefault("tokenizer_class", "LlamaTokenizer")
+        # Else transformers leaves out the space that SentencePiece puts in front of a text after a special token.
+        tokenizer_config.setdefault("legacy", True)
     tokenizer_config |= {"bos_token": chat.bos, "eos_token": chat.eos, "clean_up_tokenization_spaces": False}
     tokenizer_config.pop("chat_template", None)  # chat_template.jinja holds it
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2, ensure_ascii=False) + "\n")

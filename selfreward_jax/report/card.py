@@ -4,28 +4,31 @@ import json
 from typing import Any
 
 from selfreward_jax import storage
+from selfreward_jax.llm import peft
+from selfreward_jax.llm.peft import BaseModel
 from selfreward_jax.runs.run import Run
 
 _DATA = {"ift": "instructions", "eft": "judgments", "prompts": "prompt writing"}  # by training set
 
 
-def model_card(run: Run, name: str, dtype: str) -> str:
-    """README.md of the model `name` of a run, with the front matter that the Hugging Face Hub reads."""
+def model_card(run: Run, name: str, dtype: str, adapters_of: BaseModel | None = None) -> str:
+    """README.md of the model `name` of a run, with the front matter that the Hugging Face Hub reads.
+
+    Args:
+      run: the run.
+      name: the model, such as "m3".
+      dtype: of the weights in the folder.
+      adapters_of: the base model, if the folder holds only adapters.
+    """
     config = run.cfg
     init = config.model.init or "random weights"
     judge = f"the template `{config.judge.template}` and {config.judge.num_samples} votes per response"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- self-rewarding
----
-
+    return f"""{_front_matter(peft.base_model(config.model.init), adapters_of is not None)}
 # {name}
 
 A self-rewarding language model (arXiv 2401.10020), trained with selfreward_jax: {_history(run, name)} The run
 started from {init}. The judge uses {judge}. The weights are stored as {dtype}.
-
+{_loading(run, adapters_of) if adapters_of else ""}
 ## Metrics
 
 {_metrics(run, name)}
@@ -40,6 +43,40 @@ They come from this run alone, on its own held-out prompts.
 
 ```json
 {json.dumps(storage.read_json(run.workdir / "config.json"), indent=2, ensure_ascii=False)}
+```
+"""
+
+
+def _front_matter(base: BaseModel, adapters: bool) -> str:
+    """The hub refuses a base_model that is not an id of its own, so a folder is not named there."""
+    named, lora = f"base_model: {base.hub_id}\n" * bool(base.hub_id), "- lora\n" * adapters
+    return f"""---
+library_name: {"peft" if adapters else "transformers"}
+pipeline_tag: text-generation
+{named}tags:
+- self-rewarding
+{lora}---
+"""
+
+
+def _loading(run: Run, base: BaseModel) -> str:
+    """How to load adapters."""
+    lora, name = run.cfg.lora, base.name or "FOLDER"
+    revision = f', revision="{base.revision}"' if base.revision else ""
+    where = "" if base.name else " FOLDER is that base model, m0 of the same run, exported as a whole model."
+    return f"""
+## Load
+
+This folder holds adapters of rank {lora.rank} (alpha {lora.alpha:g}), not the whole model. They are added to the base
+model that the run started from.{where}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{name}"{revision})
+model = PeftModel.from_pretrained(base, "THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 ```
 """
 

@@ -67,7 +67,7 @@ def load_model(path: str, name: str = "", mesh_from: Run | None = None) -> Loade
         return _load_folder(hub.resolve_model_dir(path), mesh_from)
     if _is_hf_folder(path):
         return _load_folder(epath.Path(path), mesh_from)
-    run, name = _open_run(path, name, mesh_from.cfg.parallel if mesh_from else None)
+    run, name = open_run_model(path, name, mesh_from.cfg.parallel if mesh_from else None)
     return LoadedModel(
         name,
         run.models.model_config(),
@@ -95,7 +95,7 @@ def resolve_model(path: str, name: str = "") -> tuple[str, str]:
         folder = epath.Path(path)
         sizes = sorted((f.name, f.stat().length) for f in folder.iterdir() if f.name.endswith(".safetensors"))
         return folder.name, _digest((folder / "config.json").read_bytes(), repr(sizes).encode())
-    run, name = _open_run(path, name)
+    run, name = open_run_model(path, name)
     return name, _digest(name.encode(), run.files.weights_fingerprint(name).encode())
 
 
@@ -108,7 +108,7 @@ def _is_hf_folder(path: str) -> bool:
     return config_path.exists() and "architectures" in read_json_object(config_path)
 
 
-def _open_run(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[Run, str]:
+def open_run_model(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[Run, str]:
     """The run of a working directory, and the name of one of its models: `name`, or the last one."""
     run = open_run(path, parallel)
     names = run.files.model_names()
