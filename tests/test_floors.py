@@ -24,6 +24,7 @@ FLOORS = (
     ("stages",),
     ("loop",),
     ("cli",),
+    ("api",),
     ("main",),
     ("__main__",),
 )

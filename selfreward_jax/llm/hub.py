@@ -11,6 +11,11 @@ _HUB_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)")
 _ALLOWED_FILES = ("*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja")  # no pickles, no code
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form hub:OWNER/NAME@REVISION."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
 def resolve_model_dir(name: str) -> epath.Path:
     """The folder on disk: `name` itself, or for hub:OWNER/NAME@REVISION the hub's own cache, downloaded if missing.
 
