@@ -107,18 +107,18 @@ def _digest(*parts: bytes) -> str:
 
 
 def _with_hub_prefix(path: str) -> str:
-    """The path; with "hub:" in front where it is no folder but can be OWNER/NAME@REVISION.
+    """The path; with "hub:" in front where it is no model's folder but can be OWNER/NAME@REVISION.
 
     Raises:
       ConfigError: it is neither.
     """
-    if path.startswith(hub.HUB_PREFIX) or epath.Path(path).exists():
+    if path.startswith(hub.HUB_PREFIX) or (epath.Path(path) / "config.json").exists():
         return path
     if hub.is_hub_id(f"{hub.HUB_PREFIX}{path}"):
         return f"{hub.HUB_PREFIX}{path}"
+    fault = "has no config.json" if epath.Path(path).exists() else "does not exist"
     raise ConfigError(
-        f"model {path!r}: there is no such folder; give a workdir, a Hugging Face folder, or on the hub "
-        "OWNER/NAME@REVISION"
+        f"model {path!r}: the folder {fault}; give a workdir, a Hugging Face folder, or on the hub OWNER/NAME@REVISION"
     )
 
 
