@@ -131,8 +131,10 @@ def check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
 
 def check_list(name: str, values: Any) -> None:
     """Raises ConfigError where values are not a list. A string would be a list of letters."""
-    if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
+    if isinstance(values, str | Mapping):
         raise ConfigError(f"{name} is {_brief(values)}; it must be a list: write [{_brief(values)}] for a single one")
+    if not isinstance(values, Sequence):
+        raise ConfigError(f"{name} is {_brief(values)}; it must be a list: write list({name})")
 
 
 def check_pairs(prompts: Any, responses: Any, or_ids: bool = False) -> list[str]:
@@ -181,9 +183,9 @@ def check_ids(ids: Any, vocab_size: int, max_length: int) -> np.ndarray:
 
 
 def _are_ids(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(i, Integral) for i in value)
+    return isinstance(value, Sequence | np.ndarray) and len(value) > 0 and all(isinstance(i, Integral) for i in value)
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
