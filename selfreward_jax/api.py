@@ -35,6 +35,7 @@ from selfreward_jax.sampling import requests
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.sampling.requests import EnginePrompt, Prompt
 from selfreward_jax.stages.sampling import sampling_params
+from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.train.logprobs import example_logprobs
 
 
@@ -99,6 +100,7 @@ def run(
         raise ConfigError(f"config is {config!r}; it must be a name, a path or a ConfigDict: for example 'iter2:micro'")
     cfg = config if isinstance(config, ConfigDict) else files.load(os.fspath(config))
     cfg = override(cfg, overrides or {})
+    _keep_compiled_programs()
     loop.run(cfg, os.fspath(workdir), allow_config_changes=allow_config_changes)
     return storage.read_json(epath.Path(workdir) / "summary.json")
 
@@ -117,7 +119,13 @@ def load(path: str | os.PathLike[str], model: str = "", *, max_concurrent: int =
       ModelFormatError: the folder cannot be used, or not be downloaded.
     """
     requests.check_count("max_concurrent", max_concurrent, 1)
+    _keep_compiled_programs()
     return Model(load_model(os.fspath(path), model), max_concurrent)
+
+
+def _keep_compiled_programs() -> None:
+    if jax.config.jax_compilation_cache_dir is None:  # else the user has decided
+        compile_cache.enable()
 
 
 class Model:
@@ -126,12 +134,8 @@ class Model:
     What is sampled depends on the seed and the prompt (and the sample's index) alone, not on the other prompts of a
     call. Prompts longer than the model allows are refused, not truncated.
 
-    Args:
-      loaded: parameters, configuration, chat format and meshes.
-      max_concurrent: samples decoded at once.
-
     Attributes:
-      loaded: the same. `loaded.params` are the parameters, `loaded.cfg` is the configuration.
+      loaded: parameters (`loaded.params`), configuration (`loaded.cfg`), chat format and meshes.
       name: "m3", or the name of the folder.
       max_length: the limit for the tokens of prompt and completion together.
     """
@@ -163,7 +167,9 @@ class Model:
         Raises:
           ConfigError: as `generate`.
         """
-        return self._select_engine(raw).encode(requests.to_engine_prompt(prompt, "prompt", self.loaded.chat, raw))
+        return (self._raw_engine if raw else self._engine).encode(
+            requests.to_engine_prompt(prompt, "prompt", self.loaded.chat, raw)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated token ids, without special tokens."""
@@ -231,7 +237,8 @@ class Model:
         checked = [
             requests.to_engine_prompt(p, label, self.loaded.chat, raw) for p, label in zip(prompts, labels, strict=True)
         ]
-        samples = self._sample(list(zip(labels, checked, strict=True)), params, seed, self._select_engine(raw))
+        engine = self._raw_engine if raw else self._engine
+        samples = self._sample(list(zip(labels, checked, strict=True)), params, seed, engine)
         return [[Sample(c.text, c.ids, c.logprobs, c.finished) for c in samples[prompt]] for prompt in checked]
 
     def judge(
@@ -359,16 +366,15 @@ class Model:
         Raises:
           ConfigError: the folder exists, there is no such dtype, or the model comes from a Hugging Face folder.
         """
-        folder = epath.Path(out)
+        folder, shard_bytes = epath.Path(out), shard_gb * 1e9
         if self.loaded.run is None:
             raise ConfigError(f"{self.name} is no model of a run but a Hugging Face folder already: copy that folder")
         if folder.exists():
             raise ConfigError(f"out {folder} exists already: give another name, or move it away")
         if dtype not in ("", *DTYPES):
             raise ConfigError(f"dtype is {dtype!r}; it must be {', '.join(DTYPES)}: choose one of them")
-        export.write_hf_folder(
-            self.loaded, folder, dtype or stored_dtype(self.loaded.hf_config or {}), shard_bytes=shard_gb * 1e9
-        )
+        dtype = dtype or stored_dtype(self.loaded.hf_config or {})
+        export.write_hf_folder(self.loaded, folder, dtype, shard_bytes)
 
     def _to_example(self, prompt: str, response: str | Sequence[int]) -> Example:
         if isinstance(response, str):
@@ -376,9 +382,6 @@ class Model:
         requests.check_ids([response], self.loaded.cfg.vocab_size, self.max_length)
         prompt_ids = self.loaded.chat.prompt_ids(prompt)
         return Example([*prompt_ids, *response], [False] * len(prompt_ids) + [True] * len(response))
-
-    def _select_engine(self, raw: bool) -> Engine:
-        return self._raw_engine if raw else self._engine
 
     def _sample(
         self, labeled: Sequence[tuple[str, EnginePrompt]], params: SamplingParams, seed: int, engine: Engine

@@ -178,6 +178,19 @@ def test_a_hub_id_needs_no_prefix(monkeypatch):
     assert asked == [("owner/name", "v1")] * 2
 
 
+def test_compiled_programs_are_kept_unless_the_user_has_decided(finished_run, monkeypatch, tmp_path):
+    enabled = []
+    monkeypatch.setattr("selfreward_jax.telemetry.compile_cache.enable", lambda: enabled.append(True))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for folder in (str(tmp_path), None):
+            jax.config.update("jax_compilation_cache_dir", folder)
+            sr.load(finished_run)
+            assert bool(enabled) == (folder is None)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 # --- generate and chat ---
 
 
@@ -189,10 +202,10 @@ def test_samples_are_those_of_the_engine(finished_run, samples):
         assert tuple(sample) == (completion.text, completion.ids, completion.logprobs, completion.finished)
 
 
-def test_samples_are_those_of_the_command_line(finished_run, samples, tmp_path, capsys):
+def test_samples_are_those_of_the_command_line(finished_run, samples, tmp_path):
     rows = [{"id": p, "prompt": p} for p in PROMPTS]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = [f"--model={finished_run}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl", "--chat"]
+    options = [f"--workdir={finished_run}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl"]
     options += ["--num_samples=3", "--temperature=1.0", "--max_new_tokens=40"]
     assert ended(generate, *options)[0] == 0
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -83,8 +83,8 @@ def check_length(engine: Engine, label: str, prompt: EnginePrompt, max_new_token
     length = len(engine.encode(prompt))
     if length + max_new_tokens > engine.max_length:
         raise ConfigError(
-            f"{label}: {length} tokens and max_new_tokens {max_new_tokens} exceed the {engine.max_length} that the model "
-            "takes: shorten the text, or lower max_new_tokens"
+            f"{label}: {length} tokens and max_new_tokens {max_new_tokens} exceed the {engine.max_length} that the "
+            "model takes: shorten the text, or lower max_new_tokens"
         )
 
 
