@@ -11,7 +11,7 @@ docs/api.md shows every function. Bad input raises an `InputError` with one line
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -25,18 +25,15 @@ from selfreward_jax.config import ConfigError, default_config, files
 from selfreward_jax.config.overrides import override
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import DTYPES, stored_dtype
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import templates
-from selfreward_jax.parallel.arrays import fetch, put
-from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, round_up
 from selfreward_jax.runs.loading import LoadedModel, load_model
 from selfreward_jax.sampling import requests
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.sampling.requests import EnginePrompt, Prompt
 from selfreward_jax.stages.sampling import sampling_params
 from selfreward_jax.telemetry import compile_cache
-from selfreward_jax.train.logprobs import example_logprobs
+from selfreward_jax.train.logprobs import example_logprobs, token_logits
 
 
 class Sample(NamedTuple):
@@ -349,11 +346,7 @@ class Model:
           ConfigError: ids are not integers [B, T], outside the vocabulary, or T is larger than the model allows.
         """
         tokens_BT = requests.check_ids(ids, self.loaded.cfg.vocab_size, self.max_length)
-        mesh, B = self.loaded.mesh, len(tokens_BT)
-        rows = round_up(B, batch_divisor(mesh))
-        padded_BT = np.pad(tokens_BT, ((0, rows - B), (0, 0)))
-        with jax.set_mesh(mesh):
-            return fetch(_logits(self.loaded.cfg, self.loaded.params, put(padded_BT, batch_sharding(mesh, 2))))[:B]
+        return token_logits(self.loaded.cfg, self.loaded.params, tokens_BT, self.loaded.mesh)
 
     def export(self, out: str | os.PathLike[str], *, dtype: str = "", shard_gb: float = 5.0) -> None:
         """Writes the model as a Hugging Face folder: `selfreward-jax export`.
@@ -394,8 +387,3 @@ class Model:
         for c in engine.generate([Request(*item) for item in by_id.items()], params, requests.make_key(seed)):
             samples[by_id[c.id]].append(c)
         return samples
-
-
-@partial(jax.jit, static_argnames="cfg")
-def _logits(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
-    return Llama(cfg).apply({"params": params}, tokens_BT)

@@ -187,6 +187,25 @@ def _sequence_logprobs(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array, t
     return sequence_logprobs(Llama(cfg), params, tokens_BT, target_BT)
 
 
+def token_logits(cfg: LlamaConfig, params: Params, tokens_BT: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Logits of the next token at each position, float32 [B, T, V], on the host.
+
+    Args:
+      cfg, params: the model; its parameters are sharded for training.
+      tokens_BT: token ids, int32. B need not be divisible by the mesh.
+      mesh: the training mesh.
+    """
+    B = len(tokens_BT)
+    padded_BT = np.pad(tokens_BT, ((0, round_up(B, batch_divisor(mesh)) - B), (0, 0)))
+    with jax.set_mesh(mesh):
+        return fetch(_logits(cfg, params, put(padded_BT, batch_sharding(mesh, 2))))[:B]
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _logits(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    return Llama(cfg).apply({"params": params}, tokens_BT)
+
+
 def sft_loss(
     model: Llama,
     params: Params,
