@@ -98,7 +98,8 @@ def run(
     cfg = config if isinstance(config, ConfigDict) else files.load(os.fspath(config))
     cfg = override(cfg, overrides or {})
     _keep_compiled_programs()
-    loop.run(cfg, os.fspath(workdir), allow_config_changes=allow_config_changes)
+    workdir = os.path.expanduser(os.fspath(workdir))
+    loop.run(cfg, workdir, allow_config_changes=allow_config_changes)
     return storage.read_json(epath.Path(workdir) / "summary.json")
 
 
@@ -117,7 +118,7 @@ def load(path: str | os.PathLike[str], model: str = "", *, max_concurrent: int =
     """
     requests.check_count("max_concurrent", max_concurrent, 1)
     _keep_compiled_programs()
-    return Model(load_model(os.fspath(path), model), max_concurrent)
+    return Model(load_model(os.path.expanduser(os.fspath(path)), model), max_concurrent)
 
 
 def _keep_compiled_programs() -> None:
@@ -359,7 +360,7 @@ class Model:
         Raises:
           ConfigError: the folder exists, there is no such dtype, or the model comes from a Hugging Face folder.
         """
-        folder, shard_bytes = epath.Path(out), shard_gb * 1e9
+        folder, shard_bytes = epath.Path(out).expanduser(), shard_gb * 1e9
         if self.loaded.run is None:
             raise ConfigError(f"{self.name} is no model of a run but a Hugging Face folder already: copy that folder")
         if folder.exists():

@@ -141,7 +141,9 @@ def test_a_run_that_cannot_work_raises_the_projects_errors(config, overrides, er
 # --- load ---
 
 
-def test_the_last_model_is_the_default(finished_run, model):
+def test_the_last_model_is_the_default(finished_run, model, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished_run.parent))
+    assert sr.load(f"~/{finished_run.name}", "m1").name == "m1"
     assert (model.name, sr.load(str(finished_run)).name) == ("m2", "m2")
     assert_mentions(repr(model), "m2", finished_run, "256")
 
