@@ -152,6 +152,7 @@ def test_the_last_model_is_the_default(finished_run, model, monkeypatch):
     ("path", "name", "facts"),
     [
         ("RUN", "m7", ["m0, m1, m2", "m7"]),
+        ("RUN/m2", "", ["RUN/m2", "RUN"]),
         ("HERE/none", "", ["HERE/none", "OWNER/NAME@REVISION"]),
         ("runs/none", "", ["'runs/none'", "OWNER/NAME@REVISION"]),
         ("HERE", "m1", ["HERE", "config.json"]),

@@ -116,7 +116,12 @@ def _with_hub_prefix(path: str) -> str:
         return path
     if hub.is_hub_id(f"{hub.HUB_PREFIX}{path}"):
         return f"{hub.HUB_PREFIX}{path}"
-    fault = "has no config.json" if epath.Path(path).exists() else "does not exist"
+    folder = epath.Path(path)
+    if (folder.parent / "config.json").exists():
+        raise ConfigError(
+            f"model {path!r} is inside a run: give the workdir {folder.parent}, and the model by its name"
+        )
+    fault = "has no config.json" if folder.exists() else "does not exist"
     raise ConfigError(
         f"model {path!r}: the folder {fault}; give a workdir, a Hugging Face folder, or on the hub OWNER/NAME@REVISION"
     )
