@@ -23,6 +23,7 @@ FLOORS = (
     ("report",),
     ("stages",),
     ("loop",),
+    ("api",),
     ("cli",),
     ("main",),
     ("__main__",),

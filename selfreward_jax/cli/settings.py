@@ -1,12 +1,11 @@
 """Settings from the command line: a configuration, and --config.FIELD=VALUE for single fields."""
 
-import difflib
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from selfreward_jax.config import ConfigError, default_config, files
+from selfreward_jax.config import ConfigError, default_config, files, overrides
 from selfreward_jax.config.comments import flatten_config
 
 PREFIXES = ("--config.", "--noconfig.")
@@ -43,29 +42,15 @@ def load(spec: str, fields: Sequence[str]) -> ConfigDict:
     for word in fields:
         field, _, value = word.partition("=")
         if (name := _field(field)) not in known:
-            raise ConfigError(_unknown_field(name, value, known))
+            raise ConfigError(overrides.unknown_field(name, value, known))
         values = flags.FlagValues()
         try:
             config_flags.DEFINE_config_dict("config", cfg, flag_values=values, sys_argv=["", word])
             values(["", word])
         except Exception:  # the parsers raise many types
-            kind = type(known[name]).__name__
-            raise ConfigError(
-                f"{name} is {value!r}, which is not of type {kind}; its default is {known[name]!r}"
-            ) from None
+            raise ConfigError(overrides.wrong_type(name, value, known[name])) from None
     return cfg
 
 
 def _field(word: str) -> str:
     return word.partition("=")[0].partition("config.")[2]
-
-
-def _unknown_field(name: str, value: str, known: dict[str, object]) -> str:
-    if any(field.startswith(f"{name}.") for field in known):
-        return f"{name} (given as {value!r}) is a group of settings, not a setting; one of it is {_first(name, known)}"
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"{name} (given as {value!r}) is not a setting; the nearest one is {nearest[0]}"
-
-
-def _first(group: str, known: dict[str, object]) -> str:
-    return next(field for field in known if field.startswith(f"{group}."))

@@ -119,8 +119,20 @@ class Chat:
 
     # --- texts to ids ---
 
+    def has_system_role(self) -> bool:
+        """Whether the template renders a system message, and not as if the assistant had written it."""
+        try:
+            rendered = self._parse(("system", "user"), True)
+        except ChatError:
+            return False
+        try:
+            return rendered != self._parse(("assistant", "user"), True)
+        except ChatError:  # it knows that an assistant does not begin
+            return True
+
     def message_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Prompt ids of a conversation of (role, text) messages, with roles "user" and "assistant"."""
+        """Prompt ids of a conversation of (role, text) messages, with roles "user" and "assistant", and "system" for
+        the first one where the template has that role."""
         roles = tuple(role for role, _ in messages)
         if roles not in self._prompt_parts:
             self._prompt_parts[roles] = self._parse(roles, True)

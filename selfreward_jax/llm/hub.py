@@ -20,6 +20,11 @@ class UploadError(InputError, RuntimeError):
     """An upload to the hub failed; the message names the repository, the reason and the remedy."""
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form hub:OWNER/NAME@REVISION."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
 def resolve_model_dir(name: str) -> epath.Path:
     """The folder on disk: `name` itself, or for hub:OWNER/NAME@REVISION the hub's own cache, downloaded if missing.
 

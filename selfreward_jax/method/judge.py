@@ -70,6 +70,31 @@ def judge(
         ]
 
 
+def judge_texts(
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    template: str,
+    sampling_params: SamplingParams,
+    settings: Any,
+    key: Any,
+) -> list[JudgmentRow]:
+    """Judges (prompt, response) pairs that are no rows of a run. The other arguments are as in `judge`.
+
+    The judge prompt is the row's id. So what is sampled depends on it and the key alone. Equal pairs are judged once.
+
+    Returns:
+      A row for each pair.
+    """
+    ids = [judge_prompt(template, prompt, response) for prompt, response in pairs]
+    rows: dict[str, JudgeInput] = {
+        row_id: {"id": row_id, "prompt": prompt, "response": response}
+        for row_id, (prompt, response) in zip(ids, pairs, strict=True)
+    }
+    batches = judge(engine, list(rows.values()), template, sampling_params, settings, key)
+    judged = {row["id"]: row for batch in batches for row in batch}
+    return [judged[row_id] for row_id in ids]
+
+
 def _parse_votes(completions: Sequence[Completion], output_format: str) -> list[Vote]:
     parse = PARSERS[output_format]
     return [

@@ -54,7 +54,8 @@ def load_model(path: str, name: str = "", mesh_from: Run | None = None) -> Loade
     """Loads a model.
 
     Args:
-      path: a working directory, a Hugging Face folder, or hub:OWNER/NAME@REVISION.
+      path: a working directory, a Hugging Face folder, or OWNER/NAME@REVISION on the hub, with or without "hub:" in
+        front.
       name: which model of a working directory, such as "m3"; the last one if not given.
       mesh_from: the run whose meshes the model is sharded over. If not given, a folder's model is replicated on every
         device, and a run's model uses the meshes of that run's settings.
@@ -63,10 +64,11 @@ def load_model(path: str, name: str = "", mesh_from: Run | None = None) -> Loade
       ConfigError: there is no such model, or the meshes do not divide it.
       ModelFormatError: the folder cannot be used.
     """
-    if path.startswith(hub.HUB_PREFIX):
+    path = _with_hub_prefix(path)
+    if path.startswith(hub.HUB_PREFIX) or _is_hf_folder(path):
+        if name and name != epath.Path(path).name:
+            raise ConfigError(f"model is {name!r}, but {path} is one model, not a workdir: leave the name out")
         return _load_folder(hub.resolve_model_dir(path), mesh_from)
-    if _is_hf_folder(path):
-        return _load_folder(epath.Path(path), mesh_from)
     run, name = open_run_model(path, name, mesh_from.cfg.parallel if mesh_from else None)
     return LoadedModel(
         name,
@@ -89,6 +91,7 @@ def resolve_model(path: str, name: str = "") -> tuple[str, str]:
     Raises:
       ConfigError, ModelFormatError: there is no such model.
     """
+    path = _with_hub_prefix(path)
     if path.startswith(hub.HUB_PREFIX):
         return path, _digest(path.encode())
     if _is_hf_folder(path):
@@ -101,6 +104,27 @@ def resolve_model(path: str, name: str = "") -> tuple[str, str]:
 
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
+
+
+def _with_hub_prefix(path: str) -> str:
+    """The path; with "hub:" in front where it is no model's folder but can be OWNER/NAME@REVISION.
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    if path.startswith(hub.HUB_PREFIX) or (epath.Path(path) / "config.json").exists():
+        return path
+    if hub.is_hub_id(f"{hub.HUB_PREFIX}{path}"):
+        return f"{hub.HUB_PREFIX}{path}"
+    folder = epath.Path(path)
+    if (folder.parent / "config.json").exists():
+        raise ConfigError(
+            f"model {path!r} is inside a run: give the workdir {folder.parent}, and the model by its name"
+        )
+    fault = "has no config.json" if folder.exists() else "does not exist"
+    raise ConfigError(
+        f"model {path!r}: the folder {fault}; give a workdir, a Hugging Face folder, or on the hub OWNER/NAME@REVISION"
+    )
 
 
 def _is_hf_folder(path: str) -> bool:

@@ -6,6 +6,7 @@ interrupted and resumed. Within a bucket, new prompts enter the prompt slots tha
 prefix of all prompts of a call is prefilled once.
 """
 
+import copy
 import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -119,6 +120,12 @@ class Engine:
         self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.max_concurrent, self.max_length, self.raw, self.should_stop = max_concurrent, max_length, raw, should_stop
         self._prefix: tuple[list[int], KVSegment] | None = None  # the prefix that was prefilled last
+
+    def as_raw(self) -> "Engine":
+        """An engine with the same weights whose prompts are plain text to be continued."""
+        engine = copy.copy(self)
+        engine.raw = True
+        return engine
 
     def encode(self, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
         """The model's input ids for a request's prompt."""

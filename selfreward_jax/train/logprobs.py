@@ -1,19 +1,25 @@
 """Log-probs of tokens and the SFT loss. Dimension letters as in llm/llama.py."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from selfreward_jax.llm.attention import KVSegment, window_mask
-from selfreward_jax.llm.llama import Llama, Params
-from selfreward_jax.parallel.sharding import BATCH_AXES, devices_in_use
+from selfreward_jax.llm.chat import Example
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.parallel.arrays import fetch, put
+from selfreward_jax.parallel.sharding import BATCH_AXES, batch_divisor, batch_sharding, devices_in_use, round_up
+from selfreward_jax.train.batches import padded_batch
 
 # The most float32 logits that a device holds at once. Longer sequences are split into chunks of T; the backward pass
 # recomputes the logits of each chunk.
 MAX_LOGITS = 1 << 25
+LENGTH_STEP = 64  # lengths of single texts are rounded up to a multiple of it, so that few programs are compiled
 
 
 def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
@@ -145,6 +151,59 @@ def sequence_logprobs(
       **inputs: as in `token_logprobs`.
     """
     return jnp.sum(token_logprobs(model, params, tokens_BT, **inputs) * target_BT, axis=-1)
+
+
+def example_logprobs(
+    cfg: LlamaConfig, params: Params, examples: Sequence[Example], mesh: Mesh, batch_size: int = 8
+) -> np.ndarray:
+    """Sum of the log-probs of the target tokens of each text, float32 [examples].
+
+    Each text is padded for its own length, and every batch has the same number of rows. So the result for a text does
+    not depend on the others.
+
+    Args:
+      cfg, params: the model; its parameters are sharded for training.
+      examples: the texts.
+      mesh: the training mesh.
+      batch_size: texts in one forward pass; rounded up to what the mesh divides.
+    """
+    rows = round_up(batch_size, batch_divisor(mesh))
+    lengths = [round_up(len(e.ids), LENGTH_STEP) for e in examples]
+    sums = np.zeros(len(examples), np.float32)
+    for length in sorted(set(lengths)):
+        same_length = [i for i, n in enumerate(lengths) if n == length]
+        for start in range(0, len(same_length), rows):
+            members = same_length[start : start + rows]
+            texts = [examples[i] for i in members] + [Example([], [])] * (rows - len(members))
+            batch = padded_batch(texts, length)
+            tokens_BT, target_BT = (put(batch[name], batch_sharding(mesh, 2)) for name in ("tokens", "target"))
+            with jax.set_mesh(mesh):
+                sums[members] = fetch(_sequence_logprobs(cfg, params, tokens_BT, target_BT))[: len(members)]
+    return sums
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _sequence_logprobs(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array, target_BT: jax.Array) -> jax.Array:
+    return sequence_logprobs(Llama(cfg), params, tokens_BT, target_BT)
+
+
+def token_logits(cfg: LlamaConfig, params: Params, tokens_BT: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Logits of the next token at each position, float32 [B, T, V], on the host.
+
+    Args:
+      cfg, params: the model; its parameters are sharded for training.
+      tokens_BT: token ids, int32. B need not be divisible by the mesh.
+      mesh: the training mesh.
+    """
+    B = len(tokens_BT)
+    padded_BT = np.pad(tokens_BT, ((0, round_up(B, batch_divisor(mesh)) - B), (0, 0)))
+    with jax.set_mesh(mesh):
+        return fetch(_logits(cfg, params, put(padded_BT, batch_sharding(mesh, 2))))[:B]
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _logits(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    return Llama(cfg).apply({"params": params}, tokens_BT)
 
 
 def sft_loss(
