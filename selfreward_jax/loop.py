@@ -104,5 +104,6 @@ def _log_compilation(model: str, before: compile_cache.CompileCount) -> compile_
     now = compile_cache.count()
     new = now.since(before)
     seconds = duration(new.seconds)
-    log_line(f"  {model}: {counted(new.compiled, 'program')} compiled, {new.cache_hits} read from the cache, {seconds}")
+    programs = f"{counted(new.compiled, 'program')} compiled, {new.cache_hits:,} read from the cache"
+    log_line(f"  compiling for {model}: {seconds}, {programs}")
     return now

@@ -145,9 +145,10 @@ def judge_stats(judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
 def format_stats(stats: dict[str, Any]) -> str:
     """The statistics of a judge in words, such as "72 votes on 24 answers, 98.6 % parsed"."""
     parsed = "" if stats["parse_rate"] is None else f", {three_digits(100 * stats['parse_rate'])} % parsed"
-    details = {"votes cut off at max_new_tokens": stats["cut_off"], "answers without a score": stats["unscored"]}
-    rest = "".join(f", {count:,} {what}" for what, count in details.items() if count)
-    return f"{counted(stats['votes'], 'vote')} on {counted(stats['answers'], 'answer')}{parsed}{rest}"
+    cut_off = f", {stats['cut_off']:,} cut off at max_new_tokens" * bool(stats["cut_off"])
+    unscored = f", {counted(stats['unscored'], 'answer')} without a score" * bool(stats["unscored"])
+    votes = f"{counted(stats['votes'], 'vote')} on {counted(stats['answers'], 'answer')}"
+    return votes + parsed + cut_off + unscored
 
 
 def format_histogram(stats: dict[str, Any]) -> list[str]:

@@ -41,20 +41,19 @@ def best_model(models: Mapping[str, Any]) -> tuple[str, str]:
     Args:
       models: the metrics of each model, in training order.
     """
-    choices = (
-        (lambda m: m.get("oracle", {}).get("mean"), "mean score {} of 5 by the toy world's oracle, which never trains"),
-        (
-            lambda m: m["judge"].get("pairwise_accuracy"),
-            "it orders {} % of the held-out answers as your scores do",
-        ),
-    )
-    for figure, words in choices:
-        figures = {name: figure(metrics) for name, metrics in models.items()}
-        if None not in figures.values():
-            best = max(reversed(figures), key=lambda name: figures[name])
-            shown = figures[best] * (100 if "%" in words else 1)
-            return best, words.format(three_digits(shown))
+    scores = {name: metrics.get("oracle", {}).get("mean") for name, metrics in models.items()}
+    accuracies = {name: metrics["judge"]["pairwise_accuracy"] for name, metrics in models.items()}
+    if None not in scores.values():
+        best = _last_best(scores)
+        return best, f"mean score {three_digits(scores[best])} of 5 by the toy world's oracle, which no training sees"
+    if None not in accuracies.values():
+        best = _last_best(accuracies)
+        return best, f"it orders {three_digits(100 * accuracies[best])} % of the held-out answers as your scores do"
     return list(models)[-1], "the last one; its round passed all checks"
+
+
+def _last_best(figures: Mapping[str, float]) -> str:
+    return max(reversed(list(figures)), key=lambda name: figures[name])
 
 
 def program() -> str:

@@ -61,11 +61,11 @@ def _make_seeds(run: Run, model: str) -> None:
         if name != "documents":
             _write_set(run, name, rows)
     storage.write_json(run.workdir / "seed" / "report.json", report)
-    for line in seed_sets.format_report(report):
-        log_line(f"  {line}")
     _write_set(run, "documents", sets["documents"], sets=list(sets))  # last: its manifest completes the stage
     progress.add(sum(map(len, sets.values())))
     progress.close(counts({name: len(rows) for name, rows in sets.items()}))
+    for line in seed_sets.format_report(report):
+        log_line(f"  {line}")
 
 
 def _write_set(run: Run, name: str, rows: Sequence[Row], **metadata: Any) -> None:
@@ -134,7 +134,7 @@ def pretrain(run: Run, model: str) -> None:
     examples = [piece for text in texts for piece in chat.chunk_document(as_document(text), seq_len)]
     decoder = Llama(run.models.model_config())
     specs = param_specs(decoder.cfg)
-    log_line(f"  model: {parameter_count(specs):,} parameters on {counted(run.models.mesh.size, 'device')}")
+    log_line(f"  {model}: {parameter_count(specs):,} parameters on {counted(run.models.mesh.size, 'device')}")
 
     def init(key: jax.Array) -> Params:
         return decoder.init(key, jnp.zeros((1, 1), int))["params"]

@@ -47,8 +47,8 @@ class Schedule:
     def numbered(self, label: str) -> str:
         """The label after its number, "[3/19] m1 sft". A stage within a step has the number of the current step."""
         labels = [step.label for step in self.steps]
-        found = next((name for name in (label, self._current) if name in labels), None)
-        return f"[{labels.index(found) + 1}/{len(labels)}] {label}" if found is not None else label
+        step = next((name for name in (label, self._current) if name in labels), None)
+        return f"[{labels.index(step) + 1}/{len(labels)}] {label}" if step is not None else label
 
     def measured(self, label: str, seconds: float, steps: float | None = None) -> None:
         """Notes how long a step takes as a whole, without compiling.
