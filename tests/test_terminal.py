@@ -148,14 +148,15 @@ def test_a_long_silence_is_explained(monkeypatch, capsys):
 
 
 STEPS = (
-    PlannedStep("m1 sft", True, None, True),
-    PlannedStep("m1 eval_answers", False, 1000.0, False),
-    PlannedStep("m1 eval_judgments", False, 4000.0, False),
-    PlannedStep("m2 prompts", False, 500.0, False),
-    PlannedStep("m2 chosen", False, 0.0, False),
-    PlannedStep("m2 dpo", True, 30.0, False),
-    PlannedStep("m2 eval_answers", False, 1000.0, False),
-    PlannedStep("m2 eval_judgments", False, 4000.0, False),
+    PlannedStep("m1 sft", "training", None, True),
+    PlannedStep("m1 eval_answers", "sampling", 1000.0, False),
+    PlannedStep("m1 eval_judgments", "judging", 4000.0, False),
+    PlannedStep("m2 prompts", "sampling", 500.0, False),
+    PlannedStep("m2 responses", "sampling", 3000.0, False),
+    PlannedStep("m2 chosen", "sampling", 0.0, False),
+    PlannedStep("m2 dpo", "training", 30.0, False),
+    PlannedStep("m2 eval_answers", "sampling", 1000.0, False),
+    PlannedStep("m2 eval_judgments", "judging", 4000.0, False),
 )
 
 
@@ -164,14 +165,22 @@ def test_the_time_of_the_run_follows_from_measured_rates():
     plan.measured("m1 eval_answers", 20.0)
     assert plan.seconds_after("m1 eval_answers") is None  # no training was measured
     plan.measured("m1 sft", 90.0, steps=45)
-    # 4000 tokens at 20 ms, 500 tokens, 30 steps at 2 s, the same answers again, 4000 tokens
-    assert plan.seconds_after("m1 eval_answers") == 80 + 10 + 60 + 20 + 80
+    # 20 ms a token, also for judgments, and 2 s a step; answers take as long as before
+    assert plan.seconds_after("m1 eval_answers") == pytest.approx(80 + 10 + 60 + 60 + 20 + 80)
     plan.measured("m1 eval_judgments", 40.0)
-    # Judgments are now known by name; prompts follow the latest rate, 10 ms a token.
-    assert plan.seconds_after("m1 eval_answers") == 40 + 5 + 60 + 20 + 40
-    assert plan.seconds_after("m1 eval_judgments") == 5 + 60 + 20 + 40
+    assert plan.seconds_after("m1 eval_answers") == pytest.approx(40 + 10 + 60 + 60 + 20 + 40)
+    assert plan.seconds_after("m1 eval_judgments") == pytest.approx(10 + 60 + 60 + 20 + 40)
+    plan.measured("m2 prompts", 15.0)
+    # Sampling has taken 35 s for 1500 tokens.
+    assert plan.seconds_after("m2 prompts") == pytest.approx(70 + 60 + 20 + 40)
     assert plan.seconds_after("m2 eval_judgments") == 0
     assert plan.seconds_after("m2 early_5_answers") is None  # a stage within a step
+
+
+def test_steps_that_are_done_take_no_time():
+    plan = Schedule([step._replace(done=step.label != "m2 dpo") for step in STEPS])
+    plan.measured("m1 sft", 90.0, steps=45)
+    assert plan.seconds_after("m1 sft") == 60.0
 
 
 def test_what_the_data_decide_is_not_estimated_before_it_was_measured():
@@ -181,7 +190,7 @@ def test_what_the_data_decide_is_not_estimated_before_it_was_measured():
     plan.measured("m1 eval_answers", 20.0)
     assert plan.seconds_after("m1 eval_answers") is None
     plan.measured("m1 eval_judgments", 7.0)
-    assert plan.seconds_after("m1 eval_judgments") == 10 + 60 + 20 + 7
+    assert plan.seconds_after("m1 eval_judgments") == pytest.approx(10 + 60 + 60 + 20 + 7)
 
 
 def test_a_stage_shows_its_number_and_the_time_of_the_run(clock, capsys):
@@ -192,13 +201,13 @@ def test_a_stage_shows_its_number_and_the_time_of_the_run(clock, capsys):
     stage.add(1)
     clock.now += 20
     stage.add(5)
-    # 4 s a row: 16 s here; 4000 tokens take 40 s: 5 + 60 + 10 + 40 s later
-    assert stage.seconds_left() == (16.0, 16.0 + 5 + 60 + 10 + 40)
-    expected = "[3/8] m1 eval_judgments: 6/10 rows, 16 s left, about 2 min 11 s for the run\n"
+    # 4 s a row: 16 s here. So 4000 tokens take 40 s: 10 ms a token.
+    assert stage.seconds_left() == (16.0, pytest.approx(16 + 5 + 30 + 60 + 10 + 40))
+    expected = "[3/9] m1 eval_judgments: 6/10 rows, 16 s left, about 2 min 41 s for the run\n"
     assert capsys.readouterr().err == expected
     stage.close()
-    assert schedule.current().numbered("m1 within") == "[3/8] m1 within"
-    assert schedule.current().numbered("m2 dpo") == "[6/8] m2 dpo"
+    assert schedule.current().numbered("m1 early_5_answers") == "[3/9] m1 early_5_answers"
+    assert schedule.current().numbered("m2 dpo") == "[7/9] m2 dpo"
 
 
 # --- what is done already ------------------------------------------------------------------------------------------
@@ -252,10 +261,14 @@ def test_a_training_in_progress_names_its_step(finished_run, tmp_path):
 
 
 def test_lines_and_the_error_that_ends_a_run_are_kept(tmp_path, capsys):
-    with pytest.raises(ZeroDivisionError), terminal.log_to(epath.Path(tmp_path)):
-        terminal.log_line("to stderr")
-        terminal.show("to stdout")
-        1 / 0  # noqa: B018
+    def failing():
+        with terminal.log_to(epath.Path(tmp_path)):
+            terminal.log_line("to stderr")
+            terminal.show("to stdout")
+            return 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     terminal.log_line("after the run")
     out, err = capsys.readouterr()
     assert (out, err) == ("to stdout\n", "to stderr\nafter the run\n")

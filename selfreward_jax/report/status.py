@@ -38,11 +38,10 @@ def _manifest(run: Run, step: Step) -> dict[str, Any] | None:
 
 def _planned(run: Run, step: Step, done: bool) -> PlannedStep:
     stage, cost = step.stage, step.stage.cost(run.cfg)
-    training = stage.kind == "training"
     work = stage.work(run.cfg) if stage.work else float(cost.tokens)
     # Rows without tokens to sample are chosen among others and take no time. Where there are no rows the data decide.
     chosen = bool(cost.rows) and stage.kind in ("sampling", "judging")
-    return PlannedStep(step.label, training, work if work or chosen else None, done)
+    return PlannedStep(step.label, stage.kind, work if work or chosen else None, done)
 
 
 def resumed(run: Run, schedule: Schedule) -> list[str]:

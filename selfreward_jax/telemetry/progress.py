@@ -1,6 +1,7 @@
 """Progress of a stage on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -53,7 +54,7 @@ class Progress:
             self._silence.start()
 
     def _make_bar(self) -> tqdm | None:
-        if not (sys.stderr and sys.stderr.isatty() and processes.is_primary() and self.total):
+        if not (self.total and processes.is_primary() and _has_columns()):
             return None
         return tqdm(
             total=self.total,
@@ -62,7 +63,7 @@ class Progress:
             unit=self.unit,
             leave=False,
             dynamic_ncols=True,
-            bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} {unit}{postfix}",
+            bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} {unit}{postfix}",
             postfix="compiling",
         )
 
@@ -131,3 +132,11 @@ class Progress:
         left = self.seconds_left()[1]
         parts = [done, self._rate(), seconds, note, f"about {duration(left)} left for the run" if left else ""]
         log_line(f"{self.label}: {', '.join(part for part in parts if part)}")
+
+
+def _has_columns() -> bool:
+    """Whether standard error is a terminal of a known width: elsewhere a bar would not be seen."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return False

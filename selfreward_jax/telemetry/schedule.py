@@ -1,7 +1,7 @@
 """The steps of the run in progress: which number a stage has, and how much time the later ones will take.
 
-The time of a step is that of the last step of the same name. If there is none yet, it follows from the pace of the
-last step of the same kind: seconds for each training step, or for each token that may be sampled.
+The time of a step is that of the last step of the same name. If there is none yet, it follows from the pace of its
+kind so far: seconds for each training step, or for each token that may be sampled.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ class PlannedStep(NamedTuple):
     """A step of the run that takes time.
 
     label: as in the log, such as "m2 judgments".
-    training: whether its work is counted in training steps, otherwise in tokens to sample.
-    work: the likely amount; None if the data decide it.
+    kind: training, or another kind of `Stage`.
+    work: the likely number of training steps, or of tokens to sample; None if the data decide it.
     done: whether it was complete when this process started.
     """
 
     label: str
-    training: bool
+    kind: str
     work: float | None
     done: bool
 
@@ -26,6 +26,11 @@ class PlannedStep(NamedTuple):
     def name(self) -> str:
         """The stage without its model: "judgments"."""
         return self.label.rpartition(" ")[2]
+
+    @property
+    def training(self) -> bool:
+        """Whether its work is counted in training steps."""
+        return self.kind == "training"
 
 
 class Schedule:
@@ -74,16 +79,17 @@ class Schedule:
     def _seconds(self, step: PlannedStep) -> float | None:
         if step.work == 0:
             return 0.0
-        known = {s.label: s for s in self.steps if s.label in self._measured}
-        latest = [known[label] for label in reversed(self._measured)]
-        for other in latest:
+        by_label = {s.label: s for s in self.steps}
+        known = [(by_label[label], *self._measured[label]) for label in reversed(self._measured)]
+        for other, seconds, _ in known:
             if other.name == step.name:
-                return self._measured[other.label][0]
-        for other in latest:
-            seconds, work = self._measured[other.label]
-            if other.training == step.training and work and step.work:
-                return seconds / work * step.work
-        return None
+                return seconds
+        same_kind = [x for x in known if x[0].kind == step.kind and x[2]]
+        same_unit = [x for x in known if x[0].training == step.training and x[2]]
+        alike = same_kind or same_unit
+        if not alike or not step.work:
+            return None
+        return sum(seconds for _, seconds, _ in alike) / sum(work for _, _, work in alike) * step.work
 
 
 _schedule = Schedule()
