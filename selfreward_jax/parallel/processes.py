@@ -243,7 +243,8 @@ def write_stderr(line: str) -> None:
     """Writes a line to standard error at once, past all buffers and locks. What cannot be written is lost."""
     if sys.__stderr__ is not None:  # otherwise it was closed at the start, and its number may be that of another file
         with contextlib.suppress(OSError):
-            os.write(2, f"selfreward_jax: {line}\n".encode(errors="backslashreplace"))
+            start = "\n" if os.isatty(2) else ""  # below a progress bar, or the ^C of the terminal
+            os.write(2, f"{start}selfreward_jax: {line}\n".encode(errors="backslashreplace"))
 
 
 def is_peer_failure(error: BaseException) -> bool:
