@@ -115,7 +115,7 @@ class Progress:
     def _left(self) -> str:
         stage, run = self.seconds_left()
         parts = [f"{duration(stage)} left"] if stage is not None and self.count < self.total else []
-        parts += [f"about {duration(run)} for the run"] if run and run >= 1 else []
+        parts += [f"about {duration(run)} for the run"] if (run or 0.0) >= 1 else []
         return ", ".join(parts)
 
     def close(self, note: str = "") -> None:
@@ -129,14 +129,8 @@ class Progress:
         if self.done_before:
             done += f" ({self.count - self.done_before:,} of them now)"
         seconds = duration(time.monotonic() - self.start)
-        left = self.seconds_left()[1]
-        parts = [
-            done,
-            self._rate(),
-            seconds,
-            note,
-            f"about {duration(left)} left for the run" if left and left >= 1 else "",
-        ]
+        left = self.seconds_left()[1] or 0.0
+        parts = [done, self._rate(), seconds, note] + [f"about {duration(left)} left for the run"] * (left >= 1)
         log_line(f"{self.label}: {', '.join(part for part in parts if part)}")
 
 
