@@ -9,6 +9,7 @@ import pytest
 from conftest import micro
 from etils import epath
 
+from selfreward_jax.data import eft
 from selfreward_jax.method import judge, pairs
 from selfreward_jax.report import closing, status
 from selfreward_jax.runs.run import make_run
@@ -68,6 +69,9 @@ def test_counts_are_words_and_not_a_dictionary():
     assert [counted(n, "row") for n in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
     outcomes = {"pairs": 5, "tied": 2, "unscored": 0, "same_text": 1}
     assert pairs.format_outcomes(outcomes) == "5 pairs of 8 prompts, 2 with equal scores, 1 with equal texts"
+    built = {"prompts": 3, "answers": 1200, "disagree": 0, "agree": 2, "kept": 7, "scores": {"4": 7}, "scores_kept": {}}
+    words = "3 prompts, 1,200 answers, 2 prompts agree with the human order, 7 rows kept"
+    assert eft.format_counts(built) == words
 
 
 def test_the_judge_is_shown_in_words_and_a_table():
