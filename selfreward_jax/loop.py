@@ -14,14 +14,15 @@ from selfreward_jax.data.readers import DataError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption
-from selfreward_jax.report import summary
+from selfreward_jax.report import closing, status, summary
 from selfreward_jax.report.page import Page
 from selfreward_jax.runs.run import Run, claim, make_run, rollback
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import check_inputs
 from selfreward_jax.stages.table import MEASURE, TABLE
-from selfreward_jax.telemetry import compile_cache, timing
-from selfreward_jax.telemetry.progress import log_line
+from selfreward_jax.telemetry import compile_cache, schedule, terminal, timing
+from selfreward_jax.telemetry.numbers import counted, duration
+from selfreward_jax.telemetry.terminal import log_line, show
 
 Replacements = Mapping[str, Callable[[Run, str], object]]
 
@@ -46,10 +47,11 @@ def run(
       StorageError: the working directory cannot be used.
       Stopped: the process was asked to stop.
     """
+    terminal.open_closed_streams()
     timing.restart()
     validate.validate(cfg, row_devices=1)
     this = make_run(cfg, workdir)
-    with claim(this, TABLE.dependents, allow_config_changes):
+    with claim(this, TABLE.dependents, allow_config_changes), terminal.log_to(this.workdir):
         log_line(f"workdir {this.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
         while True:
             try:
@@ -71,11 +73,15 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
     """All steps, each of which does what is missing. The report follows them."""
     run.files.verify()
     steps = TABLE.steps(run.cfg)
+    schedule.start(status.make_schedule(run, TABLE))
+    for line in status.resumed(run, schedule.current()):
+        log_line(line)
     page = Page(run, TABLE)
     try:
         check_inputs(run)
         compiled = compile_cache.count()
         for step in steps:
+            schedule.current().begin(step.label)
             if make := replace.get(step.stage.name, step.stage.run):
                 make(run, step.folder)
             page.write_if_due()
@@ -89,11 +95,15 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
         raise
     result = summary.write(run, TABLE)
     page.write()
+    for line in closing.lines(run.workdir, result):
+        show(line)
     return result
 
 
 def _log_compilation(model: str, before: compile_cache.CompileCount) -> compile_cache.CompileCount:
     now = compile_cache.count()
     new = now.since(before)
-    log_line(f"{model}: {new.compiled} programs compiled, {new.cache_hits} read from the cache, {new.seconds:.1f} s")
+    seconds = duration(new.seconds)
+    programs = f"{counted(new.compiled, 'program')} compiled, {new.cache_hits:,} read from the cache"
+    log_line(f"  compiling for {model}: {seconds}, {programs}")
     return now

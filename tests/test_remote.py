@@ -17,6 +17,7 @@ from selfreward_jax.runs.log import EventLog
 from selfreward_jax.runs.run import claim, make_run, rollback
 from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage.artifacts import JsonlArtifact
+from selfreward_jax.telemetry import terminal
 from selfreward_jax.train import checkpoints
 
 
@@ -82,6 +83,23 @@ def test_a_run_claims_its_directory_and_writes_a_log(bucket, monkeypatch):
     assert not storage.exists(run.workdir / "events.jsonl")
     with claim(make_run(other, bucket), TABLE.dependents):
         assert storage.read_json(run.workdir / "config.json")["seed"] == 7
+
+
+def test_printed_lines_are_kept_in_one_object(bucket, monkeypatch):
+    for start in ("first", "second"):
+        with terminal.log_to(epath.Path(bucket)):
+            terminal.log_line(f"{start} start")
+            kept = epath.Path(bucket) / "log.txt"
+            assert not kept.exists() or f"{start} start" not in kept.read_text()  # not an object for each line
+            monkeypatch.setattr(terminal._LogFile, "UPLOAD_EVERY", 0.0)
+            terminal.show("shown")
+            assert f"{start} start" in (epath.Path(bucket) / "log.txt").read_text()
+            monkeypatch.setattr(terminal._LogFile, "UPLOAD_EVERY", 1000.0)
+            terminal.keep("end")
+    lines = (epath.Path(bucket) / "log.txt").read_text().splitlines()
+    assert [line[20:] for line in lines] == ["first start", "shown", "end", "second start", "shown", "end"]
+    terminal.discard_log(epath.Path(bucket))
+    assert not (epath.Path(bucket) / "log.txt").exists()
 
 
 def test_a_saved_step_counts_only_with_its_manifest_which_is_written_last(bucket):

@@ -159,7 +159,11 @@ def test_a_violation_stops_before_training_and_the_limit_can_be_changed(finished
     assert re.search(r'class="warn">[^<]*checks\.min_spread\b[^<]*\b4\.5\b', report)
     loop.run(micro(2), str(workdir))
     assert contents(workdir) == contents(finished_run)
-    assert re.search(r"\bm2\b.*\bparse_rate\b", capsys.readouterr().err)
+    failed, passed = re.split(r"\bm2 checks: 10 of 10\b", capsys.readouterr().err)
+    assert re.search(r"\bm2 checks: 9 of 10\b", failed)
+    assert re.search(rf"FAIL +spread +{metrics['spread']:.3g} +min 4.5\n", failed)
+    assert re.search(rf"ok +spread +{metrics['spread']:.3g} +min 0\n", passed)
+    assert "FAIL" not in passed
     cfg.checks.max_ties = 0.0  # a model that is trained already is not checked again
     loop.run(cfg, str(workdir))
     assert json.loads((workdir / "summary.json").read_text())["rounds"]["m2"]["checks"]["spread"] == metrics["spread"]

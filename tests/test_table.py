@@ -12,7 +12,8 @@ from selfreward_jax.runs.run import make_run
 from selfreward_jax.stages.table import STAGES, TABLE
 
 # Written by the loop itself, or by what follows it.
-OF_THE_LOOP = ("config.json", "events.jsonl", "summary.json", "report.html", "lock", "tensorboard", "tensorboard/*")
+OF_THE_LOOP = ("config.json", "events.jsonl", "log.txt", "summary.json", "report.html", "lock")
+OF_THE_LOOP += ("tensorboard", "tensorboard/*")
 
 
 def patterns():

@@ -120,7 +120,7 @@ def test_what_was_not_committed_before_a_kill_is_lost():
         "lost": {"m1 sft": {"training": 7.0}, "": {"other": 0.5}, "m2 prompts": {"sampling": 0.125}},
     }
     assert time_report.totals(found["stages"])["training"] == 18.0
-    assert re.findall(r"[\d.]+", time_report.format_line(found))[-2:] == ["7.6", "2"]
+    assert re.findall(r"[\d.]+", time_report.format_line(found))[-2:] == ["7.62", "2"]
     lines = time_report.format_table(found)
     assert {len(line) for line in lines[:-1]} == {len(lines[0])}
 

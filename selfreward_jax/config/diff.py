@@ -32,8 +32,8 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
         before, now, field = old.get(name), new.get(name), prefix + name
         if field in RUNTIME_FIELDS or before == now:
             continue
-        if isinstance(before, dict) and isinstance(now, dict):
-            differing += changes(before, now, f"{field}.")
+        if isinstance(before, dict | None) and isinstance(now, dict | None):  # no inputs before, or none now
+            differing += changes(before or {}, now or {}, f"{field}.")
         else:
             differing.append(Change(field, before, now))
     return differing

@@ -2,7 +2,7 @@
 (arXiv 2401.10020, section 3.1.1)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from random import Random
 from typing import Any
@@ -77,6 +77,24 @@ def build_eft(
     kept = cap_top_score(rows, max_share, rng)
     histograms = {"scores": _score_histogram(rows), "scores_kept": _score_histogram(kept)}
     return kept, {**counts, "rows": len(rows), "thinned": len(rows) - len(kept), "kept": len(kept), **histograms}
+
+
+def format_counts(counts: Mapping[str, Any]) -> str:
+    """The counts of `build_eft` in words."""
+    parts = {
+        "prompts": "prompts",
+        "answers": "answers",
+        "judgments": "judgments",
+        "readable": "of them parsed",
+        "agree": "prompts agree with the human order",
+        "disagree": "disagree",
+        "no_ranking": "have nothing to compare",
+        "thinned": "rows dropped by eft.max_share",
+        "written": "rows written by people",
+        "over_the_limit": "rows over data.eft_rows",
+        "kept": "rows kept",
+    }
+    return ", ".join(f"{counts[name]:,} {what}" for name, what in parts.items() if counts.get(name))
 
 
 def _rankings(answers_with_votes: Sequence[tuple[RankedResponse, list[Vote]]]) -> list[Ranking]:

@@ -19,6 +19,7 @@ from selfreward_jax.data.readers import DataError, Located, read_records
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.method.rows import Row
+from selfreward_jax.telemetry.terminal import show
 
 MAX_REPORTED = 10  # faults printed one by one
 
@@ -77,9 +78,9 @@ def read_prompts_with_responses(
             "data/parsers.py"
         )
     for fault in faults[:MAX_REPORTED]:
-        print(f"dropped: {fault}", flush=True)
+        show(f"dropped: {fault}")
     if len(faults) > MAX_REPORTED:
-        print(f"dropped: ... and {len(faults) - MAX_REPORTED} more", flush=True)
+        show(f"dropped: ... and {len(faults) - MAX_REPORTED:,} more")
     prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location) for m in merged.values()]
     return prompts, counts
 

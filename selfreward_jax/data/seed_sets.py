@@ -142,11 +142,11 @@ def format_report(report: dict[str, Any]) -> list[str]:
     """A report of `from_files` or `from_world` as lines: what each filter dropped from IFT and from EFT."""
     lines = []
     for name in ("ift", "eft"):
-        drops = [f"{count} {key}" for key, count in report[name].items() if count and key not in ("read", "kept")]
-        kept = f"{report[name]['kept']} kept (prompts: {report['prompts'][name]})"
-        lines.append("; ".join([f"{name}: {report[name]['read']} answers read", *drops, kept]))
+        drops = [f"{count:,} {key}" for key, count in report[name].items() if count and key not in ("read", "kept")]
+        kept = f"{report[name]['kept']:,} kept (prompts: {report['prompts'][name]:,})"
+        lines.append("; ".join([f"{name}: {report[name]['read']:,} answers read", *drops, kept]))
     if count := report.get("written judgments"):
-        lines.append(f"eft: {count} of the kept answers have a written judgment")
+        lines.append(f"eft: {count:,} of the kept answers have a written judgment")
     return lines
 
 

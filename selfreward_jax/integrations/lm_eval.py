@@ -231,9 +231,9 @@ class HarnessLM(TemplateLM):
             k: v for k, v in settings.items() if k not in _SUPPORTED_SETTINGS and v not in (None, no_op.get(k))
         }
         if unsupported:
-            raise ValueError(
-                f"the task's generation settings {unsupported} are not supported; {sorted(_SUPPORTED_SETTINGS)} are"
-            )
+            given = ", ".join(f"{name}={value!r}" for name, value in unsupported.items())
+            supported = ", ".join(sorted(_SUPPORTED_SETTINGS))
+            raise ValueError(f"the task's generation settings {given} are not supported; {supported} are")
         if settings["max_gen_toks"] >= self.max_length:
             raise ValueError(
                 f"the task asks for {settings['max_gen_toks']} new tokens, but the model's maximum length is "

@@ -11,6 +11,7 @@ from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.rows import JudgeInput, JudgmentRow, Vote
 from selfreward_jax.method.templates import fill
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
+from selfreward_jax.telemetry.numbers import counted, three_digits
 
 
 def judge_prompt(template: str, prompt: str, response: str) -> str:
@@ -164,3 +165,24 @@ def judge_stats(judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
         "spread": round(pstdev(parsed), 3) if parsed else None,
         "unscored": sum(row["score"] is None for row in judgments),
     }
+
+
+def format_stats(stats: dict[str, Any]) -> str:
+    """The statistics of a judge in words, such as "72 votes on 24 answers, 98.6 % parsed"."""
+    parsed = "" if stats["parse_rate"] is None else f", {three_digits(100 * stats['parse_rate'])} % parsed"
+    cut_off = f", {stats['cut_off']:,} cut off at max_new_tokens" * bool(stats["cut_off"])
+    unscored = f", {counted(stats['unscored'], 'answer')} without a score" * bool(stats["unscored"])
+    votes = f"{counted(stats['votes'], 'vote')} on {counted(stats['answers'], 'answer')}"
+    return votes + parsed + cut_off + unscored
+
+
+def format_histogram(stats: dict[str, Any]) -> list[str]:
+    """The votes by score as a table of two lines; none without votes."""
+    if not stats["histogram"]:
+        return []
+    scores = sorted({0, 1, 2, 3, 4, 5} | {int(score) for score in stats["histogram"]})
+    votes = [stats["histogram"].get(str(score), 0) for score in scores]
+    return [
+        "    score " + "".join(f"{score:7d}" for score in scores),
+        "    votes " + "".join(f"{count:7,}" for count in votes) + f"   spread {three_digits(stats['spread'])}",
+    ]

@@ -1,9 +1,10 @@
 """Preference pairs: the response with the best score of a prompt against the one with the worst."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from selfreward_jax.method.rows import JudgmentRow, PairRow, ResponseRow, ScoredPrompt, ScoredResponse
+from selfreward_jax.telemetry.numbers import counted
 
 
 def build_pairs(rows: Iterable[ScoredPrompt], rho: float = 0.0) -> tuple[list[PairRow], dict[str, int]]:
@@ -45,6 +46,13 @@ def build_pairs(rows: Iterable[ScoredPrompt], rho: float = 0.0) -> tuple[list[Pa
                 }
             )
     return pairs, dict(counts)
+
+
+def format_outcomes(counts: Mapping[str, int]) -> str:
+    """The counts of `build_pairs` in words."""
+    reasons = {"tied": "equal scores", "unscored": "fewer than two scores", "same_text": "equal texts"}
+    rest = "".join(f", {counts[name]:,} with {why}" for name, why in reasons.items() if counts[name])
+    return f"{counted(counts['pairs'], 'pair')} of {counted(sum(counts.values()), 'prompt')}{rest}"
 
 
 def best_and_worst(scored: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ScoredResponse]:

@@ -4,7 +4,6 @@ A collapsed judge, or one that has learned to prefer empty content, still writes
 on them makes the next model worse, and later rounds build on it.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -20,6 +19,7 @@ from selfreward_jax.method.rows import (
     ResponseRow,
     ScoredPrompt,
 )
+from selfreward_jax.telemetry.numbers import three_digits
 
 MIN_LEAK_WORDS = 5  # a held-out prompt with fewer words appears in other prompts by chance
 
@@ -109,29 +109,28 @@ def leak_rate(prompts: Sequence[PromptRow], examples: Iterable[str], held_out: I
     return _ratio(sum(leaks(row["prompt"]) for row in prompts), len(prompts))
 
 
-def violations(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+def violations(metrics: Mapping[str, Any], limits: Mapping[str, float], checks: Iterable[str] = CHECKS) -> list[str]:
     """One phrase for each metric that is beyond its limit; a metric that is None violates nothing."""
     phrases = []
-    for limit, description in CHECKS.items():
+    for limit in checks:
         side, name = limit.split("_", 1)
         value, bound = metrics[name], limits[limit]
         if value is not None and not (value >= bound if side == "min" else value <= bound):  # NaN violates both sides
-            phrases.append(f"{name} is {_format_number(value)}, checks.{limit} {_format_number(bound)}: {description}")
+            values = f"{name} is {three_digits(value)}, checks.{limit} {three_digits(bound)}"
+            phrases.append(f"{values}: {CHECKS[limit]}")
     return phrases
 
 
-def format_metrics(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> str:
-    """All metrics with their limits on one line."""
-    parts = []
+def format_metrics(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """All metrics with their limits as a table."""
+    lines = []
     for limit in CHECKS:
         side, name = limit.split("_", 1)
-        parts.append(f"{name} {_format_number(metrics[name])} ({side} {_format_number(limits[limit])})")
-    return ", ".join(parts)
+        sign = "FAIL" if violations(metrics, limits, [limit]) else "ok"
+        value, bound = three_digits(metrics[name]), three_digits(limits[limit])
+        lines.append(f"    {sign:4s}  {name:17s} {value:>8s}   {side} {bound}")
+    return lines
 
 
 def _ratio(part: int, total: int) -> float | None:
     return part / total if total else None
-
-
-def _format_number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3g}"

@@ -5,6 +5,7 @@ processes, any of them may get the signal; all stop at the same place.
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -27,7 +28,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def handle_signals(timeout_s: float) -> Iterator[None]:
-    """In this context SIGTERM and SIGINT request a stop.
+    """In this context SIGTERM and SIGINT request a stop, and are answered at once on standard error.
 
     The process exits if it has not stopped after `timeout_s` seconds, and at once on a later SIGINT. A SIGINT within
     REPEAT_WINDOW of the first signal does not count: a parent process and the terminal may both send it.
@@ -41,28 +42,47 @@ def handle_signals(timeout_s: float) -> Iterator[None]:
     )
     limit = threading.Timer(timeout_s, processes.exit_now, (processes.EXIT_RETRY, line))
     limit.daemon = True
-    first_signal_at = 0.0
-
-    def request_stop(number: int, _: types.FrameType | None) -> None:
-        nonlocal first_signal_at
-        if _requested.is_set():
-            if number == signal.SIGINT and time.monotonic() - first_signal_at > REPEAT_WINDOW:
-                again = "second stop request: stopped at once, run the same command to resume"
-                processes.exit_now(processes.EXIT_RETRY, again)
-            return
-        first_signal_at = time.monotonic()
-        _requested.set()
-        limit.start()
-        threading.Thread(target=processes.broadcast_stop, daemon=True).start()
-
+    # Python runs a handler only between two bytecodes, so not while a program compiles. Python's C code writes the
+    # number of the signal to a pipe at once, and a thread of its own answers.
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    answering = threading.Thread(target=_answer_signals, args=(read_end, limit, timeout_s), daemon=True)
+    answering.start()
     numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, request_stop) for number in numbers]
+    previous = [signal.signal(number, _request_stop) for number in numbers]
+    previous_pipe = signal.set_wakeup_fd(write_end)
     try:
         yield
     finally:
         limit.cancel()
+        signal.set_wakeup_fd(previous_pipe)
         for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)
+        os.close(write_end)  # ends the thread
+        answering.join()
+        os.close(read_end)
+
+
+def _request_stop(number: int, _: types.FrameType | None) -> None:
+    _requested.set()
+
+
+def _answer_signals(read_end: int, limit: threading.Timer, timeout_s: float) -> None:
+    """Answers the signals whose numbers come through the pipe, until the pipe is closed."""
+    first_signal_at: float | None = None
+    while received := os.read(read_end, 1):
+        if received[0] not in (signal.SIGTERM, signal.SIGINT):
+            continue
+        if first_signal_at is None:
+            first_signal_at = time.monotonic()
+            _requested.set()
+            limit.start()
+            threading.Thread(target=processes.broadcast_stop, daemon=True).start()
+            at_most = f"stopping after the step at hand (at most {timeout_s:g} s); Ctrl-C again ends at once"
+            processes.write_stderr(at_most)
+        elif received[0] == signal.SIGINT and time.monotonic() - first_signal_at > REPEAT_WINDOW:
+            again = "second stop request: stopped at once, run the same command to resume"
+            processes.exit_now(processes.EXIT_RETRY, again)
 
 
 def stop_requested() -> bool:

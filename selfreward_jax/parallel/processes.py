@@ -235,8 +235,16 @@ def _linger() -> None:
 
 def exit_now(code: int, line: str) -> None:
     """Ends this process at once, with one line. An exception would wait for the other processes."""
-    print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
+    write_stderr(line)
     os._exit(code)
+
+
+def write_stderr(line: str) -> None:
+    """Writes a line to standard error at once, past all buffers and locks. What cannot be written is lost."""
+    if sys.__stderr__ is not None:  # otherwise it was closed at the start, and its number may be that of another file
+        with contextlib.suppress(OSError):
+            start = "\n" if os.isatty(2) else ""  # below a progress bar, or the ^C of the terminal
+            os.write(2, f"{start}selfreward_jax: {line}\n".encode(errors="backslashreplace"))
 
 
 def is_peer_failure(error: BaseException) -> bool:
@@ -273,7 +281,7 @@ def supervise(run: Callable[[], int]) -> int:
     killed_by = os.WTERMSIG(status)
     if killed_by == signal.SIGABRT:
         line = "another process is lost (JAX's message is above): start all again with the same command"
-        print(f"selfreward_jax: {line}", file=sys.stderr)
+        write_stderr(line)
         return EXIT_RETRY
     return 128 + killed_by
 
@@ -287,8 +295,9 @@ def _run_child(run: Callable[[], int], read_end: int) -> NoReturn:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # gone or full
+            stream.flush()
     os._exit(code)
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.evaluate import model_metrics
 from selfreward_jax.method.judge import judge_stats
-from selfreward_jax.parallel import processes
 from selfreward_jax.report import tables, time_report
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
 from selfreward_jax.telemetry import timing
+from selfreward_jax.telemetry.terminal import show
 
 
 def write(run: Run, table: StageTable) -> dict[str, Any]:
@@ -23,11 +23,8 @@ def write(run: Run, table: StageTable) -> dict[str, Any]:
     config = storage.read_json(run.workdir / "config.json")
     summary = {**gather(run, table), **_time(run, table), "config": config}
     storage.write_json(run.workdir / "summary.json", summary)
-    if processes.is_primary():
-        print(
-            "\n".join([*tables.summary_tables(summary["models"]), "", time_report.format_line(summary["time"])]),
-            flush=True,
-        )
+    for line in (*tables.summary_tables(summary["models"]), "", time_report.format_line(summary["time"])):
+        show(line)
     return summary
 
 

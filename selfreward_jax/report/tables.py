@@ -20,7 +20,7 @@ def summary_tables(models: dict[str, Any]) -> list[str]:
     earlier = {
         a: {b: rates for b, rates in others.items() if order.index(b) < order.index(a)} for a, others in versus.items()
     }
-    win_rates = win_rate_table(dict(reversed(earlier.items()))) if versus else []
+    win_rates = win_rate_table(dict(reversed(earlier.items()))) if any(earlier.values()) else []
     return [*response_table(models), *win_rates, *judge_table(models)]
 
 

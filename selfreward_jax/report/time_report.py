@@ -7,6 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax.telemetry.numbers import three_digits
+
 KINDS = ("training", "sampling", "judging", "compiling", "saving", "loading", "waiting", "other")
 
 Seconds = Counter[str]  # seconds by kind
@@ -84,9 +86,11 @@ def totals(stages: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def format_line(report: dict[str, Any]) -> str:
     """The totals on one line."""
-    parts = [f"{kind} {seconds:.1f}" for kind, seconds in totals(report["stages"]).items()]
+    seconds = totals(report["stages"])
+    parts = [f"{kind} {three_digits(value)}" for kind, value in seconds.items()]
     lost = sum(totals(report["lost"]).values())
-    return f"seconds: {', '.join(parts)}; lost {lost:.1f} in {_starts(report)}"
+    lines = f"seconds: {three_digits(sum(seconds.values()) + lost)} = {' + '.join(parts)}"
+    return f"{lines} + lost {three_digits(lost)}, in {_starts(report)}"
 
 
 def format_table(report: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from selfreward_jax.runs.log import EVENTS_FILE, EventLog
 from selfreward_jax.runs.models import ModelStore
 from selfreward_jax.runs.workspace import Workspace
 from selfreward_jax.storage.lock import workdir_lock
+from selfreward_jax.telemetry import terminal
 
 CONFIG_FILE = "config.json"
 Dependents = Callable[[str], tuple[str, ...]]  # from a setting to patterns of artifacts that it decides
@@ -165,8 +166,9 @@ def check(
 
 
 def rollback(run: Run) -> None:
-    """Removes config.json and the log where no artifact was made, so that other settings may use the directory."""
+    """Removes config.json and the logs where no artifact was made, so that other settings may use the directory."""
     if run.files.jsonl("seed", "documents").manifest is None:
+        terminal.discard_log(run.workdir)
         for name in (CONFIG_FILE, EVENTS_FILE):
             storage.remove(run.workdir / name)
 

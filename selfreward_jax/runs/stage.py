@@ -28,6 +28,8 @@ class Stage(NamedTuple):
     kind: what its seconds count as in the time report: training, sampling, judging or other.
     manifest: the file that is written last; "" if nothing is written.
     cost: its upper bounds, for the plan; None: it takes no time worth planning.
+    work: the likely amount, for the time that a run still needs: training steps, or tokens to sample; if not given, the
+      tokens of `cost`.
     wanted: whether a run of these settings has it.
     """
 
@@ -40,6 +42,7 @@ class Stage(NamedTuple):
     kind: str = "other"
     manifest: str = ""
     cost: Callable[[ConfigDict], Cost] | None = None
+    work: Callable[[ConfigDict], float] | None = None
     wanted: Callable[[ConfigDict], bool] = lambda _: True
 
     @property

@@ -9,7 +9,7 @@ from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, few_shot_pool, held_out_prompts, previous_model
 from selfreward_jax.stages.training import is_trained
-from selfreward_jax.telemetry.progress import log_line
+from selfreward_jax.telemetry.terminal import log_line
 
 
 def check_round(run: Run, model: str) -> None:
@@ -23,8 +23,12 @@ def check_round(run: Run, model: str) -> None:
         return
     metrics = round_metrics(run, model)
     storage.write_checksummed(path, metrics)
-    log_line(f"{model} checks: {round_checks.format_metrics(metrics, limits)}")
-    if (violations := round_checks.violations(metrics, limits)) and not trained:
+    violations = round_checks.violations(metrics, limits)
+    passed = len(round_checks.CHECKS) - len(violations)
+    log_line(f"  {model} checks: {passed} of {len(round_checks.CHECKS)} passed")
+    for line in round_checks.format_metrics(metrics, limits):
+        log_line(line)
+    if violations and not trained:
         raise StageError(
             f"{model} is not trained: {'; '.join(violations)}. Read {run.workdir / model}/judgments.jsonl. Then train "
             "the judge longer in a new --workdir, or change the limit on purpose and start again"

@@ -12,6 +12,8 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import previous_model, seed_examples
 from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.stages.training import Job, drop_overlong, is_trained, train
+from selfreward_jax.telemetry.numbers import counted
+from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train.dpo import Pair, PairLayout, choose_layout, loss_fn, make_batch_fn, reference_logprobs
 from selfreward_jax.train.monitor import TrainingMonitor
 
@@ -53,6 +55,7 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
     stored, of_pairs = storage.read_checksummed(path), run.files.jsonl(model, "pairs").manifest["sha256"]
     if stored is None or stored["pairs"] != of_pairs:
         models = run.models
+        log_line(f"  {model} dpo: log-probs of {counted(len(pairs), 'pair')} under {previous_model(model)}")
         models.drop_engine()  # of an earlier stage
         decoder = Llama(models.model_config(adapters=True))
         params = lora.combine(models.frozen_base(), models.load_trainable(previous_model(model)))

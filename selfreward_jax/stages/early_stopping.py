@@ -12,7 +12,8 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.pairwise_eval import compare
 from selfreward_jax.stages.sampling import sample_responses, sample_with_engine
 from selfreward_jax.telemetry import timing
-from selfreward_jax.telemetry.progress import log_line
+from selfreward_jax.telemetry.numbers import three_digits
+from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train import checkpoints
 
 
@@ -60,7 +61,8 @@ class EarlyStopping:
         shares = {k: rates[k] for k in ("win", "tie", "lose")}
         row: EvalRow = {"id": str(step), "against": self.best, **shares, "kept": kept}
         self.artifact.append([row])
-        log_line(f"{self.model} step {step} : step {self.best}  win {rates['win']:.3f}, lose {rates['lose']:.3f}")
+        win, lose = (f"{three_digits(100 * rates[name])} %" for name in ("win", "lose"))
+        log_line(f"  {self.model}: step {step} against step {self.best}: wins {win}, loses {lose}")
         self.evals[row["id"]] = row
         self.best = step if kept else self.best
         return row
@@ -73,7 +75,7 @@ class EarlyStopping:
             evaluations.
         """
         if not self.best:
-            log_line(f"{self.model}: no step won against {self.previous}; it keeps the weights of {self.previous}")
+            log_line(f"  {self.model}: no step won against {self.previous}; it keeps the weights of {self.previous}")
             return self.run.models.load_trainable(self.previous)
         folder = self.run.workdir / self.model
         try:

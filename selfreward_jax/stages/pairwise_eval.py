@@ -14,7 +14,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template
 from selfreward_jax.stages.sampling import judge, run_resumable
-from selfreward_jax.telemetry.progress import log_line
+from selfreward_jax.telemetry.terminal import log_line
 
 
 def compare(

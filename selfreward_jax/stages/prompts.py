@@ -21,6 +21,7 @@ from selfreward_jax.stages.common import (
     prompt_template,
 )
 from selfreward_jax.stages.sampling import sampling_params
+from selfreward_jax.telemetry.numbers import counted, counts
 from selfreward_jax.telemetry.progress import Progress
 
 
@@ -55,16 +56,17 @@ def prompts(run: Run, model: str) -> None:
     key = run.files.stage_key(model, "prompts")
     rows = prompt_generation.generate_prompts(writer, settings, sampling_params(settings), key, inputs, partial, store)
     rejected = dict(Counter(row["fault"] for row in rows if row["fault"]))
+    summary = f"{counted(len(rows), 'attempt')}, rejected: {counts(rejected)}"
     accepted = [{"id": row["id"], "prompt": row["prompt"]} for row in rows if row["fault"] is None]
     if not accepted:
         raise StageError(
-            f"{model} prompts: none of {len(rows)} attempts passed the filters ({rejected}); the model cannot write "
+            f"{model} prompts: none passed the filters ({summary}); the model cannot write "
             "prompts yet: in a new --workdir train M1 longer, or relax prompts.max_rouge and prompts.*_words"
         )
     metadata: dict[str, Any] = {"weights": run.files.weights_fingerprint(made_by)} if made_by else {}
     tokens = sum(row["tokens"] for row in rows)
     artifact.finish(accepted, attempts=len(rows), faults=rejected, tokens=tokens, **metadata)
-    progress.close(f"of {len(rows)} attempts; rejected: {rejected}")
+    progress.close(f"of {summary}")
     run.log.flush()
 
 

@@ -15,7 +15,9 @@ from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Engine, SamplingParams
 from selfreward_jax.stages.common import StageError, judge_template
-from selfreward_jax.telemetry.progress import Progress, log_line
+from selfreward_jax.telemetry.numbers import three_digits
+from selfreward_jax.telemetry.progress import Progress
+from selfreward_jax.telemetry.terminal import log_line
 
 
 class RowStream(Protocol):
@@ -54,7 +56,7 @@ def run_resumable(
         artifact.append(new)
         rows |= {row["id"]: row for row in new}
         scores = [row["score"] for row in new if row.get("score") is not None]
-        note = f"score {fmean(scores):.2f}" if scores else ""
+        note = f"mean score {three_digits(fmean(scores))}" if scores else ""
         progress.add(len(new), sum(row["tokens"] for row in new), note)
         run.log.note_time()
     if len(rows) < len(ids):
@@ -167,5 +169,7 @@ def judge(
     stream = partial(judging.judge, engine, judged, template, params, settings)
     left_out = len(responses) - len(judged)
     rows = run_resumable(run, folder, stage, [r["id"] for r in judged], stream, model, left_out=left_out)
-    log_line(f"{folder} {stage}: {judging.judge_stats(rows)}")
+    stats = judging.judge_stats(rows)
+    for line in (f"  {folder} {stage}: {judging.format_stats(stats)}", *judging.format_histogram(stats)):
+        log_line(line)
     return rows

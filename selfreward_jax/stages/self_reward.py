@@ -5,13 +5,13 @@ from typing import Any
 
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import round_checks
-from selfreward_jax.method.pairs import build_pairs, join_scores
+from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import JudgmentRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, previous_model
 from selfreward_jax.stages.sampling import judge, sample_responses
-from selfreward_jax.telemetry.progress import log_line
+from selfreward_jax.telemetry.terminal import log_line
 
 
 def responses(run: Run, model: str) -> None:
@@ -60,7 +60,7 @@ def check_readable(run: Run, label: str, judged: Sequence[JudgmentRow]) -> dict[
             remedy = f"raise judge.max_new_tokens, now {limit}: most votes were cut off there"
         raise StageError(
             f"{label}: the judge is too weak: {parse_rate:.0%} of its votes can be parsed, checks.min_parse_rate is "
-            f"{minimum} ({stats}): in a new --workdir {remedy}"
+            f"{minimum:g} ({judging.format_stats(stats)}): in a new --workdir {remedy}"
         )
     return stats
 
@@ -73,12 +73,12 @@ def pairs(run: Run, model: str) -> None:
     judged = run.files.jsonl(model, "judgments").rows()
     finished = finished_responses(run.files.jsonl(model, "responses").rows())
     stats = check_readable(run, f"{model} judgments", judged)
-    rows, counts = build_pairs(join_scores(finished, judged), run.cfg.pairs.length_control_rho)
+    rows, outcomes = build_pairs(join_scores(finished, judged), run.cfg.pairs.length_control_rho)
     if not rows:
         raise StageError(
-            f"{model} pairs: no prompt has two responses with different scores ({counts}; judge: {stats}); the judge "
-            "cannot tell responses apart: in a new --workdir train it longer, give it more judged rows, or raise "
-            "judge.num_samples"
+            f"{model} pairs: no prompt has two responses with different scores ({format_outcomes(outcomes)}; judge: "
+            f"{judging.format_stats(stats)}); the judge cannot tell responses apart: in a new --workdir train it "
+            "longer, give it more judged rows, or raise judge.num_samples"
         )
-    artifact.finish(rows, counts=counts, tokens=0)
-    log_line(f"{model} pairs: {counts}")
+    artifact.finish(rows, counts=outcomes, tokens=0)
+    log_line(f"  {model} pairs: {format_outcomes(outcomes)}")

@@ -12,7 +12,7 @@ from etils import epath
 
 from selfreward_jax import storage
 from selfreward_jax.data import seed_sets
-from selfreward_jax.data.eft import build_eft
+from selfreward_jax.data.eft import build_eft, format_counts
 from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
 from selfreward_jax.llm.llama import Llama, Params, param_specs, parameter_count
@@ -24,7 +24,9 @@ from selfreward_jax.stages.common import StageError, eft_source_set, filter_few_
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.stages.sft import train_packed
 from selfreward_jax.stages.training import is_trained
-from selfreward_jax.telemetry.progress import Progress, log_line
+from selfreward_jax.telemetry.numbers import counted, counts
+from selfreward_jax.telemetry.progress import Progress
+from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train import checkpoints
 
 DOWNLOAD_TIMEOUT = 24 * 3600.0  # seconds that other processes wait while the primary downloads seeds
@@ -59,11 +61,11 @@ def _make_seeds(run: Run, model: str) -> None:
         if name != "documents":
             _write_set(run, name, rows)
     storage.write_json(run.workdir / "seed" / "report.json", report)
-    for line in seed_sets.format_report(report):
-        log_line(line)
     _write_set(run, "documents", sets["documents"], sets=list(sets))  # last: its manifest completes the stage
     progress.add(sum(map(len, sets.values())))
-    progress.close(", ".join(f"{len(rows)} {name}" for name, rows in sets.items()))
+    progress.close(counts({name: len(rows) for name, rows in sets.items()}))
+    for line in seed_sets.format_report(report):
+        log_line(f"  {line}")
 
 
 def _write_set(run: Run, name: str, rows: Sequence[Row], **metadata: Any) -> None:
@@ -91,7 +93,7 @@ def tokenizer(run: Run, model: str) -> None:
     files = processes.broadcast_from_primary(lambda: _hashes(folder))
     manifest = {"init": run.cfg.model.init, "pieces": vocab_size, "files": files}
     storage.write_checksummed(folder / "manifest.json", manifest)
-    log_line(f"tokenizer: {vocab_size} pieces")
+    log_line(f"  tokenizer: {vocab_size:,} pieces")
 
 
 def _hashes(folder: epath.Path) -> dict[str, str]:
@@ -132,7 +134,7 @@ def pretrain(run: Run, model: str) -> None:
     examples = [piece for text in texts for piece in chat.chunk_document(as_document(text), seq_len)]
     decoder = Llama(run.models.model_config())
     specs = param_specs(decoder.cfg)
-    log_line(f"model: {parameter_count(specs):,} parameters, {run.models.mesh.size} device(s)")
+    log_line(f"  {model}: {parameter_count(specs):,} parameters on {counted(run.models.mesh.size, 'device')}")
 
     def init(key: jax.Array) -> Params:
         return decoder.init(key, jnp.zeros((1, 1), int))["params"]
@@ -178,14 +180,15 @@ def eft(run: Run, model: str) -> None:
     ]
     judged = judge(run, "sft", responses, model, "eft_judgments", settings.num_samples) if responses else []
     rng = Random(f"{run.cfg.seed} eft")
-    built, counts = build_eft(ranked, judged, settings.agreement, settings.max_share, rng)
+    built, outcomes = build_eft(ranked, judged, settings.agreement, settings.max_share, rng)
     rows = (written + built)[: run.cfg.data.eft_rows or None]
     over = len(written) + len(built) - len(rows)
-    counts |= {"written": len(written), "over_the_limit": over, "kept": len(rows)}
-    log_line(f"eft: {counts}")
+    outcomes |= {"written": len(written), "over_the_limit": over, "kept": len(rows)}
+    log_line(f"  eft: {format_counts(outcomes)}")
     if not rows:
         raise StageError(
-            f"seed eft: the SFT baseline's judgments agree with no human order ({counts}): in a new --workdir give "
-            "written judgments of all answers, set eft.source=scores, raise eft.num_samples, or set eft.agreement=weak"
+            f"seed eft: the SFT baseline's judgments agree with no human order ({format_counts(outcomes)}): in a new "
+            "--workdir give written judgments of all answers, set eft.source=scores, raise eft.num_samples, or set "
+            "eft.agreement=weak"
         )
-    artifact.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows)], counts=counts)
+    artifact.finish([{"id": f"eft/{i}", **row} for i, row in enumerate(rows)], counts=outcomes)

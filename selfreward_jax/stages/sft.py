@@ -9,7 +9,7 @@ from selfreward_jax.llm.llama import Llama, Params
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import seed_examples
 from selfreward_jax.stages.training import Job, drop_overlong, is_trained, train
-from selfreward_jax.telemetry.progress import log_line
+from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train.monitor import TrainingMonitor
 from selfreward_jax.train.sft import loss_fn, make_batch_fn
 
@@ -32,7 +32,7 @@ def _from_base(run: Run, model: str) -> Params:
     if not run.cfg.lora.rank:
         return run.models.load_trainable("m0")
     specs = lora.trainable_specs(run.models.model_config(adapters=True))
-    log_line(f"{model} adapters: {llama.parameter_count(specs):,} parameters are trained")
+    log_line(f"  {model} adapters: {llama.parameter_count(specs):,} parameters are trained")
     return run.models.init_params(lambda key: llama.init_params(key, specs, "float32"), specs, model)
 
 

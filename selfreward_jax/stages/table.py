@@ -5,6 +5,8 @@ round t = 2, 3, ...: M_(t-1) writes prompts -> responses -> judgments -> pairs -
 after each trained model: its responses to held-out prompts, its judgments of a fixed set, the figures of both
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 from selfreward_jax.runs.stage import Cost, Stage, StageTable, Step
@@ -132,6 +134,7 @@ PROMPTS = Stage(
     kind="sampling",
     manifest="{m}/prompts.manifest.json",
     cost=lambda cfg: Cost(cfg.prompts.count, cfg.prompts.max_attempts * cfg.prompts.max_new_tokens),
+    work=lambda cfg: cfg.prompts.count * cfg.prompts.max_new_tokens,
 )
 RESPONSES = Stage(
     "responses",
@@ -195,6 +198,7 @@ DPO = Stage(
     kind="training",
     manifest="{m}/manifest.json",
     cost=lambda cfg: Cost(cfg.prompts.count),
+    work=lambda cfg: math.ceil(cfg.prompts.count * cfg.dpo.epochs / cfg.dpo.batch_size),
 )
 EARLY_STOPPING = Stage("early_stopping", None, ROUNDS, (), ("{m}/early_*",), ("pairwise", "evaluate", "judge"))
 SAVED_STEPS = Stage("steps", None, ("m*", "sft"), (), ("{m}/steps",), ("max_nonfinite_steps",))

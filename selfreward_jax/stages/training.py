@@ -16,7 +16,9 @@ from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError
 from selfreward_jax.stages.early_stopping import EarlyStopping
-from selfreward_jax.telemetry.progress import Progress, log_line
+from selfreward_jax.telemetry.numbers import three_digits
+from selfreward_jax.telemetry.progress import Progress
+from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train import checkpoints, metric_writers, trainer
 from selfreward_jax.train.monitor import TrainingMonitor
 
@@ -104,7 +106,7 @@ def train(run: Run, job: Job) -> None:
     if state is None:
         state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(job.start())
     else:
-        log_line(f"{job.label}: resuming from step {int(state.step)}")
+        log_line(f"  {job.label}: resuming from step {int(state.step):,} of {job.steps:,}")
     progress = Progress(job.label, job.steps, int(state.step), unit="steps")
     update = trainer.make_update(job.loss_fn, optimizer, shardings, run.models.mesh)
     state = _fit(run, job, state, update, progress)
@@ -131,7 +133,7 @@ def _fit(
         run.log.event(model=job.model, stage=job.stage, step=step, **metrics)
         write(step, metrics)
         run.log.note_time()
-        progress.add(1, job.tokens_per_step, note=f"loss {metrics['loss']:.3f}")
+        progress.add(1, job.tokens_per_step, note=f"loss {three_digits(metrics['loss'])}")
         for warning in job.monitor.warnings(step, metrics):
             storage.warn(f"{job.label} {warning}")
         if metrics.get("skipped"):

@@ -119,6 +119,11 @@ class JsonlArtifact:
         processes.barrier(f"all have read {self.partial_path.name}")  # before any process changes it
         return decode_crc(data or b"")[0]
 
+    def count_partial(self) -> int:
+        """The number of rows that an interrupted run appended, as far as one process sees them."""
+        paths = [self.partial_path, *itertools.chain(*self._shards().values())]
+        return sum(path.read_bytes().count(b"\n") for path in paths if path.exists())
+
     def _read(self, path: epath.Path, sha256: str | None) -> bytes | None:
         """The bytes of a file with this SHA-256 (any, if None), on every process; None if the file has another one."""
         data = _read_bytes(path, sha256)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from etils import epath
 
 from selfreward_jax.config import InputError
 from selfreward_jax.parallel import processes
-from selfreward_jax.telemetry import timing
+from selfreward_jax.telemetry import terminal, timing
 
 _CHECKSUM_FIELD = ',\n  "checksum": "'
 
@@ -39,9 +38,8 @@ class CorruptionError(StorageError):
 
 
 def warn(line: str) -> None:
-    """Prints a line to stderr, from the primary process only."""
-    if processes.is_primary():
-        print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
+    """Logs a line that deserves attention, from the primary process only."""
+    terminal.log_line(f"selfreward_jax: {line}")
 
 
 def is_remote(path: epath.Path) -> bool:

@@ -30,7 +30,7 @@ def stage_at(workdir):
     times = {}
     for folder, inner, names in os.walk(workdir):
         inner[:] = [name for name in inner if name != "tensorboard"]
-        for name in set(names) - {"config.json", "events.jsonl", "lock", "report.html"}:
+        for name in set(names) - {"config.json", "events.jsonl", "log.txt", "lock", "report.html"}:
             with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
                 times[os.path.relpath(os.path.join(folder, name), workdir)] = os.stat(f"{folder}/{name}").st_mtime_ns
     return max(times, key=times.get).split(".")[0] if times else None

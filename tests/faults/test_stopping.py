@@ -18,6 +18,7 @@ from selfreward_jax.report import time_report
 from selfreward_jax.stages.table import TABLE
 
 BOUND = 45.0  # shutdown_timeout_s
+ANSWER = "selfreward_jax: stopping after the step at hand (at most 45 s); Ctrl-C again ends at once\n"
 
 
 def stopped(workdir, started, ended, number):
@@ -50,6 +51,7 @@ def test_stopped_in_every_stage_no_step_is_repeated(finished_run, tmp_path):
         assert code == 75, err
         assert err.splitlines()[-1].startswith("selfreward_jax: ")
         assert seconds < BOUND, stage
+        assert err.count(ANSWER) == 1, err
         in_the_midst += 1
     assert in_the_midst >= len(MARKS) - 3
     run(workdir, 2)
@@ -102,3 +104,43 @@ def test_what_cannot_stop_is_ended(within, signals, facts):
     assert_mentions(done.stderr, "selfreward_jax", *facts)
     assert ("shutdown_timeout_s" in done.stderr) == bool(facts)
     assert time.monotonic() - start < 60
+
+
+# Python runs no signal handler before this long call into C returns, as none runs while a program compiles.
+COMPILING = """
+import hashlib, sys
+from selfreward_jax.parallel import preemption
+with preemption.handle_signals(45.0):
+    print("started", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_answered_at_once_whatever_the_program_does(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        process.stdout.readline()
+        start = time.monotonic()
+        process.send_signal(number)
+        assert process.stderr.readline() == ANSWER
+        time.sleep(preemption.REPEAT_WINDOW + 0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(BOUND) == 75
+        assert time.monotonic() - start < BOUND / 2
+        assert process.stderr.read().startswith("selfreward_jax: second stop request")
+    finally:
+        process.kill()
+
+
+def test_other_signals_are_left_alone():
+    received = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+    with preemption.handle_signals(1000):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not preemption.stop_requested()
+    signal.signal(signal.SIGUSR1, previous)
+    assert received == [1]
+    assert signal.set_wakeup_fd(-1) == -1  # the pipe is no longer in use
