@@ -84,6 +84,9 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
     except StageError as error:
         page.write(str(error))
         raise
+    except preemption.Stopped:
+        page.write()  # the page of a run in progress would wait for it
+        raise
     except (TemplateError, ModelFormatError, DataError, ConfigError):
         rollback(run)  # a corrected input may use the same directory
         raise

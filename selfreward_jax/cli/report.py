@@ -10,6 +10,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.report.page import Page
 from selfreward_jax.runs.run import open_run
 from selfreward_jax.stages.table import TABLE
+from selfreward_jax.storage import lock
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
         workdir = parser.parse_args(argv[1:]).workdir
         jax.config.update("jax_platforms", "cpu")  # a training process may be using the accelerator
         run = open_run(workdir)
-        if not Page(run, TABLE).write():
+        if not Page(run, TABLE).write(is_running=lock.is_locked(run.workdir)):
             return 2
     except (ConfigError, storage.StorageError, OSError) as error:
         print(f"selfreward_jax: {error}", file=sys.stderr)

@@ -109,14 +109,24 @@ def leak_rate(prompts: Sequence[PromptRow], examples: Iterable[str], held_out: I
     return _ratio(sum(leaks(row["prompt"]) for row in prompts), len(prompts))
 
 
-def violations(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
-    """One phrase for each metric that is beyond its limit; a metric that is None violates nothing."""
-    phrases = []
-    for limit, description in CHECKS.items():
+def violated(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """The names in CHECKS of metrics that are beyond their limits; a metric that is None violates nothing."""
+    names = []
+    for limit in CHECKS:
         side, name = limit.split("_", 1)
         value, bound = metrics[name], limits[limit]
         if value is not None and not (value >= bound if side == "min" else value <= bound):  # NaN violates both sides
-            phrases.append(f"{name} is {_format_number(value)}, checks.{limit} {_format_number(bound)}: {description}")
+            names.append(limit)
+    return names
+
+
+def violations(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """One phrase for each of the checks that are `violated`."""
+    phrases = []
+    for limit in violated(metrics, limits):
+        name = limit.partition("_")[2]
+        value, bound = _format_number(metrics[name]), _format_number(limits[limit])
+        phrases.append(f"{name} is {value}, checks.{limit} {bound}: {CHECKS[limit]}")
     return phrases
 
 

@@ -1,7 +1,7 @@
 """What --dry_run prints: the steps done and to do, rows, memory, and time as far as it is known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.report import time_report
+from selfreward_jax.report import run_state, time_report
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
@@ -23,13 +23,8 @@ def plan(run: Run, table: StageTable) -> list[str]:
     planned = [step for step in table.steps(run.cfg) if step.stage.cost is not None]
     manifests = {step.label: manifest for step in planned if (manifest := step.manifest(run)) is not None}
     seconds = time_report.seconds_by_stage(time_report.read(run.workdir, table.kind_of))
-    pace = {
-        step.stage.name: seconds[step.label] / rows
-        for step in planned
-        if seconds.get(step.label) and (rows := manifests.get(step.label, {}).get("rows"))
-    }
+    left = run_state.seconds_left(run, table)
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
-    left, unknown = 0.0, []
     for step in planned:
         if (manifest := manifests.get(step.label)) is not None:
             rows, tokens = manifest.get("rows", 0), manifest.get("tokens", 0)
@@ -37,16 +32,16 @@ def plan(run: Run, table: StageTable) -> list[str]:
             cells = f"{rows:9,} {tokens:12,} {seconds.get(logged_as, 0.0):9.1f}  done"
         else:
             cost = step.stage.cost(run.cfg)
-            estimate = pace[step.stage.name] * cost.rows if cost.rows and step.stage.name in pace else None
+            estimate = left[step.label]
             cells = f"{_count(cost.rows):>9s} {_count(cost.tokens):>12s} "
             cells += f"{'?' if estimate is None else f'{estimate:.1f}':>9s}"
-            left += estimate or 0.0
-            unknown += [step.stage.name] * (estimate is None)
         lines.append(f"{step.label:22s} {cells}".rstrip())
-    return [*lines, "", *_memory(run), "", _time_left(left, unknown)]
+    return [*lines, "", *_memory(run), "", _time_left(left)]
 
 
-def _time_left(seconds: float, unknown: Sequence[str]) -> str:
+def _time_left(left: Mapping[str, float | None]) -> str:
+    seconds = sum(s for s in left.values() if s)
+    unknown = [label.rpartition(" ")[2] for label, s in left.items() if s is None]
     parts = [f"at the pace of the stages that are done: {seconds:,.0f} s"] if seconds else []
     if unknown:
         parts.append(f"{', '.join(dict.fromkeys(unknown))}: known when one of its kind is done")

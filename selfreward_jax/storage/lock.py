@@ -39,6 +39,19 @@ def workdir_lock(directory: epath.Path) -> Iterator[None]:
             file.close()
 
 
+def is_locked(directory: epath.Path) -> bool:
+    """Whether a run holds the lock of a directory, as far as this machine knows. Not for the process that holds it."""
+    path = directory / LOCK_FILE
+    if storage.is_remote(directory) or not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
 def _acquire(directory: epath.Path) -> IO[Any]:
     path = directory / LOCK_FILE
     directory.mkdir(parents=True, exist_ok=True)
