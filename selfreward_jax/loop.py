@@ -82,6 +82,7 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
             if step.stage is MEASURE[-1]:
                 compiled = _log_compilation(step.folder, compiled)
     except StageError as error:
+        run.log.event(stopped=str(error))
         page.write(str(error))
         raise
     except preemption.Stopped:

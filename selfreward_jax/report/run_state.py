@@ -69,7 +69,8 @@ def seconds_left(run: Run, table: StageTable) -> dict[str, float | None]:
     """Seconds that each step to do still takes, by its label, in order; None where nothing like it is done.
 
     A step takes as long per row as the last one of its kind. Where the data decide the rows, it takes as long as that
-    one did. Compiling is not counted: the programs exist by then. Nor is a step that has no cost in the table.
+    one did. What the first step to do has taken already is subtracted. Compiling is not counted: the programs exist by
+    then. Nor is a step that has no cost in the table.
     """
     spent = {
         label: sum(seconds for kind, seconds in kinds.items() if kind != "compiling")
@@ -85,7 +86,9 @@ def seconds_left(run: Run, table: StageTable) -> dict[str, float | None]:
         seconds, rows_done = done.get(step.stage.name, (None, None))
         if seconds is not None and rows:
             seconds = seconds * rows / rows_done if rows_done else None
-        left[step.label] = None if seconds is None else max(0.0, seconds - spent.get(step.label, 0.0))
+        if seconds is not None and not left:
+            seconds = max(0.0, seconds - spent.get(step.label, 0.0))
+        left[step.label] = seconds
     return left
 
 

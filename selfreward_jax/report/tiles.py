@@ -49,6 +49,11 @@ class Versus(NamedTuple):
     rates: Mapping[str, Any]
     judge: str
 
+    @property
+    def judge_name(self) -> str:
+        """The judge in a sentence."""
+        return f"the {self.judge}" if self.judge in ("oracle", "endpoint") else escape(self.judge.upper())
+
 
 def win_rates(models: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any]) -> list[Versus]:
     """Win rates of each model against the one before it, and of the last against M1.
@@ -97,9 +102,9 @@ def better(models: Mapping[str, Any], rates: Sequence[Versus]) -> Tile:
         if sign == "good" and step_high < 0:
             sign, word = "unsure", f"less than {step.opponent.upper()}"
     if last.judge in models:
-        detail.append(f"Judged by {last.judge.upper()} of this run, which may favor its own kind.")
+        detail.append(f"Judged by {last.judge_name} of this run, which may favor its own kind.")
     elif last.judge != "oracle":
-        detail.append(f"Judged by the {last.judge}.")
+        detail.append(f"Judged by {last.judge_name}.")
     return _tile(*tile, sign, word, f"{_points(last.rates['margin'])} points", *detail)
 
 
@@ -150,13 +155,13 @@ def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
         if (wasted := sum(lost.values())) >= 1:
             detail.append(f"{format_seconds(wasted)} lost to kills.")
         return _tile("time", "#time", "good", "finished", format_seconds(total), *detail)
-    detail = [f"{'At' if state.word == 'running' else 'Before'} {state.stage}."]
+    is_running = state.word == "running"
+    stage_left = f", about {format_seconds(state.stage_left)} left" if is_running and state.stage_left else ""
+    detail = [f"{'At' if is_running else 'Before'} {state.stage}{stage_left}."]
     if state.left:
         done_at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(state.at + state.left))
-        least = "At least" if state.unknown else "About"
-        now = f", done at {done_at}" if state.word == "running" and not state.unknown else ""
-        stage = f"; {format_seconds(state.stage_left)} for this stage" if state.stage_left else ""
-        detail.append(f"{least} {format_seconds(state.left)} left{now}{stage}.")
+        end = f", done at {done_at}" if is_running and not state.unknown else ""
+        detail.append(f"{'At least' if state.unknown else 'About'} {format_seconds(state.left)} left for the run{end}.")
     if state.unknown:
         detail.append(f"Not known yet: {', '.join(state.unknown)}.")
     detail.append(f"{format_seconds(total)} spent.")
@@ -177,13 +182,14 @@ def commands(workdir: str, model: str) -> dict[str, str]:
 
 
 def next_steps(
-    state: RunState, answers: Mapping[str, Tile], rates: Sequence[Versus], workdir: str
+    state: RunState, answers: Mapping[str, Tile], rates: Sequence[Versus], workdir: str, stop_reason: str = ""
 ) -> list[tuple[str, str]]:
     """What to do now: sentences, each with a command or ""."""
     if state.word == "running":
-        return [("Nothing. This page reloads itself, but not while you search or read a pair.", "")]
+        return [("Wait. This page reloads itself, but not while you search or read a pair.", "")]
     if state.word == "stopped":
-        return [("The command that started the run resumes it.", "")]
+        first = "Read why the run has stopped. When that is mended, the" if stop_reason else "The"
+        return [(f"{first} command that started the run resumes it.", "")]
     verdict, model = answers["better"], f"m{state.rounds}"
     best = best_model(rates, model)
     command = commands(workdir, best)
@@ -191,11 +197,7 @@ def next_steps(
     if answers["judge"].sign in ("bad", "unsure"):
         steps.append(("Teach the judge before another round, with more judged answers (data.eft).", ""))
     if verdict.word == "not measured":
-        steps += [
-            ("Have a model behind an API compare the answers,", command["endpoint"]),
-            ("or the run's own judge,", command["own judge"]),
-        ]
-        steps.append(("then write this page again:", command["report"]))
+        steps.append(("Let a model behind an API compare the answers:", command["endpoint"]))
     elif best != model:
         steps.append((f"Keep {best.upper()}. Lower dpo.lr, or add prompts (prompts.count).", ""))
     elif verdict.sign == "unsure":

@@ -44,11 +44,13 @@ def is_locked(directory: epath.Path) -> bool:
     path = directory / LOCK_FILE
     if storage.is_remote(directory) or not path.is_file():
         return False
-    with path.open() as file:
-        try:
+    try:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    except BlockingIOError:
+        return True
+    except OSError:  # it cannot be read, or the file system has no locks
+        return False
     return False
 
 
