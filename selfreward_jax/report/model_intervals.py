@@ -37,13 +37,13 @@ def _rows(run: Run, folder: str, stage: str) -> list[Any]:
 def _evaluations(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """Win rates in evaluation/report_JUDGE.json. A report that cannot be read is left out: the command that made it
     makes it again."""
-    found = {}
+    versus = {}
     folder = run.workdir / "evaluation"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not (path.name.startswith("report_") and path.suffix == ".json"):
             continue
         try:
-            found[path.stem.removeprefix("report_")] = storage.read_json(path)["versus"]
+            versus[path.stem.removeprefix("report_")] = storage.read_json(path)["versus"]
         except (storage.StorageError, KeyError, TypeError):
             storage.warn(f"{path} cannot be read: evaluate again")
-    return dict(sorted(found.items(), key=lambda item: item[0] != "endpoint"))
+    return dict(sorted(versus.items(), key=lambda item: item[0] != "endpoint"))

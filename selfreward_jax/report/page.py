@@ -40,11 +40,11 @@ PAPER_METRICS = {
     "spearman": {"sft": 0.253, "m1": 0.279, "m2": 0.331, "m3": 0.349},
     "kendall": {"sft": 0.233, "m1": 0.253, "m2": 0.315, "m3": 0.324},
 }
-CURVES = {  # charts of a training by title: the unit, and the logged metrics that each shows
-    "loss": ("nats", ("loss", "dpo")),
-    "reward margin": ("nats", ("margin",)),
+CURVES = {  # charts of a training by title: the label of the vertical axis, and the logged metrics that each shows
+    "loss": ("loss", ("loss", "dpo")),
+    "reward margin": ("margin", ("margin",)),
     "reward accuracy": ("fraction of pairs", ("accuracy",)),
-    "log-probs": ("nats per answer", ("chosen_logprob", "rejected_logprob")),
+    "log-probs": ("log-prob of an answer", ("chosen_logprob", "rejected_logprob")),
 }
 RELOAD_SECONDS = 20  # between reloads of the page of a run in progress
 
@@ -224,7 +224,7 @@ def _progress_charts(
     intervals, judges = measured["score_intervals"], measured["judges"]
     if intervals:
         scores = {name.upper(): (models[name]["oracle"]["mean"], intervals[name]) for name in models}
-        svgs.append(charts.model_points(scores, "Held-out answers", "mean score, by the oracle", (0, 5.2), {}))
+        svgs.append(charts.model_points(scores, "Score of held-out answers", "mean score, by the oracle", (0, 5.2), {}))
     elif rates:
         versus = measured["evaluations"][rates[-1].judge]
         against = {a.upper(): versus[a]["m1"] for a in models if "m1" in versus.get(a, {})}
@@ -239,7 +239,7 @@ def _progress_charts(
         lines = {"chance": 0.5, f"{last['rule']}\nanswer": last["baseline"]}
         if lines[f"{last['rule']}\nanswer"] < 0.53:  # the names would overlap
             lines = {f"chance,\n{last['rule']} answer": last["baseline"]}
-        svgs.append(charts.model_points(points, "As a judge", "pairs in the right order", (0.49, 1.02), lines))
+        svgs.append(charts.model_points(points, "Accuracy as a judge", "pairs in the right order", (0.49, 1.02), lines))
     if rates:
         bars = [(f"{a.upper()} : {b.upper()}", v["win"], v["tie"], v["lose"]) for a, b, v, _ in rates]
         svgs.append(charts.win_rate_bars(bars, f"Head to head, judged by {rates[-1].judge_name}"))
@@ -272,8 +272,8 @@ def _training_charts(log: Sequence[Row]) -> dict[str, list[str]]:
         name = f"{model.upper()}, {stage}"
         rows = [steps[step] for step in sorted(steps)]
         svgs[name] = [
-            charts.training_curves(lines, f"{name}: {title}", unit)
-            for title, (unit, metrics) in CURVES.items()
+            charts.training_curves(lines, f"{name}: {title}", axis)
+            for title, (axis, metrics) in CURVES.items()
             if (lines := {m.replace("_logprob", ""): curve for m in metrics if (curve := _curve(rows, m))})
         ]
     return svgs

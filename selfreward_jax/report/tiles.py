@@ -67,9 +67,9 @@ def win_rates(models: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str,
     if names and (names[-1], "m1") not in wanted:
         wanted.append((names[-1], "m1"))
     for judge, versus in ({"oracle": oracle} if oracle else evaluations).items():
-        found = [Versus(a, b, versus[a][b], judge) for a, b in wanted if b in versus.get(a, {})]
-        if found:
-            return found
+        compared = [Versus(a, b, versus[a][b], judge) for a, b in wanted if b in versus.get(a, {})]
+        if compared:
+            return compared
     return []
 
 
