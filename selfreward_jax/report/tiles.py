@@ -156,7 +156,8 @@ def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
             detail.append(f"{format_seconds(wasted)} lost to kills.")
         return _tile("time", "#time", "good", "finished", format_seconds(total), *detail)
     is_running = state.word == "running"
-    stage_left = f", about {format_seconds(state.stage_left)} left" if is_running and state.stage_left else ""
+    is_known = is_running and state.stage_left is not None and state.stage_left >= 1
+    stage_left = f", about {format_seconds(state.stage_left or 0)} left" if is_known else ""
     detail = [f"{'At' if is_running else 'Before'} {state.stage}{stage_left}."]
     if state.left:
         done_at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(state.at + state.left))
