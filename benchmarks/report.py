@@ -21,6 +21,7 @@ from absl import app, flags
 from playwright.sync_api import sync_playwright
 
 from selfreward_jax.report import page as report
+from selfreward_jax.report.run_state import RunState
 from selfreward_jax.worlds.toy import generator
 
 _PAIRS = flags.DEFINE_list("pairs", ["100", "10000"], "Numbers of pairs.")
@@ -58,7 +59,8 @@ def page_inputs(count: int) -> tuple[dict, dict, dict]:
         "workdir": "runs/benchmark",
         "settings": {"seed": "0"},
         "written": "",
-        "goal": "m2",
+        "state": RunState("stopped", "m2 dpo", 2, 2, None, 0.0, (), 0.0),
+        "measured": {"score_intervals": {}, "judges": {}, "evaluations": {}},
         "stop_reason": "",
     }
     no_time = {"starts": 0, "peak_memory_bytes": 0, "stages": {}, "lost": {}}

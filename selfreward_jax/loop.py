@@ -88,7 +88,11 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
             if step.stage is MEASURE[-1]:
                 compiled = _log_compilation(step.folder, compiled)
     except StageError as error:
+        run.log.event(stopped=str(error))
         page.write(str(error))
+        raise
+    except preemption.Stopped:
+        page.write()  # the page of a run in progress would wait for it
         raise
     except (TemplateError, ModelFormatError, DataError, ConfigError):
         rollback(run)  # a corrected input may use the same directory

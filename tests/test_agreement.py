@@ -1,6 +1,7 @@
 """Agreement with a true ranking: each metric against values computed by hand."""
 
 from itertools import combinations
+from random import Random
 
 import numpy as np
 import pytest
@@ -8,8 +9,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from selfreward_jax.evaluate.agreement import agreement, confidence_intervals, metrics_from_sums, per_prompt_stats
-from selfreward_jax.evaluate.model_metrics import judge_metrics, ranked_responses
+from selfreward_jax.evaluate.agreement import (
+    agreement,
+    confidence_intervals,
+    lead,
+    metrics_from_sums,
+    per_prompt_stats,
+)
+from selfreward_jax.evaluate.model_metrics import judge_metrics, lead_over_length, ranked_responses, score_interval
+from selfreward_jax.worlds.toy import generator
 
 SCORES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 2.5, 4, 4.5, 5])), min_size=2, max_size=9)
 
@@ -210,3 +218,47 @@ def test_a_judge_that_gives_one_score_to_all():
     assert intervals["pairwise_accuracy"] == [0.5, 0.5]
     assert intervals["tie_rate"] == [1, 1]
     assert intervals["spearman"] is None
+
+
+def test_the_lead_over_a_baseline_by_hand():
+    truth = [1, 2]
+    judge = [(truth, [1, 2]), (truth, [1, 2])]
+    baseline = [(truth, [5, 9]), (truth, [9, 5])]
+    found = lead(judge, baseline)
+    assert (found["accuracy"], found["baseline"], found["lead"]) == (1, 0.5, 0.5)
+    # A resample has the first instruction twice (lead 0), both, or the second twice (lead 1); each happens often.
+    assert found["interval"] == [0, 1]
+    # A tie is half a pair on both sides; an answer without a score is in no pair.
+    found = lead([([1, 2, 3], [4, 4, None])], [([1, 2, 3], [1, 1, None])])
+    assert (found["accuracy"], found["baseline"], found["lead"], found["interval"]) == (0.5, 0.5, 0, [0, 0])
+    assert lead([([1, 2], [None, 1])], [([1, 2], [None, 1])])["lead"] is None
+
+
+def ranked_row(number, *responses):
+    answers = [{"response": text, "score": score} for score, text in enumerate(responses)]
+    return {"id": f"r/{number}", "prompt": "p", "answers": answers}
+
+
+@pytest.mark.parametrize(
+    ("responses", "scores", "expected"),
+    [
+        # True scores 0, 1, 2. Longest first: lengths order one pair of three rightly; the judge orders two.
+        (("aaa", "a", "aa"), (0, 2, 1), ("shorter", 2 / 3, 2 / 3)),
+        (("a", "aaa", "aa"), (0, 1, 2), ("longer", 1, 2 / 3)),
+    ],
+)
+def test_the_baseline_is_the_better_rule_of_length(responses, scores, expected):
+    ranked = [ranked_row(0, *responses)]
+    judgments = [{"id": f"r/0/{i}", "score": score} for i, score in enumerate(scores)]
+    found = lead_over_length(ranked, judgments)
+    assert (found["rule"], found["accuracy"], found["baseline"]) == (expected[0], *map(pytest.approx, expected[1:]))
+    assert found["interval"] == pytest.approx([expected[1] - expected[2]] * 2)
+
+
+def test_the_interval_of_the_mean_score_by_hand():
+    request = generator.write_request(Random(0))
+    perfect, nothing = generator.write_answer(request, 0.0, Random(0)).text, ""
+    rows = [{"prompt": request.text, "responses": [{"text": text}] * 2} for text in (perfect, nothing)]
+    assert score_interval(rows[:1]) == [5, 5]
+    assert score_interval(rows) == [0, 5]  # both prompts twice happen often
+    assert score_interval([]) is None

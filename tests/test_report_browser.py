@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from selfreward_jax.report import page as report
-from selfreward_jax.report import summary
 from selfreward_jax.runs.run import open_run
 from selfreward_jax.stages.table import TABLE
 
@@ -39,16 +38,16 @@ def browser():
 
 @pytest.fixture(scope="module")
 def parts(finished_run):
-    run = open_run(str(finished_run))
-    return summary.gather(run, TABLE), report._load_rows(run), report._describe_run(run, TABLE)
+    return report.gather(open_run(str(finished_run)), TABLE)
 
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """A function that opens a page. At the end there must be no console message, no error and no network request."""
+    """A function that opens a page, with a clock that the test moves if `clock` is given. At the end there must be no
+    console message, no error and no network request."""
     complaints, requests, contexts = [], [], []
 
-    def open_page(parts, **how):
+    def open_page(parts, clock=None, **how):
         path = tmp_path / "report.html"
         path.write_text(report.render(*parts))
         contexts.append(browser.new_context(**how))
@@ -56,6 +55,8 @@ def opened(browser, tmp_path):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
+        if clock is not None:
+            page.clock.install(time=clock)
         page.goto(path.as_uri())
         if how.get("java_script_enabled", True):
             page.wait_for_selector("#pairs[data-ready=yes]", state="attached")
@@ -69,6 +70,23 @@ def opened(browser, tmp_path):
     assert [url for url in requests if not url.endswith("/report.html")] == []
 
 
+def cut_off(page):
+    """Texts of charts, cells and tiles that reach beyond what contains them."""
+    return page.evaluate("""() => {
+      const outside = (part, whole) => {
+        const a = part.getBoundingClientRect(), b = whole.getBoundingClientRect();
+        const beyond = [b.left - a.left, a.right - b.right, b.top - a.top, a.bottom - b.bottom];
+        return a.width > 0 && Math.max(...beyond) > 1;
+      };
+      const found = [];
+      for (const svg of document.querySelectorAll("svg"))
+        for (const text of svg.querySelectorAll("text")) if (outside(text, svg)) found.push(text.textContent);
+      for (const box of document.querySelectorAll(".scroll, .charts > div, .tile"))
+        for (const part of box.querySelectorAll("td, th, span")) if (outside(part, box)) found.push(part.textContent);
+      return found;
+    }""")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1000, 1600])
 def test_the_page_fits_every_screen(opened, parts, width, scheme):
@@ -77,9 +95,125 @@ def test_the_page_fits_every_screen(opened, parts, width, scheme):
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (back == "rgb(255, 255, 255)") == (scheme == "light")
     assert page.locator("svg").count() >= 6
+    assert cut_off(page) == []
     shown = page.locator("svg text").first.evaluate("(e) => getComputedStyle(e).fill")
     ink = page.evaluate("getComputedStyle(document.body).color")
     assert shown == ink
+
+
+def test_a_tile_has_a_sign_and_leads_to_its_reason(opened, parts):
+    page = opened(parts, viewport={"width": 1000, "height": 700})
+    tiles = page.locator(".tile")
+    assert tiles.locator(".question").all_inner_texts() == ["better?", "judge beyond length?", "checks", "time"]
+    assert page.locator("#next code").count() >= 2
+    first_screen = page.evaluate("document.querySelector('#next').getBoundingClientRect().bottom")
+    assert first_screen < 700
+    for i in range(4):
+        symbol, _, word = tiles.nth(i).locator(".sign").inner_text().partition(" ")
+        assert (len(symbol), symbol.isalnum(), bool(re.search(r"\w", word))) == (1, False, True)
+        tiles.nth(i).click()
+        section = page.locator(tiles.nth(i).get_attribute("href"))
+        assert section.locator("h2").count() == 1
+        assert section.bounding_box()["y"] < 700
+        page.evaluate("scrollTo(0, 0)")
+    for link in page.locator("nav a").all():
+        assert page.locator(link.get_attribute("href")).count() == 1
+
+
+def test_the_chart_has_each_model_and_what_to_compare_with(opened, parts):
+    page = opened(parts)
+    charts = page.locator("#chart svg")
+    score, judge, wins = (charts.nth(i).locator("text").all_text_contents() for i in range(3))
+    assert all({"M1", "M2", "model"} <= set(texts) for texts in (score, judge))
+    results = parts[0]["models"].values()
+    assert {f"{m['oracle']['mean']:.2f}" for m in results} <= set(score)
+    assert {f"{m['judge']['pairwise_accuracy']:.2f}" for m in results} <= set(judge)
+    assert "chance" in "".join(judge)
+    assert "answer" in "".join(judge)
+    assert "M2 : M1" in wins
+    assert charts.nth(1).locator("[stroke-dasharray]").count() >= 1
+    assert charts.nth(0).locator("[stroke-dasharray]").count() == 0
+    for svg in page.locator("svg").all():  # each axis says what it shows; of bars, the names of rows do
+        labels = svg.get_attribute("aria-label") or ""
+        assert labels
+        assert svg.locator("text").count() >= 5
+
+
+def running(parts, **changes):
+    """The same page, of a run in progress."""
+    state = parts[2]["state"]._replace(word="running", stage="m2 dpo", left=600.0, stage_left=60.0, at=NOW, **changes)
+    return parts[0], parts[1], parts[2] | {"state": state}
+
+
+NOW = 1_000_000.0
+
+
+def test_the_page_of_a_run_in_progress_reloads_itself(opened, parts, tmp_path):
+    page = opened(running(parts), clock=NOW + 120)
+    tile = page.locator(".tile.running")
+    for words in (
+        "▶ running",
+        "round 2 of 2",
+        "At m2 dpo, about 60 s left",
+        "About 10 min left",
+        "1970-01-12 13:56 UTC",
+    ):
+        assert words in tile.inner_text()
+    assert "2 min ago" in page.locator("#age").inner_text()
+    file = tmp_path / "report.html"
+    later = file.read_text().replace("At m2 dpo", "At m2 eval_answers")
+    file.write_text(later)
+    page.fill("#pairs [name=search]", "e")  # a reader would lose it
+    page.clock.fast_forward(1000 * (report.RELOAD_SECONDS + 1))
+    assert "At m2 dpo" in page.locator(".tile.running").inner_text()
+    page.fill("#pairs [name=search]", "")
+    page.locator("h1").click()  # leaves the field
+    page.clock.fast_forward(1000 * (report.RELOAD_SECONDS + 1))
+    page.wait_for_selector(".tile.running:has-text('At m2 eval_answers')")
+    file.write_text(report.render(*parts))
+    page.clock.fast_forward(1000 * (report.RELOAD_SECONDS + 1))
+    page.wait_for_selector("#time")
+    page.wait_for_function("!document.querySelector('.tile.running')")
+    assert "✓ finished" in page.locator(".tile").last.inner_text()
+    file.write_text(later)
+    page.clock.fast_forward(1000 * (report.RELOAD_SECONDS + 1))  # a finished page stays
+    assert "✓ finished" in page.locator(".tile").last.inner_text()
+
+
+def test_a_page_that_nobody_rewrites_tells_its_age(opened, parts):
+    page = opened(running(parts), clock=NOW + 7200)
+    assert "120 min ago; if the run has ended" in page.locator("#age").inner_text()
+    page = opened(running(parts), java_script_enabled=False)
+    assert page.locator("meta[http-equiv=refresh]").get_attribute("content") == str(report.RELOAD_SECONDS)
+
+
+def test_a_run_on_own_data_says_what_is_not_measured(opened, parts):
+    results, rows, metadata = copy.deepcopy(parts)
+    for metrics in results["models"].values():
+        del metrics["oracle"], metrics["versus"]
+    metadata["measured"]["score_intervals"] = {}
+    for width in (400, 1600):
+        page = opened((results, rows, metadata), viewport={"width": width, "height": 900})
+        assert "○ not measured" in page.locator(".tile").first.inner_text()
+        for place in ("#next", "#progress"):
+            assert "python -m selfreward_jax evaluate --workdir=" in page.locator(place).inner_text()
+        assert page.locator("#chart svg").count() == 1
+        assert cut_off(page) == []
+    rates = parts[0]["models"]["m2"]["versus"]["m1"]
+    metadata["measured"]["evaluations"] = {"m2": {"m2": {"m1": rates}}}
+    page = opened((results, rows, metadata))
+    assert "Judged by M2 of this run" in page.locator(".tile").first.inner_text()
+    assert "win minus lose, judged by M2" in page.locator("#chart svg").first.locator("text").all_text_contents()
+
+
+def test_the_examples_are_open(opened, parts):
+    pairs = parts[1]["rounds"]["m2"]["pairs"]
+    page = opened(parts, java_script_enabled=False)
+    articles = page.locator("#prefers article")
+    assert articles.count() == min(6, len(pairs))
+    gaps = [p["chosen_score"] - p["rejected_score"] for p in pairs]
+    assert articles.first.locator("code").inner_text() == pairs[gaps.index(max(gaps))]["id"]
+    assert articles.first.locator(".side.chosen .vote .content").first.is_visible()
 
 
 def entries(page, section="pairs"):
@@ -171,6 +305,7 @@ def test_hostile_text_stays_text(opened, parts):
             answers[i % len(answers)]["responses"][0]["text"] = text
             answers[i % len(answers)]["prompt"] = text
     metadata["name"] = metadata["settings"]["judge.template"] = HOSTILE["script"] + HOSTILE["image"]
+    metadata["workdir"] = f"runs/{HOSTILE['script']}{HOSTILE['override']}"
     page = opened((results, rows, metadata))
     for section in ("pairs", "answers"):
         for i in range(entries(page, section).count()):
@@ -179,6 +314,12 @@ def test_hostile_text_stays_text(opened, parts):
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, b:has-text('bold'), textarea").count() == 0
     assert page.locator("script").count() == 3 + 1  # pairs, votes, answers and the page's own
+    examples = page.locator("#prefers .prompt").all_text_contents()
+    assert (len(examples), examples[:3]) == (6, list(HOSTILE.values())[:3])
+    assert max(map(len, examples)) < 700
+    command = page.locator("#next code").first.inner_text()
+    assert HOSTILE["script"] in command
+    assert r"good \u202e dab'" in command
     texts = page.locator("#pairs .side.chosen > .content").all_text_contents()
     assert texts[:3] == list(HOSTILE.values())[:3]
     assert texts[3:5] == [r"good \u202e dab", r"\x1b]0;title\x07\x1b[31mred"]
@@ -190,4 +331,5 @@ def test_hostile_text_stays_text(opened, parts):
 def test_without_javascript_the_charts_are_shown(opened, parts):
     page = opened(parts, java_script_enabled=False)
     assert page.locator("svg").count() >= 6
+    assert page.locator("meta[http-equiv=refresh]").count() == 0  # the run is finished
     assert "python -m selfreward_jax explain" in page.locator("#pairs").inner_text()

@@ -6,12 +6,13 @@ import re
 import shutil
 
 import pytest
-from conftest import assert_mentions, micro
+from conftest import assert_mentions, ended, micro
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loop import contents
 
 from selfreward_jax import config, loop
+from selfreward_jax.cli import report as cli_report
 from selfreward_jax.method import round_checks
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.stages import StageError
@@ -154,10 +155,14 @@ def test_a_violation_stops_before_training_and_the_limit_can_be_changed(finished
     assert metrics["probes"].keys() <= {"empty", "mark", "verdict", "prompt"}
     assert not (workdir / "m2" / "ref_logprobs.json").exists()
     report = (workdir / "report.html").read_text()
-    assert f'class="warn">{metrics["spread"]:.3f}</td>' in report
+    assert f'<td class="warn">{metrics["spread"]:.3f}<br><span class="sign bad">✗ beyond</span></td>' in report
+    assert '<span class="sign bad">✗ beyond</span> <b>9/10</b>' in report
     assert report.count('class="warn"') == 2  # there, and in the error message at the top
     assert re.search(r'class="warn">[^<]*checks\.min_spread\b[^<]*\b4\.5\b', report)
+    assert ended(cli_report, f"--workdir={workdir}") == (0, "")
+    assert re.search(r'class="warn">[^<]*checks\.min_spread\b[^<]*\b4\.5\b', (workdir / "report.html").read_text())
     loop.run(micro(2), str(workdir))
+    assert 'class="warn"' not in (workdir / "report.html").read_text()
     assert contents(workdir) == contents(finished_run)
     failed, passed = re.split(r"\bm2 checks: 10 of 10\b", capsys.readouterr().err)
     assert re.search(r"\bm2 checks: 9 of 10\b", failed)

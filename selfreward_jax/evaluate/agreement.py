@@ -32,8 +32,8 @@ def per_prompt_stats(instructions: Sequence[Instruction]) -> np.ndarray:
 
 def _prompt_stats(truth: Scores, judged: Sequence[float | None]) -> list[float]:
     scored = [(t, j) for t, j in zip(truth, judged, strict=True) if j is not None]
-    signs = [(a[0] - b[0]) * (a[1] - b[1]) for a, b in combinations(scored, 2) if a[0] != b[0]]
-    right, wrong, tied = sum(s > 0 for s in signs), sum(s < 0 for s in signs), sum(s == 0 for s in signs)
+    right, wrong, tied = _pair_counts(scored)
+    orderable = right + wrong + tied
     fives = [t for t, j in scored if j == 5]
     true_scores, judge_scores = [t for t, _ in scored], [j for _, j in scored]
     correlated = len(set(true_scores)) > 1 and len(set(judge_scores)) > 1  # a constant side has no correlation
@@ -42,8 +42,8 @@ def _prompt_stats(truth: Scores, judged: Sequence[float | None]) -> list[float]:
         right,
         wrong,
         tied,
-        bool(signs) and right == len(signs),
-        bool(signs),
+        bool(orderable) and right == orderable,
+        bool(orderable),
         len(fives),
         sum(t == max(truth) for t in fives),
         spearman,
@@ -51,6 +51,13 @@ def _prompt_stats(truth: Scores, judged: Sequence[float | None]) -> list[float]:
         correlated,
         len(truth) - len(scored),
     ]
+
+
+def _pair_counts(scored: Sequence[tuple[float, float]]) -> tuple[int, int, int]:
+    """How many of the pairs that the truth orders the judge orders rightly, wrongly, and not at all; from (true score,
+    judge's score) of each response."""
+    signs = [(a[0] - b[0]) * (a[1] - b[1]) for a, b in combinations(scored, 2) if a[0] != b[0]]
+    return sum(s > 0 for s in signs), sum(s < 0 for s in signs), sum(s == 0 for s in signs)
 
 
 def _rank_correlations(x: Scores, y: Scores) -> tuple[float, float]:
@@ -104,3 +111,35 @@ def agreement(instructions: Sequence[Instruction]) -> dict[str, Any]:
 def confidence_intervals(instructions: Sequence[Instruction]) -> dict[str, list[float] | None]:
     """95 % confidence intervals of the metrics of `metrics_from_sums`, by the bootstrap over instructions."""
     return bootstrap.confidence_intervals(per_prompt_stats(instructions), metrics_from_sums)
+
+
+def lead(instructions: Sequence[Instruction], baseline: Sequence[Instruction]) -> dict[str, Any]:
+    """How much more often a judge orders pairs rightly than a baseline that scores the same responses.
+
+    Args:
+      instructions: as in `agreement`.
+      baseline: the same, with the baseline's scores; None where the judge has no score.
+
+    Returns:
+      `accuracy` and `baseline`, the pairwise accuracies of both; `lead`, their difference, and `interval`, its 95 %
+      confidence interval by the paired bootstrap over instructions. None where there is no pair.
+    """
+    counts = [
+        [c for truth, judged in rows for c in _halves(truth, judged)]
+        for rows in zip(instructions, baseline, strict=True)
+    ]
+    table = np.array(counts, float).reshape(-1, 4)
+    values = {name: None if math.isnan(v) else float(v) for name, v in _leads(table.sum(0)).items()}
+    return values | {"interval": bootstrap.confidence_intervals(table, _leads)["lead"]}
+
+
+def _halves(truth: Scores, judged: Sequence[float | None]) -> tuple[float, int]:
+    """Pairs in the right order, a tie as half a pair; pairs."""
+    right, wrong, tied = _pair_counts([(t, j) for t, j in zip(truth, judged, strict=True) if j is not None])
+    return right + tied / 2, right + wrong + tied
+
+
+def _leads(sums: np.ndarray) -> dict[str, np.ndarray]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        accuracy, baseline = sums[..., 0] / sums[..., 1], sums[..., 2] / sums[..., 3]
+    return {"accuracy": accuracy, "baseline": baseline, "lead": accuracy - baseline}

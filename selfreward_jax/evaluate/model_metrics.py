@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax.evaluate import head_to_head, oracle
-from selfreward_jax.evaluate.agreement import agreement, confidence_intervals
+from selfreward_jax.evaluate.agreement import Instruction, agreement, confidence_intervals, lead
 from selfreward_jax.method.rows import JudgeInput, JudgmentRow, RankedRow, ResponsesRow
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
@@ -26,8 +26,38 @@ def judge_metrics(ranked: Sequence[RankedRow], judgments: Sequence[JudgmentRow])
     `length_accuracy` is a baseline on the same responses: the pairwise accuracy of preferring the longer response. A
     judge that does no better may have learned no more.
     """
+    instructions, lengths = _judged_and_lengths(ranked, judgments)
+    votes = [vote["score"] for row in judgments for vote in row["votes"]]
+    return {
+        **agreement(instructions),
+        "interval": confidence_intervals(instructions),
+        "length_accuracy": agreement(lengths)["pairwise_accuracy"],
+        "parse_rate": sum(v is not None for v in votes) / len(votes) if votes else None,
+    }
+
+
+def lead_over_length(ranked: Sequence[RankedRow], judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
+    """How much more often the judge is right than a rule that looks at length alone, on the same responses.
+
+    Returns:
+      As `agreement.lead`, and `rule`: "longer" or "shorter", whichever answer it is better to prefer.
+    """
+    instructions, lengths = _judged_and_lengths(ranked, judgments)
+    longer = lead(instructions, lengths)
+    if longer["baseline"] is None or longer["baseline"] >= 0.5:
+        return longer | {"rule": "longer"}
+    shortness = [(truth, [None if c is None else -c for c in characters]) for truth, characters in lengths]
+    return lead(instructions, shortness) | {"rule": "shorter"}
+
+
+def _judged_and_lengths(
+    ranked: Sequence[RankedRow], judgments: Sequence[JudgmentRow]
+) -> tuple[list[Instruction], list[Instruction]]:
+    """The true scores of each row's responses, once with the judge's scores and once with lengths in characters; both
+    None where the judge gave no score."""
     score_of = {row["id"]: row["score"] for row in judgments}
-    instructions, lengths = [], []
+    instructions: list[Instruction] = []
+    lengths: list[Instruction] = []
     for row in ranked:
         truth = [response["score"] for response in row["answers"]]
         judged = [score_of.get(f"{row['id']}/{i}") for i in range(len(row["answers"]))]
@@ -37,13 +67,12 @@ def judge_metrics(ranked: Sequence[RankedRow], judgments: Sequence[JudgmentRow])
             for response, score in zip(row["answers"], judged, strict=True)
         ]
         lengths.append((truth, characters))
-    votes = [vote["score"] for row in judgments for vote in row["votes"]]
-    return {
-        **agreement(instructions),
-        "interval": confidence_intervals(instructions),
-        "length_accuracy": agreement(lengths)["pairwise_accuracy"],
-        "parse_rate": sum(v is not None for v in votes) / len(votes) if votes else None,
-    }
+    return instructions, lengths
+
+
+def score_interval(rows: Sequence[ResponsesRow]) -> list[float] | None:
+    """The 95 % confidence interval of the oracle's mean score."""
+    return oracle.mean_interval(rows)
 
 
 def response_metrics(rows: Sequence[ResponsesRow], has_oracle: bool) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from selfreward_jax.evaluate import bootstrap
 from selfreward_jax.evaluate.head_to_head import sign
 from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.worlds.toy import oracle
@@ -30,6 +33,14 @@ def metrics(rows: Sequence[ResponsesRow]) -> dict[str, Any]:
         "repeats": sum(oracle.repeats(r["text"]) for row in rows for r in row["responses"]) / len(flat),
         "criteria": {name: sum(p[name] for p in flat) / len(flat) for name in oracle.CRITERIA},
     }
+
+
+def mean_interval(rows: Sequence[ResponsesRow]) -> list[float] | None:
+    """The 95 % confidence interval [low, high] of `mean`, by the bootstrap over prompts; None without rows."""
+    totals = [[sum(p.values()) for p in row] for row in points(rows)]
+    sums = np.array([[sum(row), len(row)] for row in totals], float).reshape(-1, 2)
+    with np.errstate(invalid="ignore"):
+        return bootstrap.confidence_intervals(sums, lambda s: {"mean": s[..., 0] / s[..., 1]})["mean"]
 
 
 def verdicts(ours: Sequence[ResponsesRow], theirs: Sequence[ResponsesRow]) -> list[list[int]]:

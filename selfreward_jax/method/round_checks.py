@@ -109,15 +109,24 @@ def leak_rate(prompts: Sequence[PromptRow], examples: Iterable[str], held_out: I
     return _ratio(sum(leaks(row["prompt"]) for row in prompts), len(prompts))
 
 
-def violations(metrics: Mapping[str, Any], limits: Mapping[str, float], checks: Iterable[str] = CHECKS) -> list[str]:
-    """One phrase for each metric that is beyond its limit; a metric that is None violates nothing."""
-    phrases = []
+def violated(metrics: Mapping[str, Any], limits: Mapping[str, float], checks: Iterable[str] = CHECKS) -> list[str]:
+    """Those of `checks` whose metrics are beyond their limits; a metric that is None violates nothing."""
+    names = []
     for limit in checks:
         side, name = limit.split("_", 1)
         value, bound = metrics[name], limits[limit]
         if value is not None and not (value >= bound if side == "min" else value <= bound):  # NaN violates both sides
-            values = f"{name} is {three_digits(value)}, checks.{limit} {three_digits(bound)}"
-            phrases.append(f"{values}: {CHECKS[limit]}")
+            names.append(limit)
+    return names
+
+
+def violations(metrics: Mapping[str, Any], limits: Mapping[str, float], checks: Iterable[str] = CHECKS) -> list[str]:
+    """One phrase for each of the checks that are `violated`."""
+    phrases = []
+    for limit in violated(metrics, limits, checks):
+        name = limit.partition("_")[2]
+        values = f"{name} is {three_digits(metrics[name])}, checks.{limit} {three_digits(limits[limit])}"
+        phrases.append(f"{values}: {CHECKS[limit]}")
     return phrases
 
 

@@ -42,16 +42,40 @@ MAX_POINTS = 200  # of a curve
 Curve = Sequence[tuple[int, float]]
 
 
-def score_bars(means: Mapping[str, float], label: str, max_score: float) -> str:
-    """A bar for each model, from 0 to `max_score`."""
+def model_points(
+    points: Mapping[str, tuple[float, Sequence[float] | None]],
+    title: str,
+    label: str,
+    limits: tuple[float, float],
+    references: Mapping[str, float],
+) -> str:
+    """A figure of each model with its confidence interval, from left to right, and dashed lines to compare with.
+
+    Args:
+      points: for each model the figure and its interval [low, high], if it has one.
+      title, label: of the chart and of its vertical axis.
+      limits: of the vertical axis; it grows where an interval is outside.
+      references: the value of each dashed line by its name.
+    """
 
     def draw(axes: Axes) -> None:
-        bars = axes.bar(list(means), list(means.values()), color=SERIES[0], width=0.6)
-        axes.bar_label(bars, fmt="%.2f", padding=2)
-        axes.set_ylim(0, max_score * 1.08)
+        positions, values = np.arange(len(points)), np.array([value for value, _ in points.values()])
+        ends = np.array([interval or (value, value) for value, interval in points.values()])
+        errors = np.abs(ends.T - values)
+        axes.errorbar(positions, values, errors, color=SERIES[0], marker="o", capsize=4, linewidth=1.4)
+        for x, value in zip(positions, values, strict=True):
+            axes.annotate(f"{value:.2f}", (x, value), (7, -11), textcoords="offset points")
+        for name, value in references.items():
+            axes.axhline(value, color=COLORS["ink"], linestyle=(0, (4, 3)), linewidth=0.8)
+            axes.text(1.02, value, name, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        axes.set_xticks(positions, list(points))
+        axes.set_xlim(-0.4, len(points) - 0.4)
+        axes.set_ylim(min(limits[0], ends.min() - 0.03), max(limits[1], ends.max()))
+        axes.set_xlabel("model")
+        axes.set_ylabel(label)
         axes.grid(axis="x", visible=False)
 
-    return _render(label, draw)
+    return _render(title, draw)
 
 
 def win_rate_bars(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
@@ -66,10 +90,11 @@ def win_rate_bars(rows: Sequence[tuple[str, float, float, float]], label: str) -
             left += percent
         axes.set_yticks(positions, [row[0] for row in rows])
         axes.set_xlim(0, 100)
+        axes.set_xlabel("% of answers")
         axes.grid(visible=False)
         axes.figure.legend(ncols=3, loc="outside lower center")
 
-    return _render(label, draw, height=1.2 + 0.34 * len(rows))
+    return _render(label, draw, height=1.35 + 0.34 * len(rows))
 
 
 def vote_histograms(counts: Mapping[str, Mapping[str, int]], label: str) -> str:
@@ -82,6 +107,7 @@ def vote_histograms(counts: Mapping[str, Mapping[str, int]], label: str) -> str:
             positions = np.arange(6) + (i - (len(counts) - 1) / 2) * width
             axes.bar(positions, 100 * votes / max(1.0, votes.sum()), width, color=SERIES[i % len(SERIES)], label=name)
         axes.set_xticks(range(6))
+        axes.set_xlabel("score")
         axes.set_ylabel("% of votes")
         axes.grid(axis="x", visible=False)
         axes.legend()
@@ -105,17 +131,19 @@ def length_histograms(lengths: Mapping[str, Sequence[int]], label: str) -> str:
     return _render(label, draw)
 
 
-def training_curves(lines: Mapping[str, Curve], label: str) -> str:
-    """Lines over training steps; a line with more than `MAX_POINTS` points is averaged over as many intervals."""
+def training_curves(lines: Mapping[str, Curve], title: str, label: str) -> str:
+    """Lines over training steps; a line with more than `MAX_POINTS` points is averaged over as many intervals. `label`
+    is that of the vertical axis."""
 
     def draw(axes: Axes) -> None:
         for i, (name, points) in enumerate(lines.items()):
             axes.plot(*_averaged(points), color=SERIES[i % len(SERIES)], label=name, linewidth=1.2)
         axes.set_xlabel("step")
+        axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
-    return _render(label, draw)
+    return _render(title, draw)
 
 
 def _averaged(points: Curve) -> np.ndarray:

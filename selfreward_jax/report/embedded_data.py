@@ -34,10 +34,10 @@ def pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(data, mtime=0)).decode()
 
 
-def display_text(text: str) -> str:
-    """A text as the page shows it: control characters escaped, and truncated where it is too long to read."""
-    if len(text) > MAX_CHARACTERS:
-        text = f"{text[:MAX_CHARACTERS]} […{len(text) - MAX_CHARACTERS:,} more characters]"
+def display_text(text: str, limit: int = MAX_CHARACTERS) -> str:
+    """A text as the page shows it: control characters escaped, and cut after `limit` characters."""
+    if len(text) > limit:
+        text = f"{text[:limit]} […{len(text) - limit:,} more characters]"
     return escape(text)
 
 
@@ -51,7 +51,7 @@ def pack_pairs(rounds: Mapping[str, RoundRows]) -> dict[str, Any]:
     """
     rows = [row for round_rows in rounds.values() for row in round_rows["pairs"]]
     kept, block = _fit_rows(rows, _columns, MAX_BYTES * PAIRS_SHARE)
-    votes_of = {name: _vote_lookup(round_rows) for name, round_rows in rounds.items()}
+    votes_of = {name: vote_lookup(round_rows) for name, round_rows in rounds.items()}
     bytes_left = MAX_BYTES * (1 - ANSWERS_SHARE) - len(block)
     num_blocks = -(-len(kept) // PAIRS_PER_BLOCK)
     blocks: dict[int, str] = {}
@@ -69,8 +69,10 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return texts | {name: [row[name] for row in rows] for name in ("chosen_score", "rejected_score")}
 
 
-def _vote_lookup(round_rows: RoundRows) -> Callable[[Mapping[str, Any]], list[list[list[Any]]]]:
-    """A function from a pair to the votes on its two sides."""
+def vote_lookup(
+    round_rows: RoundRows, limit: int = MAX_CHARACTERS
+) -> Callable[[Mapping[str, Any]], list[list[list[Any]]]]:
+    """A function from a pair to the votes [score, text] on its two sides; texts are cut after `limit` characters."""
     responses = {row["id"]: row["responses"] for row in round_rows["responses"]}
     judgments = {row["id"]: row for row in round_rows["judgments"]}
 
@@ -80,7 +82,8 @@ def _vote_lookup(round_rows: RoundRows) -> Callable[[Mapping[str, Any]], list[li
         # Of two responses with the same text, the one with the pair's score.
         row = next((row for row in rows if row and row["score"] == pair[f"{side}_score"]), None)
         return [
-            [vote.get("expected", vote["score"]), display_text(vote["text"])] for vote in (row["votes"] if row else ())
+            [vote.get("expected", vote["score"]), display_text(vote["text"], limit)]
+            for vote in (row["votes"] if row else ())
         ]
 
     return lambda pair: [votes_on(pair, "chosen"), votes_on(pair, "rejected")]

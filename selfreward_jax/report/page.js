@@ -124,3 +124,18 @@ for (const [id, browse] of [["pairs", browsePairs], ["answers", browseAnswers]])
     root.querySelector("output").value = "This browser cannot decompress the rows (it has no DecompressionStream). They are in the run's pairs.jsonl and eval_answers.jsonl.";
   });
 }
+
+// The page of a run in progress: how old it is, and a reload, unless the reader would lose a search or an open pair.
+const { reloadSeconds, writtenAt } = document.body.dataset;
+if (reloadSeconds) {
+  const busy = () => document.hidden || document.querySelector("details[open]") || document.activeElement?.matches("input, select")
+    || [...document.querySelectorAll("input")].some((input) => input.value !== input.defaultValue)
+    || [...document.querySelectorAll("select")].some((select) => select.selectedIndex > 0);
+  const showAge = () => {
+    const minutes = Math.floor((Date.now() / 1000 - Number(writtenAt)) / 60);
+    const stopped = minutes >= 60 ? "; if the run has ended, write the page again: python -m selfreward_jax report" : "";
+    document.getElementById("age").textContent = minutes > 0 ? `, ${minutes.toLocaleString("en")} min ago${stopped}` : "";
+  };
+  showAge();
+  setInterval(() => { showAge(); if (!busy()) location.reload(); }, 1000 * Number(reloadSeconds));
+}

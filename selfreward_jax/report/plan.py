@@ -12,7 +12,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.report import estimates, time_report
+from selfreward_jax.report import estimates, run_state, time_report
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
@@ -33,11 +33,7 @@ def plan(run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | Non
     planned = [step for step in table.steps(run.cfg) if step.stage.cost is not None]
     manifests = {step.label: manifest for step in planned if (manifest := step.manifest(run)) is not None}
     seconds = time_report.seconds_by_stage(time_report.read(run.workdir, table.kind_of))
-    pace = {
-        step.stage.name: seconds[step.label] / rows
-        for step in planned
-        if seconds.get(step.label) and (rows := manifests.get(step.label, {}).get("rows"))
-    }
+    known = run_state.seconds_left(run, table)
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
     parameters, memory = _memory(run)
     rates = estimates.machine_rates()
@@ -51,7 +47,7 @@ def plan(run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | Non
             cells = f"{rows:9,} {tokens:12,} {seconds.get(logged_as, 0.0):9.1f}  done"
         else:
             cost = step.stage.cost(run.cfg)
-            measured = pace[step.stage.name] * cost.rows if cost.rows and step.stage.name in pace else None
+            measured = known[step.label]
             estimate = stated(step) if measured is None else measured
             cells = f"{_count(cost.rows):>9s} {_count(cost.tokens):>12s} "
             cells += f"{'-' if estimate is None else f'~{estimate:,.0f}':>9s}"

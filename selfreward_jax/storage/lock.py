@@ -39,6 +39,21 @@ def workdir_lock(directory: epath.Path) -> Iterator[None]:
             file.close()
 
 
+def is_locked(directory: epath.Path) -> bool:
+    """Whether a run holds the lock of a directory, as far as this machine knows. Not for the process that holds it."""
+    path = directory / LOCK_FILE
+    if storage.is_remote(directory) or not path.is_file():
+        return False
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it cannot be read, or the file system has no locks
+        return False
+    return False
+
+
 def _acquire(directory: epath.Path) -> IO[Any]:
     path = directory / LOCK_FILE
     directory.mkdir(parents=True, exist_ok=True)

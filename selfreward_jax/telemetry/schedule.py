@@ -73,10 +73,11 @@ class Schedule:
         labels = [step.label for step in self.steps]
         if label not in labels:
             return None
-        times = [self._seconds(step) for step in self.steps[labels.index(label) + 1 :] if not step.done]
+        times = [self.seconds(step) for step in self.steps[labels.index(label) + 1 :] if not step.done]
         return None if None in times else sum(times)
 
-    def _seconds(self, step: PlannedStep) -> float | None:
+    def seconds(self, step: PlannedStep) -> float | None:
+        """Seconds that a step takes as a whole; None where no rate is known."""
         if step.work == 0:
             return 0.0
         by_label = {s.label: s for s in self.steps}

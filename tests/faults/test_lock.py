@@ -75,6 +75,18 @@ def test_a_kill_leaves_nothing_locked(holder, tmp_path):
         pass
 
 
+def test_whether_a_run_holds_a_directory_can_be_asked(holder, tmp_path):
+    directory = epath.Path(tmp_path)
+    assert lock.is_locked(directory)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert not lock.is_locked(directory)  # the file is left behind
+    assert not lock.is_locked(directory / "none")
+    with lock.workdir_lock(directory):
+        assert lock.is_locked(directory)  # asking does not take it
+        assert_mentions(error_of(tmp_path), os.getpid())
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "loop", "directory", "fifo"])
 def test_a_lock_that_is_no_regular_file_is_refused_and_left_alone(tmp_path, kind):
     directory, target = tmp_path / "run", tmp_path / "target"

@@ -1,0 +1,49 @@
+"""Figures with intervals that the head of the page shows, from the rows of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selfreward_jax import storage
+from selfreward_jax.evaluate import model_metrics
+from selfreward_jax.runs.run import Run
+
+
+def measure(run: Run, models: Sequence[str]) -> dict[str, Any]:
+    """What the run's files say about each model.
+
+    Args:
+      run: the run.
+      models: names of the models that are evaluated.
+
+    Returns:
+      `score_intervals`: {model: [low, high]} of the oracle's mean score, where there is an oracle. `judges`: {model:
+      `model_metrics.lead_over_length`}. `evaluations`: {judge: {model: {opponent: win rates}}} of the evaluations that
+      were made of the run, an outside judge first.
+    """
+    ranked = _rows(run, "seed", f"ranked_{run.cfg.evaluate.split}")
+    answers = {} if run.cfg.data.ift else {name: _rows(run, name, "eval_answers") for name in models}
+    return {
+        "score_intervals": {name: model_metrics.score_interval(rows) for name, rows in answers.items()},
+        "judges": {name: model_metrics.lead_over_length(ranked, _rows(run, name, "eval_judgments")) for name in models},
+        "evaluations": _evaluations(run),
+    }
+
+
+def _rows(run: Run, folder: str, stage: str) -> list[Any]:
+    artifact = run.files.jsonl(folder, stage)
+    return artifact.rows() if artifact.manifest else []
+
+
+def _evaluations(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
+    """Win rates in evaluation/report_JUDGE.json. A report that cannot be read is left out: the command that made it
+    makes it again."""
+    versus = {}
+    folder = run.workdir / "evaluation"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not (path.name.startswith("report_") and path.suffix == ".json"):
+            continue
+        try:
+            versus[path.stem.removeprefix("report_")] = storage.read_json(path)["versus"]
+        except (storage.StorageError, KeyError, TypeError):
+            storage.warn(f"{path} cannot be read: evaluate again")
+    return dict(sorted(versus.items(), key=lambda item: item[0] != "endpoint"))

@@ -1,0 +1,218 @@
+"""The head of the page: four questions with their answers, and what to do next.
+
+Every answer has a sign, a symbol with a word, so that it does not depend on colour. "unsure" means that the interval
+contains 0, "none" that nothing is measured.
+"""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from selfreward_jax.method.round_checks import CHECKS, violated
+from selfreward_jax.report import time_report
+from selfreward_jax.report.run_state import RunState, format_seconds
+from selfreward_jax.telemetry.escape import escape
+
+SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}
+
+
+class Tile(NamedTuple):
+    """A question and its answer.
+
+    question: in a few words.
+    sign: a key of SYMBOLS.
+    word: the answer in one or two words.
+    value: the figure.
+    detail: what the figure is, in short sentences.
+    link: the section that shows why.
+    """
+
+    question: str
+    sign: str
+    word: str
+    value: str
+    detail: tuple[str, ...]
+    link: str
+
+    @property
+    def symbol(self) -> str:
+        """The symbol of its sign."""
+        return SYMBOLS[self.sign]
+
+
+class Versus(NamedTuple):
+    """Win rates of a model against another, as `head_to_head.win_rates` gives them, and who judged."""
+
+    model: str
+    opponent: str
+    rates: Mapping[str, Any]
+    judge: str
+
+    @property
+    def judge_name(self) -> str:
+        """The judge in a sentence."""
+        return f"the {self.judge}" if self.judge in ("oracle", "endpoint") else escape(self.judge.upper())
+
+
+def win_rates(models: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any]) -> list[Versus]:
+    """Win rates of each model against the one before it, and of the last against M1.
+
+    They are the oracle's where there is one. Otherwise they are those of the first evaluation that compared any of
+    these models.
+    """
+    oracle = {name: metrics["versus"] for name, metrics in models.items() if "versus" in metrics}
+    names = list(models)
+    wanted = list(zip(names[1:], names, strict=False))
+    if names and (names[-1], "m1") not in wanted:
+        wanted.append((names[-1], "m1"))
+    for judge, versus in ({"oracle": oracle} if oracle else evaluations).items():
+        compared = [Versus(a, b, versus[a][b], judge) for a, b in wanted if b in versus.get(a, {})]
+        if compared:
+            return compared
+    return []
+
+
+def best_model(rates: Sequence[Versus], last: str) -> str:
+    """The last model, unless one before it is better: then that one."""
+    is_worse = {(r.model, r.opponent): r.rates["interval"]["margin"][1] < 0 for r in rates}
+    best = last
+    while worse_than := [b for (a, b), worse in is_worse.items() if a == best and worse]:
+        best = worse_than[0]
+    return best
+
+
+def better(models: Mapping[str, Any], rates: Sequence[Versus]) -> Tile:
+    """Whether the last model is better than M1, and than the one before it."""
+    tile = ("better?", "#progress")
+    if not rates:
+        if "m2" not in models:
+            return _tile(*tile, "none", "not yet", "", "Nothing is there to compare with M1.")
+        return _tile(*tile, "none", "not measured", "", "Your own data have no oracle: another judge must compare.")
+    last = rates[-1]
+    low, high = last.rates["interval"]["margin"]
+    sign, word = ("good", "yes") if low > 0 else ("bad", "worse") if high < 0 else ("unsure", "not shown")
+    names = f"{last.model.upper()} against {last.opponent.upper()}"
+    detail = [f"{names}, win minus lose; 95 %: {_points(low)} to {_points(high)}."]
+    step = next((r for r in rates[:-1] if r.model == last.model), None)
+    if step:
+        step_low, step_high = step.rates["interval"]["margin"]
+        interval = f"{_points(step_low)} to {_points(step_high)}"
+        detail.append(f"Against {step.opponent.upper()}: {_points(step.rates['margin'])} ({interval}).")
+        if sign == "good" and step_high < 0:
+            sign, word = "unsure", f"less than {step.opponent.upper()}"
+    if last.judge in models:
+        detail.append(f"Judged by {last.judge_name} of this run, which may favor its own kind.")
+    elif last.judge != "oracle":
+        detail.append(f"Judged by {last.judge_name}.")
+    return _tile(*tile, sign, word, f"{_points(last.rates['margin'])} points", *detail)
+
+
+def beyond_length(judges: Mapping[str, Mapping[str, Any]]) -> Tile:
+    """Whether the last model judges better than a rule that looks at length alone."""
+    tile = ("judge beyond length?", "#judge")
+    name = next(reversed(judges), None)
+    if name is None or judges[name]["lead"] is None:
+        return _tile(*tile, "none", "not measured" if name else "not yet", "", "No ranked answers are judged.")
+    lead = judges[name]
+    low, high = lead["interval"] or (-1.0, 1.0)
+    sign, word = ("good", "yes") if low > 0 else ("bad", "no") if high < 0 else ("unsure", "not shown")
+    return _tile(
+        *tile, sign, word, f"{_points(lead['lead'])} points",
+        f"{name.upper()} puts {_percent(lead['accuracy'])} of the ranked pairs in the right order; preferring the "
+        f"{lead['rule']} answer, {_percent(lead['baseline'])}.",
+        f"Difference, 95 %: {_points(low)} to {_points(high)}.",
+    )  # fmt: skip
+
+
+def checks(rounds: Mapping[str, Mapping[str, Any]], limits: Mapping[str, float]) -> Tile:
+    """Whether the rounds' data were fit to be trained on."""
+    metrics = {name: stats["checks"] for name, stats in rounds.items() if stats["checks"]}
+    if not metrics:
+        return _tile("checks", "#checks", "none", "not yet", "", "They come with the pairs of M2.")
+    last = next(reversed(metrics))
+    beyond = {name: violated(values, limits) for name, values in metrics.items()}
+    missing = [name for name in CHECKS if metrics[last][name.partition("_")[2]] is None]
+    count = len(CHECKS) - len(missing) - len(beyond[last])
+    detail = [f"{name.upper()}: {', '.join(names)} beyond the limit." for name, names in beyond.items() if names]
+    if not detail:
+        detail.append(f"Data of {' and '.join(name.upper() for name in metrics)} within all limits.")
+    if missing:
+        detail.append(f"Not measured in {last.upper()}: {', '.join(missing)}.")
+    bad = any(beyond.values())
+    return _tile(
+        "checks", "#checks", "bad" if bad else "good", "beyond" if bad else "within", f"{count}/{len(CHECKS)}", *detail
+    )
+
+
+def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
+    """How far the run is: the stage at hand and the time left, or the total time."""
+    kinds, lost = time_report.totals(time_spent["stages"]), time_report.totals(time_spent["lost"])
+    total = sum(kinds.values()) + sum(lost.values())
+    if state.word == "finished":
+        most = sorted(kinds, key=lambda kind: -kinds[kind])[:3]
+        detail = [f"M1 to M{state.rounds}: {', '.join(f'{kind} {format_seconds(kinds[kind])}' for kind in most)}."]
+        if (wasted := sum(lost.values())) >= 1:
+            detail.append(f"{format_seconds(wasted)} lost to kills.")
+        return _tile("time", "#time", "good", "finished", format_seconds(total), *detail)
+    is_running = state.word == "running"
+    is_known = is_running and state.stage_left is not None and state.stage_left >= 1
+    stage_left = f", about {format_seconds(state.stage_left or 0)} left" if is_known else ""
+    detail = [f"{'At' if is_running else 'Before'} {state.stage}{stage_left}."]
+    if state.left:
+        done_at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(state.at + state.left))
+        end = f", done at {done_at}" if is_running and not state.unknown else ""
+        detail.append(f"{'At least' if state.unknown else 'About'} {format_seconds(state.left)} left for the run{end}.")
+    if state.unknown:
+        detail.append(f"Not known yet: {', '.join(state.unknown)}.")
+    detail.append(f"{format_seconds(total)} spent.")
+    return _tile("time", "#time", state.word, state.word, f"round {state.round} of {state.rounds}", *detail)
+
+
+def commands(workdir: str, model: str) -> dict[str, str]:
+    """Commands for a run by name: to talk to a model, export it, have it judged, and write the page again."""
+    place = f"--workdir={shlex.quote(escape(workdir))}"
+    program = "python -m selfreward_jax"
+    return {
+        "chat": f"{program} chat {place} --model={model}",
+        "export": f"{program} export {place} --model={model} --out={model}",
+        "endpoint": f"{program} evaluate {place} --judge=endpoint --endpoint.base_url=URL --endpoint.model=NAME",
+        "own judge": f"{program} evaluate {place} --judge={model}",
+        "report": f"{program} report {place}",
+    }
+
+
+def next_steps(
+    state: RunState, answers: Mapping[str, Tile], rates: Sequence[Versus], workdir: str, stop_reason: str = ""
+) -> list[tuple[str, str]]:
+    """What to do now: sentences, each with a command or ""."""
+    if state.word == "running":
+        return [("Wait. This page reloads itself, but not while you search or read a pair.", "")]
+    if state.word == "stopped":
+        first = "Read why the run has stopped. When that is mended, the" if stop_reason else "The"
+        return [(f"{first} command that started the run resumes it.", "")]
+    verdict, model = answers["better"], f"m{state.rounds}"
+    best = best_model(rates, model)
+    command = commands(workdir, best)
+    steps: list[tuple[str, str]] = []
+    if answers["judge"].sign in ("bad", "unsure"):
+        steps.append(("Teach the judge before another round, with more judged answers (data.eft).", ""))
+    if verdict.word == "not measured":
+        steps.append(("Let a model behind an API compare the answers:", command["endpoint"]))
+    elif best != model:
+        steps.append((f"Keep {best.upper()}. Lower dpo.lr, or add prompts (prompts.count).", ""))
+    elif verdict.sign == "unsure":
+        steps.append(("Measure on more prompts (data.heldout_prompts), or train on more (prompts.count).", ""))
+    return [*steps, (f"Talk to {best.upper()}:", command["chat"]), ("Export it:", command["export"])]
+
+
+def _tile(question: str, link: str, sign: str, word: str, value: str, *detail: str) -> Tile:
+    return Tile(question, sign, word, value, detail, link)
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
