@@ -1,6 +1,8 @@
 """The program: finds the command, runs it, and answers bad input with one line and exit code 2."""
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the command and its options; by default those of this process.
 
     Returns:
-      The exit code: 0 done; 2 invalid input, after a one-line message; others as the command says.
+      The exit code: 0 done; 2 invalid input, after a one-line message; 130 interrupted; others as the command says.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
@@ -33,10 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse(argv)
         return importlib.import_module(f"selfreward_jax.cli.{options.command}").main(options)
     except InputError as error:
-        line = str(error)
+        line, code = str(error), 2
+    except KeyboardInterrupt:  # outside of the loop, which answers it itself
+        line, code = "interrupted", 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        line = (
-            f"{error.filename or 'a file'} cannot be used: {error.strerror or error}" if error.filename else str(error)
-        )
-    print(f"selfreward_jax: {line}", file=sys.stderr)
-    return 2
+        line, code = str(error), 2
+        if error.filename:
+            line = f"{error.filename} cannot be used: {error.strerror}"
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
+    return code

@@ -7,6 +7,7 @@ gone. After 75, start all processes again with the same command: the run resumes
 """
 
 import argparse
+import contextlib
 import sys
 import traceback
 from typing import Any
@@ -106,5 +107,6 @@ def distributed_options(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def _print_error(line: str, code: int = 2) -> int:
     """Prints a one-line error message. Returns the exit code."""
-    print(f"selfreward_jax: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be gone, or full
+        print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
     return code

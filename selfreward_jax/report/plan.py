@@ -16,6 +16,7 @@ from selfreward_jax.report import estimates, run_state, time_report
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
+from selfreward_jax.telemetry.numbers import duration
 from selfreward_jax.train import trainer
 
 
@@ -60,20 +61,14 @@ def _time_left(left: Mapping[str, float], rates: estimates.Rates) -> list[str]:
     total = sum(left.values())
     if not total:
         return ["nothing is left to do"]
-    lines = [f"time left: about {_duration(total)}, compiling and loading not included"]
+    lines = [f"time left: about {duration(total)}, compiling and loading not included"]
     if left["measured"]:
-        lines.append(f"  {_duration(left['measured'])} of it at the pace of stages that are done")
+        lines.append(f"  {duration(left['measured'])} of it at the pace of stages that are done")
     if left["stated"]:
         lines.append(
-            f"  {_duration(left['stated'])} of it by stated rates ({rates.source}), every text at its full length"
+            f"  {duration(left['stated'])} of it by stated rates ({rates.source}), every text at its full length"
         )
     return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
 
 
 def _count(number: int) -> str:

@@ -78,11 +78,3 @@ def seconds_left(run: Run, table: StageTable) -> dict[str, float | None]:
         taken = sum(s for kind, s in spent.get(label, {}).items() if kind != "compiling")
         left[label] = max(0.0, seconds - taken) if seconds is not None else None
     return left
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration as a reader wants it: "45 s", "17 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

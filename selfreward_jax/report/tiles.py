@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.method.round_checks import CHECKS, violated
 from selfreward_jax.report import time_report
-from selfreward_jax.report.run_state import RunState, format_seconds
+from selfreward_jax.report.run_state import RunState
 from selfreward_jax.telemetry.escape import escape
+from selfreward_jax.telemetry.numbers import duration
 
 SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}
 
@@ -151,21 +152,21 @@ def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
     total = sum(kinds.values()) + sum(lost.values())
     if state.word == "finished":
         most = sorted(kinds, key=lambda kind: -kinds[kind])[:3]
-        detail = [f"M1 to M{state.rounds}: {', '.join(f'{kind} {format_seconds(kinds[kind])}' for kind in most)}."]
+        detail = [f"M1 to M{state.rounds}: {', '.join(f'{kind} {duration(kinds[kind])}' for kind in most)}."]
         if (wasted := sum(lost.values())) >= 1:
-            detail.append(f"{format_seconds(wasted)} lost to kills.")
-        return _tile("time", "#time", "good", "finished", format_seconds(total), *detail)
+            detail.append(f"{duration(wasted)} lost to kills.")
+        return _tile("time", "#time", "good", "finished", duration(total), *detail)
     is_running = state.word == "running"
     is_known = is_running and state.stage_left is not None and state.stage_left >= 1
-    stage_left = f", about {format_seconds(state.stage_left or 0)} left" if is_known else ""
+    stage_left = f", about {duration(state.stage_left or 0)} left" if is_known else ""
     detail = [f"{'At' if is_running else 'Before'} {state.stage}{stage_left}."]
     if state.left:
         done_at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(state.at + state.left))
         end = f", done at {done_at}" if is_running and not state.unknown else ""
-        detail.append(f"{'At least' if state.unknown else 'About'} {format_seconds(state.left)} left for the run{end}.")
+        detail.append(f"{'At least' if state.unknown else 'About'} {duration(state.left)} left for the run{end}.")
     if state.unknown:
         detail.append(f"Not known yet: {', '.join(state.unknown)}.")
-    detail.append(f"{format_seconds(total)} spent.")
+    detail.append(f"{duration(total)} spent.")
     return _tile("time", "#time", state.word, state.word, f"round {state.round} of {state.rounds}", *detail)
 
 
