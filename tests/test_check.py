@@ -51,7 +51,7 @@ def test_a_run_from_nothing_is_described_and_nothing_is_written(tmp_path, capsys
         assert re.search(rf"^{name}, 1 of {rows}:\n +<bos>.*", out, re.M)
     assert out.count("«") == out.count("»")
     assert len(re.findall(r"^m[123] \w+ .*~", out, re.M)) > 15
-    assert re.search(r"^time left: about \d+ (s|minutes)", out, re.M)
+    assert re.search(r"^time left: about [\d.]+ (s|min)", out, re.M)
     assert_mentions(out, "41,120")  # parameters
 
 

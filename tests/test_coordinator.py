@@ -109,7 +109,7 @@ def test_values_arrive_in_order_and_keys_are_deleted_when_all_have_read_them(cou
         assert code == 0, error[-3000:]
 
 
-@pytest.mark.parametrize(("count", "killed"), [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("count", "killed"), [(2, 0), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_others(count, killed):
     # 10 seconds until it is noticed, 3 in which the primary answers the others; the rest is for starting.
     ended = run_all(LOST, count, timeout=10, limit=60, killed=killed)

@@ -214,6 +214,7 @@ def test_the_state_of_a_run(workdir):
     assert state(3, ["m1"], False)[:4] == ("stopped", "m0 pretrain", 1, 3)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_leaves_no_page_that_waits_for_it(workdir, monkeypatch):
     (workdir / "m2" / "eval.json").unlink()
 

@@ -42,6 +42,7 @@ def quarantined(workdir):
     return sorted(name.removesuffix(".damaged") for name in found)
 
 
+@pytest.mark.slow
 def test_all_damage_at_once_is_detected_and_regenerated(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)

@@ -54,7 +54,11 @@ def evaluated(finished_run, tmp_path):
 
 @needs_full
 @pytest.mark.parametrize(
-    "redirections", ["> /dev/full", "2> /dev/full", "> /dev/full 2>&1", ">&- 2>&-", "<&- >&- 2>&-"]
+    "redirections",
+    [
+        "> /dev/full 2>&1",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("> /dev/full", "2> /dev/full", ">&- 2>&-", "<&- >&- 2>&-")),
+    ],
 )
 def test_a_run_ends_well_with_full_and_closed_outputs(finished_run, evaluated, redirections):
     assert finished(evaluated, 2, redirections) == 0
@@ -63,6 +67,7 @@ def test_a_run_ends_well_with_full_and_closed_outputs(finished_run, evaluated, r
     assert contents(evaluated) == contents(finished_run)
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_when_its_reader_leaves(finished_run, tmp_path):
     workdir = tmp_path / "run"
     assert without_reader(workdir, 2) == 0
@@ -71,6 +76,7 @@ def test_a_run_ends_well_when_its_reader_leaves(finished_run, tmp_path):
 
 
 @needs_full
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_costs_nothing_else(evaluated):
     (evaluated / "log.txt").symlink_to(FULL)
     assert finished(evaluated, 2, "> /dev/full 2>&1") == 0
@@ -116,7 +122,7 @@ def in_a_terminal(workdir, columns):
     return process.wait(), received.decode()
 
 
-@pytest.mark.parametrize("columns", [100, 0])
+@pytest.mark.parametrize("columns", [100, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_terminal_shows_a_bar_and_whole_lines(evaluated, columns):
     code, text = in_a_terminal(evaluated, columns)
     assert code == 0, text
