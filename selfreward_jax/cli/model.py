@@ -7,9 +7,10 @@ from etils import epath
 from selfreward_jax.config import ConfigError
 from selfreward_jax.runs.loading import LoadedModel, load_model
 from selfreward_jax.runs.run import CONFIG_FILE
+from selfreward_jax.sampling import requests
 from selfreward_jax.sampling.engine import SamplingParams
 
-MINIMUMS = {"num_samples": 1, "max_new_tokens": 1, "max_concurrent": 1, "max_length": 0, "temperature": 0}
+MINIMUMS = {"max_concurrent": 1, "max_length": 0}
 
 
 def load_named(options: argparse.Namespace) -> LoadedModel:
@@ -36,9 +37,10 @@ def make_sampling_params(options: argparse.Namespace, num_samples: int = 1) -> S
       ConfigError: an option is out of range.
     """
     for name, minimum in MINIMUMS.items():
-        value = getattr(options, name, minimum)
-        if not value >= minimum:
+        if (value := getattr(options, name, minimum)) < minimum:
             raise ConfigError(f"--{name} is {value}; it must be at least {minimum}")
-    if not 0 < options.top_p <= 1:
-        raise ConfigError(f"--top_p is {options.top_p}; it must be above 0 and at most 1")
-    return SamplingParams(num_samples, options.temperature, options.top_p, options.max_new_tokens)
+    try:
+        requests.make_key(options.seed)
+        return requests.make_sampling_params(num_samples, options.temperature, options.top_p, options.max_new_tokens)
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from None
