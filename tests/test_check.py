@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, assert_mentions
 
 from selfreward_jax.cli import program
-from selfreward_jax.llm.chat import Chat, Example, builtin_template
+from selfreward_jax.llm.chat import Chat, ChatError, Example, builtin_template, render
 from selfreward_jax.llm.tokenizer import SentencePiece, train_sentencepiece
 from selfreward_jax.stages.preview import render_example
 
@@ -104,6 +104,36 @@ def test_what_would_stop_the_run_is_refused_on_one_line(changed, facts, own, tmp
     assert (code, err.count("\n")) == (2, 1), err
     assert_mentions(err, *[fact.replace("OWN", str(own)) for fact in facts])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_refused_seeds_leaves_nothing(own, tmp_path, capsys):
+    (own / "bad.jsonl").write_text("{\n" * 20)
+    data = [f"--config.data.ift={own}/ift.jsonl", f"--config.data.eft={own}/bad.jsonl"]
+    assert program.main(["run", *OWN, *data, f"--workdir={tmp_path}/new"]) == 2
+    assert_mentions(capsys.readouterr().err, f"{own}/bad.jsonl", "line 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_range_of_scores_is_shown(own, tmp_path, capsys):
+    rows = [json.loads(line) for line in (own / "eft.jsonl").read_text().splitlines()]
+    for row in rows:
+        for answer, score in zip(row["answers"], (87.5, 3), strict=True):
+            answer["score"] = score
+    (own / "percent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"--config.data.ift={own}/ift.jsonl", f"--config.data.eft={own}/percent.jsonl"]
+    code, out, _ = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new")
+    assert code == 0
+    assert re.search(r"^eft: scores from 3 to 87\.5 are mapped to 0 to 5$", out, re.M)
+
+
+@pytest.mark.parametrize("name", ["control", "plain"])
+def test_a_builtin_template_refuses_a_role_that_it_does_not_have(name):
+    values = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    for role in ("system", "tool"):
+        messages = [{"role": role, "content": "Be kind."}, {"role": "user", "content": "Hi."}]
+        with pytest.raises(ChatError, match="user and assistant"):
+            render(builtin_template(name), messages=messages, **values)
+    assert "Hi." in render(builtin_template(name), messages=messages[1:], **values)
 
 
 def test_special_tokens_and_targets_are_shown():

@@ -43,6 +43,16 @@ MISTAKES = {
     "a group for a setting": (["run", "iter2", "--config.dpo", "3"], ["dpo", "'3'"]),
     "no run and no model": (["chat"], ["--workdir", "--model"]),
     "a run that is not there": (["report", "--workdir=nowhere"], ["nowhere"]),
+    "an empty folder name": (["run", "iter2:micro", "--workdir="], ["--workdir"]),
+    "an empty output": (["generate", "--workdir=w", "--prompts=p", "--out="], ["--out"]),
+    "a learning rate": (["run", "iter2", "--learning_rate=1e-6"], ["--config.sft.lr", "--config.dpo.lr"]),
+    "the end of a setting's name": (["run", "iter2", "--beta=0.2"], ["--config.dpo.beta=0.2"]),
+    "a model for a run": (["run", "iter2", "--model=gpt2"], ["--config.model.init"]),
+    "nothing like an option": (["chat", "--workdir=w", "--quantize=4"], ["--quantize", "selfreward-jax chat --help"]),
+    "a preset alone": (["run", "micro"], ["'micro'", "iter2:micro"]),
+    "an empty preset": (["run", "iter2:"], ["'iter2:'"]),
+    "two configurations in a row": (["run", "iter2:micro", "iter3:micro"], ["'iter3:micro'"]),
+    "no batch": (["run", "iter2:micro", "--config.dpo.batch_size=0"], ["dpo.batch_size", "0", "1"]),
 }
 
 

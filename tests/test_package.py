@@ -76,3 +76,9 @@ def test_a_file_that_does_not_load_is_refused(text, fact, tmp_path):
         files.load(f"{tmp_path}/bad.py")
     assert "bad.py" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_configuration_is_refused(tmp_path):
+    (tmp_path / "data.csv").write_text("prompt,response\n")
+    with pytest.raises(config.ConfigError, match=r"data\.csv.*\.py"):
+        files.load(f"{tmp_path}/data.csv")

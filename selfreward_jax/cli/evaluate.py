@@ -41,6 +41,8 @@ def main(options: argparse.Namespace) -> int:
     validate.validate(run.cfg, row_devices=1)
     report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_model)
     print("\n".join(tables.evaluation_tables(report)), flush=True)
+    folder = run.workdir / OUTPUT_DIR
+    print(f"\nwritten to {folder}; `selfreward-jax report --workdir={run.workdir}` shows it on the page")
     return 0
 
 

@@ -29,7 +29,7 @@ def export(options: argparse.Namespace) -> None:
     if options.pairs:
         exported = write_pairs(options.workdir, options.pairs, out, form)
     else:
-        exported = write_model(options.workdir, options.model, out, form, options.dtype, options.shard_gb * 1e9)
+        exported = write_model(options.workdir, options.model, out, form, options.dtype or "", options.shard_gb * 1e9)
     print(f"{exported} -> {out}")
     if options.push:
         print(f"{out} -> {hub.upload(out, _repository(options), private=not options.public)}")

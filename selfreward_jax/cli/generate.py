@@ -53,7 +53,12 @@ def generate_file(options: argparse.Namespace) -> None:
     for p in prompts:
         prompt = p.turns[0] if options.format == "rows" else p.to_messages([""] * (len(p.turns) - 1))
         _check_length(engine, options, p.id, prompt, len(p.turns))
-    out.rewrite_partial([])  # an output that cannot be written fails before the work
+    try:
+        out.rewrite_partial([])  # an output that cannot be written fails before the work
+    except (storage.StorageError, OSError) as error:
+        raise ConfigError(
+            f"--out {options.out} cannot be written: give a path in a folder that can ({error})"
+        ) from None
     if options.format == "rows":
         _generate_rows(out, prompts, model, engine, options)
     else:

@@ -5,6 +5,7 @@ Nothing here imports jax, so that help is shown at once.
 
 import argparse
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -25,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would end the program."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(f"{message} (`{self.prog} --help` lists the options)")
 
 
 def _run(parser: _Parser) -> None:
@@ -107,14 +108,12 @@ def _export(parser: _Parser) -> None:
     parser.add_argument("--out", required=True, help="folder or file to write; it must not exist")
     parser.add_argument(
         "--format",
-        default="",
-        choices=("", "hf", "peft", "conversational", "standard"),
+        choices=("hf", "peft", "conversational", "standard"),
         help="of a model: hf (default), or peft for the adapters alone; of pairs: conversational (default) or standard",
     )
     parser.add_argument(
         "--dtype",
-        default="",
-        choices=("", *DTYPES),
+        choices=DTYPES,
         help="of the weights (default: that of the initial model; float32 for adapters)",
     )
     parser.add_argument("--shard_gb", type=float, default=5.0, help="maximum gigabytes per weight file (%(default)s)")
@@ -213,6 +212,15 @@ OTHER_WORDS = {
     "--model_name_or_path": "it is --config.model.init for a run, and --model for the other commands",
     "--output_dir": "it is --workdir for a run, and --out for what other commands write",
     "--output": "it is --out",
+    "--learning_rate": "it is --config.sft.lr and --config.dpo.lr",
+    "--num_train_epochs": "it is --config.sft.epochs and --config.dpo.epochs",
+    "--per_device_train_batch_size": "it is --config.sft.batch_size and --config.dpo.batch_size, over all devices",
+    "--gradient_accumulation_steps": "it is --config.sft.grad_accum_steps and --config.dpo.grad_accum_steps",
+    "--dataset_name": "it is --config.data.ift and --config.data.eft",
+    "--bf16": "it is --config.model.dtype=bfloat16",
+    "--model": "it is --config.model.init for a run",
+    "--resume": "the same command resumes a run",
+    "--resume_from_checkpoint": "the same command resumes a run",
     "--preset": "a preset follows the configuration: iter2:PRESET",
     "--push_to_hub": "it is --push=OWNER/NAME",
 }
@@ -258,6 +266,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, fields, words = _parser(name), [], list(argv[1:])
     if name in TAKES_CONFIG:
         fields, words = settings.split(words)
+    for word in words:
+        if word.endswith("=") and word != "--compile_cache=":
+            raise ConfigError(f"{word[:-1]} is empty: give it a value, or leave it out")
     known = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
     if not unknown:
@@ -296,11 +307,23 @@ def _parser(name: str) -> _Parser:
 def _explain_unknown(word: str, parser: _Parser, command: str) -> str:
     option, _, value = word.partition("=")
     if not option.startswith("-"):
-        return f"{word!r} is not an option; options begin with --"
+        return f"{word!r} is not an option; {_explain_word(word, command)}"
     if option in OTHER_WORDS:
         return f"{option} is not an option of {command}: {OTHER_WORDS[option]}"
-    if option.lstrip("-") in flatten_config(default_config()) and command in TAKES_CONFIG:
-        return f"{option} is a setting: write --config.{option.lstrip('-')}={value or 'VALUE'}"
+    if command in TAKES_CONFIG:
+        name, fields = option.lstrip("-"), list(flatten_config(default_config()))
+        if matches := [field for field in fields if field == name] or [f for f in fields if f.endswith(f".{name}")]:
+            written = " or ".join(f"--config.{field}={value or 'VALUE'}" for field in matches)
+            return f"{option} is a setting: write {written}"
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--") and "." not in o]
-    nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-    return f"{option} is not an option of {command}; the nearest one is {nearest[0]}"
+    nearest = difflib.get_close_matches(option, known, n=1)
+    hint = f"the nearest one is {nearest[0]}" if nearest else f"`{PROGRAM} {command} --help` lists them"
+    return f"{option} is not an option of {command}; {hint}"
+
+
+def _explain_word(word: str, command: str) -> str:
+    if command not in TAKES_CONFIG:
+        return f"for a run write --workdir={word}" if os.path.isdir(word) else "options begin with --"
+    if word in PRESETS or word.partition(":")[0] in files.names():
+        return "there is one configuration, such as iter2:micro, with its preset after the colon"
+    return "options begin with --"

@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from selfreward_jax.config.errors import ConfigError
+from selfreward_jax.config.presets import PRESETS
 
 PACKAGE = Path(__file__).parents[1]
 # In an installed package, and in a clone.
@@ -28,7 +29,9 @@ def load(spec: str) -> ConfigDict:
     Raises:
       ConfigError: there is no such file, name or preset, or the file does not load.
     """
-    name, _, preset = spec.partition(":")
+    name, colon, preset = spec.partition(":")
+    if colon and not preset:
+        raise ConfigError(f"config is {spec!r}, with an empty preset: name one after the colon, or leave the colon out")
     path = find(name)
     try:
         module_spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -52,6 +55,8 @@ def find(name: str) -> Path:
       ConfigError: there is none.
     """
     if Path(name).is_file():
+        if not name.endswith(".py"):
+            raise ConfigError(f"config is {name!r}; it must be a Python file (.py) with get_config, or a name")
         return Path(name)
     known, folder = names(), _folder()
     wanted = name.removeprefix("configs/").removesuffix(".py")
@@ -59,6 +64,8 @@ def find(name: str) -> Path:
         return folder / f"{wanted}.py"
     nearest = difflib.get_close_matches(wanted, known, n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
+    if name in PRESETS:
+        hint = f"{name} is a preset: write iter2:{name}; "
     raise ConfigError(f"config is {name!r}, and there is no such file; {hint}by name there are {', '.join(known)}")
 
 

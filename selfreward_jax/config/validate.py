@@ -215,7 +215,9 @@ def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
     for field in fields:
         value, accum_steps = _get(c, field), c[field.split(".")[0]].grad_accum_steps
         divisor = row_devices * accum_steps
-        if value < 1 or value % divisor:
+        if value < 1:
+            raise ConfigError(f"{field} is {value}; it must be at least 1: raise it")
+        if value % divisor:
             raise ConfigError(
                 f"{field} is {value}; it must be divisible by {divisor} ({row_devices} devices that rows are sharded "
                 f"over, times grad_accum_steps {accum_steps}): use a multiple of {divisor}"

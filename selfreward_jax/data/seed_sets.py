@@ -145,6 +145,8 @@ def format_report(report: dict[str, Any]) -> list[str]:
         drops = [f"{count:,} {key}" for key, count in report[name].items() if count and key not in ("read", "kept")]
         kept = f"{report[name]['kept']:,} kept (prompts: {report['prompts'][name]:,})"
         lines.append("; ".join([f"{name}: {report[name]['read']:,} answers read", *drops, kept]))
+    if scores := report.get("scores"):
+        lines.append(f"eft: scores from {scores['lowest']:g} to {scores['highest']:g} are mapped to 0 to 5")
     if count := report.get("written judgments"):
         lines.append(f"eft: {count:,} of the kept answers have a written judgment")
     return lines

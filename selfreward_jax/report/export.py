@@ -91,8 +91,12 @@ def write_adapter_folder(run: Run, name: str, out: epath.Path, dtype: str) -> No
 def _complete_folder(out: epath.Path) -> Iterator[epath.Path]:
     """A new folder that is renamed to `out` at the end."""
     partial = out.with_name(out.name + ".partial")
-    storage.remove(partial)
-    partial.mkdir(parents=True)
+    try:
+        storage.remove(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--out {out} cannot be written ({reason}): give a path in a folder that can") from None
     yield partial
     partial.rename(out)
 

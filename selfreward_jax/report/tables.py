@@ -35,7 +35,7 @@ def response_table(models: dict[str, Any]) -> list[str]:
     """Metrics of the responses to held-out prompts."""
     names = list(models)
     if "oracle" not in models[names[0]]:
-        lines = ["", "answers      length  finished   (no oracle: the seed data are the user's)"]
+        lines = ["", "answers      length  finished   (no oracle: the seed data are your own)"]
         return lines + [
             f"  {n.upper():8s}  {models[n]['mean_length']:7.1f}  {models[n]['finished']:8.2f}" for n in names
         ]

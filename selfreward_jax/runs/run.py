@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,9 @@ def claim(run: Run, dependents: Dependents, allow_config_changes: bool = False) 
       StorageError: another run holds the directory.
     """
     check(run, dependents, allow_config_changes)  # before the lock: a refused start leaves no trace
+    is_new = not run.workdir.exists()
     with contextlib.ExitStack() as held:
+        held.callback(_remove_if_empty, run.workdir, is_new)
         try:
             held.enter_context(workdir_lock(run.workdir))
         except OSError as error:
@@ -163,6 +166,13 @@ def check(
     diff.check_changes(run.workdir, changes, allow_config_changes, find)
     # A shorter run in the directory of a longer one keeps the longer one's goal.
     return settings | {"iterations": max(settings["iterations"], stored["iterations"])}, changes
+
+
+def _remove_if_empty(workdir: epath.Path, is_new: bool) -> None:
+    """Removes a folder that this start made, where the seeds were refused and nothing is in it."""
+    if is_new and "://" not in str(workdir):
+        with contextlib.suppress(OSError):
+            os.rmdir(workdir)
 
 
 def rollback(run: Run) -> None:

@@ -41,15 +41,18 @@ class Workspace:
 
     def __init__(self, cfg: ConfigDict, workdir: str) -> None:
         self.cfg, self.config_hash = cfg, config_hash(json.loads(cfg.to_json()))
+        if not workdir:
+            raise ConfigError("workdir is empty: name a folder")
         self.path = epath.Path(workdir)
         if "://" not in workdir:
             self.path = self.path.expanduser().resolve()  # Orbax wants absolute paths
         try:
             self.path.exists()
         except (ImportError, ValueError) as error:  # the file system of such an address is not installed
-            raise ConfigError(
-                f'workdir {workdir} cannot be reached ({error}): gs:// needs pip install "selfreward-jax[gs]"'
-            ) from None
+            needs = (
+                'gs:// needs pip install "selfreward-jax[gs]"' if workdir.startswith("gs:") else "use gs:// or a folder"
+            )
+            raise ConfigError(f"workdir {workdir} cannot be reached ({error}): {needs}") from None
 
     def jsonl(self, *names: str) -> JsonlArtifact:
         """The JSON Lines artifact of that name, such as jsonl("m2", "pairs")."""

@@ -30,8 +30,8 @@ def check_round(run: Run, model: str) -> None:
         log_line(line)
     if violations and not trained:
         raise StageError(
-            f"{model} is not trained: {'; '.join(violations)}. Read {run.workdir / model}/judgments.jsonl. Then train "
-            "the judge longer in a new --workdir, or change the limit on purpose and start again"
+            f"{model} is not trained: {'; '.join(violations)}. Read the rows in {run.workdir / model}. Then mend the "
+            "cause in a new --workdir, or change the limit on purpose: the same command, with it, resumes here"
         )
 
 
