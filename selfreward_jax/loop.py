@@ -56,9 +56,6 @@ def run(
         while True:
             try:
                 return _run_steps(this, replace or {})
-            except preemption.Stopped:
-                this.log.flush()  # otherwise what was saved last would count as lost
-                raise
             except storage.CorruptionError as error:
                 # The stage of a missing artifact regenerates it with the same bytes.
                 moved = [name for name in map(storage.quarantine, error.paths) if name]
@@ -92,7 +89,9 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
         page.write(str(error))
         raise
     except preemption.Stopped:
+        run.log.flush()  # otherwise what was saved last would count as lost
         page.write()  # the page of a run in progress would wait for it
+        timing.restart()  # the writing of the page is no work that is lost
         raise
     except (TemplateError, ModelFormatError, DataError, ConfigError):
         rollback(run)  # a corrected input may use the same directory
