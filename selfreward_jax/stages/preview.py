@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,19 +26,18 @@ def seeded(run: Run) -> Iterator[Run]:
     Raises:
       InputError: as the run itself would.
     """
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        copy = make_run(run.cfg, folder)
-        pinned = run.workdir / "prompts_writer.json"
-        if pinned.exists():
-            (copy.workdir / pinned.name).write_bytes(pinned.read_bytes())
-        check_inputs(copy)
-        if _has_seeds(run):
-            copy = run
-        seed(copy, "seed")
-        tokenizer(copy, "tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stderr(io.StringIO()):  # what the stages log is shown in another form
+            copy = make_run(run.cfg, folder)
+            pinned = run.workdir / "prompts_writer.json"
+            if pinned.exists():
+                (copy.workdir / pinned.name).write_bytes(pinned.read_bytes())
+            check_inputs(copy)
+            if _has_seeds(run):
+                copy = run
+            seed(copy, "seed")
+            tokenizer(copy, "tokenizer")
         yield copy
-        if copy is not run:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_seeds(run: Run) -> bool:
