@@ -147,6 +147,42 @@ def test_instructions_are_user_messages(exported, outputs, tmp_path):
     assert [r["output"] for r in greedy] == [r["responses"][0]["text"] for r in read_lines(tmp_path / "out.jsonl")]
 
 
+def test_a_prompt_may_be_a_conversation(exported, tmp_path):
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
+    rows = [
+        {"prompt": "Name five trees."},
+        {"messages": [{"role": "user", "content": "Name five trees."}]},
+        {"messages": [*talk, {"role": "user", "content": "Name five trees."}]},
+    ]
+    (tmp_path / "in.jsonl").write_text(lines(*rows))
+    argv = [f"--model={exported}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl", "--logprobs"]
+    code, err = ended(generate, *argv, "--max_new_tokens=8", "--temperature=0")
+    assert code == 0, err
+    alone, as_messages, after_talk = read_lines(tmp_path / "out.jsonl")
+    assert as_messages["responses"][0]["ids"] == alone["responses"][0]["ids"]
+    assert after_talk["responses"][0]["logprobs"] != alone["responses"][0]["logprobs"]
+    assert after_talk["prompt"] == rows[2]["messages"]
+
+
+@pytest.mark.parametrize(
+    ("row", "argv", "facts"),
+    [
+        ({"prompt": " "}, [], ["prompt 1", "' '"]),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, [], ["prompt 1", "'assistant'", "'user'"]),
+        ({"messages": [{"role": "user", "content": "a"}]}, ["--raw"], ["prompt 1", "raw"]),
+        ({"question": "a"}, [], ["line 1", '"prompt"', '"messages"', "'question'"]),
+        ({"prompt": "a"}, ["--max_new_tokens=256"], ["--max_new_tokens", "256"]),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_is_refused_on_one_line(exported, tmp_path, row, argv, facts):
+    (tmp_path / "in.jsonl").write_text(lines(row))
+    given = [f"--model={exported}", f"--prompts={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl", *argv]
+    code, err = ended(generate, *given)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert_mentions(err, *facts)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 @pytest.mark.slow
 def test_each_turn_is_answered_given_the_conversation_so_far(exported, tmp_path):
     (tmp_path / "question.jsonl").write_text(lines(*QUESTIONS))

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import jax
 
-from selfreward_jax.cli.model import load_named, make_sampling_params
+from selfreward_jax.cli.model import check_room, load_named, make_sampling_params
 from selfreward_jax.runs.loading import LoadedModel
 from selfreward_jax.sampling.engine import Request
 from selfreward_jax.telemetry import compile_cache
@@ -24,6 +24,7 @@ def main(options: argparse.Namespace) -> int:
 def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
     """A conversation: an empty line starts a new one, the end of input ends the program."""
     engine = model.engine(1, options.max_length or model.max_length)
+    check_room(options, engine.max_length)
     sampling_params = make_sampling_params(options)
     messages: list[tuple[str, str]] = []
     print(f"{model.name}: an empty line starts a new conversation, Ctrl-D ends", file=sys.stderr)

@@ -1,8 +1,9 @@
 """selfreward-jax generate: responses to a file of prompts.
 
-The prompt file has rows {"prompt": ...}, with an optional "id". A prompt is a user message; with --raw it is a text to
-continue. With --format=alpaca_eval the prompts are a list of {"instruction": ...}, and the output is AlpacaEval's
-model_outputs.json. With --format=mt_bench they are MT-Bench's question.jsonl and its answers.
+The prompt file has rows {"prompt": ...} or {"messages": [...]}, with an optional "id". A prompt is a user message or a
+conversation; with --raw it is a text to continue. With --format=alpaca_eval the prompts are a list of
+{"instruction": ...}, and the output is AlpacaEval's model_outputs.json. With --format=mt_bench they are MT-Bench's
+question.jsonl and its answers.
 """
 
 import argparse
@@ -14,13 +15,15 @@ import jax
 from etils import epath
 
 from selfreward_jax import storage
-from selfreward_jax.cli.model import load_named, make_sampling_params
+from selfreward_jax.cli.model import check_room, load_named, make_sampling_params
 from selfreward_jax.config import ConfigError
 from selfreward_jax.integrations import formats
 from selfreward_jax.integrations.formats import PromptRecord
 from selfreward_jax.method.rows import Row
 from selfreward_jax.runs.loading import LoadedModel
+from selfreward_jax.sampling import requests
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
+from selfreward_jax.sampling.requests import EnginePrompt
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.telemetry.progress import Progress
@@ -50,9 +53,8 @@ def generate_file(options: argparse.Namespace) -> None:
     prompts = formats.read_prompts(options.prompts, options.format)
     model = load_named(options)
     engine = model.engine(options.max_concurrent, options.max_length or model.max_length, raw=options.raw)
-    for p in prompts:
-        prompt = p.turns[0] if options.format == "rows" else p.to_messages([""] * (len(p.turns) - 1))
-        _check_length(engine, options, p.id, prompt, len(p.turns))
+    check_room(options, engine.max_length)
+    checked = [_check_prompt(p, model, engine, options) for p in prompts]
     try:
         out.rewrite_partial([])  # an output that cannot be written fails before the work
     except (storage.StorageError, OSError) as error:
@@ -60,12 +62,25 @@ def generate_file(options: argparse.Namespace) -> None:
             f"--out {options.out} cannot be written: give a path in a folder that can ({error})"
         ) from None
     if options.format == "rows":
-        _generate_rows(out, prompts, model, engine, options)
+        _generate_rows(out, prompts, checked, model, engine, options)
     else:
         answers = generate_multi_turn(engine, prompts, make_sampling_params(options, options.num_samples), options)
         label = options.label or model.name
         storage.write_atomic(out.path, formats.encode_answers(options.format, prompts, answers, label, time.time()))
         out.partial_path.unlink()
+
+
+def _check_prompt(p: PromptRecord, model: LoadedModel, engine: Engine, options: argparse.Namespace) -> EnginePrompt:
+    """The first turn as the engine takes it.
+
+    Raises:
+      ConfigError: a turn is empty or no conversation, or the turns and their answers are too long.
+    """
+    name = f"{options.prompts}: prompt {p.id}"
+    turns = [requests.to_engine_prompt(turn, name, model.chat, options.raw) for turn in p.turns]
+    whole = turns[0] if len(turns) == 1 else p.to_messages([""] * (len(turns) - 1))
+    _check_length(engine, options, p.id, whole, len(turns))
+    return turns[0]
 
 
 def _check_length(engine: Engine, options: argparse.Namespace, row_id: str, prompt: Any, num_turns: int = 1) -> None:
@@ -79,13 +94,18 @@ def _check_length(engine: Engine, options: argparse.Namespace, row_id: str, prom
 
 
 def _generate_rows(
-    out: JsonlArtifact, prompts: Sequence[PromptRecord], model: LoadedModel, engine: Engine, options: argparse.Namespace
+    out: JsonlArtifact,
+    prompts: Sequence[PromptRecord],
+    checked: Sequence[EnginePrompt],
+    model: LoadedModel,
+    engine: Engine,
+    options: argparse.Namespace,
 ) -> None:
     """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     rows: dict[str, Row] = {}
     sampling_params, progress = make_sampling_params(options, options.num_samples), Progress(model.name, len(prompts))
-    requests = [Request(p.id, p.turns[0]) for p in prompts]
-    for batch in engine.stream(requests, sampling_params, jax.random.key(options.seed)):
+    asked = [Request(p.id, prompt) for p, prompt in zip(prompts, checked, strict=True)]
+    for batch in engine.stream(asked, sampling_params, jax.random.key(options.seed)):
         for completion in batch:
             row = rows.setdefault(completion.id, {"id": completion.id, "responses": []})
             details = {"ids": completion.ids, "logprobs": completion.logprobs} if options.logprobs else {}
@@ -112,10 +132,10 @@ def generate_multi_turn(
             if len(p.turns) > turn
             for i in range(num_samples)
         }
-        requests = [Request(request_id, p.to_messages(answers)) for request_id, (p, answers) in pending.items()]
-        for request in requests:
+        asked = [Request(request_id, p.to_messages(answers)) for request_id, (p, answers) in pending.items()]
+        for request in asked:
             _check_length(engine, options, request.id, request.prompt)
-        for batch in engine.stream(requests, sampling_params._replace(num_samples=1), jax.random.key(options.seed)):
+        for batch in engine.stream(asked, sampling_params._replace(num_samples=1), jax.random.key(options.seed)):
             for completion in batch:
                 pending[completion.id][1].append(completion.text)
             progress.add(len(batch), sum(len(completion.ids) for completion in batch))

@@ -30,6 +30,16 @@ def load_named(options: argparse.Namespace) -> LoadedModel:
     return load_model(options.model)
 
 
+def check_room(options: argparse.Namespace, max_length: int) -> None:
+    """Raises ConfigError where the answer alone fills what the model takes."""
+    if options.max_new_tokens >= max_length:
+        name = "--max_length" if 0 < options.max_length <= max_length else "the model"
+        raise ConfigError(
+            f"--max_new_tokens is {options.max_new_tokens}; {name} allows {max_length} tokens for prompt and response "
+            f"together: give fewer than {max_length}"
+        )
+
+
 def make_sampling_params(options: argparse.Namespace, num_samples: int = 1) -> SamplingParams:
     """How to sample.
 

@@ -16,12 +16,13 @@ Answers = Mapping[str, Sequence[Sequence[str]]]  # id -> choices -> the answer t
 class PromptRecord(NamedTuple):
     """A prompt to be answered.
 
-    turns: what the user says, one turn after the other.
+    turns: what the user says, one turn after the other. For `rows` a single one, which may also be a conversation:
+      a list of messages {"role": ..., "content": ...}, not checked yet.
     passthrough: fields that the answer's row repeats.
     """
 
     id: str
-    turns: tuple[str, ...]
+    turns: tuple[Any, ...]
     passthrough: Row
 
     def to_messages(self, answers: Sequence[str]) -> list[tuple[str, str]]:
@@ -35,22 +36,24 @@ class PromptRecord(NamedTuple):
 class Format(NamedTuple):
     """The format of a prompt file.
 
-    prompt_field: the field with the prompt.
+    prompt_fields: the fields with the prompt; the first one that a row has counts.
+    description: what the field must hold, in an error.
     id_field: the field with the row's id; a row without it gets its number as id.
     passthrough: fields that the answer's row repeats.
     suffix: the file name suffix that the format's own programs expect of an answer file; "" if any will do.
     """
 
-    prompt_field: str
+    prompt_fields: tuple[str, ...]
+    description: str
     id_field: str
     passthrough: tuple[str, ...]
     suffix: str
 
 
 FORMATS = {
-    "rows": Format("prompt", "id", (), ""),
-    "alpaca_eval": Format("instruction", "", ("dataset", "datasplit"), ".json"),
-    "mt_bench": Format("turns", "question_id", ("question_id",), ".jsonl"),
+    "rows": Format(("prompt", "messages"), "a text or a list of messages", "id", (), ""),
+    "alpaca_eval": Format(("instruction",), "a text", "", ("dataset", "datasplit"), ".json"),
+    "mt_bench": Format(("turns",), "a list of texts", "question_id", ("question_id",), ".jsonl"),
 }
 PAIR_FORMATS = ("conversational", "standard")
 
@@ -94,22 +97,26 @@ def read_prompts(path: str, format_name: str = "rows") -> list[PromptRecord]:
             raise ConfigError(f"{location}: the id {record.id!r} occurs twice; give each row its own id")
         prompts[record.id] = record
     if not prompts:
-        raise ConfigError(f"{path} has no prompts")
+        raise ConfigError(f'{path} has no prompts: give a row {{"{file_format.prompt_fields[0]}": ...}} for each')
     return list(prompts.values())
 
 
 def _parse_prompt(file_format: Format, location: str, row: Any, number: int) -> PromptRecord:
-    field, has_turns = file_format.prompt_field, file_format.prompt_field == "turns"
-    prompt = row.get(field) if isinstance(row, dict) else None
-    turns = prompt if has_turns else [prompt]
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) for t in turns):
-        raise ConfigError(
-            f'{location} must be an object with "{field}": {"a list of strings" if has_turns else "a string"}'
-        )
+    fields = file_format.prompt_fields
+    prompt = next((row[f] for f in fields if row.get(f) is not None), None) if isinstance(row, dict) else None
+    turns = prompt if "turns" in fields else [prompt]
+    if not isinstance(turns, list) or not turns or not all(_is_turn(turn, "messages" in fields) for turn in turns):
+        has = f"it has {', '.join(map(repr, row)) or 'no keys'}" if isinstance(row, dict) else "it is no object"
+        wanted = " or ".join(f'"{field}"' for field in fields)
+        raise ConfigError(f"{location} must be an object with {wanted}: {file_format.description}, not empty; {has}")
     if file_format.id_field in file_format.passthrough and file_format.id_field not in row:
         raise ConfigError(f'{location} has no "{file_format.id_field}", which identifies the answer: add one')
     passthrough = {k: row[k] for k in file_format.passthrough if k in row}
     return PromptRecord(str(row.get(file_format.id_field, number)), tuple(turns), passthrough)
+
+
+def _is_turn(turn: Any, may_be_messages: bool) -> bool:
+    return isinstance(turn, str) or (may_be_messages and isinstance(turn, list))
 
 
 # --- answers out ---
