@@ -41,6 +41,12 @@ MISTAKES = {
     "a second word": (["run", "iter2", "resume"], ["'resume'"]),
     "a setting that is not there": (["run", "iter2", "--config.dpo.betta=1"], ["dpo.betta", "dpo.beta"]),
     "a group for a setting": (["run", "iter2", "--config.dpo", "3"], ["dpo", "'3'"]),
+    "a word for a group": (["run", "iter2", "--config.model=gpt2"], ["'gpt2'", "group", "one of it: model.init"]),
+    "a setting of another library": (
+        ["run", "iter2", "--config.dpo.learning_rate=1e-6"],
+        ["the nearest one is dpo.lr\n"],
+    ),
+    "a setting of peft": (["run", "iter2", "--config.lora.r=8"], ["the nearest one is lora.rank\n"]),
     "no run and no model": (["chat"], ["--workdir", "--model"]),
     "a run that is not there": (["report", "--workdir=nowhere"], ["nowhere"]),
     "an empty folder name": (["run", "iter2:micro", "--workdir="], ["--workdir"]),

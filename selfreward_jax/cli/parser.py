@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 from selfreward_jax.cli import settings
 from selfreward_jax.config import ConfigError, default_config, files
 from selfreward_jax.config.comments import field_comments, flatten_config
-from selfreward_jax.config.presets import PRESETS
+from selfreward_jax.config.presets import PRESETS, SUMMARIES
 
 PROGRAM = "selfreward-jax"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -238,7 +238,8 @@ def command_help(name: str) -> str:
     text = _parser(name).format_help()
     if name not in TAKES_CONFIG:
         return text
-    presets = f"Configurations: {', '.join(files.names())}\nPresets: tiny (default), {', '.join(PRESETS)}\n"
+    summaries = "".join(f"  {preset:13s} {summary}\n" for preset, summary in SUMMARIES.items())
+    presets = f"Configurations: {', '.join(files.names())}\nPresets:\n{summaries}"
     if name != "run":
         return f"{text}\n{presets}Settings: `{PROGRAM} run --help` lists them.\n"
     comments = field_comments()

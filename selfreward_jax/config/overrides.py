@@ -7,8 +7,29 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax.config.comments import flatten_config
+from selfreward_jax.config.comments import field_comments, flatten_config
 from selfreward_jax.config.errors import ConfigError
+
+# Last parts of names that other libraries use, and ours.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "max_seq_length": "seq_len",
+    "max_seq_len": "seq_len",
+    "loss_type": "loss",
+    "max_grad_norm": "grad_clip_norm",
+    "n": "num_samples",
+    "num_return_sequences": "num_samples",
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "targets",
+    "model_name_or_path": "init",
+}
+MAX_MEMBERS = 5  # settings of a group that a message shows
 
 
 def override(cfg: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
@@ -38,10 +59,19 @@ def override(cfg: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 def unknown_field(name: str, value: Any, known: Mapping[str, Any]) -> str:
     """What to say where `name` is not one of the `known` settings."""
-    if members := [field for field in known if field.startswith(f"{name}.")]:
-        return f"{name} (given as {value!r}) is a group of settings, not a setting; one of it is {members[0]}"
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"{name} (given as {value!r}) is not a setting; the nearest one is {nearest[0]}"
+    if members := [field for field in field_comments() if field.startswith(f"{name}.")]:  # in the order of the defaults
+        # A word is more likely meant for a setting that holds words.
+        members.sort(key=lambda field: isinstance(known[field], str) != _is_word(value))
+        listed = ", ".join(members[:MAX_MEMBERS]) + ", ..." * (len(members) > MAX_MEMBERS)
+        return f"{name} (given as {value!r}) is a group of settings, not a setting; name one of it: {listed}"
+    group, dot, last = name.rpartition(".")
+    translated = f"{group}{dot}{OTHER_NAMES.get(last, last)}"
+    nearest = translated if translated in known else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return f"{name} (given as {value!r}) is not a setting; the nearest one is {nearest}"
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() not in ("", "true", "false") and value.strip("+-")[:1].isalpha()
 
 
 def wrong_type(name: str, value: Any, default: Any) -> str:
