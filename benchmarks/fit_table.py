@@ -2,7 +2,7 @@
 
     python -m benchmarks.fit_table [--rows=8b,70b] [--only=prefill,decode] [--write [--missing]]
 
-Each row of TPU figures comes from `python -m selfreward_jax fits` with the options shown: the run's own programs,
+Each row of TPU figures comes from `selfreward-jax fits` with the options shown: the run's own programs,
 compiled for the slice. Rows for GPUs are estimated, not compiled: training state, activations, the widest layer after
 all-gather, and a chunk of logits. Prints JSON lines. With --write, new rows are merged into benchmarks/fit_table.jsonl,
 and the document is written from all rows.
@@ -90,7 +90,7 @@ HEAD = """# What fits where
 
 Made by `python -m benchmarks.fit_table --write`.
 
-Each figure is the peak memory of one program of a run, in GiB on a chip. `python -m selfreward_jax fits` compiles it
+Each figure is the peak memory of one program of a run, in GiB on a chip. `selfreward-jax fits` compiles it
 for the slice with libtpu's compiler, without a TPU. This proves that the programs compile and fit. It says nothing
 about speed.
 

@@ -55,6 +55,18 @@ def test_a_run_from_nothing_is_described_and_nothing_is_written(tmp_path, capsys
     assert_mentions(out, "41,120")  # parameters
 
 
+def test_the_vocabulary_of_the_trained_tokenizer_counts(tmp_path, capsys):
+    changed = [
+        "iter1:micro",
+        f"--workdir={tmp_path}/new",
+        "--config.tokenizer.vocab_size=4000",
+        "--config.iterations=1",
+    ]
+    out = checked(capsys, *changed)[1]
+    parameters = int(re.search(r"parameters: ([\d,]+)", out)[1].replace(",", ""))
+    assert 41_120 <= parameters < 41_120 + 32 * (4000 - 640)  # the toy world has fewer pieces than 4,000
+
+
 def test_of_a_finished_run_the_seeds_are_read_and_all_is_done(finished_run, capsys):
     before = contents(finished_run)
     code, out, err = checked(capsys, f"{ROOT}/configs/iter2.py:micro", f"--workdir={finished_run}")

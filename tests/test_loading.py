@@ -5,12 +5,12 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from conftest import on_eight_devices
+from conftest import assert_mentions, on_eight_devices
 from etils import epath
 
 from selfreward_jax.cli import program
 from selfreward_jax.config import ConfigError
-from selfreward_jax.runs.loading import resolve_model
+from selfreward_jax.runs.loading import load_model, resolve_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import _pin_writer
 from selfreward_jax.storage import write_checksummed
@@ -33,6 +33,13 @@ def test_the_digest_of_a_folder_follows_from_its_content(finished_run, tmp_path)
     shutil.copytree(tmp_path / "m1", tmp_path / "other" / "m1")
     assert resolve_model(f"{tmp_path}/m1") == resolve_model(f"{tmp_path}/other/m1")
     assert resolve_model(f"{tmp_path}/m1")[0] == "m1"
+
+
+def test_a_folder_that_is_neither_run_nor_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        load_model(str(tmp_path))
+    assert_mentions(str(caught.value), repr(str(tmp_path)), "config.json", "'architectures'")
 
 
 def test_the_prompt_writer_is_pinned_in_the_first_round(finished_run, tmp_path):

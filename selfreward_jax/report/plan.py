@@ -20,7 +20,9 @@ from selfreward_jax.telemetry.numbers import duration
 from selfreward_jax.train import trainer
 
 
-def plan(run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+def plan(
+    run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | None = None, vocab_size: int = 0
+) -> list[str]:
     """The plan as lines.
 
     Times of steps to do are estimated from steps of the same kind that are done; where there are none, from the stated
@@ -30,13 +32,14 @@ def plan(run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | Non
       run: the run; nothing of it is written.
       table: its stages.
       lengths: tokens of each example of the sets that are trained on, by the set's name.
+      vocab_size: of the tokenizer, where it is trained; else its maximum counts.
     """
     planned = [step for step in table.steps(run.cfg) if step.stage.cost is not None]
     manifests = {step.label: manifest for step in planned if (manifest := step.manifest(run)) is not None}
     seconds = time_report.seconds_by_stage(time_report.read(run.workdir, table.kind_of))
     known = run_state.seconds_left(run, table)
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
-    parameters, memory = _memory(run)
+    parameters, memory = _memory(run, vocab_size or run.cfg.tokenizer.vocab_size)
     rates = estimates.machine_rates()
     itemsize = jnp.dtype(run.cfg.model.dtype).itemsize
     stated = estimates.make_estimator(run.cfg, rates, parameters, itemsize, lengths or {})
@@ -61,7 +64,7 @@ def _time_left(left: Mapping[str, float], rates: estimates.Rates) -> list[str]:
     total = sum(left.values())
     if not total:
         return ["nothing is left to do"]
-    lines = [f"time left: about {duration(total)}, compiling and loading not included"]
+    lines = [f"time left: about {duration(total)}; compiling and loading come on top, a minute or more on a first run"]
     if left["measured"]:
         lines.append(f"  {duration(left['measured'])} of it at the pace of stages that are done")
     if left["stated"]:
@@ -75,17 +78,17 @@ def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
 
 
-def _memory(run: Run) -> tuple[int, list[str]]:
+def _memory(run: Run, vocab_size: int) -> tuple[int, list[str]]:
     """The number of parameters (0 if it is not known), and lines about the bytes on a device that stay for long."""
     try:
-        return _state_bytes(run)
+        return _state_bytes(run, vocab_size)
     except (ConfigError, ModelFormatError) as error:  # the model is not here yet
         return 0, [f"memory is not known: {error}"]
 
 
-def _state_bytes(run: Run) -> tuple[int, list[str]]:
+def _state_bytes(run: Run, vocab_size: int) -> tuple[int, list[str]]:
     c = run.cfg
-    described = known_config(c), c.tokenizer.vocab_size, run.models.platform
+    described = known_config(c), vocab_size, run.models.platform
     cfg, adapted = build_model_config(c, *described), build_model_config(c, *described, adapters=True)
     specs, trained = llama.param_specs(cfg), llama.abstract_params(lora.trainable_specs(adapted), "float32")
     moments = jax.eval_shape(trainer.make_optimizer(c.optimizer).init, trained)

@@ -69,6 +69,7 @@ def load_model(path: str, name: str = "", mesh_from: Run | None = None) -> Loade
         if name and name != epath.Path(path).name:
             raise ConfigError(f"model is {name!r}, but {path} is one model, not a workdir: leave the name out")
         return _load_folder(hub.resolve_model_dir(path), mesh_from)
+    _check_is_run(path)
     run, name = open_run_model(path, name, mesh_from.cfg.parallel if mesh_from else None)
     return LoadedModel(
         name,
@@ -130,6 +131,16 @@ def _with_hub_prefix(path: str) -> str:
 def _is_hf_folder(path: str) -> bool:
     config_path = epath.Path(path) / "config.json"
     return config_path.exists() and "architectures" in read_json_object(config_path)
+
+
+def _check_is_run(path: str) -> None:
+    """Raises ConfigError where a folder's config.json is neither that of a run nor that of a model."""
+    config_path = epath.Path(path) / "config.json"
+    if config_path.exists() and "iterations" not in read_json_object(config_path):
+        raise ConfigError(
+            f"model {path!r}: its config.json has neither 'architectures', as of a Hugging Face model, nor settings "
+            "of a run; give a complete folder"
+        )
 
 
 def open_run_model(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[Run, str]:
