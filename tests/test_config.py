@@ -9,6 +9,7 @@ from conftest import assert_mentions
 from selfreward_jax import config
 from selfreward_jax.config import ConfigError
 from selfreward_jax.config.presets import PRESETS
+from selfreward_jax.config.ranges import RANGES, check_ranges
 from selfreward_jax.config.validate import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -35,6 +36,27 @@ def flat(c, prefix=""):
     for name, value in c.items():
         fields |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
     return fields
+
+
+def test_every_number_has_a_range():
+    numbers = {k for k, v in flat(config.default_config()).items() if type(v) in (int, float)}
+    assert set(RANGES) == numbers
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_a_number_outside_of_its_range_is_refused(field):
+    c, allowed = config.default_config(), RANGES[field]
+    kind = type(flat(c)[field])
+    step = 1 if kind is int else 1e-3
+    outside = [allowed.low - step, allowed.high + step, -(10**30), 10**30]
+    outside += [allowed.low] * allowed.excludes_low + [allowed.high] * allowed.excludes_high
+    outside += [float("nan"), float("inf"), float("-inf")] if kind is float else []
+    for value in map(kind, outside):
+        with c.unlocked():
+            c.update_from_flattened_dict({field: value})
+        with pytest.raises(ConfigError) as caught:
+            check_ranges(flat(c))
+        assert_mentions(str(caught.value), field, repr(value))
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():

@@ -4,84 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax.config import ConfigError
-
-_AT_LEAST_0 = (
-    "checks.max_length_growth",
-    "checks.min_votes_per_answer",
-    "checks.num_probe_prompts",
-    "data.eft_rows",
-    "data.ift_rows",
-    "dpo.eval_every",
-    "dpo.gamma",
-    "endpoint.max_requests",
-    "endpoint.retries",
-    "lora.rank",
-    "max_nonfinite_steps",
-    "parallel.sampling_tensor",
-    "prompts.num_generated_examples",
-    "prompts.num_seed_examples",
-)
-
-_AT_LEAST_1 = (
-    "checks.max_fall",
-    "data.heldout_prompts",
-    "data.judge_eval_prompts",
-    "data.num_documents",
-    "dpo.eval_prompts",
-    "dpo.grad_accum_steps",
-    "eft.num_samples",
-    "endpoint.max_tokens",
-    "evaluate.best_of",
-    "evaluate.num_samples",
-    "iterations",
-    "judge.min_votes",
-    "judge.num_samples",
-    "model.dim",
-    "model.mlp_dim",
-    "model.num_heads",
-    "model.num_kv_heads",
-    "model.num_layers",
-    "pairwise.max_new_tokens",
-    "parallel.fsdp",
-    "parallel.replicas",
-    "parallel.tensor",
-    "parallel.timeout_s",
-    "pretrain.grad_accum_steps",
-    "prompts.batch_size",
-    "prompts.count",
-    "prompts.max_attempts",
-    "sampling.max_concurrent",
-    "sft.grad_accum_steps",
-    "shutdown_timeout_s",
-)
-
-MINIMUMS = {
-    **dict.fromkeys(_AT_LEAST_0, 0),
-    **dict.fromkeys(_AT_LEAST_1, 1),
-    "data.judge_eval_answers": 2,
-    "model.head_dim": 2,
-    "responses.num_samples": 2,
-    "dpo.replay_seq_len": 8,
-    "pretrain.seq_len": 8,
-    "sft.seq_len": 8,
-    "tokenizer.vocab_size": 16,
-}
-
-FRACTIONS = (  # from 0 to 1, both included
-    "checks.max_leaks",
-    "checks.max_one_score",
-    "checks.max_repeats",
-    "checks.max_ties",
-    "checks.max_unscored",
-    "checks.min_parse_rate",
-    "data.shared_to_ift",
-    "eft.max_share",
-)
-
-BELOW_HALF = ("dpo.label_smoothing", "pairs.length_control_rho")  # from 0 to 0.5, 0.5 excluded
-
-POSITIVE = ("dpo.beta", "dpo.epochs", "pretrain.epochs", "sft.epochs")  # above 0
+from selfreward_jax.config.comments import flatten_config
+from selfreward_jax.config.errors import ConfigError
+from selfreward_jax.config.ranges import check_ranges
 
 CHOICES = {
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
@@ -115,7 +40,7 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     Raises:
       ConfigError: for the first setting that cannot work.
     """
-    _check_ranges(c)
+    check_ranges(flatten_config(c))
     _check_choices(c)
     _check_data(c)
     _check_model(c, platform)
@@ -127,27 +52,6 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
 
 def _refuse(field: str, value: Any, requirement: str, remedy: str) -> ConfigError:
     return ConfigError(f"{field} is {value!r}; it must be {requirement}: {remedy}")
-
-
-def _check_ranges(c: ConfigDict) -> None:
-    """Each setting alone. The comparisons also refuse NaN."""
-    for field, minimum in MINIMUMS.items():
-        if not (value := _get(c, field)) >= minimum:
-            raise _refuse(field, value, f"at least {minimum}", "raise it")
-    for field in FRACTIONS:
-        if not 0 <= (value := _get(c, field)) <= 1:
-            raise _refuse(field, value, "at least 0 and at most 1", "give a fraction")
-    for field in BELOW_HALF:
-        if not 0 <= (value := _get(c, field)) < 0.5:
-            raise _refuse(field, value, "at least 0 and below 0.5", "give such a fraction")
-    for field in POSITIVE:
-        if not (value := _get(c, field)) > 0:
-            raise _refuse(field, value, "above 0", "raise it")
-    for stage in ("responses", "judge", "prompts", "evaluate"):
-        if not 0 < (value := c[stage].top_p) <= 1:
-            raise _refuse(f"{stage}.top_p", value, "above 0 and at most 1", "1 samples from all tokens")
-        if not 0 <= (value := c[stage].temperature) < float("inf"):
-            raise _refuse(f"{stage}.temperature", value, "at least 0 and finite", "0 decodes greedily")
 
 
 def _check_choices(c: ConfigDict) -> None:
@@ -215,8 +119,6 @@ def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
     for field in fields:
         value, accum_steps = _get(c, field), c[field.split(".")[0]].grad_accum_steps
         divisor = row_devices * accum_steps
-        if value < 1:
-            raise ConfigError(f"{field} is {value}; it must be at least 1: raise it")
         if value % divisor:
             raise ConfigError(
                 f"{field} is {value}; it must be divisible by {divisor} ({row_devices} devices that rows are sharded "
