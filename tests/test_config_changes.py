@@ -1,5 +1,6 @@
 """Which settings may change in one working directory: freely, if the user allows it, or not at all."""
 
+import functools
 import json
 import shutil
 
@@ -144,3 +145,58 @@ def test_the_option_is_there(finished_run, tmp_path):
     )
     run(workdir, 2, "--config.sampling.max_concurrent=16", "--allow_config_changes")
     assert contents(workdir) == contents(finished_run)
+
+
+def test_artifacts_without_config_json_keep_their_settings(finished_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    (workdir / "config.json").unlink()
+    before = contents(workdir)
+    for field, value in (("seed", 7), ("dpo.beta", 0.3)):
+        other = micro(2)
+        other.update_from_flattened_dict({field: value})
+        with pytest.raises(ConfigError) as caught:
+            loop.run(other, str(workdir), allow_config_changes=True)
+        assert_mentions(
+            str(caught.value), workdir, "config.json", "--workdir", diff.config_hash(json.loads(other.to_json()))
+        )
+    assert contents(workdir) == before
+    loop.run(micro(2), str(workdir))
+    assert (workdir / "config.json").read_bytes() == (finished_run / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("null", ["None"]),
+        ("[]", ["[]"]),
+        ("3", ["3"]),
+        ("{}", ["checkpoint_every"]),
+        ("[" * 100_000, ["damaged"]),
+        ('"\udc80"', ["damaged"]),
+        ({"dpo": 3}, ["dpo", "3"]),
+        ({"dpo.beta": "0.1"}, ["dpo.beta", "'0.1'", "float"]),
+        ({"dpo.beta": float("nan")}, ["dpo.beta", "nan"]),
+        ({"seed": 10**30}, ["seed", 10**30]),
+        ({"seed": True}, ["seed", "True", "int"]),
+        ({"sft.sets": "ift"}, ["sft.sets", "'ift'", "tuple"]),
+        ({"sft.sets": [3]}, ["sft.sets", "[3]"]),
+        ({"data.ift": None}, ["data.ift", "None", "str"]),
+        ({"extra": 1}, ["extra"]),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_a_config_json_that_is_not_ours_is_refused_and_left_alone(finished_run, tmp_path, text, facts):
+    if isinstance(text, dict):
+        settings = json.loads((finished_run / "config.json").read_text())
+        for field, value in text.items():
+            *groups, name = field.split(".")
+            functools.reduce(dict.__getitem__, groups, settings)[name] = value
+        text = json.dumps(settings)
+    (tmp_path / "config.json").write_text(text, errors="surrogateescape")
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        loop.run(micro(2), str(tmp_path), allow_config_changes=True)
+    assert_mentions(str(caught.value), tmp_path, "config.json", *facts)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_bytes() == before

@@ -1,8 +1,5 @@
 """Every setting with its default. The comment behind it is its documentation in docs/settings.md."""
 
-import json
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from selfreward_jax.config.errors import ConfigError
@@ -211,28 +208,3 @@ def get_config(preset: str = "") -> ConfigDict:
         raise ConfigError(f"preset is {preset!r}; it must be one of: tiny, {', '.join(PRESETS)}")
     c.update_from_flattened_dict(PRESETS[preset])
     return c
-
-
-def from_stored(stored: dict[str, Any]) -> ConfigDict:
-    """The settings that config.json of a working directory holds.
-
-    Raises:
-      ConfigError: a field is missing there, or is not a setting.
-    """
-    c = default_config()
-    stored = {name: value for name, value in stored.items() if name != "inputs"}
-    if difference := _first_difference(json.loads(c.to_json()), stored):
-        raise ConfigError(f"config.json is of another version: {difference}: use another --workdir")
-    with c.unlocked():
-        c.update(stored)
-    c.dpo.replay_sets, c.sft.sets, c.lora.targets = map(tuple, (c.dpo.replay_sets, c.sft.sets, c.lora.targets))
-    return c
-
-
-def _first_difference(defaults: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> str | None:
-    """A field that only one of the two has, in words; None if both have the same fields."""
-    for name in sorted(defaults.keys() ^ stored.keys()):
-        return f"the field {prefix}{name} is only in {'this program' if name in defaults else 'the file'}"
-    groups = [name for name, value in defaults.items() if isinstance(value, dict)]
-    differences = (_first_difference(defaults[name], stored[name], f"{prefix}{name}.") for name in groups)
-    return next(filter(None, differences), None)

@@ -73,7 +73,7 @@ def stored_settings(workdir: epath.Path) -> ConfigDict:
       ConfigError: there is no run, or another version of the settings made it.
     """
     stored = _read_config(workdir)
-    if not isinstance(stored, dict) or "iterations" not in stored:
+    if stored is None or "iterations" not in stored:
         raise config.ConfigError(f"workdir {workdir} holds no run: it has no {CONFIG_FILE} of one")
     return config.from_stored(stored)
 
@@ -156,6 +156,7 @@ def check(
         settings["inputs"] = inputs
     stored = _read_config(run.workdir)
     if stored is None:
+        _check_unclaimed(run)
         return settings, []
     try:
         config.from_stored(stored)
@@ -166,6 +167,22 @@ def check(
     diff.check_changes(run.workdir, changes, allow_config_changes, find)
     # A shorter run in the directory of a longer one keeps the longer one's goal.
     return settings | {"iterations": max(settings["iterations"], stored["iterations"])}, changes
+
+
+def _check_unclaimed(run: Run) -> None:
+    """Without config.json the manifests say whose the artifacts are.
+
+    Raises:
+      ConfigError: one was made with other settings.
+    """
+    for folder, stage in run.files.complete_artifacts():
+        with contextlib.suppress(storage.CorruptionError):  # the loop quarantines it
+            made_with = (run.files.jsonl(folder, stage).manifest or {}).get("config")
+            if made_with != run.files.config_hash:
+                raise config.ConfigError(
+                    f"workdir {run.workdir} has no {CONFIG_FILE}; {folder}/{stage}.jsonl was made with other settings "
+                    f"(hash {made_with}, not {run.files.config_hash}): restore it, or use another --workdir"
+                )
 
 
 def _remove_if_empty(workdir: epath.Path, is_new: bool) -> None:
@@ -196,9 +213,18 @@ def _input_hashes(cfg: ConfigDict) -> dict[str, str]:
         ) from None
 
 
-def _read_config(workdir: epath.Path) -> Any:
-    """What config.json holds; None if there is none. It is the one file that a run cannot regenerate."""
+def _read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """What config.json holds; None if there is none. It is the one file that a run cannot regenerate.
+
+    Raises:
+      ConfigError: it is damaged, or does not hold an object.
+    """
     try:
-        return storage.read_json(workdir / CONFIG_FILE)
+        stored = storage.read_json(workdir / CONFIG_FILE)
     except storage.CorruptionError as error:
         raise config.ConfigError(f"{error.reason}: restore it, or use another --workdir") from None
+    if not isinstance(stored, dict) and storage.exists(workdir / CONFIG_FILE):
+        raise config.ConfigError(
+            f"{workdir / CONFIG_FILE} holds {stored!r:.40} and not settings: restore it, or use another --workdir"
+        )
+    return stored

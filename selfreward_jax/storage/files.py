@@ -164,7 +164,7 @@ def _read_on_primary(path: epath.Path, read: Callable[[], Any]) -> Any:
     def read_or_fault() -> tuple[Any, str]:
         try:
             return (read() if path.exists() else None), ""
-        except ValueError as error:  # not UTF-8, not JSON, or a wrong checksum
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or a wrong checksum
             return None, f"{path} is damaged ({error})"
 
     value, fault = processes.broadcast_from_primary(read_or_fault)
