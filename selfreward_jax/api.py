@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import loop, storage
 from selfreward_jax.config import ConfigError, default_config, files
-from selfreward_jax.config.overrides import override
+from selfreward_jax.config.overrides import override, with_default_types
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import DTYPES, stored_dtype
 from selfreward_jax.method import judge as judging
@@ -95,7 +95,7 @@ def run(
     """
     if not isinstance(config, ConfigDict | str | os.PathLike):
         raise ConfigError(f"config is {config!r}; it must be a name, a path or a ConfigDict: for example 'iter2:micro'")
-    cfg = config if isinstance(config, ConfigDict) else files.load(os.fspath(config))
+    cfg = with_default_types(config, "config") if isinstance(config, ConfigDict) else files.load(os.fspath(config))
     cfg = override(cfg, overrides or {})
     _keep_compiled_programs()
     workdir = os.path.expanduser(os.fspath(workdir))

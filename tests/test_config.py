@@ -7,11 +7,12 @@ import pytest
 from conftest import assert_mentions
 
 from selfreward_jax import config
-from selfreward_jax.config import ConfigError
+from selfreward_jax.config import ConfigError, files
 from selfreward_jax.config.presets import PRESETS
 from selfreward_jax.config.ranges import RANGES, check_ranges
 from selfreward_jax.config.validate import validate
 
+GIVEN = "from selfreward_jax import config\ndef get_config():\n    c = config.get_config('micro')\n    "
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -177,3 +178,34 @@ def test_batch_sizes_are_checked_against_the_number_of_devices():
     with pytest.raises(ConfigError, match=r"pretrain\.batch_size\b.*\b12\b"):
         validate(c, 8)
     assert validate(c, 4) is None
+
+
+BAD_FILES = {
+    "exit": ("import sys\nsys.exit(0)", ["SystemExit"]),
+    "exit in the function": ("def get_config():\n    raise SystemExit", ["SystemExit"]),
+    "no function": ("x = 1", ["AttributeError"]),
+    "no settings": ("def get_config():\n    return {}", ["TypeError", "dict"]),
+    "other settings": ("from ml_collections import ConfigDict\nget_config = ConfigDict", ["checkpoint_every"]),
+    "one more": (GIVEN + "c.unlock(); c.extra = 1; return c", ["extra", "1"]),
+    "one less": (GIVEN + "c.unlock(); del c.dpo.beta; return c", ["dpo.beta"]),
+    "a group gone": (GIVEN + "c.unlock(); c.dpo = 3; return c", ["dpo"]),
+    "another type": (
+        GIVEN + "c.unlock(); c.dpo = {**c.dpo, 'beta': 'high'}; return c",
+        ["dpo.beta", "'high'", "float"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_configuration_file_that_gives_no_settings_is_refused(name, tmp_path):
+    text, facts = BAD_FILES[name]
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        files.load(str(tmp_path / "bad.py"))
+    assert_mentions(str(caught.value), "bad.py", *facts)
+
+
+def test_a_configuration_file_may_use_references(tmp_path):
+    (tmp_path / "good.py").write_text(GIVEN + "c.dpo.lr_end = c.dpo.get_ref('lr') / 4; c.seed = 3; return c")
+    cfg = files.load(str(tmp_path / "good.py"))
+    assert (cfg.seed, cfg.dpo.lr_end) == (3, cfg.dpo.lr / 4)

@@ -21,6 +21,8 @@ def prompt(*scored, name="p"):
         ([("a", None), ("b", 4.0), ("c", 3.0)], ("b", "c")),  # without a vote: neither best nor worst
         ([("a", 0.0), ("b", None), ("c", 1.0)], ("c", "a")),  # a zero is a score
         ([("a", 3.0), ("b", 3.0), ("c", None)], "tied"),
+        ([("a", sum([1.1, 3.3, 2.2]) / 3), ("b", sum([1.1, 2.2, 3.3]) / 3), ("c", 2.2)], "tied"),
+        ([("a", sum([1.1, 2.2, 3.3]) / 3), ("b", sum([1.1, 3.3, 2.2]) / 3), ("c", 1.0)], ("a", "c")),
         ([("a", 3.0), ("b", None)], "unscored"),
         ([("a", None), ("b", None)], "unscored"),
         ([("a", 3.0)], "unscored"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from selfreward_jax.config.errors import ConfigError
+from selfreward_jax.config.overrides import with_default_types
 from selfreward_jax.config.presets import PRESETS
 
 PACKAGE = Path(__file__).parents[1]
@@ -40,12 +41,12 @@ def load(spec: str) -> ConfigDict:
         cfg = module.get_config(preset) if preset else module.get_config()
         if not isinstance(cfg, ConfigDict):
             raise TypeError(f"get_config returned {type(cfg).__name__}, not ConfigDict")
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a configuration file is a program: it can fail in any way
+    except BaseException as error:  # a configuration file is a program: it can fail in any way, or end the process
         line = " ".join(str(error).split())
         raise ConfigError(f"config {name!r} does not load: {type(error).__name__}: {line}") from None
-    return cfg.lock()
+    return with_default_types(cfg, f"config {name!r}").lock()
 
 
 def find(name: str) -> Path:

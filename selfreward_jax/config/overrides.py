@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from selfreward_jax.config.comments import field_comments, flatten_config
+from selfreward_jax.config.defaults import default_config
 from selfreward_jax.config.errors import ConfigError
 
 # Last parts of names that other libraries use, and ours.
@@ -55,6 +56,25 @@ def override(cfg: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     cfg = cfg.copy_and_resolve_references()
     cfg.update_from_flattened_dict(converted)
     return cfg
+
+
+def with_default_types(cfg: ConfigDict, label: str) -> ConfigDict:
+    """A copy of settings from elsewhere, in which every setting has the type of its default.
+
+    Args:
+      cfg: the settings.
+      label: what they are, in an error.
+
+    Raises:
+      ConfigError: a setting is missing, does not exist, or has another type.
+    """
+    given, default = flatten_config(cfg), default_config()
+    if missing := sorted(flatten_config(default).keys() - given.keys()):
+        raise ConfigError(f"{label} has no {missing[0]}: begin with selfreward_jax.config.get_config()")
+    try:
+        return override(default, given)
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from None
 
 
 def unknown_field(name: str, value: Any, known: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from selfreward_jax.evaluate import bootstrap
+from selfreward_jax.method.pairs import comparable
 
 Scores = Sequence[float]
 Instruction = tuple[Scores, Sequence[float | None]]  # true scores and judge scores of its responses
@@ -31,7 +32,7 @@ def per_prompt_stats(instructions: Sequence[Instruction]) -> np.ndarray:
 
 
 def _prompt_stats(truth: Scores, judged: Sequence[float | None]) -> list[float]:
-    scored = [(t, j) for t, j in zip(truth, judged, strict=True) if j is not None]
+    scored = [(comparable(t), comparable(j)) for t, j in zip(truth, judged, strict=True) if j is not None]
     right, wrong, tied = _pair_counts(scored)
     orderable = right + wrong + tied
     fives = [t for t, j in scored if j == 5]
@@ -45,7 +46,7 @@ def _prompt_stats(truth: Scores, judged: Sequence[float | None]) -> list[float]:
         bool(orderable) and right == orderable,
         bool(orderable),
         len(fives),
-        sum(t == max(truth) for t in fives),
+        sum(t == comparable(max(truth)) for t in fives),
         spearman,
         kendall,
         correlated,

@@ -31,5 +31,5 @@ def _fractions(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def sign(difference: float) -> int:
-    """1, 0 or -1."""
-    return (difference > 0) - (difference < 0)
+    """1, 0 or -1. Less than 1e-9 is the rounding of two means, and no difference."""
+    return (difference >= 1e-9) - (difference <= -1e-9)

@@ -7,6 +7,11 @@ from selfreward_jax.method.rows import JudgmentRow, PairRow, ResponseRow, Scored
 from selfreward_jax.telemetry.numbers import counted
 
 
+def comparable(score: float) -> float:
+    """A score as it is compared: the mean of the same votes in another order differs in the last digits."""
+    return round(score, 9)
+
+
 def build_pairs(rows: Iterable[ScoredPrompt], rho: float = 0.0) -> tuple[list[PairRow], dict[str, int]]:
     """Pairs of the highest and the lowest mean score (arXiv 2401.10020, section 2.3), optionally with length control.
 
@@ -29,7 +34,7 @@ def build_pairs(rows: Iterable[ScoredPrompt], rho: float = 0.0) -> tuple[list[Pa
             counts["unscored"] += 1
             continue
         best, worst = length_controlled(scored, rho) if rho else best_and_worst(scored)
-        if best["score"] == worst["score"]:
+        if comparable(best["score"]) == comparable(worst["score"]):
             counts["tied"] += 1
         elif best["response"] == worst["response"]:
             counts["same_text"] += 1
@@ -57,7 +62,11 @@ def format_outcomes(counts: Mapping[str, int]) -> str:
 
 def best_and_worst(scored: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ScoredResponse]:
     """The responses with the highest and the lowest score; the first of equals."""
-    return max(scored, key=lambda c: c["score"]), min(scored, key=lambda c: c["score"])
+    return max(scored, key=_comparable), min(scored, key=_comparable)
+
+
+def _comparable(response: ScoredResponse) -> float:
+    return comparable(response["score"])
 
 
 def length_controlled(scored: Sequence[ScoredResponse], rho: float) -> tuple[ScoredResponse, ScoredResponse]:

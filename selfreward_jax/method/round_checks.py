@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from selfreward_jax.method.judge import judge_stats
+from selfreward_jax.method.pairs import comparable
 from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.method.rows import (
     InstructionRow,
@@ -75,8 +76,8 @@ def judge_metrics(
         "parse_rate": stats["parse_rate"],
         "votes_per_answer": _ratio(sum(stats["histogram"].values()), len(judgments)),
         "unscored": _ratio(stats["unscored"], len(judgments)),
-        "ties": _ratio(ranges.count(0), len(ranges)),
-        "one_score": _ratio(max(Counter(scores).values(), default=0), len(scores)),
+        "ties": _ratio(sum(comparable(r) == 0 for r in ranges), len(ranges)),
+        "one_score": _ratio(max(Counter(map(comparable, scores)).values(), default=0), len(scores)),
         "spread": fmean(ranges) if ranges else None,
         "probe_lead": fmean(probe_means.values()) - fmean(scores) if probe_means and scores else None,
         "probes": probe_means,
