@@ -25,6 +25,7 @@ from selfreward_jax import storage
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, is_param_spec, param_specs
 from selfreward_jax.parallel.arrays import fetch
+from selfreward_jax.storage import foreign
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -130,9 +131,9 @@ class SafetensorsFolder:
         if not index.exists():
             return None
         try:
-            weight_map = json.loads(index.read_text())["weight_map"]
+            weight_map = json.loads(foreign.read_text(index))["weight_map"]
             assert isinstance(weight_map, dict)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
             raise ModelFormatError(f"{index} cannot be read ({error!r}): it must be JSON with a weight_map") from None
         for name, file in weight_map.items():
             # Only a file name: a path could point at any file of the machine.

@@ -12,6 +12,7 @@ from etils import epath
 from selfreward_jax.config import InputError
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.rotary import RopeScaling
+from selfreward_jax.storage import foreign
 
 Json = dict[str, Any]
 
@@ -57,8 +58,8 @@ def read_json_object(path: epath.Path) -> Json:
       ModelFormatError: the file does not exist, or does not hold a JSON object.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(foreign.read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path} cannot be read ({error}): it must be a JSON file of a model folder") from None
     if not isinstance(value, dict):
         raise ModelFormatError(f"{path} holds a {type(value).__name__}: it must be a JSON object")

@@ -8,6 +8,7 @@ from etils import epath
 from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
 from selfreward_jax.llm.tokenizer import Piece, SentencePiece, Tokenizer, TokenizerJson
+from selfreward_jax.storage import foreign
 
 # The files of a folder's tokenizer. A run that starts from a folder stores a copy of them.
 TOKENIZER_FILES = (
@@ -66,8 +67,8 @@ def _read_tokenizer(folder: epath.Path) -> Tokenizer:
         if (path := folder / name).exists():
             try:
                 if name == "tokenizer.json":
-                    return TokenizerJson(path.read_text())
-                return SentencePiece(path.read_bytes())
+                    return TokenizerJson(foreign.read_text(path, foreign.MAX_TOKENIZER))
+                return SentencePiece(foreign.read_bytes(path, foreign.MAX_TOKENIZER))
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelFormatError(
                     f"{path} cannot be read ({' '.join(str(error).split())}): download it again"
@@ -89,7 +90,7 @@ def _id_list(value: Any) -> list[int]:
 def _read_template(folder: epath.Path, tokenizer_config: dict[str, Any]) -> str | None:
     if (path := folder / "chat_template.jinja").exists():
         try:
-            return path.read_text()
+            return foreign.read_text(path)
         except (OSError, ValueError) as error:
             raise ModelFormatError(f"{path} cannot be read ({error}): it must be a text file") from None
     template = tokenizer_config.get("chat_template")
@@ -112,7 +113,7 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, trained_
     """
     for name in TOKENIZER_FILES:
         if name != "config.json" and (source / name).exists():
-            (folder / name).write_bytes((source / name).read_bytes())
+            (folder / name).write_bytes(foreign.read_bytes(source / name, foreign.MAX_TOKENIZER))
     (folder / "chat_template.jinja").write_text(chat.template)
     tokenizer_config = _read_optional_json(source / "tokenizer_config.json")
     if trained_here:

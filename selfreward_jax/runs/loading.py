@@ -20,6 +20,7 @@ from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.sampling.engine import Engine
+from selfreward_jax.storage import foreign
 
 
 class LoadedModel(NamedTuple):
@@ -98,7 +99,7 @@ def resolve_model(path: str, name: str = "") -> tuple[str, str]:
     if _is_hf_folder(path):
         folder = epath.Path(path)
         sizes = sorted((f.name, f.stat().length) for f in folder.iterdir() if f.name.endswith(".safetensors"))
-        return folder.name, _digest((folder / "config.json").read_bytes(), repr(sizes).encode())
+        return folder.name, _digest(foreign.read_bytes(folder / "config.json"), repr(sizes).encode())
     run, name = open_run_model(path, name)
     return name, _digest(name.encode(), run.files.weights_fingerprint(name).encode())
 

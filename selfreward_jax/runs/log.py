@@ -63,6 +63,7 @@ class EventLog:
         if storage.is_remote(self.path):
             self.path.write_text((self.path.read_text() if self.path.exists() else "") + lines)
         else:
-            with storage.translate_os_errors(self.path, len(lines)), self.path.open("a") as file:
-                file.write(lines)
+            data = lines.encode(errors="backslashreplace")
+            with storage.translate_os_errors(self.path, len(data)), storage.open_to_append(self.path) as file:
+                file.write(data)
         self._pending, self._uploaded = [], time.monotonic()

@@ -127,6 +127,12 @@ def check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
         raise ConfigError(f"{name} is {_brief(value)}; it must be a text")
     if not may_be_empty and not value.strip():
         raise ConfigError(f"{name} is {value!r}: give a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} has the character {value[error.start]!r} at {error.start}, half of a surrogate pair: remove it"
+        ) from None
 
 
 def check_list(name: str, values: Any) -> None:

@@ -24,6 +24,7 @@ from selfreward_jax.stages.common import StageError, eft_source_set, filter_few_
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.stages.sft import train_packed
 from selfreward_jax.stages.training import is_trained
+from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry.numbers import counted, counts
 from selfreward_jax.telemetry.progress import Progress
 from selfreward_jax.telemetry.terminal import log_line
@@ -104,7 +105,7 @@ def _hashes(folder: epath.Path) -> dict[str, str]:
 def _copy_tokenizer(source: epath.Path, folder: epath.Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
-            storage.write_atomic(folder / name, (source / name).read_bytes())
+            storage.write_atomic(folder / name, foreign.read_bytes(source / name, foreign.MAX_TOKENIZER))
 
 
 def _train_tokenizer(run: Run, folder: epath.Path) -> None:

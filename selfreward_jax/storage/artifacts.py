@@ -22,9 +22,11 @@ from etils import epath
 
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
+from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry import timing
 
 Row = dict[str, Any]
+MAX_BYTES = 1 << 40
 
 
 def encode_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -122,7 +124,7 @@ class JsonlArtifact:
     def count_partial(self) -> int:
         """The number of rows that an interrupted run appended, as far as one process sees them."""
         paths = [self.partial_path, *itertools.chain(*self._shards().values())]
-        return sum(path.read_bytes().count(b"\n") for path in paths if path.exists())
+        return sum(_read_file(path).count(b"\n") for path in paths if path.exists())
 
     def _read(self, path: epath.Path, sha256: str | None) -> bytes | None:
         """The bytes of a file with this SHA-256 (any, if None), on every process; None if the file has another one."""
@@ -159,7 +161,7 @@ class JsonlArtifact:
         return hashlib.sha256(data).hexdigest()
 
     def _read_valid_rows(self, path: epath.Path) -> list[Row]:
-        data = path.read_bytes()
+        data = _read_file(path)
         rows, num_damaged = decode_crc(data)
         if num_damaged:
             copy = path.with_name(f"{path.name}.damaged")
@@ -214,5 +216,22 @@ class JsonlArtifact:
 
 def _read_bytes(path: epath.Path, sha256: str | None) -> bytes | None:
     """The bytes of a file with this SHA-256 (any, if None); None if there is no such file."""
-    data = path.read_bytes() if path.exists() else None
+    try:
+        data = _read_file(path) if path.exists() else None
+    except storage.CorruptionError:
+        return None
     return data if data is not None and sha256 in (None, hashlib.sha256(data).hexdigest()) else None
+
+
+def _read_file(path: epath.Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      storage.CorruptionError: what is there is no regular file.
+    """
+    try:
+        return foreign.read_bytes(path, MAX_BYTES)
+    except OSError as error:
+        if error.errno not in foreign.NO_FILE:
+            raise
+        raise storage.CorruptionError(f"{path} is damaged ({error.strerror})", path) from None

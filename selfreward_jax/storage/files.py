@@ -5,19 +5,23 @@ what a small file holds, because a shared file system may show new files late to
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
 from selfreward_jax.config import InputError
 from selfreward_jax.parallel import processes
+from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry import terminal, timing
 
+MAX_JSON = 1 << 30  # bytes of a JSON file of a run
 _CHECKSUM_FIELD = ',\n  "checksum": "'
 
 
@@ -62,7 +66,8 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as f:
+            temporary.unlink(missing_ok=True)  # a symbolic link would be followed
+            with _open_no_link(temporary, os.O_CREAT | os.O_EXCL) as f:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
@@ -81,10 +86,29 @@ def append(path: epath.Path, data: bytes) -> None:
     """
     with translate_os_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as f:
+        with open_to_append(path) as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+
+
+def open_to_append(path: epath.Path) -> IO[bytes]:
+    """Opens a regular file of a file system at its end. A symbolic link is not followed.
+
+    Raises:
+      OSError: the file system refuses it.
+    """
+    return _open_no_link(path, os.O_CREAT | os.O_APPEND)
+
+
+def _open_no_link(path: epath.Path, flags: int) -> IO[bytes]:
+    """Opens a regular file for writing. A symbolic link is not followed: what it names is not ours."""
+    flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(os.fspath(path), flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "wb")
 
 
 @contextlib.contextmanager
@@ -124,7 +148,7 @@ def read_json(path: epath.Path) -> Any:
     Raises:
       CorruptionError: the file is not JSON.
     """
-    return _read_on_primary(path, lambda: json.loads(path.read_text()))
+    return _read_on_primary(path, lambda: json.loads(foreign.read_text(path, MAX_JSON)))
 
 
 def write_checksummed(path: epath.Path, value: dict[str, Any]) -> None:
@@ -146,7 +170,7 @@ def read_checksummed(path: epath.Path) -> dict[str, Any] | None:
     """
 
     def read() -> dict[str, Any]:
-        text, _, end = path.read_bytes().decode().rpartition(_CHECKSUM_FIELD)
+        text, _, end = foreign.read_text(path, MAX_JSON).rpartition(_CHECKSUM_FIELD)
         if end != _checksum_line(text):
             raise ValueError("its checksum does not match")
         return json.loads(text + "\n}")
@@ -161,15 +185,19 @@ def _checksum_line(text: str) -> str:
 def _read_on_primary(path: epath.Path, read: Callable[[], Any]) -> Any:
     """What `read` returns on the primary process, on every process; None if the file does not exist."""
 
-    def read_or_fault() -> tuple[Any, str]:
+    def read_or_fault() -> tuple[Any, str, bool]:
         try:
-            return (read() if path.exists() else None), ""
+            return (read() if path.exists() else None), "", False
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or a wrong checksum
-            return None, f"{path} is damaged ({error})"
+            return None, str(error), True
+        except OSError as error:
+            return None, error.strerror or str(error), error.errno in foreign.NO_FILE
 
-    value, fault = processes.broadcast_from_primary(read_or_fault)
+    value, fault, is_damaged = processes.broadcast_from_primary(read_or_fault)
+    if is_damaged:
+        raise CorruptionError(f"{path} is damaged ({fault})", path)
     if fault:
-        raise CorruptionError(fault, path)
+        raise StorageError(f"{path} cannot be read ({fault}): repair it, then the same command resumes")
     return value
 
 

@@ -45,7 +45,8 @@ class _LogFile:
                 self.upload()
 
     def _append(self, data: bytes) -> None:
-        with self._path.open("ab") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # what a link names is not ours
+        with os.fdopen(os.open(os.fspath(self._path), flags, 0o666), "ab") as file:
             file.write(data)
             size = file.tell()
         if size > self.MAX_BYTES:

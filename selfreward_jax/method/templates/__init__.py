@@ -6,6 +6,7 @@ from importlib import resources
 from etils import epath
 
 from selfreward_jax.config import InputError
+from selfreward_jax.storage import foreign
 
 
 class TemplateError(InputError, ValueError):
@@ -21,11 +22,11 @@ def load(name: str, slots: set[str]) -> str:
     packaged = resources.files(__package__).joinpath(f"{name}.txt")
     if packaged.is_file():
         text = packaged.read_text()
-    elif name and epath.Path(name).is_file():
+    elif name and epath.Path(name).exists():
         try:
-            text = epath.Path(name).read_text()
+            text = foreign.read_text(epath.Path(name))
         except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(f"template {name!r} cannot be read ({error}): save it as UTF-8") from None
+            raise TemplateError(f"template {name!r} cannot be read ({error}): give a text file in UTF-8") from None
     else:
         names = sorted(
             p.name.removesuffix(".txt") for p in resources.files(__package__).iterdir() if p.name.endswith(".txt")
