@@ -52,9 +52,10 @@ def _make_seeds(run: Run, model: str) -> None:
     num_examples = c.prompts.num_seed_examples + c.prompts.num_generated_examples
     pool = len(filter_few_shot(run, sets["ift"]))
     if pool <= num_examples:
+        source = f"data.ift {c.data.ift}" if c.data.ift else "data.ift_rows"
         raise seed_sets.DataError(
-            f"{pool} instruction rows have a prompt of {c.prompts.min_words} to {c.prompts.max_words} words on one "
-            f"line, and each few-shot prompt shows {num_examples} others: give more rows, or lower "
+            f"{source}: {pool} instruction rows have a prompt of {c.prompts.min_words} to {c.prompts.max_words} words "
+            f"on one line, and each few-shot prompt shows {num_examples} others: give more rows, or lower "
             "prompts.num_seed_examples"
         )
     for name, rows in sets.items():
