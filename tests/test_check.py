@@ -121,6 +121,19 @@ def test_what_would_stop_the_run_is_refused_on_one_line(changed, facts, own, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_prompts_that_cannot_be_few_shot_examples_are_explained(own, tmp_path, capsys):
+    rows = [json.loads(line) for line in (own / "ift.jsonl").read_text().splitlines()]
+    for row in rows:
+        system, user, answer = "Be brief.", row.pop("prompt"), row.pop("response")
+        roles = zip(("system", "user", "assistant"), (system, user, answer), strict=True)
+        row["messages"] = [{"role": role, "content": text} for role, text in roles]
+    (own / "system.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"--config.data.ift={own}/system.jsonl", f"--config.data.eft={own}/eft.jsonl"]
+    code, _, err = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new")
+    assert (code, err.count("\n")) == (2, 1)
+    assert_mentions(err, "data.ift", f"{own}/system.jsonl", 0, 5, 32, "several lines", "system message")
+
+
 def test_a_run_with_refused_seeds_leaves_nothing(own, tmp_path, capsys):
     (own / "bad.jsonl").write_text("{\n" * 20)
     data = [f"--config.data.ift={own}/ift.jsonl", f"--config.data.eft={own}/bad.jsonl"]

@@ -1,6 +1,7 @@
 """Before M1: seed sets, tokenizer, M0, and EFT."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from random import Random
@@ -17,10 +18,11 @@ from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
 from selfreward_jax.llm.llama import Llama, Params, param_specs, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
-from selfreward_jax.method.rows import JudgedRow, JudgeInput, RankedRow, Row
+from selfreward_jax.method import prompt_generation
+from selfreward_jax.method.rows import InstructionRow, JudgedRow, JudgeInput, RankedRow, Row
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, eft_source_set, filter_few_shot, judge_template, prompt_template
+from selfreward_jax.stages.common import StageError, eft_source_set, judge_template, prompt_template
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.stages.sft import train_packed
 from selfreward_jax.stages.training import is_trained
@@ -49,15 +51,7 @@ def _make_seeds(run: Run, model: str) -> None:
         sets, report = seed_sets.from_files(c.data, c.seed, c.eft, c.judge.output_format)
     else:
         sets, report = seed_sets.from_world(c.data, c.seed, c.judge.output_format)
-    num_examples = c.prompts.num_seed_examples + c.prompts.num_generated_examples
-    pool = len(filter_few_shot(run, sets["ift"]))
-    if pool <= num_examples:
-        source = f"data.ift {c.data.ift}" if c.data.ift else "data.ift_rows"
-        raise seed_sets.DataError(
-            f"{source}: {pool} instruction rows have a prompt of {c.prompts.min_words} to {c.prompts.max_words} words "
-            f"on one line, and each few-shot prompt shows {num_examples} others: give more rows, or lower "
-            "prompts.num_seed_examples"
-        )
+    _check_few_shot(run, sets["ift"])
     for name, rows in sets.items():
         if name != "documents":
             _write_set(run, name, rows)
@@ -67,6 +61,22 @@ def _make_seeds(run: Run, model: str) -> None:
     progress.close(counts({name: len(rows) for name, rows in sets.items()}))
     for line in seed_sets.format_report(report):
         log_line(f"  {line}")
+
+
+def _check_few_shot(run: Run, rows: Sequence[InstructionRow]) -> None:
+    """Raises DataError where too few prompts have the form of a few-shot example, and says why the others have not."""
+    c, data = run.cfg.prompts, run.cfg.data
+    num_examples = c.num_seed_examples + c.num_generated_examples
+    reasons = Counter(prompt_generation.rejection_reason(row["prompt"], c.min_words, c.max_words) for row in rows)
+    pool = reasons.pop(None, 0)
+    if pool > num_examples:
+        return
+    raise seed_sets.DataError(
+        f"data.ift {data.ift}: {pool} of {counted(len(rows), 'instruction row')} can be few-shot examples for prompt "
+        f"generation, and {num_examples + 1} are needed (the others: {counts(reasons)}): give more prompts of "
+        f"{c.min_words} to {c.max_words} words (prompts.min_words, prompts.max_words) on one line, without a system "
+        "message, or lower prompts.num_seed_examples"
+    )
 
 
 def _write_set(run: Run, name: str, rows: Sequence[Row], **metadata: Any) -> None:
