@@ -103,7 +103,7 @@ def test_ones_own_seeds_are_read(own, tmp_path, capsys):
         (["--config.data.eft=OWN/*.nothing"], ["data.eft", "OWN/*.nothing"]),
         (["--config.sft.seq_len=8"], ["m1 sft", "8", "sft.seq_len"]),
         (["--config.prompts.num_seed_examples=40"], ["data.ift", "OWN/ift.jsonl", "prompts.num_seed_examples"]),
-        (["--config.tokenizer.vocab_size=16"], ["tokenizer.vocab_size", "16"]),
+        (["--config.tokenizer.vocab_size=16"], ["tokenizer.vocab_size", "16", "need", "tokenizer.byte_fallback"]),
         (["--config.model.init=OWN"], ["OWN", "config.json"]),
         (["--config.judge.template=nowhere.txt"], ["nowhere.txt"]),
         (["--workdir=OWN/ift.jsonl"], ["OWN/ift.jsonl"]),

@@ -1,6 +1,7 @@
 """Before M1: seed sets, tokenizer, M0, and EFT."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -127,7 +128,12 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     try:
         model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)
     except RuntimeError as error:  # SentencePiece says what is too small or too large
-        raise StageError(f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds: {error}") from None
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        reason = f"their characters alone need {needed[1]} pieces" if needed else str(error).splitlines()[0]
+        raise StageError(
+            f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds ({reason}): raise it, or set "
+            "tokenizer.byte_fallback=True, which takes 256 pieces and spells rare characters in bytes"
+        ) from None
     storage.write_json(folder / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
     storage.write_atomic(folder / "chat_template.jinja", chat.builtin_template("control").encode())
     storage.write_atomic(folder / "tokenizer.model", model)
