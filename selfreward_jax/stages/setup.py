@@ -131,8 +131,8 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
         needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
         reason = f"their characters alone need {needed[1]} pieces" if needed else str(error).splitlines()[0]
         raise StageError(
-            f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds ({reason}): raise it, or set "
-            "tokenizer.byte_fallback=True, which takes 256 pieces and spells rare characters in bytes"
+            f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds ({reason}): raise it; "
+            "tokenizer.byte_fallback=True spells the rarest characters in bytes, and takes 256 pieces for that"
         ) from None
     storage.write_json(folder / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
     storage.write_atomic(folder / "chat_template.jinja", chat.builtin_template("control").encode())
