@@ -9,10 +9,12 @@ from conftest import ROOT, assert_mentions
 
 from selfreward_jax.cli import program
 from selfreward_jax.llm.chat import Chat, ChatError, Example, builtin_template, render
-from selfreward_jax.llm.tokenizer import SentencePiece, train_sentencepiece
-from selfreward_jax.stages.preview import render_example
+from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
+from selfreward_jax.stages.preview import render_example, unknown_ids, unknown_warnings
 
 OWN = "iter2:micro --config.data.ift_rows=0 --config.data.eft_rows=0 --config.data.judge_eval_prompts=4".split()
+
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)  # of an added token
 
 
 def contents(folder):
@@ -96,11 +98,12 @@ def test_ones_own_seeds_are_read(own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "facts"),
     [
-        (["--config.data.ift=nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["--config.data.eft=OWN/bad.jsonl"], ["bad.jsonl"]),
-        (["--config.sft.seq_len=8"], ["m1 sft", "8", "seq_len"]),
-        (["--config.prompts.num_seed_examples=40"], ["prompts.num_seed_examples"]),
-        (["--config.tokenizer.vocab_size=16"], ["tokenizer.vocab_size", "16"]),
+        (["--config.data.ift=nowhere.jsonl"], ["data.ift", "nowhere.jsonl"]),
+        (["--config.data.eft=OWN/bad.jsonl"], ["data.eft", "bad.jsonl", "line 1"]),
+        (["--config.data.eft=OWN/*.nothing"], ["data.eft", "OWN/*.nothing"]),
+        (["--config.sft.seq_len=8"], ["m1 sft", "8", "sft.seq_len"]),
+        (["--config.prompts.num_seed_examples=40"], ["data.ift", "OWN/ift.jsonl", "prompts.num_seed_examples"]),
+        (["--config.tokenizer.vocab_size=16"], ["tokenizer.vocab_size", "16", "need", "tokenizer.byte_fallback"]),
         (["--config.model.init=OWN"], ["OWN", "config.json"]),
         (["--config.judge.template=nowhere.txt"], ["nowhere.txt"]),
         (["--workdir=OWN/ift.jsonl"], ["OWN/ift.jsonl"]),
@@ -118,12 +121,56 @@ def test_what_would_stop_the_run_is_refused_on_one_line(changed, facts, own, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_prompts_that_cannot_be_few_shot_examples_are_explained(own, tmp_path, capsys):
+    rows = [json.loads(line) for line in (own / "ift.jsonl").read_text().splitlines()]
+    for row in rows:
+        system, user, answer = "Be brief.", row.pop("prompt"), row.pop("response")
+        roles = zip(("system", "user", "assistant"), (system, user, answer), strict=True)
+        row["messages"] = [{"role": role, "content": text} for role, text in roles]
+    (own / "system.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"--config.data.ift={own}/system.jsonl", f"--config.data.eft={own}/eft.jsonl"]
+    code, _, err = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new")
+    assert (code, err.count("\n")) == (2, 1)
+    assert_mentions(err, "data.ift", f"{own}/system.jsonl", 0, 5, 32, "several lines", "system message")
+
+
 def test_a_run_with_refused_seeds_leaves_nothing(own, tmp_path, capsys):
     (own / "bad.jsonl").write_text("{\n" * 20)
     data = [f"--config.data.ift={own}/ift.jsonl", f"--config.data.eft={own}/bad.jsonl"]
     assert program.main(["run", *OWN, *data, f"--workdir={tmp_path}/new"]) == 2
     assert_mentions(capsys.readouterr().err, f"{own}/bad.jsonl", "line 1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_malformed_and_too_long_rows_have_one_line_for_each_set(own, tmp_path, capsys):
+    rows = [json.loads(line) for line in (own / "ift.jsonl").read_text().splitlines()]
+    long = [{"prompt": f"Say {i} again.", "response": "blue red " * 400} for i in range(3)]
+    (own / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *long]) + "{\n" * 4)
+    data = [f"--config.data.ift={own}/long.jsonl", f"--config.data.eft={own}/eft.jsonl"]
+    changed = [*OWN, *data, f"--workdir={tmp_path}/new", "--config.data.max_malformed_frac=0.5"]
+    code, out, err = checked(capsys, *changed)
+    assert (code, err) == (0, "")
+    assert not re.search(r"long\.jsonl line", out.partition("Seeds")[0])
+    (malformed,) = [line for line in out.splitlines() if "long.jsonl line" in line]
+    assert_mentions(malformed, "ift", 4, f"line {len(rows) + 4}")
+    (too_long,) = [line for line in out.splitlines() if "sft.seq_len" in line]
+    assert_mentions(too_long, "ift", 3, len({row["prompt"] for row in rows}) + 3)
+
+
+def test_a_share_of_unknown_tokens_is_told():
+    texts = ["red green blue", "one two three", "say red", "say two and three"] * 40
+    sentencepiece = SentencePiece(train_sentencepiece(texts, 60, False))
+    vocab = {"red": 0, "say": 1, "<unk>": 2, "<eos>": 3}
+    added = [{"id": i, "content": t, "special": True, **FLAGS} for t, i in vocab.items() if t.startswith("<")]
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    spec = {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "Whitespace"}, "model": model}
+    for tokenizer in (sentencepiece, TokenizerJson(json.dumps(spec))):
+        assert len(unknown_ids(tokenizer)) == 1
+        known, foreign = ([Example(tokenizer.encode(t), [])] for t in ("say red", "say \u4f60\u597d"))
+        (line,) = unknown_warnings(tokenizer, {"ift": foreign, "eft": known})
+        assert_mentions(line, "warning", "ift", "model.init", "tokenizer.byte_fallback")
+    spelled = SentencePiece(train_sentencepiece(texts, 400, True))
+    assert unknown_warnings(spelled, {"ift": [Example(spelled.encode("\u4f60\u597d"), [])]}) == []
 
 
 def test_a_range_of_scores_is_shown(own, tmp_path, capsys):

@@ -10,7 +10,8 @@ from test_loop import contents
 
 from selfreward_jax import config, loop
 from selfreward_jax.config import ConfigError, diff
-from selfreward_jax.runs.run import make_run
+from selfreward_jax.data.readers import DataError
+from selfreward_jax.runs.run import check, make_run
 from selfreward_jax.stages.table import TABLE
 
 
@@ -133,6 +134,29 @@ def test_settings_that_no_artifact_depends_on_may_change_if_allowed(finished_run
     # Now an artifact depends on it.
     with pytest.raises(ConfigError, match=r"\bm2/ref_logprobs\.json\b.*\bdpo\.beta\b"):
         loop.run(micro(2), str(workdir), allow_config_changes=True)
+
+
+def test_a_file_that_was_edited_is_named_with_its_setting(tmp_path):
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("ift", "eft")}
+    for path in paths.values():
+        path.write_text("{}")
+    cfg = micro(2)
+    cfg.data.update({name: str(path) for name, path in paths.items()})
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    current = make_run(cfg, str(workdir))
+    (workdir / "config.json").write_text(json.dumps(check(current, TABLE.dependents)[0]))
+    assert check(current, TABLE.dependents)[1] == []
+    for text, fact in ((" {}", "changed since this run began"), (None, "no longer")):
+        paths["eft"].unlink() if text is None else paths["eft"].write_text(text)
+        with pytest.raises(ConfigError) as error:
+            check(current, TABLE.dependents)
+        assert_mentions(str(error.value), "data.eft", paths["eft"], fact, "--workdir", "restore the file")
+        assert "inputs." not in str(error.value)
+        assert str(paths["ift"]) not in str(error.value)
+    cfg.data.ift = str(tmp_path / "*.nothing")
+    with pytest.raises(DataError, match=r"^data\.ift: .*\*\.nothing"):
+        check(current, TABLE.dependents)
 
 
 def test_the_option_is_there(finished_run, tmp_path):

@@ -29,7 +29,7 @@ def load(tmp_path):
     def run(*records, language="en", max_malformed_frac=0.0):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        merged, counts = read_prompts_with_responses(str(path), language, max_malformed_frac)
+        merged, counts, _ = read_prompts_with_responses(str(path), language, max_malformed_frac)
         assert counts["read"] == sum(len(a.answers) for a in merged) + sum(
             counts[name] for name in parsers.DROP_REASONS
         )
@@ -346,6 +346,32 @@ def test_too_many_faults_are_refused(load, tmp_path):
         load(max_malformed_frac=1.0)
 
 
+@pytest.mark.parametrize(
+    ("row", "facts"),
+    [
+        ({"prompt": "p", "text": "t"}, ["response", "prompt, text", *parsers.FIELD_NAMES["response"]]),
+        ({"prompt": "p", "response": None}, ["response (null)", *parsers.FIELD_NAMES["response"]]),
+        ({"ask": "p", "response": "r"}, ["prompt", "ask, response", *parsers.FIELD_NAMES["prompt"]]),
+        ({"chosen": "a", "rejected": "b", "x": 1}, ["prompt", "chosen, rejected, x", *parsers.FIELD_NAMES["prompt"]]),
+        ({"prompt": "p", "answers": [{"text": "t"}]}, ["response", "prompt, answers, text"]),
+        ({"messages": [user("p"), {"role": "assistant"}]}, ["content", "value"]),
+        ({"prompt": "p", "response": "r", "score": "A"}, ["score", "'A'", "number", "A = 5", "rank"]),
+        ({"prompt": "p", "response": "r", "quality_score": "good"}, ["quality_score", "'good'", "number", "rank"]),
+        ({"prompt": "p", "response": "r", "score": "4.5"}, ["score", "'4.5'", "number", "quotes"]),
+        ({"prompt": "p", "response": "r", "rank": "first"}, ["rank", "'first'", "number"]),
+        ({"prompt": "p\n", "a\nb": "r"}, ["response", r"a\nb"]),
+    ],
+)
+def test_a_fault_names_the_value_and_the_remedy(load, row, facts):
+    with pytest.raises(DataError) as error:
+        load(row, max_malformed_frac=0.0)
+    message = str(error.value)
+    for fact in ["rows.jsonl line 1", *facts]:
+        assert fact in message, (fact, message)
+    assert "\n" not in message
+    assert ".py" not in message
+
+
 def test_filters_do_not_count_as_faults(load):
     assert load({"prompt": "p", "response": "r", "lang": "de"}, {"messages": [user("p")]}) == (
         {},
@@ -388,5 +414,5 @@ def test_any_record_can_be_parsed(record):
 def test_any_message_rows_can_be_read(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("messages") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "q", "response": "r"}, *rows]))
-    merged, counts = read_prompts_with_responses(str(path), "en", 1.0)
+    merged, counts, _ = read_prompts_with_responses(str(path), "en", 1.0)
     assert counts["read"] == sum(len(a.answers) for a in merged) + sum(counts[name] for name in parsers.DROP_REASONS)

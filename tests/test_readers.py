@@ -135,6 +135,37 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         assert_mentions(fault(tmp_path / name), tmp_path / name, *facts)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "facts"),
+    [
+        ("a.csv", b"prompt,response\np,r\n", ["CSV", "JSON Lines", ".parquet", "read_csv('a.csv')", "'a.jsonl'"]),
+        ("a.CSV", b"prompt,response\np,r\n", ["CSV", "read_csv('a.CSV')"]),
+        ("a.csv.gz", gzip.compress(b"prompt,response\n"), ["CSV", "read_csv('a.csv.gz')"]),
+        ("a.tsv", b"prompt\tresponse\np\tr\n", ["TSV", "read_csv"]),
+        ("a.csv", b"", ["CSV"]),
+        ("a.xlsx", b"PK\x03\x04...", ["Excel", "read_excel('a.xlsx')"]),
+        ("a.pkl", b"\x80\x04...", ["pickle", "read_pickle('a.pkl')"]),
+        ("a.jsonl", b"\x80\x05...", ["pickle"]),
+        ("a.jsonl", gzip.compress(b"{}"), [".gz"]),
+        ("a.jsonl", b"PAR1...", [".parquet"]),
+        ("a.zip", b"PK\x03\x04...", ["zip"]),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd...", ["zstd"]),
+        ("a.yaml", b"- prompt: p\n", ["YAML", "JSON"]),
+    ],
+)
+def test_a_kind_that_is_not_read_is_named_with_its_conversion(tmp_path, name, data, facts):
+    (tmp_path / name).write_bytes(data)
+    message = fault(tmp_path / name)
+    for fact in [str(tmp_path / name), *facts]:
+        assert fact in message, (fact, message)
+
+
+def test_json_lines_are_read_whatever_the_name(tmp_path):
+    for name in ("a.csv", "a.db", "a.xml"):
+        (tmp_path / name).write_text('{"a": 1}\n')
+        assert values(tmp_path / name) == [{"a": 1}]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("1\n")

@@ -174,6 +174,12 @@ def test_limits_cut_the_training_sets(load):
     assert [len(sets[n]) for n in ("ift", "eft", "validation", "heldout")] == [3, 4, 2, 2]
 
 
+def test_a_dropped_row_names_the_setting_of_the_limit(load):
+    ift, eft, *_ = seed_sets.format_report(load(ift_rows=3, eft_rows=4)[1])
+    assert_mentions(ift, "3 over the limit", "data.ift_rows")
+    assert_mentions(eft, "20 over the limit", "data.eft_rows")
+
+
 def test_a_limit_holds_nothing_out(load):
     assert load(ift_rows=3)[1]["ift"]["held out"] == 0
 
@@ -182,8 +188,8 @@ MALFORMED = [
     ("{'prompt': 1}", "JSON"),
     ("[1, 2]", "JSON"),
     ('"text"', "JSON"),
-    ({"prompt": "p", "score": 1}, r"\bresponse\b.*\bNone\b"),
-    ({"response": "r", "score": 1}, r"\bprompt\b.*\bNone\b"),
+    ({"prompt": "p", "score": 1}, r"\bresponse\b.*\bprompt, score\b"),
+    ({"response": "r", "score": 1}, r"\bprompt\b.*\bresponse, score\b"),
     ({"prompt": " ", "response": "r", "score": 1}, r"\bprompt\b.*' '"),
     ({"prompt": "p", "response": "", "score": 1}, r"\bresponse\b.*''"),
     ({"prompt": ["p"], "response": "r", "score": 1}, r"\bprompt\b.*\['p'\]"),
@@ -204,9 +210,9 @@ REASONS = {"' '": "empty text", "''": "empty text", r"\bprompt\b": "lone surroga
 
 
 @pytest.mark.parametrize(("row", "fault"), MALFORMED)
-def test_a_malformed_row_is_named_or_dropped(load, capsys, row, fault):
+def test_a_malformed_row_is_named_or_dropped(load, row, fault):
     eft = [*EFT[:2], row, *EFT[2:]]
-    facts = rf"eft\.jsonl line 3\b.*{fault}.*\b1\b.*\b{len(eft)}\b.*data\.max_malformed_frac\b"
+    facts = rf"^data\.eft: .*eft\.jsonl line 3\b.*{fault}.*\b1\b.*\b{len(eft)}\b.*data\.max_malformed_frac\b"
     with pytest.raises(DataError, match=facts) as error:
         load(eft=eft, max_malformed_frac=0.5 / len(eft))
     assert "\n" not in str(error.value)
@@ -216,7 +222,7 @@ def test_a_malformed_row_is_named_or_dropped(load, capsys, row, fault):
     assert {name: report["eft"][name] for name in parsers.DROP_REASONS[:3]} == {
         name: int(name == expected) for name in parsers.DROP_REASONS[:3]
     }
-    assert "eft.jsonl line 3" in capsys.readouterr().out
+    assert "eft.jsonl line 3" in seed_sets.format_report(report)[-1]
 
 
 @pytest.mark.parametrize(
@@ -234,30 +240,31 @@ def test_an_answer_without_a_score_is_counted_but_is_no_fault(load, row):
     assert report["eft"]["no score"] == 1
 
 
-def test_ten_faults_are_printed_and_the_others_counted(load, capsys):
-    load(eft=[*EFT, *["{"] * 12], max_malformed_frac=0.5)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
-    assert [f"line {len(EFT) + i}" in line for i, line in enumerate(lines[:10], 1)] == [True] * 10
-    assert re.findall(r"\d+", lines[-1]) == ["2"]
+def test_one_line_names_the_first_fault_and_the_number_of_all(load, capsys):
+    _, report = load(eft=[*EFT, *["{"] * 12], max_malformed_frac=0.5)
+    assert capsys.readouterr() == ("", "")
+    assert [f"line {len(EFT) + i}:" in fault for i, fault in enumerate(report["faults"]["eft"], 1)] == [True] * 10
+    lines = seed_sets.format_report(report)
+    assert sum("eft.jsonl" in line for line in lines) == 1
+    assert_mentions(lines[-1], "eft", 12, f"line {len(EFT) + 1}")
 
 
 def test_a_missing_file_is_named(tmp_path):
     settings = config.get_config("scratch").data
     settings.update(ift=str(tmp_path / "none.jsonl"), eft=str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match=r"none\.jsonl\b"):
+    with pytest.raises(DataError, match=r"^data\.ift and data\.eft: .*none\.jsonl\b"):
         from_files(settings, 0)
 
 
 def test_a_folder_is_refused(tmp_path):
     settings = config.get_config("scratch").data
     settings.update(ift=str(tmp_path), eft=str(tmp_path))
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=rf"^data\.ift and data\.eft: .*{tmp_path}/\*\.jsonl"):
         from_files(settings, 0)
 
 
 def test_an_empty_file_is_named(load):
-    with pytest.raises(DataError, match=r"ift\.jsonl\b"):
+    with pytest.raises(DataError, match=r"^data\.ift: .*ift\.jsonl\b.*docs/data\.md"):
         load(ift=[])
 
 
@@ -267,10 +274,15 @@ def test_one_score_for_all_is_refused(load):
 
 
 def test_too_few_rows_are_refused_with_their_numbers(load):
-    with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b4\b.*\b2\b"):
+    with pytest.raises(DataError, match=r"^data\.ift\b.*ift\.jsonl\b.*\b1\b.*\b2\b"):
         load(ift=IFT[:1])
-    with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b1\b.*\b2\b"):
+    with pytest.raises(DataError, match=r"^data\.eft\b.*eft\.jsonl\b.*\b4\b.*\b8\b"):
         load(eft=EFT[: 3 * 4])
+    with pytest.raises(DataError, match=r"^data\.eft\b.*eft\.jsonl\b.*\b16\b.*\b16\b.*\bscore\b.*\brank\b"):
+        load(eft=[{k: v for k, v in row.items() if k != "score"} for row in EFT[::3]])
+    with pytest.raises(DataError, match=r"^data\.judge_eval_prompts\b.*\b1\b.*\b2\b"):
+        load(judge_eval_prompts=1)
+    assert load(eft=EFT[: 3 * 8])[1]["eft"]["held out"] == 4 * 3  # eight prompts are enough
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x7f\u2029"])
@@ -400,7 +412,8 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
     settings = config.get_config("scratch").data
     settings.update(ift=str(path), eft=str(path), shared_to_ift=share, max_malformed_frac=0.1)
     if share in (0, 1):
-        with pytest.raises(DataError, match=r"data\.ift\b.*data\.eft\b.*\b2\b") as error:
+        field = "data.eft" if share else "data.ift"
+        with pytest.raises(DataError, match=rf"^{field} .*both\.jsonl\b.*\b0\b.*\b2\b.*data\.shared_to_ift") as error:
             from_files(settings, 0)
         assert "\n" not in str(error.value)
     else:
@@ -409,7 +422,8 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
         assert len(sets["eft"]) == 3 * (8 - kept)
         assert report["prompts"] == {"ift": kept, "eft": 8 - kept}
         assert sums(report)
-    assert capsys.readouterr().out.count("both.jsonl") == 1  # the file is read once
+        assert "".join(seed_sets.format_report(report)).count("both.jsonl") == 1  # the fault is shown once
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_report_has_a_line_for_each_set(load):
@@ -424,6 +438,7 @@ def test_a_report_has_a_line_for_each_set(load):
     assert re.findall(r"\d+", eft) == ["50", "1", "1", "24", "24", "8"]
     for count, reason in ((1, "other language"), (1, "duplicate answer"), (24, "held out")):
         assert_mentions(eft, f"{count} {reason}")
+    assert_mentions(eft, "data.language", "data.judge_eval_prompts")
     assert sums(report)
 
 
@@ -473,7 +488,7 @@ def test_no_two_sets_ever_share_a_prompt(tmp_path_factory, rng, num_prompts, sha
         sets, fault = {}, str(error)
     if not sets:
         event("refused")
-        assert re.search(r"data\.eft\b", fault)
+        assert re.search(r"^data\.(ift|eft)\b", fault)
         return
     judged = "eft" if source == "scores" else "eft_answers"
     groups = [["ift"], [judged], ["validation", "ranked_validation"], ["heldout", "ranked_heldout"]]

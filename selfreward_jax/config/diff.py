@@ -14,15 +14,38 @@ from selfreward_jax.config import ConfigError
 RUNTIME_FIELDS = ("iterations", "endpoint", "checks", "parallel", "report", "checkpoint_every", "shutdown_timeout_s")
 
 
+FILE_PREFIX = "inputs."  # before the path of a user's file, whose value is the hash of its contents
+
+
 class Change(NamedTuple):
-    """A setting that differs, and its values."""
+    """A setting that differs, and its values.
+
+    named_by: of a file whose contents differ, the setting that names it.
+    """
 
     field: str
     old: Any
     new: Any
+    named_by: str = ""
 
     def __str__(self) -> str:
-        return f"{self.field} was {self.old!r} and is now {self.new!r}"
+        if not self.field.startswith(FILE_PREFIX):
+            return f"{self.field} was {self.old!r} and is now {self.new!r}"
+        prefix, path = f"{self.named_by}: " if self.named_by else "", self.field.removeprefix(FILE_PREFIX)
+        if self.new is None:
+            return f"{prefix}the file {path} of this run is no longer read or no longer there"
+        if self.old is None:
+            return f"{prefix}the file {path} was not there when this run began"
+        return f"{prefix}the file {path} has changed since this run began (SHA-256 {self.old:.12}, now {self.new:.12})"
+
+    def kind(self) -> str:
+        """What differs: settings, or the contents of files."""
+        return "files" if self.field.startswith(FILE_PREFIX) else "settings"
+
+    def remedy(self) -> str:
+        """What to do where the change is refused."""
+        where = "restore the file" if self.kind() == "files" else "the settings in its config.json"
+        return f"use another --workdir, or {where}"
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:
@@ -59,12 +82,13 @@ def check_changes(
       allowed: whether the user accepts changes that decide nothing that is made yet.
       find_dependent_artifact: an artifact in the working directory that a setting has decided; None if there is none.
     """
-    choices = "use another --workdir, or the settings in its config.json"
     for change in differing:
         if artifact := find_dependent_artifact(change.field):
-            raise ConfigError(f"workdir {workdir} has {artifact}, made with other settings: {change}; {choices}")
+            raise ConfigError(
+                f"workdir {workdir} has {artifact}, made with other {change.kind()}: {change}; {change.remedy()}"
+            )
     if differing and not allowed:
         raise ConfigError(
-            f"workdir {workdir} was started with other settings: {'; '.join(map(str, differing))}; no artifact depends "
-            f"on them yet: continue with --allow_config_changes, {choices}"
+            f"workdir {workdir} was started with other {differing[0].kind()}: {'; '.join(map(str, differing))}; no "
+            f"artifact depends on them yet: continue with --allow_config_changes, {differing[0].remedy()}"
         )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from selfreward_jax.data.parsers import (
     ASSISTANT_ROLES,
     DROP_REASONS,
+    ROW_REMEDY,
     USER_ROLES,
     Answer,
     Dropped,
@@ -19,9 +20,6 @@ from selfreward_jax.data.readers import DataError, Located, read_records
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.method.rows import Row
-from selfreward_jax.telemetry.terminal import show
-
-MAX_REPORTED = 10  # faults printed one by one
 
 
 class PromptWithResponses(NamedTuple):
@@ -32,6 +30,19 @@ class PromptWithResponses(NamedTuple):
     location: str
 
 
+class ParsedSource(NamedTuple):
+    """What a source holds.
+
+    prompts: those with at least one answer, in order of first appearance.
+    counts: "records", "read" (answers) and those of DROP_REASONS.
+    faults: the location of each malformed row, and what is wrong with it.
+    """
+
+    prompts: list[PromptWithResponses]
+    counts: Counter[str]
+    faults: list[str]
+
+
 class _MergedPrompt(NamedTuple):
     """A prompt while records are merged: answers by their text."""
 
@@ -40,10 +51,8 @@ class _MergedPrompt(NamedTuple):
     answers: dict[str, Answer]
 
 
-def read_prompts_with_responses(
-    source: str, language: str, max_malformed_frac: float
-) -> tuple[list[PromptWithResponses], Counter[str]]:
-    """Prompts and answers of a source (data/readers.py), in order of first appearance.
+def read_prompts_with_responses(source: str, language: str, max_malformed_frac: float) -> ParsedSource:
+    """Prompts and answers of a source.
 
     Records whose prompts are equal after `normalize` are merged. An answer that the prompt already has is dropped.
 
@@ -52,15 +61,13 @@ def read_prompts_with_responses(
       language: language code such as "en"; rows that name another one are dropped. Empty: no row is.
       max_malformed_frac: fraction of faulty answers above which the source is refused.
 
-    Returns:
-      The prompts with at least one answer, and counts: "records", "read" (answers) and those of DROP_REASONS.
-
     Raises:
       DataError: the source cannot be read, is empty or has too many faults.
     """
     counts: Counter[str] = Counter(records=0, read=0, **dict.fromkeys(DROP_REASONS, 0))
     merged: dict[str, _MergedPrompt] = {}
-    faults = []
+    faults: list[str] = []
+    remedy = ""  # for the first fault
     for location, record in _records(source, counts):
         prompt, parsed = parse_record(record, language)
         counts["read"] += len(parsed)
@@ -68,21 +75,18 @@ def read_prompts_with_responses(
             dropped = _merge(merged, prompt, location, item) if isinstance(item, Answer) else item
             if dropped:
                 counts[dropped.reason] += 1
-                faults += [f"{location}: {dropped.detail}"] if dropped.detail else []
+                if dropped.detail:
+                    faults.append(f"{location}: {dropped.detail}")
+                    remedy = remedy or dropped.remedy
     if not counts["records"]:
-        raise DataError(f"{source} is empty: each row is a JSON object with prompt and response")
+        raise DataError(f"{source} is empty, it holds no row: {ROW_REMEDY}")
     if len(faults) > max_malformed_frac * counts["read"] or (faults and not merged):
         raise DataError(
-            f"{faults[0]} ({len(faults)} of {counts['read']} rows are malformed, data.max_malformed_frac allows "
-            f"{max_malformed_frac:.0%}); each row is a JSON object with prompt and response, or in another format of "
-            "data/parsers.py"
+            f"{faults[0]} ({len(faults):,} of {counts['read']:,} rows are malformed, data.max_malformed_frac allows "
+            f"{max_malformed_frac:.0%}): {remedy}"
         )
-    for fault in faults[:MAX_REPORTED]:
-        show(f"dropped: {fault}")
-    if len(faults) > MAX_REPORTED:
-        show(f"dropped: ... and {len(faults) - MAX_REPORTED:,} more")
     prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location) for m in merged.values()]
-    return prompts, counts
+    return ParsedSource(prompts, counts, faults)
 
 
 def _merge(merged: dict[str, _MergedPrompt], prompt: str, location: str, answer: Answer) -> Dropped | None:

@@ -1,9 +1,11 @@
 """Record formats: a raw record becomes a prompt with its answers."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from selfreward_jax.data.readers import Malformed
+from selfreward_jax.data.unread import READ_KINDS
 from selfreward_jax.method.rows import Row
 
 # Names that a field of a flat row may have in user data; the first is ours.
@@ -35,6 +37,13 @@ USER_ROLES, ASSISTANT_ROLES = {"user", "human", "prompter"}, {"assistant", "gpt"
 _SYSTEM_ROLES = {"system"}
 
 
+ROW_REMEDY = "each row is a JSON object with prompt and response, or of another form that docs/data.md lists"
+SCORE_REMEDY = (
+    "a score is a number on any one scale, higher is better: write letters and words as numbers, such as A = 5 to "
+    "E = 1; or give each answer a rank (a number, 0 is best)"
+)
+
+
 class Answer(NamedTuple):
     """An answer to a prompt, with its rating.
 
@@ -55,10 +64,12 @@ class Dropped(NamedTuple):
 
     reason: one of DROP_REASONS.
     detail: a description of the fault, if the file itself is at fault.
+    remedy: what to do about it.
     """
 
     reason: str
     detail: str = ""
+    remedy: str = ROW_REMEDY
 
 
 ParsedRecord = tuple[str, list[Answer | Dropped]]  # a record's prompt, and each answer or why it is dropped
@@ -75,7 +86,7 @@ def parse_record(record: Any, language: str) -> ParsedRecord:
       language: as in `merge.read_prompts_with_responses`.
     """
     if isinstance(record, Malformed):
-        return "", [Dropped("malformed", record.reason)]
+        return "", [Dropped("malformed", record.reason, f"files hold {READ_KINDS}; {ROW_REMEDY}")]
     if not isinstance(record, dict):
         return "", [Dropped("malformed", "not a JSON object")]
     if isinstance(record.get("prompt"), dict):
@@ -229,20 +240,44 @@ def _parse_answer(prompt: Any, row: Row, language: str) -> Answer | Dropped:
     """The answer of a flat row, or why it is dropped."""
     response, judgment = _first_present(row, "response"), _first_present(row, "judgment") or None
     faults = (
-        _text_fault("prompt", prompt),
-        _text_fault("response", response),
+        _missing("prompt", row) if prompt is None else _text_fault("prompt", prompt),
+        _missing("response", row) if response is None else _text_fault("response", response),
         judgment and _text_fault("judgment", judgment),
     )
     if dropped := _unwanted_reason(row, language) or next(filter(None, faults), None):
         return dropped
-    score, rank = _first_present(row, "score"), row.get("rank")
-    name, number = ("rank", rank) if score is None else ("score", score)
-    if number is None:
+    name = next((n for n in (*FIELD_NAMES["score"], "rank") if row.get(n) is not None), None)
+    if name is None:
         return Answer(response, None, judgment)
+    if fault := _number_fault(name, row[name]):
+        return fault
+    return Answer(response, float(-row[name] if name == "rank" else row[name]), judgment, ranked=name == "rank")
+
+
+def _missing(field: str, row: Row) -> Dropped:
+    """That a row has no prompt or response, and the keys that it has instead."""
+    if field == "response" and row.keys() & {"messages", "conversations", "chosen"}:
+        return Dropped("malformed", "an answer has neither content nor value", "give the text of each message")
+    made_here = {"response", "score"} if "chosen" in row else {}  # by `_parse_pair`
+    keys = ", ".join(k if value is not None else f"{k} (null)" for k, value in row.items() if k not in made_here)
+    *names, last = FIELD_NAMES[field]
+    remedy = f"give one under the key {', '.join(names)} or {last}; docs/data.md lists the other forms"
+    return Dropped("malformed", f"it has no {field}, its keys are {keys!r:.200}", remedy)
+
+
+def _number_fault(name: str, number: Any) -> Dropped | None:
+    """What is wrong with a score or rank, None if nothing is."""
     # The comparison excludes NaN, and the bound keeps the mapping of scores finite.
-    if isinstance(number, bool) or not isinstance(number, int | float) or not -1e100 < number < 1e100:
-        return Dropped("malformed", f"{name} is {number!r:.60}, not a number")
-    return Answer(response, float(number if name == "score" else -number), judgment, ranked=name == "rank")
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if is_number and -1e100 < number < 1e100:
+        return None
+    if is_number:
+        remedy = "give a finite number"
+    elif isinstance(number, str) and re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*", number):
+        remedy = "write the number without quotes"
+    else:
+        remedy = SCORE_REMEDY
+    return Dropped("malformed", f"{name} is {number!r:.60}, not a number", remedy)
 
 
 def _unwanted_reason(row: Row, language: str) -> Dropped | None:
@@ -260,11 +295,13 @@ def _unwanted_reason(row: Row, language: str) -> Dropped | None:
 def _text_fault(field: str, text: Any) -> Dropped | None:
     """What is wrong with a text, None if nothing is."""
     if not isinstance(text, str):
-        return Dropped("malformed", f"{field} is {text!r:.60}, not a string")
+        return Dropped("malformed", f"{field} is {text!r:.60}, not a string", "write it as one text in quotes")
     if not text.strip():
-        return Dropped("empty text", f"{field} is {text!r:.60}, an empty text")
+        return Dropped("empty text", f"{field} is {text!r:.60}, an empty text", "fill it in, or leave the row out")
     if len(text) > MAX_CHARACTERS:
-        return Dropped("malformed", f"{field} has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
+        fault = f"{field} has {len(text):,} characters, more than {MAX_CHARACTERS:,}"
+        return Dropped("malformed", fault, "leave the row out, or divide it")
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        return Dropped("lone surrogate", f"{field} contains a lone surrogate (half of a character)")
+        fault = f"{field} contains a lone surrogate (half of a character)"
+        return Dropped("lone surrogate", fault, "write the whole character, or leave it out")
     return None

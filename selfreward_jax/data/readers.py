@@ -1,5 +1,6 @@
 """Raw records of the user's data: local files, TFDS data sets and Hugging Face hub data sets."""
 
+import contextlib
 import glob
 import gzip
 import json
@@ -13,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from selfreward_jax.config import InputError
+from selfreward_jax.data.unread import READ_KINDS, describe_unread
 
 Located = tuple[str, Any]  # the location of a record, such as "seeds.jsonl line 3", and the record
 
@@ -28,6 +30,15 @@ class Malformed(NamedTuple):
     """
 
     reason: str
+
+
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[None]:
+    """In this context the message of a `DataError` begins with the setting that names the source."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from None
 
 
 def read_records(source: str) -> Iterator[Located]:
@@ -69,6 +80,8 @@ def _read_file(name: str) -> Iterator[Located]:
     plain_name = name.removesuffix(".gz")
     try:
         with epath.Path(name).open("rb") as raw:
+            if unread := describe_unread(name, raw):
+                raise DataError(f"file {name} {unread}")
             file = gzip.GzipFile(fileobj=raw) if plain_name != name else raw
             if plain_name.endswith(".parquet"):
                 yield from _read_parquet(name, file)
@@ -82,11 +95,19 @@ def _read_file(name: str) -> Iterator[Located]:
         raise DataError(f"file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:
         reason = error.strerror or _first_line(error)
-        raise DataError(f"file {name} cannot be read ({reason}): give a file of JSON lines") from None
+        raise DataError(f"file {name} cannot be read ({reason}): {_remedy(name, error)}") from None
     except DataError:
         raise
     except (ValueError, ImportError) as error:  # a name with a NUL byte, a file system that epath does not know
         raise DataError(f"file {name} cannot be read ({_first_line(error)}): give a local file") from None
+
+
+def _remedy(name: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "correct the path"
+    if isinstance(error, IsADirectoryError):
+        return f"name the files in it, such as {name.rstrip('/')}/*.jsonl"
+    return "make it readable" if isinstance(error, PermissionError) else f"give a file of {READ_KINDS}"
 
 
 def _is_json_list(file: BinaryIO) -> bool:

@@ -6,16 +6,19 @@ from random import Random
 from typing import Any
 
 from selfreward_jax.data.merge import (
+    ParsedSource,
     PromptWithResponses,
     keep_best,
     normalize_scores,
     parseable_judgment,
     read_prompts_with_responses,
 )
-from selfreward_jax.data.parsers import DROP_REASONS
+from selfreward_jax.data.parsers import DROP_REASONS, FIELD_NAMES
 from selfreward_jax.data.readers import DataError as DataError  # also part of this module's API
+from selfreward_jax.data.readers import naming
 from selfreward_jax.method.prompt_generation import few_shot_prompt, normalize
 from selfreward_jax.method.rows import InstructionRow, JudgedRow, RankedResponse, RankedRow, Row
+from selfreward_jax.telemetry.numbers import counted
 from selfreward_jax.worlds.toy import generator
 
 SeedSets = dict[str, list[Any]]  # rows of method/rows.py, by the name of the set
@@ -25,6 +28,15 @@ SPLIT_DROP_REASONS = {
     "ift": ("not the best answer", "held out", "assigned to eft", "over the limit"),
     "eft": ("no score", "single ranked answer", "held out", "nothing to order", "assigned to ift", "over the limit"),
 }
+# The settings that decide how many answers are dropped for a reason.
+DECIDING_SETTINGS = {
+    "other language": "data.language",
+    "held out": "data.judge_eval_prompts",
+    "assigned to eft": "data.shared_to_ift",
+    "assigned to ift": "data.shared_to_ift",
+}
+MAX_FAULTS = 10  # malformed rows that a report describes
+MIN_RANKABLE = 8  # prompts that a judge can be measured on: a quarter is held out for each of two sets, 2 in each
 
 
 def from_world(settings: Any, seed: int, output_format: str = "points") -> tuple[SeedSets, dict[str, Any]]:
@@ -94,13 +106,10 @@ def from_files(
     Raises:
       DataError: a source cannot be read or has too many malformed rows, or too few rows are left.
     """
-    loaded = {
-        source: read_prompts_with_responses(source, settings.language, settings.max_malformed_frac)
-        for source in dict.fromkeys((settings.ift, settings.eft))
-    }
-    counts = {name: Counter(loaded[settings[name]][1]) for name in ("ift", "eft")}
-    ift = keep_best(loaded[settings.ift][0], counts["ift"])
-    judged, scores = normalize_scores(loaded[settings.eft][0], counts["eft"], settings.eft)
+    loaded = _read(settings)
+    counts = {name: Counter(loaded[settings[name]].counts) for name in ("ift", "eft")}
+    ift = keep_best(loaded[settings.ift].prompts, counts["ift"])
+    judged, scores = normalize_scores(loaded[settings.eft].prompts, counts["eft"], settings.eft)
     order = list(judged)
     Random(f"{seed} split").shuffle(order)
     rankable = [p for p in order if len({a.score for a in judged[p].answers}) > 1]
@@ -125,30 +134,71 @@ def from_files(
     report["written judgments"] = sum(
         parseable_judgment(a, output_format) is not None for p in train for a in p.answers
     )
-    _check_sizes(settings, report, num_held_out)
+    report["faults"] = {name: loaded[settings[name]].faults[:MAX_FAULTS] for name in ("ift", "eft")}
+    _check_sizes(settings, report, len(rankable))
     return sets, report
 
 
-def _check_sizes(settings: Any, report: dict[str, Any], num_held_out: int) -> None:
-    if min(report["ift"]["kept"], report["eft"]["kept"], num_held_out) < 2:
-        raise DataError(
-            f"data.ift {settings.ift} and data.eft {settings.eft} leave {report['ift']['kept']} instruction rows, "
-            f"{report['eft']['kept']} judged rows and {num_held_out} held-out prompts with several scores: give data "
-            f"that leaves at least 2 of each ({' '.join(format_report(report))})"
+def _read(settings: Any) -> dict[str, ParsedSource]:
+    """What each source holds; a file that serves as both is read once."""
+    loaded = {}
+    for source in dict.fromkeys((settings.ift, settings.eft)):
+        with naming(" and ".join(f"data.{name}" for name in ("ift", "eft") if settings[name] == source)):
+            loaded[source] = read_prompts_with_responses(source, settings.language, settings.max_malformed_frac)
+    return loaded
+
+
+def _check_sizes(settings: Any, report: dict[str, Any], num_rankable: int) -> None:
+    """Raises DataError where too little is left to train the model or its judge, or to measure it."""
+    ift, eft = report["ift"], report["eft"]
+    if num_rankable and settings.judge_eval_prompts < 2:
+        raise DataError(f"data.judge_eval_prompts is {settings.judge_eval_prompts}: the judge is measured on 2 or more")
+    if eft["no score"] and not num_rankable:
+        shortage = (
+            f"data.eft {settings.eft}: no prompt has answers with different scores, and {eft['no score']:,} of "
+            f"{eft['read']:,} answers have no score: give each one under the key {' or '.join(FIELD_NAMES['score'])} "
+            "(a number, higher is better) or rank (0 is best), or give chosen and rejected"
         )
+    elif num_rankable < MIN_RANKABLE:
+        shortage = (
+            f"data.eft {settings.eft} has {num_rankable} prompts with answers of different scores, and {MIN_RANKABLE} "
+            "are needed: give several answers to a prompt, each with its score"
+        )
+    elif ift["kept"] < 2:
+        shortage = f"data.ift {settings.ift} leaves {ift['kept']} instruction rows, and 2 are needed: give more rows"
+    elif eft["kept"] < 2:
+        shortage = f"data.eft {settings.eft} leaves {eft['kept']} judged rows, and 2 are needed: give more rows"
+    else:
+        return
+    raise DataError(f"{shortage} ({'; '.join(_count_lines(report))})")
 
 
 def format_report(report: dict[str, Any]) -> list[str]:
     """A report of `from_files` or `from_world` as lines: what each filter dropped from IFT and from EFT."""
-    lines = []
-    for name in ("ift", "eft"):
-        drops = [f"{count:,} {key}" for key, count in report[name].items() if count and key not in ("read", "kept")]
-        kept = f"{report[name]['kept']:,} kept (prompts: {report['prompts'][name]:,})"
-        lines.append("; ".join([f"{name}: {report[name]['read']:,} answers read", *drops, kept]))
+    lines = _count_lines(report)
     if scores := report.get("scores"):
         lines.append(f"eft: scores from {scores['lowest']:g} to {scores['highest']:g} are mapped to 0 to 5")
     if count := report.get("written judgments"):
         lines.append(f"eft: {count:,} of the kept answers have a written judgment")
+    shown: list[str] = []  # one file may be the source of both sets
+    for name, faults in report.get("faults", {}).items():
+        if faults and faults != shown:
+            shown, count = faults, sum(report[name][reason] for reason in DROP_REASONS[:3])
+            lines.append(f"{name}: {counted(count, 'malformed row')} dropped, the first: {faults[0]}")
+    return lines
+
+
+def _count_lines(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for name in ("ift", "eft"):
+        settings = DECIDING_SETTINGS | {"over the limit": f"data.{name}_rows"}
+        drops = [
+            f"{count:,} {reason} ({settings[reason]})" if reason in settings else f"{count:,} {reason}"
+            for reason, count in report[name].items()
+            if count and reason not in ("read", "kept")
+        ]
+        kept = f"{report[name]['kept']:,} kept (prompts: {report['prompts'][name]:,})"
+        lines.append("; ".join([f"{name}: {report[name]['read']:,} answers read", *drops, kept]))
     return lines
 
 

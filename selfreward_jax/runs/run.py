@@ -152,8 +152,9 @@ def check(
             f'report.wandb is {cfg.report.wandb!r}, but wandb is not installed: pip install "selfreward-jax[wandb]"'
         )
     settings = json.loads(cfg.to_json())  # through JSON, so that a tuple equals the list it is stored as
-    if inputs := processes.broadcast_from_primary(lambda: _input_hashes(cfg)):
-        settings["inputs"] = inputs
+    inputs = processes.broadcast_from_primary(lambda: _input_hashes(cfg))
+    if hashes := {path: digest for path, (_, digest) in inputs.items() if digest}:
+        settings["inputs"] = hashes
     stored = _read_config(run.workdir)
     if stored is None:
         _check_unclaimed(run)
@@ -162,7 +163,8 @@ def check(
         config.from_stored(stored)
     except config.ConfigError as error:
         raise config.ConfigError(f"workdir {run.workdir}: {error}: use another --workdir") from None
-    changes = diff.changes(stored, settings)
+    fields = {f"{diff.FILE_PREFIX}{path}": field for path, (field, _) in inputs.items()}
+    changes = [c._replace(named_by=fields.get(c.field, "")) for c in diff.changes(stored, settings)]
     find = lambda field: run.files.first_match(dependents(field))  # noqa: E731
     diff.check_changes(run.workdir, changes, allow_config_changes, find)
     # A shorter run in the directory of a longer one keeps the longer one's goal.
@@ -200,16 +202,28 @@ def rollback(run: Run) -> None:
             storage.remove(run.workdir / name)
 
 
-def _input_hashes(cfg: ConfigDict) -> dict[str, str]:
-    """SHA-256 of the user's own files: other contents under the same name make another run."""
-    seeds = [name for source in (cfg.data.ift, cfg.data.eft) if source for name in readers.source_files(source)]
-    names = [*seeds, cfg.judge.template, cfg.prompts.template, cfg.pairwise.template]
-    paths = [epath.Path(name) for name in names if name]
+def _input_hashes(cfg: ConfigDict) -> dict[str, tuple[str, str]]:
+    """The user's own files: the setting that names each, and the SHA-256 of its contents; empty if it is no file.
+
+    Other contents under the same name make another run.
+    """
+    hashes: dict[str, tuple[str, str]] = {}
+    for field in ("data.ift", "data.eft", "judge.template", "prompts.template", "pairwise.template"):
+        section, name = field.split(".")
+        source = cfg[section][name]
+        with readers.naming(field):
+            names = readers.source_files(source) if field.startswith("data.") else [source]
+        for path in map(epath.Path, filter(None, names)):
+            hashes.setdefault(str(path), (field, _hash(field, path)))
+    return hashes
+
+
+def _hash(field: str, path: epath.Path) -> str:
     try:
-        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     except OSError as error:
         raise config.ConfigError(
-            f"{error.filename} cannot be read ({error.strerror}): give a file that can be read"
+            f"{field}: {path} cannot be read ({error.strerror}): give a file that can be read"
         ) from None
 
 

@@ -35,7 +35,7 @@ def dpo(run: Run, model: str) -> None:
     reference = _reference_logprobs(run, model, pairs, layout)
     replay = [e for of_set in seed_examples(run, settings.replay_sets).values() for e in of_set]
     if settings.replay_weight and replay:
-        replay = drop_overlong(replay, settings.replay_seq_len, f"{model} replay")
+        replay = drop_overlong(replay, settings.replay_seq_len, f"{model} replay", "dpo.replay_seq_len")
     else:
         replay = []
     seed = run.files.stage_seed(model, "dpo")

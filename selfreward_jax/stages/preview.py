@@ -4,11 +4,12 @@ import contextlib
 import io
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from selfreward_jax import storage
 from selfreward_jax.data.seed_sets import format_report
 from selfreward_jax.llm.chat import Chat, Example, chunk_document
+from selfreward_jax.llm.tokenizer import SentencePiece, Tokenizer
 from selfreward_jax.method.judge import judge_prompt
 from selfreward_jax.runs.run import Run, make_run
 from selfreward_jax.stages.common import check_inputs, eft_source_set, judge_template, seed_examples
@@ -17,6 +18,7 @@ from selfreward_jax.stages.training import drop_overlong
 from selfreward_jax.telemetry.escape import escape
 
 MAX_SHOWN = 1200  # characters of an example
+NOTICEABLE_UNKNOWN = 0.01  # share of a set's tokens
 
 
 @contextlib.contextmanager
@@ -64,21 +66,53 @@ def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
     """
     lines = format_report(storage.read_json(run.workdir / "seed" / "report.json"))
     lines += ["", f"{'set':12s} {'rows':>9s} {'median':>8s} {'longest':>8s} {'limit':>8s} {'too long':>9s}   in tokens"]
+    too_long = []
     for name, examples in sets.items():
+        setting = f"{'pretrain' if name == 'documents' else 'sft'}.seq_len"
         limit = run.cfg["pretrain" if name == "documents" else "sft"].seq_len
         lengths = [len(example.ids) for example in examples]
         over = sum(length > limit for length in lengths)
         cells = (len(lengths), round(statistics.median(lengths)), max(lengths), limit, over)
         lines.append(f"{name:12s} " + " ".join(f"{c:{w},}" for c, w in zip(cells, (9, 8, 8, 8, 9), strict=True)))
+        too_long += [f"{name}: {over:,} of {len(lengths):,} rows are left out, longer than {setting} {limit}"] * bool(
+            over
+        )
+    lines += too_long
     with contextlib.redirect_stderr(io.StringIO()):
         drop_overlong(
-            [e for name, of in sets.items() if name != "documents" for e in of], run.cfg.sft.seq_len, "m1 sft"
+            [e for name, of in sets.items() if name != "documents" for e in of],
+            run.cfg.sft.seq_len,
+            "m1 sft",
+            "sft.seq_len",
         )
     held_out = {name: len(run.files.jsonl("seed", name).rows()) for name in ("heldout", "ranked_heldout")}
     lines.append(
         f"held out: {held_out['heldout']:,} prompts to answer, {held_out['ranked_heldout']:,} with ranked answers"
     )
+    return lines + unknown_warnings(run.models.chat.tokenizer, sets)
+
+
+def unknown_warnings(tokenizer: Tokenizer, sets: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A line for each set of whose tokens a noticeable share is the unknown token."""
+    unknown, special = unknown_ids(tokenizer), set(tokenizer.special_tokens.values())
+    lines = []
+    for name, examples in sets.items():
+        ids = [i for example in examples for i in example.ids if i in unknown or i not in special]
+        share = sum(i in unknown for i in ids) / max(1, len(ids))
+        if share >= NOTICEABLE_UNKNOWN:
+            lines.append(
+                f"warning: {name}: {share:.1%} of the tokens are the unknown token, of which the model learns nothing: "
+                "use a model.init whose tokenizer knows these characters, or tokenizer.byte_fallback=True without one"
+            )
     return lines
+
+
+def unknown_ids(tokenizer: Tokenizer) -> set[int]:
+    """The id for what a tokenizer has no piece for; none if it spells everything in bytes."""
+    if isinstance(tokenizer, SentencePiece):
+        return {i for i, piece in enumerate(tokenizer.pieces()) if piece.kind == "unknown"}
+    # No vocabulary holds a private character of the last plane. No text gives any other special token.
+    return set(tokenizer.encode("\U0010fffd")) & set(tokenizer.special_tokens.values())
 
 
 def show_examples(run: Run, sets: dict[str, list[Example]]) -> list[str]:

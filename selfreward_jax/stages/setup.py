@@ -1,6 +1,8 @@
 """Before M1: seed sets, tokenizer, M0, and EFT."""
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from random import Random
@@ -17,10 +19,11 @@ from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
 from selfreward_jax.llm.llama import Llama, Params, param_specs, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
-from selfreward_jax.method.rows import JudgedRow, JudgeInput, RankedRow, Row
+from selfreward_jax.method import prompt_generation
+from selfreward_jax.method.rows import InstructionRow, JudgedRow, JudgeInput, RankedRow, Row
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, eft_source_set, filter_few_shot, judge_template, prompt_template
+from selfreward_jax.stages.common import StageError, eft_source_set, judge_template, prompt_template
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.stages.sft import train_packed
 from selfreward_jax.stages.training import is_trained
@@ -50,14 +53,7 @@ def _make_seeds(run: Run, model: str) -> None:
         sets, report = seed_sets.from_files(c.data, c.seed, c.eft, c.judge.output_format)
     else:
         sets, report = seed_sets.from_world(c.data, c.seed, c.judge.output_format)
-    num_examples = c.prompts.num_seed_examples + c.prompts.num_generated_examples
-    pool = len(filter_few_shot(run, sets["ift"]))
-    if pool <= num_examples:
-        raise seed_sets.DataError(
-            f"{pool} instruction rows have a prompt of {c.prompts.min_words} to {c.prompts.max_words} words on one "
-            f"line, and each few-shot prompt shows {num_examples} others: give more rows, or lower "
-            "prompts.num_seed_examples"
-        )
+    _check_few_shot(run, sets["ift"])
     for name, rows in sets.items():
         if name != "documents":
             _write_set(run, name, rows)
@@ -67,6 +63,22 @@ def _make_seeds(run: Run, model: str) -> None:
     progress.close(counts({name: len(rows) for name, rows in sets.items()}))
     for line in seed_sets.format_report(report):
         log_line(f"  {line}")
+
+
+def _check_few_shot(run: Run, rows: Sequence[InstructionRow]) -> None:
+    """Raises DataError where too few prompts have the form of a few-shot example, and says why the others have not."""
+    c, data = run.cfg.prompts, run.cfg.data
+    num_examples = c.num_seed_examples + c.num_generated_examples
+    reasons = Counter(prompt_generation.rejection_reason(row["prompt"], c.min_words, c.max_words) for row in rows)
+    pool = reasons.pop(None, 0)
+    if pool > num_examples:
+        return
+    raise seed_sets.DataError(
+        f"data.ift {data.ift}: {pool} of {counted(len(rows), 'instruction row')} can be few-shot examples for prompt "
+        f"generation, and {num_examples + 1} are needed (the others: {counts(reasons)}): give more prompts of "
+        f"{c.min_words} to {c.max_words} words (prompts.min_words, prompts.max_words) on one line, without a system "
+        "message, or lower prompts.num_seed_examples"
+    )
 
 
 def _write_set(run: Run, name: str, rows: Sequence[Row], **metadata: Any) -> None:
@@ -117,7 +129,12 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     try:
         model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)
     except RuntimeError as error:  # SentencePiece says what is too small or too large
-        raise StageError(f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds: {error}") from None
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        reason = f"their characters alone need {needed[1]} pieces" if needed else str(error).splitlines()[0]
+        raise StageError(
+            f"tokenizer.vocab_size {settings.vocab_size} does not suit the seeds ({reason}): raise it; "
+            "tokenizer.byte_fallback=True spells the rarest characters in bytes, and takes 256 pieces for that"
+        ) from None
     storage.write_json(folder / "tokenizer_config.json", {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD})
     storage.write_atomic(folder / "chat_template.jinja", chat.builtin_template("control").encode())
     storage.write_atomic(folder / "tokenizer.model", model)

@@ -39,7 +39,7 @@ def _from_base(run: Run, model: str) -> Params:
 def train_packed(run: Run, model: str, stage: str, examples: Sequence[Example], start: Callable[[], Params]) -> None:
     """MODEL/checkpoint: trained from `start()` on packed examples, with the settings of `stage`."""
     settings = run.cfg[stage]
-    examples = drop_overlong(examples, settings.seq_len, f"{model} {stage}")
+    examples = drop_overlong(examples, settings.seq_len, f"{model} {stage}", f"{stage}.seq_len")
     decoder = Llama(run.models.model_config(settings.dropout, adapters=model != "m0"))
     seed = run.files.stage_seed(model, stage)
     steps, batch_at = make_batch_fn(examples, settings, seed, run.models.mesh)

@@ -70,8 +70,8 @@ def _remove_steps(run: Run, model: str) -> None:
         storage.remove(run.workdir / model / name)
 
 
-def drop_overlong(examples: Sequence[Example], seq_len: int, label: str) -> list[Example]:
-    """The examples of at most `seq_len` tokens. Logs how many are left out.
+def drop_overlong(examples: Sequence[Example], seq_len: int, label: str, setting: str) -> list[Example]:
+    """The examples of at most `seq_len` tokens, the value of `setting`. Logs how many are left out.
 
     Raises:
       StageError: there are none.
@@ -79,9 +79,9 @@ def drop_overlong(examples: Sequence[Example], seq_len: int, label: str) -> list
     short = [example for example in examples if len(example.ids) <= seq_len]
     if len(short) < len(examples):
         count = len(examples) - len(short)
-        log_line(f"{label}: {count} of {len(examples)} examples have more than {seq_len} tokens: left out")
+        log_line(f"{label}: {count} of {len(examples)} examples have more than {seq_len} tokens ({setting}): left out")
     if not short:
-        raise StageError(f"{label}: no example fits into {seq_len} tokens: raise seq_len")
+        raise StageError(f"{label}: no example fits into {seq_len} tokens: raise {setting}")
     return short
 
 
