@@ -90,7 +90,7 @@ async function browsePairs(root) {
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
       make("p", "soft", votes ? "All answers, votes and keys: " : "This page has no room for its votes. All answers, votes and keys: ",
-        make("code", "", `python -m selfreward_jax explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
+        make("code", "", `selfreward-jax explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));
@@ -133,7 +133,7 @@ if (reloadSeconds) {
     || [...document.querySelectorAll("select")].some((select) => select.selectedIndex > 0);
   const showAge = () => {
     const minutes = Math.floor((Date.now() / 1000 - Number(writtenAt)) / 60);
-    const stopped = minutes >= 60 ? "; if the run has ended, write the page again: python -m selfreward_jax report" : "";
+    const stopped = minutes >= 60 ? "; if the run has ended, write the page again: selfreward-jax report" : "";
     document.getElementById("age").textContent = minutes > 0 ? `, ${minutes.toLocaleString("en")} min ago${stopped}` : "";
   };
   showAge();

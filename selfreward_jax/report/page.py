@@ -19,6 +19,7 @@ from selfreward_jax.method.rows import ResponsesRow, Row
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import (
     charts,
+    comparison,
     embedded_data,
     model_intervals,
     preferences,
@@ -154,7 +155,8 @@ def render(results: Mapping[str, Any], rows: Mapping[str, Any], metadata: dict[s
 def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The tiles, the next steps, and what they come from."""
     models, state, measured, workdir = results["models"], metadata["state"], metadata["measured"], metadata["workdir"]
-    rates, limits = tiles.win_rates(models, measured["evaluations"]), _limits(metadata["settings"])
+    rates, limits = comparison.win_rates(models, measured["evaluations"]), _limits(metadata["settings"])
+    best = comparison.best_model(list(models) or ["m1"], rates)
     answers = {
         "better": tiles.better(models, rates),
         "judge": tiles.beyond_length(measured["judges"]),
@@ -163,7 +165,7 @@ def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
     }
     return {
         "tiles": list(answers.values()),
-        "next_steps": tiles.next_steps(state, answers, rates, workdir, metadata["stop_reason"]),
+        "next_steps": tiles.next_steps(state, answers, best, workdir, metadata["stop_reason"]),
         "commands": tiles.commands(workdir, (list(models) or ["m1"])[-1]),
         "win_rates": rates,
         "limits": limits,
@@ -216,7 +218,7 @@ def _limits(settings: Mapping[str, str]) -> dict[str, float]:
 
 
 def _progress_charts(
-    models: Mapping[str, Any], measured: Mapping[str, Any], rates: Sequence[tiles.Versus]
+    models: Mapping[str, Any], measured: Mapping[str, Any], rates: Sequence[comparison.Versus]
 ) -> list[str]:
     """M1 to the last model: the score of its answers where there is an oracle, else the margin against M1; its accuracy
     as a judge; and the win rates."""

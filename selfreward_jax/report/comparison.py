@@ -1,0 +1,71 @@
+"""Which models were compared, by whom, and which of them is the best. It is only shown: no training depends on it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from selfreward_jax.telemetry.escape import escape
+
+
+class Versus(NamedTuple):
+    """Win rates of a model against another, as `head_to_head.win_rates` gives them, and who judged."""
+
+    model: str
+    opponent: str
+    rates: Mapping[str, Any]
+    judge: str
+
+    @property
+    def judge_name(self) -> str:
+        """The judge in a sentence."""
+        return f"the {self.judge}" if self.judge in ("oracle", "endpoint") else escape(self.judge.upper())
+
+
+def win_rates(models: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any]) -> list[Versus]:
+    """Win rates of each model against the one before it, and of the last against M1.
+
+    They are the oracle's where there is one. Otherwise they are those of the first evaluation that compared any of
+    these models.
+    """
+    oracle = {name: metrics["versus"] for name, metrics in models.items() if "versus" in metrics}
+    names = list(models)
+    wanted = list(zip(names[1:], names, strict=False))
+    if names and (names[-1], "m1") not in wanted:
+        wanted.append((names[-1], "m1"))
+    for judge, versus in ({"oracle": oracle} if oracle else evaluations).items():
+        compared = [Versus(a, b, versus[a][b], judge) for a, b in wanted if b in versus.get(a, {})]
+        if compared:
+            return compared
+    return []
+
+
+def best_model(models: Sequence[str], rates: Sequence[Versus]) -> tuple[str, str]:
+    """The last model, unless one before it wins clearly: then that one. With the reason, one phrase.
+
+    Its figures as a judge do not count: they say nothing about its answers.
+
+    Args:
+      models: names of the models in training order; at least one.
+      rates: what was compared, from `win_rates`.
+    """
+    best, lost = models[-1], None
+    while worse := next((r for r in rates if r.model == best and r.rates["interval"]["margin"][1] < 0), None):
+        best, lost = worse.opponent, worse
+    if lost:
+        return best, f"{_margin(lost)}: worse"
+    against = next((r for r in reversed(rates) if r.model == best), None)
+    if against is None:
+        return best, "the last one; its answers are not compared with those of another model yet"
+    return best, _margin(against) if against.rates["interval"]["margin"][0] > 0 else f"the last one; {_margin(against)}"
+
+
+def _margin(versus: Versus) -> str:
+    low, high = versus.rates["interval"]["margin"]
+    return (
+        f"{versus.model.upper()} against {versus.opponent.upper()}: win minus lose {points(versus.rates['margin'])} "
+        f"points, 95 % {points(low)} to {points(high)}, judged by {versus.judge_name}"
+    )
+
+
+def points(fraction: float) -> str:
+    """A difference of fractions in points of a hundred, with its sign."""
+    return f"{100 * fraction:+.1f}"
