@@ -169,6 +169,7 @@ def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         "commands": tiles.commands(workdir, (list(models) or ["m1"])[-1]),
         "win_rates": rates,
         "limits": limits,
+        "off": tiles.switched_off(limits),
     }
 
 

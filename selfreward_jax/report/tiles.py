@@ -19,6 +19,13 @@ from selfreward_jax.telemetry.numbers import duration
 
 SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}
 
+# The end of each check's range: a limit there is never passed. The growth of lengths has no end.
+MINIMA = {"min_parse_rate": 0.0, "min_votes_per_answer": 0.0, "min_spread": 0.0}
+ENDS = MINIMA | {
+    **dict.fromkeys(("max_unscored", "max_ties", "max_one_score", "max_repeats", "max_leaks"), 1.0),
+    "max_probe_lead": 5.0,
+}
+
 
 class Tile(NamedTuple):
     """A question and its answer.
@@ -88,23 +95,30 @@ def beyond_length(judges: Mapping[str, Mapping[str, Any]]) -> Tile:
 
 
 def checks(rounds: Mapping[str, Mapping[str, Any]], limits: Mapping[str, float]) -> Tile:
-    """Whether the rounds' data were fit to be trained on."""
+    """Whether the rounds' data were fit to be trained on; a check that is switched off counts as none."""
     metrics = {name: stats["checks"] for name, stats in rounds.items() if stats["checks"]}
     if not metrics:
         return _tile("checks", "#checks", "none", "not yet", "", "They come with the pairs of M2.")
     last = next(reversed(metrics))
     beyond = {name: violated(values, limits) for name, values in metrics.items()}
-    missing = [name for name in CHECKS if metrics[last][name.partition("_")[2]] is None]
-    count = len(CHECKS) - len(missing) - len(beyond[last])
+    off = [name for name in switched_off(limits) if name not in beyond[last]]
+    missing = [name for name in CHECKS if metrics[last][name.partition("_")[2]] is None and name not in off]
+    count = len(CHECKS) - len(off)
     detail = [f"{name.upper()}: {', '.join(names)} beyond the limit." for name, names in beyond.items() if names]
-    if not detail:
+    if not detail and count:
         detail.append(f"Data of {' and '.join(name.upper() for name in metrics)} within all limits.")
     if missing:
         detail.append(f"Not measured in {last.upper()}: {', '.join(missing)}.")
-    bad = any(beyond.values())
-    return _tile(
-        "checks", "#checks", "bad" if bad else "good", "beyond" if bad else "within", f"{count}/{len(CHECKS)}", *detail
-    )
+    if off:
+        detail.append(f"Off: {', '.join(off)}. No value is beyond these limits.")
+    sign, word = ("bad", "beyond") if any(beyond.values()) else ("good", "within") if count else ("none", "off")
+    value = f"{count - len(missing) - len(beyond[last])} of {count}" + f", {len(off)} off" * bool(off)
+    return _tile("checks", "#checks", sign, word, value, *detail)
+
+
+def switched_off(limits: Mapping[str, float]) -> list[str]:
+    """The checks whose limits no value is beyond."""
+    return [name for name, end in ENDS.items() if (limits[name] <= end if name in MINIMA else limits[name] >= end)]
 
 
 def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
