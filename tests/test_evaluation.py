@@ -73,16 +73,22 @@ def test_a_model_of_the_run_judges_and_its_votes_are_reused(workdir):
 
 
 def test_a_model_of_another_run_is_an_opponent(workdir, finished_run):
-    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_model=m1")
+    code, out, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_model=m1")
     assert code == 0
+    assert f"M2 : m1 of {finished_run.name} " in out
     ((ours, others),) = report(workdir)["versus"].items()
     ((opponent, rates),) = others.items()
     assert ours == "m2"
     assert opponent.startswith("m1-")
+    assert opponent not in out.lower()
     assert rates["win"] + rates["tie"] + rates["lose"] == pytest.approx(1)
     shutil.copytree(finished_run, workdir.parent / "elsewhere")  # the same model under another path
     assert ended(f"--workdir={workdir}", f"--opponent={workdir.parent}/elsewhere", "--opponent_model=m1")[0] == 0
     assert len(list((workdir / "evaluation").glob("m1-*_answers.jsonl"))) == 1
+    assert program.main(["report", f"--workdir={workdir}"]) == 0
+    page = (workdir / "report.html").read_text()
+    assert "<td>M2 : m1 of elsewhere</td>" in page
+    assert opponent.upper() not in page  # only the list of files has the hash
 
 
 class PreferLonger(BaseHTTPRequestHandler):

@@ -298,13 +298,19 @@ def test_evaluations_of_the_run_are_read(workdir, capsys):
     folder = workdir / "evaluation"
     folder.mkdir()
     for judge in ("m2", "endpoint"):
+        report_file = open_run(str(workdir)).workdir / "evaluation" / f"report_{judge}.json"
         storage.write_json(
-            open_run(str(workdir)).workdir / "evaluation" / f"report_{judge}.json", {"versus": {"m2": judge}}
+            report_file,
+            {"versus": {"m2": {"m1": judge, "m3-0a": 1}}, "opponent": {"name": "m3-0a", "display_name": "m3 of b"}},
         )
     (folder / "report_m1.json").write_text("{damaged")
     (folder / "m2_m1_by_m2.jsonl").write_text("")
     found = model_intervals.measure(open_run(str(workdir)), ["m1", "m2"])
-    assert list(found["evaluations"].items()) == [("endpoint", {"m2": "endpoint"}), ("m2", {"m2": "m2"})]
+    assert list(found["evaluations"].items()) == [
+        (judge, {"m2": {"m1": judge, "m3 of b": 1}}) for judge in ("endpoint", "m2")
+    ]
+    rows = comparison.outside(["m1", "m2"], found["evaluations"])
+    assert [(r.names, r.judge_name) for r in rows] == [("M2 : m3 of b", "the endpoint"), ("M2 : m3 of b", "M2")]
     assert "report_m1.json" in capsys.readouterr().err
     assert list(found["judges"]) == list(found["score_intervals"]) == ["m1", "m2"]
     metrics = json.loads((workdir / "m2" / "eval.json").read_text())

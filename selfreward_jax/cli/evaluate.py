@@ -6,6 +6,7 @@ no response is generated twice, and no request is paid for twice.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
+from selfreward_jax.llm.hub import HUB_PREFIX
 from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import load_model, resolve_model
@@ -73,9 +75,9 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
         evaluate_model(run, name)
     responses = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
     if opponent:
-        label, rows = _opponent_responses(run, opponent, opponent_model)
+        label, shown, rows = _opponent_responses(run, opponent, opponent_model)
         responses[label] = rows
-        report |= {"opponent": {"name": label, "path": opponent}}
+        report |= {"opponent": {"name": label, "display_name": shown, "path": opponent}}
     versus: dict[str, dict[str, Any]] = {}
     order = list(responses)
     for i, ours in reversed(list(enumerate(order))):
@@ -144,13 +146,16 @@ def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
     return by_model, {"judge": judge, "method": method}
 
 
-def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, Sequence[ResponsesRow]]:
-    """Another model's label and its responses to this run's held-out prompts. The label holds the model's name and a
-    hash of the model, so it does not depend on the path."""
-    label = "-".join(resolve_model(path, name)).replace("/", "_")
+def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, str, Sequence[ResponsesRow]]:
+    """Another model's label in files, its name for people, and its responses to this run's held-out prompts. The label
+    holds the model's name and a hash of the model, so it does not depend on the path."""
+    model, digest = resolve_model(path, name)
+    label, folder = f"{model}-{digest}".replace("/", "_"), os.path.basename(os.path.abspath(path))
+    of_run = not model.startswith(HUB_PREFIX) and model not in ("", folder)  # "" is the current folder
+    shown = f"{model} of {folder}" if of_run else model.removeprefix(HUB_PREFIX) or folder
     if run.files.jsonl(OUTPUT_DIR, f"{label}_answers").manifest is None:
         run.models.drop_engine()
         engine = load_model(path, name, mesh_from=run).engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length)
         prompts = run.files.jsonl("seed", run.cfg.evaluate.split).rows()
         sample_with_engine(run, engine, prompts, run.cfg.evaluate, OUTPUT_DIR, f"{label}_answers")
-    return label, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()
+    return label, shown, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()

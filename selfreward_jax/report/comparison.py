@@ -1,6 +1,7 @@
 """Which models were compared, by whom, and which of them is the best. It is only shown: no training depends on it."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfreward_jax.telemetry.escape import escape
@@ -15,9 +16,43 @@ class Versus(NamedTuple):
     judge: str
 
     @property
+    def names(self) -> str:
+        """Both models, as a table names them."""
+        return f"{display_name(self.model)} : {display_name(self.opponent)}"
+
+    @property
     def judge_name(self) -> str:
         """The judge in a sentence."""
-        return f"the {self.judge}" if self.judge in ("oracle", "endpoint") else escape(self.judge.upper())
+        return f"the {self.judge}" if self.judge in ("oracle", "endpoint") else display_name(self.judge)
+
+
+def display_name(model: str) -> str:
+    """A model's name for people: those of a run in capitals, others as they are."""
+    return model.upper() if re.fullmatch(r"sft|m\d+", model) else escape(model)
+
+
+def named(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The win rates of an evaluation report {model: {opponent: rates}}; a model outside the run has a name for people
+    there, where files have its hash."""
+    opponent = report.get("opponent", {})
+    names = {opponent.get("name"): opponent.get("display_name") or opponent.get("path")}
+    return {a: {names.get(b, b): rates for b, rates in others.items()} for a, others in report["versus"].items()}
+
+
+def outside(models: Collection[str], evaluations: Mapping[str, Any]) -> list[Versus]:
+    """Win rates against models outside the run.
+
+    Args:
+      models: names of the run's models.
+      evaluations: {judge: {model: {opponent: win rates}}}.
+    """
+    return [
+        Versus(a, b, rates, judge)
+        for judge, versus in evaluations.items()
+        for a, others in versus.items()
+        for b, rates in others.items()
+        if b not in models
+    ]
 
 
 def win_rates(models: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any]) -> list[Versus]:

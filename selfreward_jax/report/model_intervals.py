@@ -7,6 +7,7 @@ from etils import epath
 
 from selfreward_jax import storage
 from selfreward_jax.evaluate import model_metrics
+from selfreward_jax.report.comparison import named
 from selfreward_jax.runs.run import Run
 
 
@@ -45,7 +46,7 @@ def evaluations(workdir: epath.Path) -> dict[str, dict[str, dict[str, Any]]]:
         if not (path.name.startswith("report_") and path.suffix == ".json"):
             continue
         try:
-            versus[path.stem.removeprefix("report_")] = storage.read_json(path)["versus"]
-        except (storage.StorageError, KeyError, TypeError):
+            versus[path.stem.removeprefix("report_")] = named(storage.read_json(path))
+        except (storage.StorageError, KeyError, TypeError, AttributeError):
             storage.warn(f"{path} cannot be read: evaluate again")
     return dict(sorted(versus.items(), key=lambda item: item[0] != "endpoint"))

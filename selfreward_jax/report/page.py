@@ -168,6 +168,7 @@ def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         "next_steps": tiles.next_steps(state, answers, best, workdir, metadata["stop_reason"]),
         "commands": tiles.commands(workdir, (list(models) or ["m1"])[-1]),
         "win_rates": rates,
+        "outside": comparison.outside(list(models), measured["evaluations"]),
         "limits": limits,
         "off": tiles.switched_off(limits),
     }
@@ -244,7 +245,7 @@ def _progress_charts(
             lines = {f"chance,\n{last['rule']} answer": last["baseline"]}
         svgs.append(charts.model_points(points, "Accuracy as a judge", "pairs in the right order", (0.49, 1.02), lines))
     if rates:
-        bars = [(f"{a.upper()} : {b.upper()}", v["win"], v["tie"], v["lose"]) for a, b, v, _ in rates]
+        bars = [(r.names, r.rates["win"], r.rates["tie"], r.rates["lose"]) for r in rates]
         svgs.append(charts.win_rate_bars(bars, f"Head to head, judged by {rates[-1].judge_name}"))
     return svgs
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from selfreward_jax.report.comparison import display_name, named
+
 # Column heads and metrics of the judge table; the paper's metrics first.
 JUDGE_COLUMNS = {
     "pairwise": "pairwise_accuracy",
@@ -26,7 +28,7 @@ def summary_tables(models: dict[str, Any]) -> list[str]:
 
 def evaluation_tables(report: dict[str, Any]) -> list[str]:
     """The tables of an evaluation report, with 95 % confidence intervals."""
-    models, versus = report["models"], report["versus"]
+    models, versus = report["models"], named(report)
     win_rates = win_rate_table(versus, f"judged by {report['judge']}") if versus else []
     return [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
 
@@ -51,13 +53,13 @@ def response_table(models: dict[str, Any]) -> list[str]:
 
 def win_rate_table(versus: dict[str, dict[str, Any]], judge: str = "") -> list[str]:
     """Wins, ties and losses of the model on the left, with the 95 % confidence interval of the margin."""
-    lines = ["", f"head to head         win %  tie %  lose %   win - lose  [95 %]   {judge}".rstrip()]
-    for ours, others in versus.items():
-        for theirs, v in others.items():
-            low, high = (100 * x for x in v["interval"]["margin"])
-            rates = f"{100 * v['win']:6.1f} {100 * v['tie']:6.1f} {100 * v['lose']:7.1f}"
-            pair = f"{ours.upper()} : {theirs.upper()}"
-            lines.append(f"  {pair:16s}  {rates}   {100 * v['margin']:+6.1f}  [{low:+.1f} {high:+.1f}]")
+    rows = {f"{display_name(a)} : {display_name(b)}": v for a, others in versus.items() for b, v in others.items()}
+    width = max(16, *map(len, rows))
+    lines = ["", f"{'head to head':{width + 2}s}   win %  tie %  lose %   win - lose  [95 %]   {judge}".rstrip()]
+    for names, v in rows.items():
+        low, high = (100 * x for x in v["interval"]["margin"])
+        rates = f"{100 * v['win']:6.1f} {100 * v['tie']:6.1f} {100 * v['lose']:7.1f}"
+        lines.append(f"  {names:{width}s}  {rates}   {100 * v['margin']:+6.1f}  [{low:+.1f} {high:+.1f}]")
     return lines
 
 
