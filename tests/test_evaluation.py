@@ -12,6 +12,7 @@ import pytest
 from conftest import assert_mentions
 
 from selfreward_jax.cli import program
+from selfreward_jax.report import tables
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ def test_a_model_of_the_run_judges_and_its_votes_are_reused(workdir):
     matchups = sum(map(len, texts(workdir, "m1")))
     assert versus["win"] == pytest.approx(sum(v > 0 for v in verdicts) / matchups)
     assert versus["lose"] == pytest.approx(sum(v < 0 for v in verdicts) / matchups)
+    votes = [vote["score"] for row in rows for vote in row["votes"]]
+    assert report(workdir, "m1")["parse_rate"] == sum(v is not None for v in votes) / len(votes)
     before, found = path.stat().st_mtime_ns, report(workdir, "m1")
     assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
     assert (path.stat().st_mtime_ns, report(workdir, "m1")) == (before, found)
@@ -89,6 +92,16 @@ def test_a_model_of_another_run_is_an_opponent(workdir, finished_run):
     page = (workdir / "report.html").read_text()
     assert "<td>M2 : m1 of elsewhere</td>" in page
     assert opponent.upper() not in page  # only the list of files has the hash
+
+
+def test_few_parsed_votes_give_a_line_of_caution():
+    def judge(rate):
+        return {"judge": {"parse_rate": rate}}
+
+    models = {"m1": judge(0.79), "m2": judge(0.8), "m3": judge(None)}
+    lines = tables.parse_cautions({"judge": "m1", "models": models, "parse_rate": 0.423})
+    assert [line[:27] for line in lines[1:]] == ["caution: 79 % of M1's votes", "caution: 42 % of the votes "]
+    assert tables.parse_cautions({"judge": "oracle", "models": {"m2": judge(0.8)}}) == []
 
 
 class PreferLonger(BaseHTTPRequestHandler):
@@ -149,9 +162,14 @@ def test_an_endpoint_judges_in_both_orders_and_its_replies_are_reused(workdir, s
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        (["--models=m7"], ["m1, m2", "'m7'"]),
-        (["--judge=m9"], ["m1, m2", "'m9'"]),
-        (["--judge=endpoint"], ["endpoint.base_url"]),
+        (["--models=m7"], ["--models=m7", "m1, m2", "'m7'"]),
+        (["--judge=m9"], ["--judge=m9", "oracle, endpoint, m1, m2"]),
+        (["--judge=gpt-4"], ["--judge=gpt-4", "oracle, endpoint, m1, m2"]),
+        (["--judge=endpoint"], ["endpoint.base_url is missing", "--endpoint.base_url=http://localhost:8000/v1"]),
+        (
+            ["--judge=endpoint", "--endpoint.base_url=http://x/v1"],
+            ["endpoint.model is missing", "--endpoint.model=NAME"],
+        ),
         (["--opponent=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["--opponents=2"], ["--opponents", "--opponent"]),
         (["--pairwise.method=stars"], ["pairwise.method", "'stars'"]),
@@ -182,7 +200,7 @@ def test_a_run_without_a_trained_model_is_refused(workdir, tmp_path):
     shutil.copy(workdir / "config.json", untrained)
     code, _, err = ended(f"--workdir={untrained}")
     assert code == 2
-    assert_mentions(err, untrained, "m1")
+    assert_mentions(err, untrained, "m1", "selfreward-jax run")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

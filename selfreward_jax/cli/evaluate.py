@@ -59,7 +59,7 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
 
     Returns:
       `judge` and what else describes the judge; `models`, the metrics of each by name; `versus`, the win rates by the
-      names of both models.
+      names of both models; `parse_rate`, the share of a judging model's votes on them that could be parsed.
 
     Raises:
       ConfigError: a model or judge does not exist.
@@ -70,7 +70,8 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
             f"evaluate.best_of of this run is {run.cfg.evaluate.best_of}: an --opponent samples one response where the "
             "run's models keep the best of several; leave --opponent out"
         )
-    verdicts, report = _make_judge(run, judge)
+    parsed: list[bool] = []
+    verdicts, report = _make_judge(run, judge, parsed)
     for name in names:
         evaluate_model(run, name)
     responses = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
@@ -85,7 +86,7 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
             a, b = (theirs, ours) if ours not in names else (ours, theirs)  # the opponent comes second
             versus.setdefault(a, {})[b] = win_rates(verdicts(a, b, _common_prompts(responses, a, b)))
     metrics = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
-    report |= {"models": metrics, "versus": versus}
+    report |= {"models": metrics, "versus": versus} | ({"parse_rate": sum(parsed) / len(parsed)} if parsed else {})
     storage.write_json(run.workdir / OUTPUT_DIR / f"report_{judge}.json", report)
     return report
 
@@ -95,13 +96,16 @@ def _choose_models(run: Run, models: str, judge: str) -> tuple[list[str], str]:
     trained = [m for m in run.files.model_names() if m != "m0"]
     names = [m for m in models.split(",") if m] or trained
     judge = judge or ("oracle" if _has_oracle(run) else (trained or [""])[-1])
-    for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
+    if not trained:
+        raise ConfigError(f"{run.workdir} holds no trained model yet: let `selfreward-jax run` make m1 first")
+    for name in names:
         if name not in trained:
-            raise ConfigError(f"workdir {run.workdir} holds {', '.join(trained) or 'no trained model'}, not {name!r}")
-    if not names:
-        raise ConfigError(f"workdir {run.workdir} holds no trained model yet: run selfreward_jax.main until m1 first")
+            raise ConfigError(f"--models={models}: {name!r} is not one of {', '.join(trained)}, the models of this run")
     if judge == "oracle" and not _has_oracle(run):
-        raise ConfigError("--judge is 'oracle', but only the toy world has one: give a model, or endpoint")
+        raise ConfigError(f"--judge=oracle: only the toy world has one; give endpoint, or one of {', '.join(trained)}")
+    judges = ["oracle"] * _has_oracle(run) + ["endpoint", *trained]
+    if judge not in judges:
+        raise ConfigError(f"--judge={judge}: it must be one of {', '.join(judges)}")
     return names, judge
 
 
@@ -117,8 +121,9 @@ def _has_oracle(run: Run) -> bool:
     return not run.cfg.data.ift
 
 
-def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
-    """The function that gives the verdicts, and the fields that describe the judge in a report.
+def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[str, Any]]:
+    """The function that gives the verdicts, and the fields that describe the judge in a report. For each vote of a
+    model it adds to `parsed` whether it could be parsed.
 
     Raises:
       EndpointError: the endpoint's settings cannot work.
@@ -141,7 +146,11 @@ def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
 
     def by_model(ours: str, theirs: str, rows: dict[str, ResponseRows]) -> list[list[int]]:
         stage = f"{ours}_{theirs}_by_{judge}_{suffix}"
-        return compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
+        found = compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
+        for row in run.files.jsonl(OUTPUT_DIR, stage).rows():
+            votes = [vote["score"] for vote in row["votes"]] if method == "scores" else row["read"]
+            parsed.extend(vote is not None for vote in votes)
+        return found
 
     return by_model, {"judge": judge, "method": method}
 

@@ -183,6 +183,11 @@ class Endpoint:
 def _check_settings(settings: ConfigDict, key: str) -> None:
     """Refuses an address, a model or a key that cannot work. The message repeats nothing that may hold a key."""
     url = settings.base_url
+    if not url:
+        raise EndpointError(
+            "endpoint.base_url is missing: give the address of the server, such as "
+            "--endpoint.base_url=http://localhost:8000/v1, and --endpoint.model=NAME"
+        )
     try:
         valid = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname and urlsplit(url).port != 0
     except ValueError:
@@ -190,7 +195,9 @@ def _check_settings(settings: ConfigDict, key: str) -> None:
     if not valid or not (url.isascii() and url.isprintable()) or set(url) & set(" @?#"):
         raise EndpointError("endpoint.base_url must be http(s)://HOST[:PORT]/v1, with no user, query or fragment")
     if not settings.model:
-        raise EndpointError("endpoint.model is empty: give the name of the model on the server")
+        raise EndpointError(
+            "endpoint.model is missing: give --endpoint.model=NAME, the name of the model on the server"
+        )
     if not (key.isascii() and key.isprintable()):
         raise EndpointError(
             f"{settings.api_key_env} (endpoint.api_key_env) holds characters that no key has: set a key"

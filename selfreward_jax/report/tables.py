@@ -12,6 +12,7 @@ JUDGE_COLUMNS = {
     "spearman": "spearman",
     "kendall": "kendall",
 }
+MIN_PARSE_RATE = 0.8  # below this share of parsed votes, a line of caution
 EXTRA_COLUMNS = {"(length)": "length_accuracy", "parsed": "parse_rate", "ties": "tie_rate"}
 
 
@@ -30,7 +31,25 @@ def evaluation_tables(report: dict[str, Any]) -> list[str]:
     """The tables of an evaluation report, with 95 % confidence intervals."""
     models, versus = report["models"], named(report)
     win_rates = win_rate_table(versus, f"judged by {report['judge']}") if versus else []
-    return [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
+    tables = [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
+    return [*tables, *parse_cautions(report)]
+
+
+def parse_cautions(report: dict[str, Any]) -> list[str]:
+    """Lines of caution where few votes could be parsed."""
+    rates = {name: metrics["judge"]["parse_rate"] for name, metrics in report["models"].items()}
+    lines = [
+        f"caution: {100 * rate:.0f} % of {display_name(name)}'s votes on the ranked answers could be parsed; its "
+        "figures as a judge ignore the others"
+        for name, rate in rates.items()
+        if rate is not None and rate < MIN_PARSE_RATE
+    ]
+    if (rate := report.get("parse_rate", 1.0)) < MIN_PARSE_RATE:
+        lines.append(
+            f"caution: {100 * rate:.0f} % of the votes behind the win rates could be parsed; without a verdict a "
+            f"comparison is a tie. Is {display_name(report['judge'])} a judge?"
+        )
+    return ["", *lines] if lines else []
 
 
 def response_table(models: dict[str, Any]) -> list[str]:
