@@ -6,35 +6,10 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.llm import peft
 from selfreward_jax.llm.peft import BaseModel
+from selfreward_jax.report.meanings import MEANINGS
 from selfreward_jax.runs.run import Run
 
 _DATA = {"ift": "instructions", "eft": "judgments", "prompts": "prompt writing"}  # by training set
-_MEANINGS = {  # of the metrics, by the name in eval.json
-    "oracle": {
-        "mean": "mean points of its answers, 0 to 5, by the toy task's oracle",
-        "perfect": "fraction of answers with 5 points",
-        "repeats": "fraction of answers that name something twice",
-    },
-    "judge": {
-        "pairwise_accuracy": "fraction of answer pairs that it puts in the right order; a tie counts half",
-        "pairwise_without_ties": "the same without the pairs that it ties",
-        "pairwise_ties_wrong": "the same with ties counted as wrong",
-        "tie_rate": "fraction of these pairs that it ties",
-        "exact_match": "fraction of prompts whose answers are all in the right order",
-        "five_best": "fraction of the answers it gives 5 points that are the best of their prompt",
-        "spearman": "mean rank correlation (Spearman's rho) with the true scores",
-        "kendall": "mean rank correlation (Kendall's tau-b) with the true scores",
-        "fives": "answers it gives 5 points",
-        "constant": "prompts without a rank correlation: one side's scores are all equal",
-        "missing": "answers without a parseable vote, which the metrics leave out",
-        "length_accuracy": "baseline: the pairwise accuracy of preferring the longer answer",
-        "parse_rate": "fraction of its votes that could be parsed",
-    },
-    "": {
-        "mean_length": "mean characters of its answers",
-        "finished": "fraction of answers that ended before the maximum length",
-    },
-}
 
 
 def model_card(run: Run, name: str, dtype: str, adapters_of: BaseModel | None = None) -> str:
@@ -126,7 +101,7 @@ def _metrics(run: Run, name: str) -> str:
     if metrics is None:
         return "None: the model was not evaluated."
     lines = ["| metric | value | what it is |", "|---|---|---|"]
-    for part, meanings in _MEANINGS.items():
+    for part, meanings in MEANINGS.items():
         values = metrics.get(part, {}) if part else metrics
         lines += [
             f"| {part} {name} | {value:.4g} | {meanings[name]} |".replace("|  ", "| ")

@@ -53,12 +53,13 @@ class List {
 
 const score = (value) => String(Math.round(value * 100) / 100);
 const content = (text) => make("div", "content", text);
+const command = (words) => make("code", "", ...words.flatMap((word) => [make("span", "", word), " "]).slice(0, -1));
 const prompt = (text) => make("span", "grow", text.replaceAll("\n", " "));
 
 function side(name, className, text, votes) {
   const section = make("section", `side ${className}`, make("h4", "", name), content(text || "(nothing)"));
   votes.forEach(([value, reasons], i) => {
-    section.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "none" : score(value)}`), content(reasons)));
+    section.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "no score" : score(value)}`), content(reasons)));
   });
   return section;
 }
@@ -90,7 +91,7 @@ async function browsePairs(root) {
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
       make("p", "soft", votes ? "All answers, votes and keys: " : "This page has no room for its votes. All answers, votes and keys: ",
-        make("code", "", `selfreward-jax explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
+        command(["selfreward-jax", "explain", `--workdir='${root.dataset.workdir}'`, `--pair='${row.id}'`])));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));

@@ -28,6 +28,7 @@ from selfreward_jax.report import (
     tiles,
     time_report,
 )
+from selfreward_jax.report.meanings import MEANINGS
 from selfreward_jax.report.tables import EXTRA_COLUMNS, JUDGE_COLUMNS
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
@@ -41,11 +42,11 @@ PAPER_METRICS = {
     "spearman": {"sft": 0.253, "m1": 0.279, "m2": 0.331, "m3": 0.349},
     "kendall": {"sft": 0.233, "m1": 0.253, "m2": 0.315, "m3": 0.324},
 }
-CURVES = {  # charts of a training by title: the label of the vertical axis, and the logged metrics that each shows
-    "loss": ("loss", ("loss", "dpo")),
-    "reward margin": ("margin", ("margin",)),
-    "reward accuracy": ("fraction of pairs", ("accuracy",)),
-    "log-probs": ("log-prob of an answer", ("chosen_logprob", "rejected_logprob")),
+CURVES = {  # charts of a training by title: the label of the vertical axis, and the name of each logged metric
+    "loss": ("loss", {"loss": "whole loss", "dpo": "its preference term"}),
+    "reward margin": ("chosen minus rejected reward", {"margin": "margin"}),
+    "reward accuracy": ("fraction of pairs", {"accuracy": "chosen reward higher"}),
+    "log-probs": ("log-prob of an answer", {"chosen_logprob": "chosen", "rejected_logprob": "rejected"}),
 }
 RELOAD_SECONDS = 20  # between reloads of the page of a run in progress
 
@@ -141,6 +142,7 @@ def render(results: Mapping[str, Any], rows: Mapping[str, Any], metadata: dict[s
         symbols=tiles.SYMBOLS,
         trainings=[(name, _svgs(svgs)) for name, svgs in _training_charts(metadata["log"]).items()],
         judge_columns=JUDGE_COLUMNS | EXTRA_COLUMNS,
+        meanings=MEANINGS,
         paper=PAPER_METRICS,
         checks=CHECKS,
         time=metadata["time"],
@@ -233,8 +235,8 @@ def _progress_charts(
         versus = measured["evaluations"][rates[-1].judge]
         against = {a.upper(): versus[a]["m1"] for a in models if "m1" in versus.get(a, {})}
         margins = {a: (100 * v["margin"], [100 * x for x in v["interval"]["margin"]]) for a, v in against.items()}
-        label = f"win minus lose, judged by {rates[-1].judge_name}"
-        svgs.append(charts.model_points(margins, "Against M1", label, (-105, 105), {"M1": 0.0}))
+        label = f"points, judged by {rates[-1].judge_name}"
+        svgs.append(charts.model_points(margins, "Win minus lose against M1", label, (-105, 105), {"M1": 0.0}))
     if judges := {name: lead for name, lead in judges.items() if lead["accuracy"] is not None}:
         points = {
             n.upper(): (j["accuracy"], models[n]["judge"]["interval"]["pairwise_accuracy"]) for n, j in judges.items()
@@ -278,7 +280,7 @@ def _training_charts(log: Sequence[Row]) -> dict[str, list[str]]:
         svgs[name] = [
             charts.training_curves(lines, f"{name}: {title}", axis)
             for title, (axis, metrics) in CURVES.items()
-            if (lines := {m.replace("_logprob", ""): curve for m in metrics if (curve := _curve(rows, m))})
+            if (lines := {legend: curve for metric, legend in metrics.items() if (curve := _curve(rows, metric))})
         ]
     return svgs
 
