@@ -9,6 +9,7 @@ import pytest
 from conftest import micro
 from etils import epath
 
+from selfreward_jax import config
 from selfreward_jax.data import eft
 from selfreward_jax.method import judge, pairs
 from selfreward_jax.report import closing, status
@@ -185,6 +186,20 @@ def test_steps_that_are_done_take_no_time():
     plan = Schedule([step._replace(done=step.label != "m2 dpo") for step in STEPS])
     plan.measured("m1 sft", 90.0, steps=45)
     assert plan.seconds_after("m1 sft") == 60.0
+
+
+def test_a_step_of_dpo_is_priced_by_its_tokens():
+    cfg = config.get_config("tiny")
+    assert status.step_tokens(cfg, "sft") == 8 * 256
+    # 16 pairs of two answers of 48 tokens in each of 2 epochs, a third for the reference; 16 replayed rows of 256
+    assert status.step_tokens(cfg, "dpo") == pytest.approx(16 * 2 * 48 * (1 + 1 / 6) + 16 * 256)
+    cfg.dpo.replay_weight, cfg.dpo.dpo_weight = 0.0, 0.0
+    assert status.step_tokens(cfg, "dpo") == 16 * 48
+    plan = Schedule([step._replace(step_tokens={"sft": 100.0, "dpo": 250.0}.get(step.name, 1.0)) for step in STEPS])
+    plan.measured("m1 sft", 90.0, steps=45)
+    assert plan.seconds(plan.steps[6]) == pytest.approx(30 * 2.0 * 2.5)
+    plan.measured("m2 dpo", 120.0, steps=30)
+    assert plan.seconds(plan.steps[6]) == 120.0
 
 
 def test_what_the_data_decide_is_not_estimated_before_it_was_measured():
