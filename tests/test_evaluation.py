@@ -100,7 +100,7 @@ def test_few_parsed_votes_give_a_line_of_caution():
 
     models = {"m1": judge(0.79), "m2": judge(0.8), "m3": judge(None)}
     lines = tables.parse_cautions({"judge": "m1", "models": models, "parse_rate": 0.423})
-    assert [line[:27] for line in lines[1:]] == ["caution: 79 % of M1's votes", "caution: 42 % of the votes "]
+    assert [line[:27] for line in lines[1:]] == ["caution: 79 % of M1's votes", "caution: 42 % of M1's votes"]
     assert tables.parse_cautions({"judge": "oracle", "models": {"m2": judge(0.8)}}) == []
 
 

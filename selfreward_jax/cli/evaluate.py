@@ -146,11 +146,11 @@ def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[s
 
     def by_model(ours: str, theirs: str, rows: dict[str, ResponseRows]) -> list[list[int]]:
         stage = f"{ours}_{theirs}_by_{judge}_{suffix}"
-        found = compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
+        verdicts = compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
         for row in run.files.jsonl(OUTPUT_DIR, stage).rows():
             votes = [vote["score"] for vote in row["votes"]] if method == "scores" else row["read"]
             parsed.extend(vote is not None for vote in votes)
-        return found
+        return verdicts
 
     return by_model, {"judge": judge, "method": method}
 

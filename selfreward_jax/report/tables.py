@@ -30,7 +30,7 @@ def summary_tables(models: dict[str, Any]) -> list[str]:
 def evaluation_tables(report: dict[str, Any]) -> list[str]:
     """The tables of an evaluation report, with 95 % confidence intervals."""
     models, versus = report["models"], named(report)
-    win_rates = win_rate_table(versus, f"judged by {report['judge']}") if versus else []
+    win_rates = win_rate_table(versus, f"judged by {display_name(report['judge'])}") if versus else []
     tables = [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
     return [*tables, *parse_cautions(report)]
 
@@ -46,8 +46,8 @@ def parse_cautions(report: dict[str, Any]) -> list[str]:
     ]
     if (rate := report.get("parse_rate", 1.0)) < MIN_PARSE_RATE:
         lines.append(
-            f"caution: {100 * rate:.0f} % of the votes behind the win rates could be parsed; without a verdict a "
-            f"comparison is a tie. Is {display_name(report['judge'])} a judge?"
+            f"caution: {100 * rate:.0f} % of {display_name(report['judge'])}'s votes behind the win rates could be "
+            "parsed; a comparison without a verdict is a tie"
         )
     return ["", *lines] if lines else []
 
