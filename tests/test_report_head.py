@@ -151,6 +151,16 @@ def test_the_page_and_the_console_name_the_same_model_for_the_same_reason(workdi
     assert any(f"M1 ({best[1]})" in text for text, _ in page)
 
 
+def test_a_folder_that_is_called_like_a_model_of_the_run_is_another_model():
+    for known in ({"display_name": "m1"}, {"path": "m1"}):
+        found = {"opponent": {"name": "m1-abcd1234"} | known, "versus": {"m2": {"m1": UP, "m1-abcd1234": DOWN}}}
+        versus = comparison.named(found)
+        assert versus == {"m2": {"m1": UP, "folder m1": DOWN}}
+        rates = comparison.win_rates({"m1": {}, "m2": {}}, {"m2": versus})
+        assert comparison.best_model(["m1", "m2"], rates)[0] == "m2"
+        assert [r.opponent for r in comparison.outside(["m1", "m2"], {"m2": versus})] == ["folder m1"]
+
+
 def test_the_sft_baseline_is_not_what_models_must_beat():
     versus = {"sft": UP, "m1": DOWN, "m2": UP}
     models = {"sft": {"versus": {}}, "m1": {"versus": {"sft": UP}}, "m2": {"versus": {"m1": DOWN, "sft": UP}}}

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.telemetry.escape import escape
 
+_RUN_MODEL = re.compile(r"sft|m\d+")  # names of a run's own models
+
 
 class Versus(NamedTuple):
     """Win rates of a model against another, as `head_to_head.win_rates` gives them, and who judged."""
@@ -28,14 +30,15 @@ class Versus(NamedTuple):
 
 def display_name(model: str) -> str:
     """A model's name for people: those of a run in capitals, others as they are."""
-    return model.upper() if re.fullmatch(r"sft|m\d+", model) else escape(model)
+    return model.upper() if _RUN_MODEL.fullmatch(model) else escape(model)
 
 
 def named(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The win rates of an evaluation report {model: {opponent: rates}}; a model outside the run has a name for people
-    there, where files have its hash."""
+    there, where files have its hash. It is never that of a model of the run: "folder m1" is another model than "m1"."""
     opponent = report.get("opponent", {})
-    names = {opponent.get("name"): opponent.get("display_name") or opponent.get("path")}
+    shown = opponent.get("display_name") or opponent.get("path") or ""
+    names = {opponent.get("name"): f"folder {shown}" if _RUN_MODEL.fullmatch(shown) else shown}
     return {a: {names.get(b, b): rates for b, rates in others.items()} for a, others in report["versus"].items()}
 
 
