@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 import shutil
 
 import pytest
@@ -308,7 +309,7 @@ def test_hostile_text_stays_text(opened, parts):
             answers[i % len(answers)]["responses"][0]["text"] = text
             answers[i % len(answers)]["prompt"] = text
     metadata["name"] = metadata["settings"]["judge.template"] = HOSTILE["script"] + HOSTILE["image"]
-    metadata["workdir"] = f"runs/{HOSTILE['script']}{HOSTILE['override']}"
+    metadata["workdir"] = f"runs/o'brien {HOSTILE['script']}{HOSTILE['override']}"
     page = opened((results, rows, metadata))
     for section in ("pairs", "answers"):
         for i in range(entries(page, section).count()):
@@ -323,6 +324,9 @@ def test_hostile_text_stays_text(opened, parts):
     command = page.locator("#next code").first.inner_text()
     assert HOSTILE["script"] in command
     assert r"good \u202e dab'" in command
+    words = shlex.split(entries(page).first.locator("p code").inner_text())
+    workdir = f"runs/o'brien {HOSTILE['script']}good \\u202e dab"
+    assert words == ["selfreward-jax", "explain", f"--workdir={workdir}", "--pair=m2/9000"]
     texts = page.locator("#pairs .side.chosen > .content").all_text_contents()
     assert texts[:3] == list(HOSTILE.values())[:3]
     assert texts[3:5] == [r"good \u202e dab", r"\x1b]0;title\x07\x1b[31mred"]

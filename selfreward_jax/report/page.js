@@ -52,6 +52,7 @@ class List {
 }
 
 const score = (value) => String(Math.round(value * 100) / 100);
+const quoted = (text) => `'${text.replaceAll("'", `'"'"'`)}'`; // for a shell, as shlex.quote does
 const content = (text) => make("div", "content", text);
 const command = (words) => make("code", "", ...words.flatMap((word) => [make("span", "", word), " "]).slice(0, -1));
 const prompt = (text) => make("span", "grow", text.replaceAll("\n", " "));
@@ -91,7 +92,7 @@ async function browsePairs(root) {
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
       make("p", "soft", votes ? "All answers, votes and keys: " : "This page has no room for its votes. All answers, votes and keys: ",
-        command(["selfreward-jax", "explain", `--workdir='${root.dataset.workdir}'`, `--pair='${row.id}'`])));
+        command(["selfreward-jax", "explain", `--workdir=${quoted(root.dataset.workdir)}`, `--pair=${quoted(row.id)}`])));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));
