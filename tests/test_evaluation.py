@@ -100,7 +100,7 @@ def test_few_parsed_votes_give_a_line_of_caution():
 
     models = {"m1": judge(0.79), "m2": judge(0.8), "m3": judge(None)}
     lines = tables.parse_cautions({"judge": "m1", "models": models, "parse_rate": 0.423})
-    assert [line[:27] for line in lines[1:]] == ["caution: 79 % of M1's votes", "caution: 42 % of M1's votes"]
+    assert [line[:27] for line in lines] == ["caution: 79 % of M1's votes", "caution: 42 % of M1's votes"]
     assert tables.parse_cautions({"judge": "oracle", "models": {"m2": judge(0.8)}}) == []
 
 
@@ -108,6 +108,7 @@ class PreferLonger(BaseHTTPRequestHandler):
     """A server whose judge prefers the longer answer."""
 
     prompts: list = []
+    verdict: str = ""  # instead of the longer one
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -116,7 +117,8 @@ class PreferLonger(BaseHTTPRequestHandler):
         first, second = prompt.split("Answer A: ")[1].split("\n\nAnswer B: ")
         second = second.split("\n\nGive your reasons")[0]
         side = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
-        reply = {"choices": [{"message": {"content": f"Because.\nBetter: {side}"}, "finish_reason": "stop"}]}
+        text = type(self).verdict or f"Because.\nBetter: {side}"
+        reply = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
         data = json.dumps(reply).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -153,10 +155,24 @@ def test_an_endpoint_judges_in_both_orders_and_its_replies_are_reused(workdir, s
     assert versus["win"] == pytest.approx(sum(len(a) > len(b) for a, b in pairs) / len(pairs))
     assert versus["lose"] == pytest.approx(sum(len(a) < len(b) for a, b in pairs) / len(pairs))
     assert_mentions(out, "endpoint")
+    assert (found["parse_rate"], any("of the endpoint's votes" in line for line in found["cautions"])) == (1.0, False)
     paid = len(PreferLonger.prompts)
     assert paid == len({(a, b) for a, b in pairs} | {(b, a) for a, b in pairs}) or paid <= 2 * len(pairs)
     assert ended(*options)[0] == 0
     assert len(PreferLonger.prompts) == paid
+
+
+def test_replies_without_a_verdict_give_a_caution(workdir, server, tmp_path, monkeypatch):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (run / "evaluation" / "endpoint.jsonl").unlink(missing_ok=True)
+    monkeypatch.setattr(PreferLonger, "verdict", "I cannot say.")
+    options = ["--judge=endpoint", f"--endpoint.base_url={server}", "--endpoint.model=judge"]
+    code, out, err = ended(f"--workdir={run}", *options)
+    assert code == 0, err
+    found = report(run, "endpoint")
+    assert (found["parse_rate"], found["versus"]["m2"]["m1"]["tie"]) == (0, 1)
+    assert "caution: 0 % of the endpoint's votes" in found["cautions"][-1]
+    assert all(line in out for line in found["cautions"])
 
 
 @pytest.mark.parametrize(

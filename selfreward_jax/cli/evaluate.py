@@ -8,7 +8,6 @@ no response is generated twice, and no request is paid for twice.
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from selfreward_jax import storage
@@ -18,6 +17,7 @@ from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
 from selfreward_jax.llm.hub import HUB_PREFIX
+from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import load_model, resolve_model
@@ -59,7 +59,8 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
 
     Returns:
       `judge` and what else describes the judge; `models`, the metrics of each by name; `versus`, the win rates by the
-      names of both models; `parse_rate`, the share of a judging model's votes on them that could be parsed.
+      names of both models; `parse_rate`, the share of a model's or an endpoint's votes on them that could be parsed;
+      `cautions`, lines that say where it is low.
 
     Raises:
       ConfigError: a model or judge does not exist.
@@ -87,6 +88,7 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
             versus.setdefault(a, {})[b] = win_rates(verdicts(a, b, _common_prompts(responses, a, b)))
     metrics = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
     report |= {"models": metrics, "versus": versus} | ({"parse_rate": sum(parsed) / len(parsed)} if parsed else {})
+    report |= {"cautions": tables.parse_cautions(report)}
     storage.write_json(run.workdir / OUTPUT_DIR / f"report_{judge}.json", report)
     return report
 
@@ -123,7 +125,7 @@ def _has_oracle(run: Run) -> bool:
 
 def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[str, Any]]:
     """The function that gives the verdicts, and the fields that describe the judge in a report. For each vote of a
-    model it adds to `parsed` whether it could be parsed.
+    model or an endpoint it adds to `parsed` whether it could be parsed.
 
     Raises:
       EndpointError: the endpoint's settings cannot work.
@@ -133,14 +135,19 @@ def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[s
     if judge == "endpoint":
         # One object for the whole evaluation, since it counts the requests.
         settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / OUTPUT_DIR / "endpoint.jsonl")
-        ask_endpoint = partial(compare_by_endpoint, run, endpoint)
         description = {
             "judge": judge,
             "base_url": settings.base_url,
             "model": settings.model,
             "template": run.cfg.pairwise.template,
         }
-        return lambda ours, theirs, rows: ask_endpoint(rows[ours], rows[theirs], f"{ours} : {theirs}"), description
+
+        def by_endpoint(ours: str, theirs: str, rows: dict[str, ResponseRows]) -> list[list[int]]:
+            verdicts = compare_by_endpoint(run, endpoint, rows[ours], rows[theirs], f"{ours} : {theirs}")
+            parsed.extend(bool(text) and parse_preference(text) is not None for text in endpoint.replies)
+            return verdicts
+
+        return by_endpoint, description
     method = run.cfg.pairwise.method
     suffix = method if method == "scores" else f"{method}_{run.cfg.pairwise.max_new_tokens}"
 

@@ -54,7 +54,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """A chat model of a server, with a file that caches its replies.
 
-    `num_requests` counts the requests that were sent, retries included.
+    `num_requests` counts the requests that were sent, retries included. `replies` are those that `complete` returned
+    last.
     """
 
     def __init__(self, settings: ConfigDict, cache: epath.PathLike, sleep: Callable = time.sleep) -> None:
@@ -69,6 +70,7 @@ class Endpoint:
           EndpointError: a setting cannot work, or the cache file is of another kind.
         """
         self.settings, self.num_requests = settings, 0
+        self.replies: list[str | None] = []
         self._key = os.environ.get(settings.api_key_env, "").strip()
         _check_settings(settings, self._key)
         self._authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -107,7 +109,8 @@ class Endpoint:
             left = sum(i not in self._texts for i in ids)
             progress = f"{len(ids) - left} of {len(ids)} prompts are answered and cached, {left} are left"
             raise EndpointError(f"{self._stop_reason}; {progress}: run the same command again to resume")
-        return [self._texts.get(i) for i in ids]
+        self.replies = [self._texts.get(i) for i in ids]
+        return self.replies
 
     def _id(self, prompt: str, max_tokens: int) -> str:
         return hashlib.sha256(json.dumps([self._url, self.settings.model, prompt, max_tokens]).encode()).hexdigest()

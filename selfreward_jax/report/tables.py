@@ -32,7 +32,8 @@ def evaluation_tables(report: dict[str, Any]) -> list[str]:
     models, versus = report["models"], named(report)
     win_rates = win_rate_table(versus, f"judged by {display_name(report['judge'])}") if versus else []
     tables = [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
-    return [*tables, *parse_cautions(report)]
+    cautions = parse_cautions(report)
+    return [*tables, *([""] if cautions else []), *cautions]
 
 
 def parse_cautions(report: dict[str, Any]) -> list[str]:
@@ -45,11 +46,12 @@ def parse_cautions(report: dict[str, Any]) -> list[str]:
         if rate is not None and rate < MIN_PARSE_RATE
     ]
     if (rate := report.get("parse_rate", 1.0)) < MIN_PARSE_RATE:
+        judge = "the endpoint" if report["judge"] == "endpoint" else display_name(report["judge"])
         lines.append(
-            f"caution: {100 * rate:.0f} % of {display_name(report['judge'])}'s votes behind the win rates could be "
+            f"caution: {100 * rate:.0f} % of {judge}'s votes behind the win rates could be "
             "parsed; a comparison without a verdict is a tie"
         )
-    return ["", *lines] if lines else []
+    return lines
 
 
 def response_table(models: dict[str, Any]) -> list[str]:
