@@ -12,6 +12,7 @@ import pytest
 from conftest import assert_mentions
 
 from selfreward_jax.cli import program
+from selfreward_jax.report import tables
 
 
 @pytest.fixture(scope="module")
@@ -67,28 +68,47 @@ def test_a_model_of_the_run_judges_and_its_votes_are_reused(workdir):
     matchups = sum(map(len, texts(workdir, "m1")))
     assert versus["win"] == pytest.approx(sum(v > 0 for v in verdicts) / matchups)
     assert versus["lose"] == pytest.approx(sum(v < 0 for v in verdicts) / matchups)
+    votes = [vote["score"] for row in rows for vote in row["votes"]]
+    assert report(workdir, "m1")["parse_rate"] == sum(v is not None for v in votes) / len(votes)
     before, found = path.stat().st_mtime_ns, report(workdir, "m1")
     assert ended(f"--workdir={workdir}", "--judge=m1")[0] == 0
     assert (path.stat().st_mtime_ns, report(workdir, "m1")) == (before, found)
 
 
 def test_a_model_of_another_run_is_an_opponent(workdir, finished_run):
-    code, _, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_model=m1")
+    code, out, _ = ended(f"--workdir={workdir}", "--models=m2", f"--opponent={finished_run}", "--opponent_model=m1")
     assert code == 0
+    assert f"M2 : m1 of {finished_run.name} " in out
     ((ours, others),) = report(workdir)["versus"].items()
     ((opponent, rates),) = others.items()
     assert ours == "m2"
     assert opponent.startswith("m1-")
+    assert opponent not in out.lower()
     assert rates["win"] + rates["tie"] + rates["lose"] == pytest.approx(1)
     shutil.copytree(finished_run, workdir.parent / "elsewhere")  # the same model under another path
     assert ended(f"--workdir={workdir}", f"--opponent={workdir.parent}/elsewhere", "--opponent_model=m1")[0] == 0
     assert len(list((workdir / "evaluation").glob("m1-*_answers.jsonl"))) == 1
+    assert program.main(["report", f"--workdir={workdir}"]) == 0
+    page = (workdir / "report.html").read_text()
+    assert "<td>M2 : m1 of elsewhere</td>" in page
+    assert opponent.upper() not in page  # only the list of files has the hash
+
+
+def test_few_parsed_votes_give_a_line_of_caution():
+    def judge(rate):
+        return {"judge": {"parse_rate": rate}}
+
+    models = {"m1": judge(0.79), "m2": judge(0.8), "m3": judge(None)}
+    lines = tables.parse_cautions({"judge": "m1", "models": models, "parse_rate": 0.423})
+    assert [line[:27] for line in lines] == ["caution: 79 % of M1's votes", "caution: 42 % of M1's votes"]
+    assert tables.parse_cautions({"judge": "oracle", "models": {"m2": judge(0.8)}}) == []
 
 
 class PreferLonger(BaseHTTPRequestHandler):
     """A server whose judge prefers the longer answer."""
 
     prompts: list = []
+    verdict: str = ""  # instead of the longer one
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -97,7 +117,8 @@ class PreferLonger(BaseHTTPRequestHandler):
         first, second = prompt.split("Answer A: ")[1].split("\n\nAnswer B: ")
         second = second.split("\n\nGive your reasons")[0]
         side = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
-        reply = {"choices": [{"message": {"content": f"Because.\nBetter: {side}"}, "finish_reason": "stop"}]}
+        text = type(self).verdict or f"Because.\nBetter: {side}"
+        reply = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
         data = json.dumps(reply).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -134,18 +155,37 @@ def test_an_endpoint_judges_in_both_orders_and_its_replies_are_reused(workdir, s
     assert versus["win"] == pytest.approx(sum(len(a) > len(b) for a, b in pairs) / len(pairs))
     assert versus["lose"] == pytest.approx(sum(len(a) < len(b) for a, b in pairs) / len(pairs))
     assert_mentions(out, "endpoint")
+    assert (found["parse_rate"], any("of the endpoint's votes" in line for line in found["cautions"])) == (1.0, False)
     paid = len(PreferLonger.prompts)
     assert paid == len({(a, b) for a, b in pairs} | {(b, a) for a, b in pairs}) or paid <= 2 * len(pairs)
     assert ended(*options)[0] == 0
     assert len(PreferLonger.prompts) == paid
 
 
+def test_replies_without_a_verdict_give_a_caution(workdir, server, tmp_path, monkeypatch):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (run / "evaluation" / "endpoint.jsonl").unlink(missing_ok=True)
+    monkeypatch.setattr(PreferLonger, "verdict", "I cannot say.")
+    options = ["--judge=endpoint", f"--endpoint.base_url={server}", "--endpoint.model=judge"]
+    code, out, err = ended(f"--workdir={run}", *options)
+    assert code == 0, err
+    found = report(run, "endpoint")
+    assert (found["parse_rate"], found["versus"]["m2"]["m1"]["tie"]) == (0, 1)
+    assert "caution: 0 % of the endpoint's votes" in found["cautions"][-1]
+    assert all(line in out for line in found["cautions"])
+
+
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        (["--models=m7"], ["m1, m2", "'m7'"]),
-        (["--judge=m9"], ["m1, m2", "'m9'"]),
-        (["--judge=endpoint"], ["endpoint.base_url"]),
+        (["--models=m7"], ["--models=m7", "m1, m2", "'m7'"]),
+        (["--judge=m9"], ["--judge=m9", "oracle, endpoint, m1, m2"]),
+        (["--judge=gpt-4"], ["--judge=gpt-4", "oracle, endpoint, m1, m2"]),
+        (["--judge=endpoint"], ["endpoint.base_url is missing", "--endpoint.base_url=http://localhost:8000/v1"]),
+        (
+            ["--judge=endpoint", "--endpoint.base_url=http://x/v1"],
+            ["endpoint.model is missing", "--endpoint.model=NAME"],
+        ),
         (["--opponent=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["--opponents=2"], ["--opponents", "--opponent"]),
         (["--pairwise.method=stars"], ["pairwise.method", "'stars'"]),
@@ -176,7 +216,7 @@ def test_a_run_without_a_trained_model_is_refused(workdir, tmp_path):
     shutil.copy(workdir / "config.json", untrained)
     code, _, err = ended(f"--workdir={untrained}")
     assert code == 2
-    assert_mentions(err, untrained, "m1")
+    assert_mentions(err, untrained, "m1", "selfreward-jax run")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -51,7 +51,11 @@ def test_the_random_keys_shown_are_those_of_the_run(finished_run, capsys):
     key = jax.random.key(0)
     for name in ("m2", "candidates", pair):
         key = jax.random.fold_in(key, stable_hash32(name))
-        assert f"{stable_hash32(name)} ({name})" in shown
+        word = {"candidates": "responses"}.get(name, name)
+        assert f"{stable_hash32(name)} ({word})" in shown
+    assert f"{stable_hash32('judgements')} (judgments)" in shown
+    assert "judgement" not in shown
+    assert not re.search(r"\.\d{4}", shown)
     run = open_run(str(finished_run))
     expected = jax.random.fold_in(run.files.stage_key("m2", "responses"), stable_hash32(pair))
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected))
@@ -60,9 +64,11 @@ def test_the_random_keys_shown_are_those_of_the_run(finished_run, capsys):
 @pytest.mark.parametrize(
     ("pair", "facts"),
     [
-        ("m2/99999", r"'m2/99999'.*\bm2/\d"),
-        ("m7/1", r"'m7/1'.*\bm2$"),
-        ("..", r"'\.\.'.*\bm2$"),
+        ("m2/99999", r"--pair=m2/99999:.*\bm2/\d"),
+        ("m7/1", r"--pair=m7/1:.*\bpairs of m2$"),
+        ("..", r"--pair=\.\.:.*\bpairs of m2$"),
+        ("m2", r"--pair=m2:.*\bMODEL/NUMBER\b"),
+        ("17", r"--pair=17:.*\bMODEL/NUMBER.*\bm2/\d+;"),
     ],
 )
 def test_an_unknown_pair_is_refused_on_one_line(finished_run, pair, facts):

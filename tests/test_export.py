@@ -65,6 +65,11 @@ def test_the_model_card_has_the_metrics_and_hashes_of_the_run(finished_run, expo
     card = (exported / "README.md").read_text()
     metrics = json.loads((finished_run / "m2" / "eval.json").read_text())
     assert f"| {metrics['oracle']['mean']:.4g} |" in card
+    table = [line.strip("| ").split(" | ") for line in card.partition("## Metrics")[2].partition("##")[0].splitlines()]
+    rows = [cells for cells in table if len(cells) > 1][1:]
+    shown = {cells[0].rpartition(" ")[2] for cells in rows}
+    assert shown >= {"mean", "perfect", "length_accuracy", "parse_rate", "mean_length", "finished"}
+    assert all(len(cells) == 3 and len(cells[2].split()) > 2 for cells in rows)
     assert json.loads((finished_run / "m2" / "pairs.manifest.json").read_text())["sha256"] in card
     assert json.loads((finished_run / "seed" / "ift.manifest.json").read_text())["sha256"] in card
     settings = json.loads(card.split("```json\n")[1].split("```")[0])

@@ -9,12 +9,15 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import markupsafe
 import pytest
 from conftest import assert_mentions, ended
 
 from selfreward_jax.cli import report
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import charts, embedded_data, page
+from selfreward_jax.report.meanings import MEANINGS
+from selfreward_jax.report.tables import EXTRA_COLUMNS, JUDGE_COLUMNS
 from selfreward_jax.runs.run import open_run
 from selfreward_jax.stages.table import TABLE
 
@@ -77,7 +80,9 @@ def test_metrics_are_those_of_the_summary(finished_run, text):
     paper = ("0.787", "0.804")  # M1 and M2
     cells = zip(models, paper, strict=True)
     pairwise = "".join(f"<td>{m['judge']['pairwise_accuracy']:.3f}<br><small>{p}</small></td>" for m, p in cells)
-    assert f"<tr><td>pairwise</td>{pairwise}</tr>" in text
+    assert re.search(rf'<td class="text">pairwise<br><small>[^<]+</small></td>{re.escape(pairwise)}</tr>', text)
+    for name in (JUDGE_COLUMNS | EXTRA_COLUMNS).values():
+        assert f"<small>{markupsafe.escape(MEANINGS['judge'][name])}</small>" in text
     margin = 100 * found["models"]["m2"]["versus"]["m1"]["margin"]
     assert_mentions(text, f"{margin:+.1f}")
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 import shutil
 
 import pytest
@@ -96,6 +97,9 @@ def test_the_page_fits_every_screen(opened, parts, width, scheme):
     assert (back == "rgb(255, 255, 255)") == (scheme == "light")
     assert page.locator("svg").count() >= 6
     assert cut_off(page) == []
+    options = page.locator("#next code span", has_text=re.compile("^--model"))  # a line breaks between options only
+    assert options.count() == 2
+    assert all(option.bounding_box()["height"] < 30 for option in options.all())
     shown = page.locator("svg text").first.evaluate("(e) => getComputedStyle(e).fill")
     ink = page.evaluate("getComputedStyle(document.body).color")
     assert shown == ink
@@ -196,14 +200,14 @@ def test_a_run_on_own_data_says_what_is_not_measured(opened, parts):
         page = opened((results, rows, metadata), viewport={"width": width, "height": 900})
         assert "○ not measured" in page.locator(".tile").first.inner_text()
         for place in ("#next", "#progress"):
-            assert "python -m selfreward_jax evaluate --workdir=" in page.locator(place).inner_text()
+            assert "selfreward-jax evaluate --workdir=" in page.locator(place).inner_text()
         assert page.locator("#chart svg").count() == 1
         assert cut_off(page) == []
     rates = parts[0]["models"]["m2"]["versus"]["m1"]
     metadata["measured"]["evaluations"] = {"m2": {"m2": {"m1": rates}}}
     page = opened((results, rows, metadata))
     assert "Judged by M2 of this run" in page.locator(".tile").first.inner_text()
-    assert "win minus lose, judged by M2" in page.locator("#chart svg").first.locator("text").all_text_contents()
+    assert "points, judged by M2" in page.locator("#chart svg").first.locator("text").all_text_contents()
 
 
 def test_the_examples_are_open(opened, parts):
@@ -305,7 +309,7 @@ def test_hostile_text_stays_text(opened, parts):
             answers[i % len(answers)]["responses"][0]["text"] = text
             answers[i % len(answers)]["prompt"] = text
     metadata["name"] = metadata["settings"]["judge.template"] = HOSTILE["script"] + HOSTILE["image"]
-    metadata["workdir"] = f"runs/{HOSTILE['script']}{HOSTILE['override']}"
+    metadata["workdir"] = f"runs/o'brien {HOSTILE['script']}{HOSTILE['override']}"
     page = opened((results, rows, metadata))
     for section in ("pairs", "answers"):
         for i in range(entries(page, section).count()):
@@ -320,6 +324,9 @@ def test_hostile_text_stays_text(opened, parts):
     command = page.locator("#next code").first.inner_text()
     assert HOSTILE["script"] in command
     assert r"good \u202e dab'" in command
+    words = shlex.split(entries(page).first.locator("p code").inner_text())
+    workdir = f"runs/o'brien {HOSTILE['script']}good \\u202e dab"
+    assert words == ["selfreward-jax", "explain", f"--workdir={workdir}", "--pair=m2/9000"]
     texts = page.locator("#pairs .side.chosen > .content").all_text_contents()
     assert texts[:3] == list(HOSTILE.values())[:3]
     assert texts[3:5] == [r"good \u202e dab", r"\x1b]0;title\x07\x1b[31mred"]
@@ -332,4 +339,4 @@ def test_without_javascript_the_charts_are_shown(opened, parts):
     page = opened(parts, java_script_enabled=False)
     assert page.locator("svg").count() >= 6
     assert page.locator("meta[http-equiv=refresh]").count() == 0  # the run is finished
-    assert "python -m selfreward_jax explain" in page.locator("#pairs").inner_text()
+    assert "selfreward-jax explain" in page.locator("#pairs").inner_text()

@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 from conftest import ended, micro
+from etils import epath
 from test_report import round_of, row
 
 from selfreward_jax import loop, storage
 from selfreward_jax.cli import report
 from selfreward_jax.method.round_checks import CHECKS
 from selfreward_jax.parallel import preemption
-from selfreward_jax.report import model_intervals, preferences, run_state, tiles
+from selfreward_jax.report import closing, comparison, model_intervals, preferences, run_state, tiles
 from selfreward_jax.report.run_state import RunState
 from selfreward_jax.runs.run import make_run, open_run
 from selfreward_jax.stages.table import TABLE
@@ -90,13 +91,16 @@ def compared(m2_m1, m3_m2, m3_m1):
     ],
 )
 def test_whether_it_is_better(models, sign, best, words):
-    found = tiles.win_rates(models, {})
+    found = comparison.win_rates(models, {})
     tile = tiles.better(models, found)
-    assert (tile.sign, tile.link, tiles.best_model(found, "m3")) == (sign, "#progress", best)
+    assert (tile.sign, tile.link, comparison.best_model(list(models), found)[0]) == (sign, "#progress", best)
     assert tile.value == f"{100 * models['m3']['versus']['m1']['margin']:+.1f} points"
     assert all(word in " ".join(tile.detail) for word in words)
     steps = " ".join(
-        text + code for text, code in tiles.next_steps(FINISHED, {"better": tile, "judge": tile}, found, "w")
+        text + code
+        for text, code in tiles.next_steps(
+            FINISHED, {"better": tile, "judge": tile}, comparison.best_model(list(models), found), "w"
+        )
     )
     assert f"chat --workdir=w --model={best}" in steps
     assert ("dpo.lr" in steps) == (best != "m3")
@@ -104,25 +108,70 @@ def test_whether_it_is_better(models, sign, best, words):
 
 def test_without_an_oracle_another_judge_answers():
     models = {"m1": {}, "m2": {}}
-    tile = tiles.better(models, tiles.win_rates(models, {}))
+    tile = tiles.better(models, comparison.win_rates(models, {}))
     assert (tile.sign, tile.word) == ("none", "not measured")
     state = FINISHED._replace(round=2, rounds=2)
-    steps = tiles.next_steps(state, {"better": tile, "judge": tile}, [], "a b")
+    steps = tiles.next_steps(state, {"better": tile, "judge": tile}, comparison.best_model(["m1", "m2"], []), "a b")
     assert any("evaluate --workdir='a b' --judge=endpoint" in code for _, code in steps)
     own, outside = {"m2": {"m1": UP}}, {"m2": {"m1": DOWN}}
-    tile = tiles.better(models, tiles.win_rates(models, {"m2": own}))
+    tile = tiles.better(models, comparison.win_rates(models, {"m2": own}))
     assert tile.sign == "good"
     assert "M2 of this run" in tile.detail[-1]
-    assert tiles.better(models, tiles.win_rates(models, {"endpoint": outside, "m2": own})).sign == "bad"
+    assert tiles.better(models, comparison.win_rates(models, {"endpoint": outside, "m2": own})).sign == "bad"
     assert tiles.better({"m1": {}}, []).word == "not yet"
+
+
+def test_the_best_model_comes_with_its_reason():
+    assert comparison.best_model(["m1", "m2"], []) == (
+        "m2",
+        "the last one; its answers are not compared with those of another model yet",
+    )
+    for outside, best, words in (
+        (UP, "m2", "M2 against M1: win minus lose +20.0 points, 95 % +10.0 to +30.0, judged by the endpoint"),
+        (FLAT, "m2", "the last one; M2 against M1: win minus lose +5.0 points, 95 % -1.0 to +11.0"),
+        (DOWN, "m1", "M2 against M1: win minus lose -20.0 points"),
+    ):
+        rates = comparison.win_rates({"m1": {}, "m2": {}}, {"endpoint": {"m2": {"m1": outside}}})
+        found, why = comparison.best_model(["m1", "m2"], rates)
+        assert (found, why.startswith(words)) == (best, True)
+    only = [comparison.Versus("m2", "m1", UP, "m1")]  # of an evaluation that left the last model out
+    assert comparison.best_model(["m1", "m2", "m3"], only)[0] == "m3"
+
+
+def test_the_page_and_the_console_name_the_same_model_for_the_same_reason(workdir):
+    models = {name: {} for name in ("m1", "m2")}
+    storage.write_json(epath.Path(workdir) / "evaluation" / "report_m1.json", {"versus": {"m2": {"m1": DOWN}}})
+    console = "\n".join(closing.lines(epath.Path(workdir), {"models": models}))
+    rates = comparison.win_rates(models, model_intervals.evaluations(epath.Path(workdir)))
+    best = comparison.best_model(list(models), rates)
+    tile = tiles.better(models, rates)
+    page = tiles.next_steps(FINISHED, {"better": tile, "judge": tile}, best, str(workdir))
+    assert best[0] == "m1"
+    assert f"best model: m1 ({best[1]})" in console
+    assert any(f"M1 ({best[1]})" in text for text, _ in page)
+
+
+def test_a_folder_that_is_called_like_a_model_of_the_run_is_another_model():
+    for known in ({"display_name": "m1"}, {"path": "m1"}):
+        found = {"opponent": {"name": "m1-abcd1234"} | known, "versus": {"m2": {"m1": UP, "m1-abcd1234": DOWN}}}
+        versus = comparison.named(found)
+        assert versus == {"m2": {"m1": UP, "folder m1": DOWN}}
+        rates = comparison.win_rates({"m1": {}, "m2": {}}, {"m2": versus})
+        assert comparison.best_model(["m1", "m2"], rates)[0] == "m2"
+        assert [r.opponent for r in comparison.outside(["m1", "m2"], {"m2": versus})] == ["folder m1"]
 
 
 def test_the_sft_baseline_is_not_what_models_must_beat():
     versus = {"sft": UP, "m1": DOWN, "m2": UP}
     models = {"sft": {"versus": {}}, "m1": {"versus": {"sft": UP}}, "m2": {"versus": {"m1": DOWN, "sft": UP}}}
-    assert [r[:2] for r in tiles.win_rates(models, {})] == [("m1", "sft"), ("m2", "m1")]
+    assert [r[:2] for r in comparison.win_rates(models, {})] == [("m1", "sft"), ("m2", "m1")]
     models["m3"] = {"versus": versus}
-    assert [r[:2] for r in tiles.win_rates(models, {})] == [("m1", "sft"), ("m2", "m1"), ("m3", "m2"), ("m3", "m1")]
+    assert [r[:2] for r in comparison.win_rates(models, {})] == [
+        ("m1", "sft"),
+        ("m2", "m1"),
+        ("m3", "m2"),
+        ("m3", "m1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -141,15 +190,31 @@ def test_checks_are_counted():
     names = [name.partition("_")[2] for name in CHECKS]
     limits, within = dict.fromkeys(CHECKS, 0.5), dict.fromkeys(names, 0.5)
     rounds = {"m2": {"checks": within}, "m3": {"checks": within}}
-    assert tiles.checks(rounds, limits)[1:4] == ("good", "within", "10/10")
+    assert tiles.checks(rounds, limits)[1:4] == ("good", "within", "10 of 10")
     rounds["m3"]["checks"] = within | {"spread": 0.4, "leaks": None}
     tile = tiles.checks(rounds, limits)
-    assert tile[1:4] == ("bad", "beyond", "8/10")
+    assert tile[1:4] == ("bad", "beyond", "8 of 10")
     assert "M3: min_spread" in tile.detail[0]
     assert "max_leaks" in tile.detail[1]
     rounds = {"m2": {"checks": within | {"ties": math.nan}}, "m3": {"checks": within}}
-    assert tiles.checks(rounds, limits)[1:4] == ("bad", "beyond", "10/10")  # of the last round; the sign is of all
+    assert tiles.checks(rounds, limits)[1:4] == ("bad", "beyond", "10 of 10")  # of the last round; the sign is of all
     assert tiles.checks({"m2": {"checks": None}}, limits).word == "not yet"
+
+
+def test_checks_that_are_off_do_not_count_as_passed():
+    names = [name.partition("_")[2] for name in CHECKS]
+    values = dict.fromkeys(names, 1.0)
+    limits = {name: 0.0 if name.startswith("min_") else 1.0 for name in CHECKS} | {"min_spread": 0.1}
+    tile = tiles.checks({"m2": {"checks": values}}, limits)
+    assert tile[1:4] == ("good", "within", "3 of 3, 7 off")  # max_probe_lead can reach 5, and growth has no end
+    assert "Off: min_parse_rate, min_votes_per_answer, max_unscored" in tile.detail[-1]
+    assert "min_spread" not in tile.detail[-1]
+    tile = tiles.checks({"m2": {"checks": values | {"ties": math.nan, "repeats": None}}}, limits)
+    assert tile[1:4] == ("bad", "beyond", "3 of 4, 6 off")
+    looser = limits | {"max_probe_lead": 5.0}
+    assert set(tiles.switched_off(looser)) - set(tiles.switched_off(limits)) == {"max_probe_lead"}
+    off = micro(2).checks
+    assert len(tiles.switched_off({name: off[name] for name in CHECKS})) == 7
 
 
 def test_the_time_tile_names_the_stage_and_the_time_left():
@@ -243,13 +308,19 @@ def test_evaluations_of_the_run_are_read(workdir, capsys):
     folder = workdir / "evaluation"
     folder.mkdir()
     for judge in ("m2", "endpoint"):
+        report_file = open_run(str(workdir)).workdir / "evaluation" / f"report_{judge}.json"
         storage.write_json(
-            open_run(str(workdir)).workdir / "evaluation" / f"report_{judge}.json", {"versus": {"m2": judge}}
+            report_file,
+            {"versus": {"m2": {"m1": judge, "m3-0a": 1}}, "opponent": {"name": "m3-0a", "display_name": "m3 of b"}},
         )
     (folder / "report_m1.json").write_text("{damaged")
     (folder / "m2_m1_by_m2.jsonl").write_text("")
     found = model_intervals.measure(open_run(str(workdir)), ["m1", "m2"])
-    assert list(found["evaluations"].items()) == [("endpoint", {"m2": "endpoint"}), ("m2", {"m2": "m2"})]
+    assert list(found["evaluations"].items()) == [
+        (judge, {"m2": {"m1": judge, "m3 of b": 1}}) for judge in ("endpoint", "m2")
+    ]
+    rows = comparison.outside(["m1", "m2"], found["evaluations"])
+    assert [(r.names, r.judge_name) for r in rows] == [("M2 : m3 of b", "the endpoint"), ("M2 : m3 of b", "M2")]
     assert "report_m1.json" in capsys.readouterr().err
     assert list(found["judges"]) == list(found["score_intervals"]) == ["m1", "m2"]
     metrics = json.loads((workdir / "m2" / "eval.json").read_text())

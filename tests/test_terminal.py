@@ -9,6 +9,7 @@ import pytest
 from conftest import micro
 from etils import epath
 
+from selfreward_jax import config
 from selfreward_jax.data import eft
 from selfreward_jax.method import judge, pairs
 from selfreward_jax.report import closing, status
@@ -187,6 +188,20 @@ def test_steps_that_are_done_take_no_time():
     assert plan.seconds_after("m1 sft") == 60.0
 
 
+def test_a_step_of_dpo_is_priced_by_its_tokens():
+    cfg = config.get_config("tiny")
+    assert status.step_tokens(cfg, "sft") == 8 * 256
+    # 16 pairs of two answers of 48 tokens in each of 2 epochs, a third for the reference; 16 replayed rows of 256
+    assert status.step_tokens(cfg, "dpo") == pytest.approx(16 * 2 * 48 * (1 + 1 / 6) + 16 * 256)
+    cfg.dpo.replay_weight, cfg.dpo.dpo_weight = 0.0, 0.0
+    assert status.step_tokens(cfg, "dpo") == 16 * 48
+    plan = Schedule([step._replace(step_tokens={"sft": 100.0, "dpo": 250.0}.get(step.name, 1.0)) for step in STEPS])
+    plan.measured("m1 sft", 90.0, steps=45)
+    assert plan.seconds(plan.steps[6]) == pytest.approx(30 * 2.0 * 2.5)
+    plan.measured("m2 dpo", 120.0, steps=30)
+    assert plan.seconds(plan.steps[6]) == 120.0
+
+
 def test_what_the_data_decide_is_not_estimated_before_it_was_measured():
     unknown = [step._replace(work=None) if step.name == "eval_judgments" else step for step in STEPS]
     plan = Schedule(unknown)
@@ -306,34 +321,10 @@ def test_text_that_the_terminal_cannot_encode_is_shown_escaped(tmp_path, monkeyp
     assert (tmp_path / "out").read_text() == "caf\\xe9\n"
 
 
-def models(scores, accuracies):
-    """Metrics of m1, m2, ..."""
-    return {
-        f"m{i}": {"judge": {"pairwise_accuracy": accuracy}} | ({} if score is None else {"oracle": {"mean": score}})
-        for i, (score, accuracy) in enumerate(zip(scores, accuracies, strict=True), 1)
-    }
-
-
-@pytest.mark.parametrize(
-    ("scores", "accuracies", "best", "words"),
-    [
-        ((3.0, 4.125, 4.0), (0.9, 0.8, 0.7), "m2", "4.12 of 5 by the toy world's oracle"),
-        ((3.0, 4.0, 4.0), (0.9, 0.8, 0.7), "m3", "4 of 5 by the toy world's oracle"),
-        ((None, None, None), (0.7, 0.8126, 0.7), "m2", "81.3 %"),
-        ((None, None, None), (0.7, None, 0.7), "m3", "passed all checks"),
-    ],
-)
-def test_the_best_model(scores, accuracies, best, words):
-    name, why = closing.best_model(models(scores, accuracies))
-    assert name == best
-    assert words in why
-    assert ("oracle" in why) == (scores[0] is not None)
-
-
 def test_the_last_lines_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(closing.shutil, "which", lambda name: f"/bin/{name}" if name == "selfreward-jax" else None)
-    summary = {"models": models((3.0, 4.0), (0.9, 0.8))}
+    summary = {"models": {"m1": {}, "m2": {}}}
     lines = closing.lines(epath.Path(tmp_path / "my run"), summary)
     assert lines[1].split(maxsplit=1) == ["report:", "my run/report.html"]
     assert [line.strip() for line in lines[-3:]] == [
@@ -341,6 +332,7 @@ def test_the_last_lines_can_be_pasted(tmp_path, monkeypatch):
         "selfreward-jax export --workdir='my run' --model=m2 --out=m2_hf",
         "selfreward-jax evaluate --workdir='my run'",
     ]
+    monkeypatch.setattr(closing.model_intervals, "evaluations", lambda workdir: {})  # no bucket is here
     assert "--workdir=gs://bucket/a " in closing.lines(epath.Path("gs://bucket/a"), summary)[-3]
 
 

@@ -6,8 +6,8 @@ no response is generated twice, and no request is paid for twice.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from selfreward_jax import storage
@@ -16,6 +16,8 @@ from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
+from selfreward_jax.llm.hub import HUB_PREFIX
+from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import load_model, resolve_model
@@ -57,7 +59,8 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
 
     Returns:
       `judge` and what else describes the judge; `models`, the metrics of each by name; `versus`, the win rates by the
-      names of both models.
+      names of both models; `parse_rate`, the share of a model's or an endpoint's votes on them that could be parsed;
+      `cautions`, lines that say where it is low.
 
     Raises:
       ConfigError: a model or judge does not exist.
@@ -68,14 +71,15 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
             f"evaluate.best_of of this run is {run.cfg.evaluate.best_of}: an --opponent samples one response where the "
             "run's models keep the best of several; leave --opponent out"
         )
-    verdicts, report = _make_judge(run, judge)
+    parsed: list[bool] = []
+    verdicts, report = _make_judge(run, judge, parsed)
     for name in names:
         evaluate_model(run, name)
     responses = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
     if opponent:
-        label, rows = _opponent_responses(run, opponent, opponent_model)
+        label, shown, rows = _opponent_responses(run, opponent, opponent_model)
         responses[label] = rows
-        report |= {"opponent": {"name": label, "path": opponent}}
+        report |= {"opponent": {"name": label, "display_name": shown, "path": opponent}}
     versus: dict[str, dict[str, Any]] = {}
     order = list(responses)
     for i, ours in reversed(list(enumerate(order))):
@@ -83,7 +87,8 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
             a, b = (theirs, ours) if ours not in names else (ours, theirs)  # the opponent comes second
             versus.setdefault(a, {})[b] = win_rates(verdicts(a, b, _common_prompts(responses, a, b)))
     metrics = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
-    report |= {"models": metrics, "versus": versus}
+    report |= {"models": metrics, "versus": versus} | ({"parse_rate": sum(parsed) / len(parsed)} if parsed else {})
+    report |= {"cautions": tables.parse_cautions(report)}
     storage.write_json(run.workdir / OUTPUT_DIR / f"report_{judge}.json", report)
     return report
 
@@ -93,13 +98,16 @@ def _choose_models(run: Run, models: str, judge: str) -> tuple[list[str], str]:
     trained = [m for m in run.files.model_names() if m != "m0"]
     names = [m for m in models.split(",") if m] or trained
     judge = judge or ("oracle" if _has_oracle(run) else (trained or [""])[-1])
-    for name in [*names, *([judge] if judge not in ("oracle", "endpoint") else [])]:
+    if not trained:
+        raise ConfigError(f"{run.workdir} holds no trained model yet: let `selfreward-jax run` make m1 first")
+    for name in names:
         if name not in trained:
-            raise ConfigError(f"workdir {run.workdir} holds {', '.join(trained) or 'no trained model'}, not {name!r}")
-    if not names:
-        raise ConfigError(f"workdir {run.workdir} holds no trained model yet: run selfreward_jax.main until m1 first")
+            raise ConfigError(f"--models={models}: {name!r} is not one of {', '.join(trained)}, the models of this run")
     if judge == "oracle" and not _has_oracle(run):
-        raise ConfigError("--judge is 'oracle', but only the toy world has one: give a model, or endpoint")
+        raise ConfigError(f"--judge=oracle: only the toy world has one; give endpoint, or one of {', '.join(trained)}")
+    judges = ["oracle"] * _has_oracle(run) + ["endpoint", *trained]
+    if judge not in judges:
+        raise ConfigError(f"--judge={judge}: it must be one of {', '.join(judges)}")
     return names, judge
 
 
@@ -115,8 +123,9 @@ def _has_oracle(run: Run) -> bool:
     return not run.cfg.data.ift
 
 
-def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
-    """The function that gives the verdicts, and the fields that describe the judge in a report.
+def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[str, Any]]:
+    """The function that gives the verdicts, and the fields that describe the judge in a report. For each vote of a
+    model or an endpoint it adds to `parsed` whether it could be parsed.
 
     Raises:
       EndpointError: the endpoint's settings cannot work.
@@ -126,31 +135,43 @@ def _make_judge(run: Run, judge: str) -> tuple[Judge, dict[str, Any]]:
     if judge == "endpoint":
         # One object for the whole evaluation, since it counts the requests.
         settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / OUTPUT_DIR / "endpoint.jsonl")
-        ask_endpoint = partial(compare_by_endpoint, run, endpoint)
         description = {
             "judge": judge,
             "base_url": settings.base_url,
             "model": settings.model,
             "template": run.cfg.pairwise.template,
         }
-        return lambda ours, theirs, rows: ask_endpoint(rows[ours], rows[theirs], f"{ours} : {theirs}"), description
+
+        def by_endpoint(ours: str, theirs: str, rows: dict[str, ResponseRows]) -> list[list[int]]:
+            verdicts = compare_by_endpoint(run, endpoint, rows[ours], rows[theirs], f"{ours} : {theirs}")
+            parsed.extend(bool(text) and parse_preference(text) is not None for text in endpoint.replies)
+            return verdicts
+
+        return by_endpoint, description
     method = run.cfg.pairwise.method
     suffix = method if method == "scores" else f"{method}_{run.cfg.pairwise.max_new_tokens}"
 
     def by_model(ours: str, theirs: str, rows: dict[str, ResponseRows]) -> list[list[int]]:
         stage = f"{ours}_{theirs}_by_{judge}_{suffix}"
-        return compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
+        verdicts = compare(run, judge, rows[ours], rows[theirs], OUTPUT_DIR, stage)
+        for row in run.files.jsonl(OUTPUT_DIR, stage).rows():
+            votes = [vote["score"] for vote in row["votes"]] if method == "scores" else row["read"]
+            parsed.extend(vote is not None for vote in votes)
+        return verdicts
 
     return by_model, {"judge": judge, "method": method}
 
 
-def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, Sequence[ResponsesRow]]:
-    """Another model's label and its responses to this run's held-out prompts. The label holds the model's name and a
-    hash of the model, so it does not depend on the path."""
-    label = "-".join(resolve_model(path, name)).replace("/", "_")
+def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, str, Sequence[ResponsesRow]]:
+    """Another model's label in files, its name for people, and its responses to this run's held-out prompts. The label
+    holds the model's name and a hash of the model, so it does not depend on the path."""
+    model, digest = resolve_model(path, name)
+    label, folder = f"{model}-{digest}".replace("/", "_"), os.path.basename(os.path.abspath(path))
+    of_run = not model.startswith(HUB_PREFIX) and model not in ("", folder)  # "" is the current folder
+    shown = f"{model} of {folder}" if of_run else model.removeprefix(HUB_PREFIX) or folder
     if run.files.jsonl(OUTPUT_DIR, f"{label}_answers").manifest is None:
         run.models.drop_engine()
         engine = load_model(path, name, mesh_from=run).engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length)
         prompts = run.files.jsonl("seed", run.cfg.evaluate.split).rows()
         sample_with_engine(run, engine, prompts, run.cfg.evaluate, OUTPUT_DIR, f"{label}_answers")
-    return label, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()
+    return label, shown, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()

@@ -4,6 +4,7 @@ them. With --time, how the time of a run was spent over all its starts, by stage
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.escape import escape
+from selfreward_jax.telemetry.numbers import three_digits
 
 STAGES = ("prompts", "responses", "judgments", "pairs")
 
@@ -69,7 +71,7 @@ def trace_pair(workdir: epath.Path, pair_id: str) -> Iterator[str]:
             key = _format_key(seed, model_name, "judgments", judgment["id"])
             yield f"    votes of {judge}; their keys: {key}, then the vote's number"
             for index, vote in enumerate(judgment["votes"]):
-                score = "no vote" if vote["score"] is None else vote["score"]
+                score = "no vote" if vote["score"] is None else three_digits(vote["score"])
                 yield from _block(f"    vote {index}: {score}", vote["text"], indent=8)
 
 
@@ -78,22 +80,28 @@ def _load_round(
 ) -> tuple[dict[str, JsonlArtifact], dict[str, dict[str, Any]]]:
     """The artifacts of the round that trains a model, by stage, and their rows by id."""
     artifacts = {stage: JsonlArtifact(workdir / model_name / f"{stage}.jsonl") for stage in STAGES}
-    if not model_name.startswith("m") or not model_name[1:].isdigit() or artifacts["pairs"].manifest is None:
-        folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
-        rounds = [folder.name for folder in folders if (folder / "pairs.manifest.json").exists()]
-        raise ConfigError(f"pair is {pair_id!r}, and {workdir} has pairs of {', '.join(rounds) or 'no round'}")
+    if not re.fullmatch(r"m\d+/.*", pair_id) or artifacts["pairs"].manifest is None:
+        raise ConfigError(f"--pair={pair_id}: {_pair_ids(workdir)}")
     rows = {stage: {row["id"]: row for row in artifact.rows()} for stage, artifact in artifacts.items()}
     if pair_id not in rows["pairs"]:
         nearest = difflib.get_close_matches(pair_id, rows["pairs"], n=1, cutoff=0.0)
         raise ConfigError(
-            f"pair is {pair_id!r}, and {model_name} has no such pair; the nearest one is "
-            f"{nearest[0] if nearest else 'none'}"
+            f"--pair={pair_id}: {model_name} has no such pair; the nearest one is {nearest[0] if nearest else 'none'}"
         )
     return artifacts, rows
 
 
+def _pair_ids(workdir: epath.Path) -> str:
+    """Which pairs a run has, and what their ids look like."""
+    folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
+    rounds = [folder.name for folder in folders if (folder / "pairs.manifest.json").exists()]
+    example = next((row["id"] for name in rounds for row in JsonlArtifact(workdir / name / "pairs.jsonl").rows()), "")
+    form = f"a pair's id is MODEL/NUMBER as in pairs.jsonl, such as {example or 'm2/17'}"
+    return f"{form}; {workdir} has pairs of {', '.join(rounds) or 'no model yet'}"
+
+
 def _describe_response(response: Response, judgment: JudgmentRow | None, pair: dict[str, Any]) -> str:
-    score = "not judged" if judgment is None else f"score {judgment['score']}"
+    score = "not judged" if judgment is None else f"score {three_digits(judgment['score'])}"
     cut_off = "" if response["finished"] else ", cut off"
     sides = [side.upper() for side in ("chosen", "rejected") if response["text"] == pair[side]]
     return " ".join([score + cut_off, *sides])
@@ -105,5 +113,6 @@ def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
 
 
 def _format_key(seed: int, model_name: str, stage: str, row_id: str) -> str:
-    numbers = [f"{stable_hash32(name)} ({name})" for name in (model_name, key_name(stage), row_id)]
+    names = {model_name: model_name, stage: key_name(stage), row_id: row_id}  # what is hashed differs from today's word
+    numbers = [f"{stable_hash32(hashed)} ({shown})" for shown, hashed in names.items()]
     return f"key({seed}) folded with " + ", ".join(numbers)

@@ -54,7 +54,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """A chat model of a server, with a file that caches its replies.
 
-    `num_requests` counts the requests that were sent, retries included.
+    `num_requests` counts the requests that were sent, retries included. `replies` are those that `complete` returned
+    last.
     """
 
     def __init__(self, settings: ConfigDict, cache: epath.PathLike, sleep: Callable = time.sleep) -> None:
@@ -69,6 +70,7 @@ class Endpoint:
           EndpointError: a setting cannot work, or the cache file is of another kind.
         """
         self.settings, self.num_requests = settings, 0
+        self.replies: list[str | None] = []
         self._key = os.environ.get(settings.api_key_env, "").strip()
         _check_settings(settings, self._key)
         self._authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -107,7 +109,8 @@ class Endpoint:
             left = sum(i not in self._texts for i in ids)
             progress = f"{len(ids) - left} of {len(ids)} prompts are answered and cached, {left} are left"
             raise EndpointError(f"{self._stop_reason}; {progress}: run the same command again to resume")
-        return [self._texts.get(i) for i in ids]
+        self.replies = [self._texts.get(i) for i in ids]
+        return self.replies
 
     def _id(self, prompt: str, max_tokens: int) -> str:
         return hashlib.sha256(json.dumps([self._url, self.settings.model, prompt, max_tokens]).encode()).hexdigest()
@@ -183,6 +186,11 @@ class Endpoint:
 def _check_settings(settings: ConfigDict, key: str) -> None:
     """Refuses an address, a model or a key that cannot work. The message repeats nothing that may hold a key."""
     url = settings.base_url
+    if not url:
+        raise EndpointError(
+            "endpoint.base_url is missing: give the address of the server, such as "
+            "--endpoint.base_url=http://localhost:8000/v1, and --endpoint.model=NAME"
+        )
     try:
         valid = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname and urlsplit(url).port != 0
     except ValueError:
@@ -190,7 +198,9 @@ def _check_settings(settings: ConfigDict, key: str) -> None:
     if not valid or not (url.isascii() and url.isprintable()) or set(url) & set(" @?#"):
         raise EndpointError("endpoint.base_url must be http(s)://HOST[:PORT]/v1, with no user, query or fragment")
     if not settings.model:
-        raise EndpointError("endpoint.model is empty: give the name of the model on the server")
+        raise EndpointError(
+            "endpoint.model is missing: give --endpoint.model=NAME, the name of the model on the server"
+        )
     if not (key.isascii() and key.isprintable()):
         raise EndpointError(
             f"{settings.api_key_env} (endpoint.api_key_env) holds characters that no key has: set a key"

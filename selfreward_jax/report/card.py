@@ -6,6 +6,7 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.llm import peft
 from selfreward_jax.llm.peft import BaseModel
+from selfreward_jax.report.meanings import MEANINGS
 from selfreward_jax.runs.run import Run
 
 _DATA = {"ift": "instructions", "eft": "judgments", "prompts": "prompt writing"}  # by training set
@@ -99,13 +100,18 @@ def _metrics(run: Run, name: str) -> str:
     metrics = storage.read_checksummed(run.workdir / name / "eval.json")
     if metrics is None:
         return "None: the model was not evaluated."
-    lines = ["| metric | value |", "|---|---|"]
-    for part in ("oracle", "judge"):
-        lines += [f"| {part} {k} | {v:.4g} |" for k, v in metrics.get(part, {}).items() if isinstance(v, int | float)]
-    lines += [f"| {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, int | float)]
+    lines = ["| metric | value | what it is |", "|---|---|---|"]
+    for part, meanings in MEANINGS.items():
+        values = metrics.get(part, {}) if part else metrics
+        lines += [
+            f"| {part} {name} | {value:.4g} | {meanings[name]} |".replace("|  ", "| ")
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
     summary: dict[str, Any] = (storage.read_json(run.workdir / "summary.json") or {}).get("models", {}).get(name, {})
     for other, v in summary.get("versus", {}).items():
-        lines.append(f"| against {other}: win, tie, lose | {v['win']:.3f}, {v['tie']:.3f}, {v['lose']:.3f} |")
+        rates = ", ".join(f"{v[name]:.3f}" for name in ("win", "tie", "lose"))
+        lines.append(f"| against {other}: win, tie, lose | {rates} | fractions, by the oracle |")
     return "\n".join(lines)
 
 

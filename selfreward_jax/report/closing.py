@@ -10,7 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax.telemetry.numbers import three_digits
+from selfreward_jax.report import model_intervals
+from selfreward_jax.report.comparison import best_model, win_rates
 
 
 def lines(workdir: epath.Path, summary: Mapping[str, Any]) -> list[str]:
@@ -20,7 +21,9 @@ def lines(workdir: epath.Path, summary: Mapping[str, Any]) -> list[str]:
       workdir: the working directory.
       summary: as `summary.write` returns it.
     """
-    model, why = best_model(summary["models"])
+    models = summary["models"]
+    rates = win_rates(models, model_intervals.evaluations(workdir))
+    model, why = best_model(list(models), rates)
     folder = shlex.quote(_short(str(workdir)))
     return [
         "",
@@ -31,29 +34,6 @@ def lines(workdir: epath.Path, summary: Mapping[str, Any]) -> list[str]:
         f"  {program()} export --workdir={folder} --model={model} --out={model}_hf",
         f"  {program()} evaluate --workdir={folder}",
     ]
-
-
-def best_model(models: Mapping[str, Any]) -> tuple[str, str]:
-    """The model with the best figure that there is for all of them, the later of equals, and the reason in words.
-
-    It is only shown: no training depends on it.
-
-    Args:
-      models: the metrics of each model, in training order.
-    """
-    scores = {name: metrics.get("oracle", {}).get("mean") for name, metrics in models.items()}
-    accuracies = {name: metrics["judge"]["pairwise_accuracy"] for name, metrics in models.items()}
-    if None not in scores.values():
-        best = _last_best(scores)
-        return best, f"mean score {three_digits(scores[best])} of 5 by the toy world's oracle, which no training sees"
-    if None not in accuracies.values():
-        best = _last_best(accuracies)
-        return best, f"it orders {three_digits(100 * accuracies[best])} % of the held-out answers as your scores do"
-    return list(models)[-1], "the last one; its round passed all checks"
-
-
-def _last_best(figures: Mapping[str, float]) -> str:
-    return max(reversed(list(figures)), key=lambda name: figures[name])
 
 
 def program() -> str:

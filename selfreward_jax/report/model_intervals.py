@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from selfreward_jax import storage
 from selfreward_jax.evaluate import model_metrics
+from selfreward_jax.report.comparison import named
 from selfreward_jax.runs.run import Run
 
 
@@ -25,7 +28,7 @@ def measure(run: Run, models: Sequence[str]) -> dict[str, Any]:
     return {
         "score_intervals": {name: model_metrics.score_interval(rows) for name, rows in answers.items()},
         "judges": {name: model_metrics.lead_over_length(ranked, _rows(run, name, "eval_judgments")) for name in models},
-        "evaluations": _evaluations(run),
+        "evaluations": evaluations(run.workdir),
     }
 
 
@@ -34,16 +37,16 @@ def _rows(run: Run, folder: str, stage: str) -> list[Any]:
     return artifact.rows() if artifact.manifest else []
 
 
-def _evaluations(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
-    """Win rates in evaluation/report_JUDGE.json. A report that cannot be read is left out: the command that made it
-    makes it again."""
+def evaluations(workdir: epath.Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Win rates in evaluation/report_JUDGE.json, by judge, an outside judge first. A report that cannot be read is left
+    out: the command that made it makes it again."""
     versus = {}
-    folder = run.workdir / "evaluation"
+    folder = workdir / "evaluation"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not (path.name.startswith("report_") and path.suffix == ".json"):
             continue
         try:
-            versus[path.stem.removeprefix("report_")] = storage.read_json(path)["versus"]
-        except (storage.StorageError, KeyError, TypeError):
+            versus[path.stem.removeprefix("report_")] = named(storage.read_json(path))
+        except (storage.StorageError, KeyError, TypeError, AttributeError):
             storage.warn(f"{path} cannot be read: evaluate again")
     return dict(sorted(versus.items(), key=lambda item: item[0] != "endpoint"))

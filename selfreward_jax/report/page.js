@@ -52,13 +52,15 @@ class List {
 }
 
 const score = (value) => String(Math.round(value * 100) / 100);
+const quoted = (text) => `'${text.replaceAll("'", `'"'"'`)}'`; // for a shell, as shlex.quote does
 const content = (text) => make("div", "content", text);
+const command = (words) => make("code", "", ...words.flatMap((word) => [make("span", "", word), " "]).slice(0, -1));
 const prompt = (text) => make("span", "grow", text.replaceAll("\n", " "));
 
 function side(name, className, text, votes) {
   const section = make("section", `side ${className}`, make("h4", "", name), content(text || "(nothing)"));
   votes.forEach(([value, reasons], i) => {
-    section.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "none" : score(value)}`), content(reasons)));
+    section.append(make("div", "vote", make("b", "", `vote ${i + 1}: ${value === null ? "no score" : score(value)}`), content(reasons)));
   });
   return section;
 }
@@ -90,7 +92,7 @@ async function browsePairs(root) {
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
       make("p", "soft", votes ? "All answers, votes and keys: " : "This page has no room for its votes. All answers, votes and keys: ",
-        make("code", "", `python -m selfreward_jax explain --workdir='${root.dataset.workdir}' --pair='${row.id}'`)));
+        command(["selfreward-jax", "explain", `--workdir=${quoted(root.dataset.workdir)}`, `--pair=${quoted(row.id)}`])));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));
@@ -133,7 +135,7 @@ if (reloadSeconds) {
     || [...document.querySelectorAll("select")].some((select) => select.selectedIndex > 0);
   const showAge = () => {
     const minutes = Math.floor((Date.now() / 1000 - Number(writtenAt)) / 60);
-    const stopped = minutes >= 60 ? "; if the run has ended, write the page again: python -m selfreward_jax report" : "";
+    const stopped = minutes >= 60 ? "; if the run has ended, write the page again: selfreward-jax report" : "";
     document.getElementById("age").textContent = minutes > 0 ? `, ${minutes.toLocaleString("en")} min ago${stopped}` : "";
   };
   showAge();

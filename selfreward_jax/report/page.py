@@ -19,6 +19,7 @@ from selfreward_jax.method.rows import ResponsesRow, Row
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import (
     charts,
+    comparison,
     embedded_data,
     model_intervals,
     preferences,
@@ -27,6 +28,7 @@ from selfreward_jax.report import (
     tiles,
     time_report,
 )
+from selfreward_jax.report.meanings import MEANINGS
 from selfreward_jax.report.tables import EXTRA_COLUMNS, JUDGE_COLUMNS
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
@@ -40,11 +42,11 @@ PAPER_METRICS = {
     "spearman": {"sft": 0.253, "m1": 0.279, "m2": 0.331, "m3": 0.349},
     "kendall": {"sft": 0.233, "m1": 0.253, "m2": 0.315, "m3": 0.324},
 }
-CURVES = {  # charts of a training by title: the label of the vertical axis, and the logged metrics that each shows
-    "loss": ("loss", ("loss", "dpo")),
-    "reward margin": ("margin", ("margin",)),
-    "reward accuracy": ("fraction of pairs", ("accuracy",)),
-    "log-probs": ("log-prob of an answer", ("chosen_logprob", "rejected_logprob")),
+CURVES = {  # charts of a training by title: the label of the vertical axis, and the name of each logged metric
+    "loss": ("loss", {"loss": "whole loss", "dpo": "its preference term"}),
+    "reward margin": ("chosen minus rejected reward", {"margin": "margin"}),
+    "reward accuracy": ("fraction of pairs", {"accuracy": "chosen reward higher"}),
+    "log-probs": ("log-prob of an answer", {"chosen_logprob": "chosen", "rejected_logprob": "rejected"}),
 }
 RELOAD_SECONDS = 20  # between reloads of the page of a run in progress
 
@@ -140,6 +142,7 @@ def render(results: Mapping[str, Any], rows: Mapping[str, Any], metadata: dict[s
         symbols=tiles.SYMBOLS,
         trainings=[(name, _svgs(svgs)) for name, svgs in _training_charts(metadata["log"]).items()],
         judge_columns=JUDGE_COLUMNS | EXTRA_COLUMNS,
+        meanings=MEANINGS,
         paper=PAPER_METRICS,
         checks=CHECKS,
         time=metadata["time"],
@@ -154,7 +157,8 @@ def render(results: Mapping[str, Any], rows: Mapping[str, Any], metadata: dict[s
 def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The tiles, the next steps, and what they come from."""
     models, state, measured, workdir = results["models"], metadata["state"], metadata["measured"], metadata["workdir"]
-    rates, limits = tiles.win_rates(models, measured["evaluations"]), _limits(metadata["settings"])
+    rates, limits = comparison.win_rates(models, measured["evaluations"]), _limits(metadata["settings"])
+    best = comparison.best_model(list(models) or ["m1"], rates)
     answers = {
         "better": tiles.better(models, rates),
         "judge": tiles.beyond_length(measured["judges"]),
@@ -163,10 +167,12 @@ def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
     }
     return {
         "tiles": list(answers.values()),
-        "next_steps": tiles.next_steps(state, answers, rates, workdir, metadata["stop_reason"]),
+        "next_steps": tiles.next_steps(state, answers, best, workdir, metadata["stop_reason"]),
         "commands": tiles.commands(workdir, (list(models) or ["m1"])[-1]),
         "win_rates": rates,
+        "outside": comparison.outside(list(models), measured["evaluations"]),
         "limits": limits,
+        "off": tiles.switched_off(limits),
     }
 
 
@@ -216,7 +222,7 @@ def _limits(settings: Mapping[str, str]) -> dict[str, float]:
 
 
 def _progress_charts(
-    models: Mapping[str, Any], measured: Mapping[str, Any], rates: Sequence[tiles.Versus]
+    models: Mapping[str, Any], measured: Mapping[str, Any], rates: Sequence[comparison.Versus]
 ) -> list[str]:
     """M1 to the last model: the score of its answers where there is an oracle, else the margin against M1; its accuracy
     as a judge; and the win rates."""
@@ -229,8 +235,8 @@ def _progress_charts(
         versus = measured["evaluations"][rates[-1].judge]
         against = {a.upper(): versus[a]["m1"] for a in models if "m1" in versus.get(a, {})}
         margins = {a: (100 * v["margin"], [100 * x for x in v["interval"]["margin"]]) for a, v in against.items()}
-        label = f"win minus lose, judged by {rates[-1].judge_name}"
-        svgs.append(charts.model_points(margins, "Against M1", label, (-105, 105), {"M1": 0.0}))
+        label = f"points, judged by {rates[-1].judge_name}"
+        svgs.append(charts.model_points(margins, "Win minus lose against M1", label, (-105, 105), {"M1": 0.0}))
     if judges := {name: lead for name, lead in judges.items() if lead["accuracy"] is not None}:
         points = {
             n.upper(): (j["accuracy"], models[n]["judge"]["interval"]["pairwise_accuracy"]) for n, j in judges.items()
@@ -241,7 +247,7 @@ def _progress_charts(
             lines = {f"chance,\n{last['rule']} answer": last["baseline"]}
         svgs.append(charts.model_points(points, "Accuracy as a judge", "pairs in the right order", (0.49, 1.02), lines))
     if rates:
-        bars = [(f"{a.upper()} : {b.upper()}", v["win"], v["tie"], v["lose"]) for a, b, v, _ in rates]
+        bars = [(r.names, r.rates["win"], r.rates["tie"], r.rates["lose"]) for r in rates]
         svgs.append(charts.win_rate_bars(bars, f"Head to head, judged by {rates[-1].judge_name}"))
     return svgs
 
@@ -274,7 +280,7 @@ def _training_charts(log: Sequence[Row]) -> dict[str, list[str]]:
         svgs[name] = [
             charts.training_curves(lines, f"{name}: {title}", axis)
             for title, (axis, metrics) in CURVES.items()
-            if (lines := {m.replace("_logprob", ""): curve for m in metrics if (curve := _curve(rows, m))})
+            if (lines := {legend: curve for metric, legend in metrics.items() if (curve := _curve(rows, metric))})
         ]
     return svgs
 

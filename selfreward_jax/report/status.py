@@ -3,6 +3,8 @@
 import contextlib
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from selfreward_jax import storage
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import time_report
@@ -41,7 +43,23 @@ def _planned(run: Run, step: Step, done: bool) -> PlannedStep:
     work = stage.work(run.cfg) if stage.work else float(cost.tokens)
     # Rows without tokens to sample are chosen among others and take no time. Where there are no rows the data decide.
     chosen = bool(cost.rows) and stage.kind in ("sampling", "judging")
-    return PlannedStep(step.label, stage.kind, work if work or chosen else None, done)
+    tokens = step_tokens(run.cfg, stage.name) if stage.kind == "training" else 1.0
+    return PlannedStep(step.label, stage.kind, work if work or chosen else None, done, tokens)
+
+
+def step_tokens(cfg: ConfigDict, stage: str) -> float:
+    """The likely number of tokens that one training step of a stage computes, forward and backward.
+
+    A step of DPO computes both answers of each pair, and the replayed rows. The reference model computes each pair
+    once: forward only, a third of the work.
+    """
+    if stage != "dpo":
+        settings = cfg.pretrain if stage == "pretrain" else cfg.sft
+        return settings.batch_size * settings.seq_len
+    c = cfg.dpo
+    passes = 2 * (1 + 1 / (3 * max(1.0, c.epochs))) if c.dpo_weight else 1  # without DPO: the chosen answer alone
+    replayed = c.replay_batch_size * c.replay_seq_len if c.replay_weight else 0
+    return c.batch_size * passes * cfg.responses.max_new_tokens + replayed
 
 
 def resumed(run: Run, schedule: Schedule) -> list[str]:

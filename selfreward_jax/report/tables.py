@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from selfreward_jax.report.comparison import display_name, named
+
 # Column heads and metrics of the judge table; the paper's metrics first.
 JUDGE_COLUMNS = {
     "pairwise": "pairwise_accuracy",
@@ -10,6 +12,7 @@ JUDGE_COLUMNS = {
     "spearman": "spearman",
     "kendall": "kendall",
 }
+MIN_PARSE_RATE = 0.8  # below this share of parsed votes, a line of caution
 EXTRA_COLUMNS = {"(length)": "length_accuracy", "parsed": "parse_rate", "ties": "tie_rate"}
 
 
@@ -26,9 +29,29 @@ def summary_tables(models: dict[str, Any]) -> list[str]:
 
 def evaluation_tables(report: dict[str, Any]) -> list[str]:
     """The tables of an evaluation report, with 95 % confidence intervals."""
-    models, versus = report["models"], report["versus"]
-    win_rates = win_rate_table(versus, f"judged by {report['judge']}") if versus else []
-    return [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
+    models, versus = report["models"], named(report)
+    win_rates = win_rate_table(versus, f"judged by {display_name(report['judge'])}") if versus else []
+    tables = [*response_table(models), *win_rates, *judge_table(models), *judge_interval_table(models)]
+    cautions = parse_cautions(report)
+    return [*tables, *([""] if cautions else []), *cautions]
+
+
+def parse_cautions(report: dict[str, Any]) -> list[str]:
+    """Lines of caution where few votes could be parsed."""
+    rates = {name: metrics["judge"]["parse_rate"] for name, metrics in report["models"].items()}
+    lines = [
+        f"caution: {100 * rate:.0f} % of {display_name(name)}'s votes on the ranked answers could be parsed; its "
+        "figures as a judge ignore the others"
+        for name, rate in rates.items()
+        if rate is not None and rate < MIN_PARSE_RATE
+    ]
+    if (rate := report.get("parse_rate", 1.0)) < MIN_PARSE_RATE:
+        judge = "the endpoint" if report["judge"] == "endpoint" else display_name(report["judge"])
+        lines.append(
+            f"caution: {100 * rate:.0f} % of {judge}'s votes behind the win rates could be "
+            "parsed; a comparison without a verdict is a tie"
+        )
+    return lines
 
 
 def response_table(models: dict[str, Any]) -> list[str]:
@@ -51,13 +74,13 @@ def response_table(models: dict[str, Any]) -> list[str]:
 
 def win_rate_table(versus: dict[str, dict[str, Any]], judge: str = "") -> list[str]:
     """Wins, ties and losses of the model on the left, with the 95 % confidence interval of the margin."""
-    lines = ["", f"head to head         win %  tie %  lose %   win - lose  [95 %]   {judge}".rstrip()]
-    for ours, others in versus.items():
-        for theirs, v in others.items():
-            low, high = (100 * x for x in v["interval"]["margin"])
-            rates = f"{100 * v['win']:6.1f} {100 * v['tie']:6.1f} {100 * v['lose']:7.1f}"
-            pair = f"{ours.upper()} : {theirs.upper()}"
-            lines.append(f"  {pair:16s}  {rates}   {100 * v['margin']:+6.1f}  [{low:+.1f} {high:+.1f}]")
+    rows = {f"{display_name(a)} : {display_name(b)}": v for a, others in versus.items() for b, v in others.items()}
+    width = max(16, *map(len, rows))
+    lines = ["", f"{'head to head':{width + 2}s}   win %  tie %  lose %   win - lose  [95 %]   {judge}".rstrip()]
+    for names, v in rows.items():
+        low, high = (100 * x for x in v["interval"]["margin"])
+        rates = f"{100 * v['win']:6.1f} {100 * v['tie']:6.1f} {100 * v['lose']:7.1f}"
+        lines.append(f"  {names:{width}s}  {rates}   {100 * v['margin']:+6.1f}  [{low:+.1f} {high:+.1f}]")
     return lines
 
 

@@ -11,11 +11,20 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.method.round_checks import CHECKS, violated
 from selfreward_jax.report import time_report
+from selfreward_jax.report.comparison import Versus
+from selfreward_jax.report.comparison import points as _points
 from selfreward_jax.report.run_state import RunState
 from selfreward_jax.telemetry.escape import escape
 from selfreward_jax.telemetry.numbers import duration
 
 SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}
+
+# The end of each check's range: a limit there is never passed. The growth of lengths has no end.
+MINIMA = {"min_parse_rate": 0.0, "min_votes_per_answer": 0.0, "min_spread": 0.0}
+ENDS = MINIMA | {
+    **dict.fromkeys(("max_unscored", "max_ties", "max_one_score", "max_repeats", "max_leaks"), 1.0),
+    "max_probe_lead": 5.0,
+}
 
 
 class Tile(NamedTuple):
@@ -40,47 +49,6 @@ class Tile(NamedTuple):
     def symbol(self) -> str:
         """The symbol of its sign."""
         return SYMBOLS[self.sign]
-
-
-class Versus(NamedTuple):
-    """Win rates of a model against another, as `head_to_head.win_rates` gives them, and who judged."""
-
-    model: str
-    opponent: str
-    rates: Mapping[str, Any]
-    judge: str
-
-    @property
-    def judge_name(self) -> str:
-        """The judge in a sentence."""
-        return f"the {self.judge}" if self.judge in ("oracle", "endpoint") else escape(self.judge.upper())
-
-
-def win_rates(models: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any]) -> list[Versus]:
-    """Win rates of each model against the one before it, and of the last against M1.
-
-    They are the oracle's where there is one. Otherwise they are those of the first evaluation that compared any of
-    these models.
-    """
-    oracle = {name: metrics["versus"] for name, metrics in models.items() if "versus" in metrics}
-    names = list(models)
-    wanted = list(zip(names[1:], names, strict=False))
-    if names and (names[-1], "m1") not in wanted:
-        wanted.append((names[-1], "m1"))
-    for judge, versus in ({"oracle": oracle} if oracle else evaluations).items():
-        compared = [Versus(a, b, versus[a][b], judge) for a, b in wanted if b in versus.get(a, {})]
-        if compared:
-            return compared
-    return []
-
-
-def best_model(rates: Sequence[Versus], last: str) -> str:
-    """The last model, unless one before it is better: then that one."""
-    is_worse = {(r.model, r.opponent): r.rates["interval"]["margin"][1] < 0 for r in rates}
-    best = last
-    while worse_than := [b for (a, b), worse in is_worse.items() if a == best and worse]:
-        best = worse_than[0]
-    return best
 
 
 def better(models: Mapping[str, Any], rates: Sequence[Versus]) -> Tile:
@@ -127,23 +95,30 @@ def beyond_length(judges: Mapping[str, Mapping[str, Any]]) -> Tile:
 
 
 def checks(rounds: Mapping[str, Mapping[str, Any]], limits: Mapping[str, float]) -> Tile:
-    """Whether the rounds' data were fit to be trained on."""
+    """Whether the rounds' data were fit to be trained on; a check that is switched off counts as none."""
     metrics = {name: stats["checks"] for name, stats in rounds.items() if stats["checks"]}
     if not metrics:
         return _tile("checks", "#checks", "none", "not yet", "", "They come with the pairs of M2.")
     last = next(reversed(metrics))
     beyond = {name: violated(values, limits) for name, values in metrics.items()}
-    missing = [name for name in CHECKS if metrics[last][name.partition("_")[2]] is None]
-    count = len(CHECKS) - len(missing) - len(beyond[last])
+    off = [name for name in switched_off(limits) if name not in beyond[last]]
+    missing = [name for name in CHECKS if metrics[last][name.partition("_")[2]] is None and name not in off]
+    count = len(CHECKS) - len(off)
     detail = [f"{name.upper()}: {', '.join(names)} beyond the limit." for name, names in beyond.items() if names]
-    if not detail:
+    if not detail and count:
         detail.append(f"Data of {' and '.join(name.upper() for name in metrics)} within all limits.")
     if missing:
         detail.append(f"Not measured in {last.upper()}: {', '.join(missing)}.")
-    bad = any(beyond.values())
-    return _tile(
-        "checks", "#checks", "bad" if bad else "good", "beyond" if bad else "within", f"{count}/{len(CHECKS)}", *detail
-    )
+    if off:
+        detail.append(f"Off: {', '.join(off)}. No value is beyond these limits.")
+    sign, word = ("bad", "beyond") if any(beyond.values()) else ("good", "within") if count else ("none", "off")
+    value = f"{count - len(missing) - len(beyond[last])} of {count}" + f", {len(off)} off" * bool(off)
+    return _tile("checks", "#checks", sign, word, value, *detail)
+
+
+def switched_off(limits: Mapping[str, float]) -> list[str]:
+    """The checks whose limits no value is beyond."""
+    return [name for name, end in ENDS.items() if (limits[name] <= end if name in MINIMA else limits[name] >= end)]
 
 
 def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
@@ -173,10 +148,10 @@ def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
 def commands(workdir: str, model: str) -> dict[str, str]:
     """Commands for a run by name: to talk to a model, export it, have it judged, and write the page again."""
     place = f"--workdir={shlex.quote(escape(workdir))}"
-    program = "python -m selfreward_jax"
+    program = "selfreward-jax"
     return {
         "chat": f"{program} chat {place} --model={model}",
-        "export": f"{program} export {place} --model={model} --out={model}",
+        "export": f"{program} export {place} --model={model} --out={model}_hf",
         "endpoint": f"{program} evaluate {place} --judge=endpoint --endpoint.base_url=URL --endpoint.model=NAME",
         "own judge": f"{program} evaluate {place} --judge={model}",
         "report": f"{program} report {place}",
@@ -184,35 +159,39 @@ def commands(workdir: str, model: str) -> dict[str, str]:
 
 
 def next_steps(
-    state: RunState, answers: Mapping[str, Tile], rates: Sequence[Versus], workdir: str, stop_reason: str = ""
+    state: RunState, answers: Mapping[str, Tile], best: tuple[str, str], workdir: str, stop_reason: str = ""
 ) -> list[tuple[str, str]]:
-    """What to do now: sentences, each with a command or ""."""
+    """What to do now: sentences, each with a command or "".
+
+    Args:
+      state: of the run.
+      answers: the tiles by name.
+      best: the best model and why, from `comparison.best_model`.
+      workdir: the working directory.
+      stop_reason: why the run has stopped; "" if it has not.
+    """
     if state.word == "running":
         return [("Wait. This page reloads itself, but not while you search or read a pair.", "")]
     if state.word == "stopped":
         first = "Read why the run has stopped. When that is mended, the" if stop_reason else "The"
         return [(f"{first} command that started the run resumes it.", "")]
-    verdict, model = answers["better"], f"m{state.rounds}"
-    best = best_model(rates, model)
-    command = commands(workdir, best)
+    verdict, (model, why) = answers["better"], best
+    command = commands(workdir, model)
     steps: list[tuple[str, str]] = []
     if answers["judge"].sign in ("bad", "unsure"):
         steps.append(("Teach the judge before another round, with more judged answers (data.eft).", ""))
     if verdict.word == "not measured":
         steps.append(("Let a model behind an API compare the answers:", command["endpoint"]))
-    elif best != model:
-        steps.append((f"Keep {best.upper()}. Lower dpo.lr, or add prompts (prompts.count).", ""))
+    elif model != f"m{state.rounds}":
+        steps.append((f"Keep {model.upper()}. Lower dpo.lr, or add prompts (prompts.count).", ""))
     elif verdict.sign == "unsure":
         steps.append(("Measure on more prompts (data.heldout_prompts), or train on more (prompts.count).", ""))
-    return [*steps, (f"Talk to {best.upper()}:", command["chat"]), ("Export it:", command["export"])]
+    talk = f"Talk to the best model, {model.upper()} ({why}):"
+    return [*steps, (talk, command["chat"]), ("Export it:", command["export"])]
 
 
 def _tile(question: str, link: str, sign: str, word: str, value: str, *detail: str) -> Tile:
     return Tile(question, sign, word, value, detail, link)
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}"
 
 
 def _percent(fraction: float) -> str:

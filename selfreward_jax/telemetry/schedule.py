@@ -1,7 +1,7 @@
 """The steps of the run in progress: which number a stage has, and how much time the later ones will take.
 
 The time of a step is that of the last step of the same name. If there is none yet, it follows from the pace of its
-kind so far: seconds for each training step, or for each token that may be sampled.
+kind so far: seconds for each token that is trained on, or that may be sampled.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,14 @@ class PlannedStep(NamedTuple):
     kind: training, or another kind of `Stage`.
     work: the likely number of training steps, or of tokens to sample; None if the data decide it.
     done: whether it was complete when this process started.
+    step_tokens: the likely number of tokens that one training step computes.
     """
 
     label: str
     kind: str
     work: float | None
     done: bool
+    step_tokens: float = 1.0
 
     @property
     def name(self) -> str:
@@ -66,7 +68,7 @@ class Schedule:
         for step in self.steps:
             if step.label == label:
                 self._measured.pop(label, None)
-                self._measured[label] = seconds, steps if step.training else step.work
+                self._measured[label] = seconds, (steps or 0.0) * step.step_tokens if step.training else step.work
 
     def seconds_after(self, label: str) -> float | None:
         """Seconds of the steps after this one that are still to do; None where no rate is known for one of them."""
@@ -90,7 +92,9 @@ class Schedule:
         alike = same_kind or same_unit
         if not alike or not step.work:
             return None
-        return sum(seconds for _, seconds, _ in alike) / sum(work for _, _, work in alike) * step.work
+        return (
+            sum(seconds for _, seconds, _ in alike) / sum(work for _, _, work in alike) * step.work * step.step_tokens
+        )
 
 
 _schedule = Schedule()
