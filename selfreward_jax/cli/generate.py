@@ -104,8 +104,8 @@ def _generate_rows(
     """Writes a row {id, prompt, responses: [{text, finished}]} for each prompt."""
     rows: dict[str, Row] = {}
     sampling_params, progress = make_sampling_params(options, options.num_samples), Progress(model.name, len(prompts))
-    asked = [Request(p.id, prompt) for p, prompt in zip(prompts, checked, strict=True)]
-    for batch in engine.stream(asked, sampling_params, jax.random.key(options.seed)):
+    engine_requests = [Request(p.id, prompt) for p, prompt in zip(prompts, checked, strict=True)]
+    for batch in engine.stream(engine_requests, sampling_params, jax.random.key(options.seed)):
         for completion in batch:
             row = rows.setdefault(completion.id, {"id": completion.id, "responses": []})
             details = {"ids": completion.ids, "logprobs": completion.logprobs} if options.logprobs else {}
@@ -132,10 +132,12 @@ def generate_multi_turn(
             if len(p.turns) > turn
             for i in range(num_samples)
         }
-        asked = [Request(request_id, p.to_messages(answers)) for request_id, (p, answers) in pending.items()]
-        for request in asked:
+        engine_requests = [Request(request_id, p.to_messages(answers)) for request_id, (p, answers) in pending.items()]
+        for request in engine_requests:
             _check_length(engine, options, request.id, request.prompt)
-        for batch in engine.stream(asked, sampling_params._replace(num_samples=1), jax.random.key(options.seed)):
+        for batch in engine.stream(
+            engine_requests, sampling_params._replace(num_samples=1), jax.random.key(options.seed)
+        ):
             for completion in batch:
                 pending[completion.id][1].append(completion.text)
             progress.add(len(batch), sum(len(completion.ids) for completion in batch))

@@ -13,7 +13,7 @@ def default_config() -> ConfigDict:
     c.iterations = 2  # N: train the models M1 to M_N
 
     c.data = ConfigDict()  # seed data
-    c.data.ift = ""  # source of instructions with responses (IFT; forms in data/readers.py); empty: the toy world
+    c.data.ift = ""  # source of instructions with responses (IFT; forms in docs/data.md); empty: the toy world
     c.data.eft = ""  # source of ranked or scored responses (EFT); empty: the toy world
     c.data.language = "en"  # language code; rows that name another language are dropped; empty: keep all rows
     c.data.shared_to_ift = 0.5  # of the prompts that IFT and EFT share: fraction that goes to IFT, the rest to EFT
@@ -118,7 +118,7 @@ def default_config() -> ConfigDict:
     c.pairs = ConfigDict()  # preference pairs
     c.pairs.length_control_rho = 0.0  # fraction of the score range at either end where length decides; 0: off
 
-    c.checks = ConfigDict()  # limits on a round's data; outside them the run stops before DPO (method/round_checks.py)
+    c.checks = ConfigDict()  # limits on a round's data; outside them the run stops before DPO (docs/report.md)
     c.checks.min_parse_rate = 0.5  # minimum fraction of votes that can be parsed
     c.checks.min_votes_per_answer = 1.0  # minimum mean number of parseable votes per response
     c.checks.max_unscored = 0.5  # maximum fraction of responses without a score
@@ -133,7 +133,7 @@ def default_config() -> ConfigDict:
     c.checks.max_fall = 3.0  # warn in DPO if the chosen log-probs fall below this multiple of their start value
 
     c.dpo = ConfigDict()  # preference training, from M_(t-1) to M_t
-    c.dpo.loss = "sigmoid"  # sigmoid, hinge, ipo, ipo_mean, cdpo, robust, simpo or sigmoid_norm (preference_losses.py)
+    c.dpo.loss = "sigmoid"  # sigmoid, hinge, ipo, ipo_mean, cdpo, robust, simpo or sigmoid_norm (docs/evaluation.md)
     c.dpo.label_smoothing = 0.0  # assumed fraction of pairs with swapped labels, below 0.5 (cdpo, robust)
     c.dpo.gamma = 0.5  # target margin (simpo)
     c.dpo.epochs = 2.0  # passes over the pairs
