@@ -20,6 +20,8 @@ from typing import Any
 from absl import app, flags
 from playwright.sync_api import sync_playwright
 
+from selfreward_jax.config import default_config
+from selfreward_jax.config.comments import flatten_config
 from selfreward_jax.report import page as report
 from selfreward_jax.report.run_state import RunState
 from selfreward_jax.worlds.toy import generator
@@ -57,7 +59,7 @@ def page_inputs(count: int) -> tuple[dict, dict, dict]:
     metadata = {
         "name": "benchmark",
         "workdir": "runs/benchmark",
-        "settings": {"seed": "0"},
+        "settings": {name: str(value) for name, value in flatten_config(default_config()).items()},
         "written": "",
         "state": RunState("stopped", "m2 dpo", 2, 2, None, 0.0, (), 0.0),
         "measured": {"score_intervals": {}, "judges": {}, "evaluations": {}},

@@ -16,6 +16,7 @@ from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption
 from selfreward_jax.report import closing, status, summary
 from selfreward_jax.report.page import Page
+from selfreward_jax.runs.owner import making
 from selfreward_jax.runs.run import Run, claim, make_run, rollback
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import check_inputs
@@ -53,17 +54,12 @@ def run(
     this = make_run(cfg, workdir)
     with claim(this, TABLE.dependents, allow_config_changes), terminal.log_to(this.workdir):
         log_line(f"workdir {this.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
-        while True:
-            try:
-                return _run_steps(this, replace or {})
-            except storage.CorruptionError as error:
-                # The stage of a missing artifact regenerates it with the same bytes.
-                moved = [name for name in map(storage.quarantine, error.paths) if name]
-                if not moved:
-                    raise
-                storage.warn(f"{error.reason}; quarantined as {' and '.join(moved)}, will be regenerated")
-                this.models.drop_engine()
-                timing.restart()
+
+        def before_retry() -> None:
+            this.models.drop_engine()
+            timing.restart()
+
+        return storage.regenerate_damaged(lambda: _run_steps(this, replace or {}), before_retry)
 
 
 def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
@@ -80,7 +76,8 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
         for step in steps:
             schedule.current().begin(step.label)
             if make := replace.get(step.stage.name, step.stage.run):
-                make(run, step.folder)
+                with making(run, step):
+                    make(run, step.folder)
             page.write_if_due()
             if step.stage is MEASURE[-1]:
                 compiled = _log_compilation(step.folder, compiled)

@@ -19,6 +19,8 @@ class Run:
 
     cfg = SimpleNamespace(dpo=SimpleNamespace(eval_prompts=3), evaluate=None)
 
+    owner = ""
+
     def __init__(self, path):
         self.workdir, self.compared = epath.Path(path), []
         self.files = self.models = self
@@ -26,6 +28,9 @@ class Run:
 
     def jsonl(self, *names):
         return JsonlArtifact(self.workdir.joinpath(*names[:-1]) / f"{names[-1]}.jsonl")
+
+    def is_complete(self, folder, stage):
+        return self.jsonl(folder, stage).manifest is not None
 
     def make_engine(self, params):
         return params["w"]
@@ -59,7 +64,7 @@ def make(tmp_path, monkeypatch):
     monkeypatch.setattr(early_stopping, "_one_sample", lambda settings: settings)
     saved = Run.saved = {}
     monkeypatch.setattr(
-        early_stopping.checkpoints, "save_step", lambda path, step, params: saved.update({step: params})
+        early_stopping.checkpoints, "save_step", lambda path, step, params, owner: saved.update({step: params})
     )
     return lambda: EarlyStopping(Run(tmp_path), "m2", "m1")
 

@@ -201,10 +201,9 @@ def test_invalid_options_are_refused_on_one_line(workdir, options, facts):
 
 def test_max_requests_limits_the_whole_evaluation(workdir, server, tmp_path):
     three = shutil.copytree(workdir, tmp_path / "run")
-    shutil.copytree(three / "m1", three / "m0", dirs_exist_ok=True)
-    shutil.copytree(three / "m1", three / "sft", dirs_exist_ok=True)  # three models, three comparisons
     (three / "evaluation" / "endpoint.jsonl").unlink(missing_ok=True)
     options = [f"--workdir={three}", "--judge=endpoint", f"--endpoint.base_url={server}", "--endpoint.model=judge"]
+    options += [f"--opponent={workdir}", "--opponent_model=m1"]  # three models, three comparisons
     code, _, err = ended(*options, "--endpoint.max_requests=7")
     assert (code, len(PreferLonger.prompts)) == (2, 7)
     assert "endpoint.max_requests" in err.strip().splitlines()[-1]

@@ -11,7 +11,7 @@ from test_report import round_of, row
 
 from selfreward_jax import loop, storage
 from selfreward_jax.cli import report
-from selfreward_jax.method.round_checks import CHECKS
+from selfreward_jax.method.round_checks import CHECKS, switched_off
 from selfreward_jax.parallel import preemption
 from selfreward_jax.report import closing, comparison, model_intervals, preferences, run_state, tiles
 from selfreward_jax.report.run_state import RunState
@@ -212,9 +212,9 @@ def test_checks_that_are_off_do_not_count_as_passed():
     tile = tiles.checks({"m2": {"checks": values | {"ties": math.nan, "repeats": None}}}, limits)
     assert tile[1:4] == ("bad", "beyond", "3 of 4, 6 off")
     looser = limits | {"max_probe_lead": 5.0}
-    assert set(tiles.switched_off(looser)) - set(tiles.switched_off(limits)) == {"max_probe_lead"}
+    assert set(switched_off(looser)) - set(switched_off(limits)) == {"max_probe_lead"}
     off = micro(2).checks
-    assert len(tiles.switched_off({name: off[name] for name in CHECKS})) == 7
+    assert len(switched_off({name: off[name] for name in CHECKS})) == 7
 
 
 def test_the_time_tile_names_the_stage_and_the_time_left():

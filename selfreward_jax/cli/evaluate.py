@@ -8,6 +8,7 @@ no response is generated twice, and no request is paid for twice.
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from selfreward_jax import storage
@@ -21,10 +22,12 @@ from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.report import tables
 from selfreward_jax.runs.loading import load_model, resolve_model
+from selfreward_jax.runs.owner import making
 from selfreward_jax.runs.run import Run, open_run
-from selfreward_jax.stages.measure import evaluate as evaluate_model
+from selfreward_jax.runs.stage import Step
 from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.sampling import sample_with_engine
+from selfreward_jax.stages.table import MEASURE
 from selfreward_jax.telemetry import compile_cache
 
 ResponseRows = list[ResponsesRow]
@@ -74,7 +77,7 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
     parsed: list[bool] = []
     verdicts, report = _make_judge(run, judge, parsed)
     for name in names:
-        evaluate_model(run, name)
+        _evaluate_model(run, name)
     responses = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
     if opponent:
         label, shown, rows = _opponent_responses(run, opponent, opponent_model)
@@ -91,6 +94,19 @@ def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: s
     report |= {"cautions": tables.parse_cautions(report)}
     storage.write_json(run.workdir / OUTPUT_DIR / f"report_{judge}.json", report)
     return report
+
+
+def _evaluate_model(run: Run, name: str) -> None:
+    """The figures of one model, of which what is missing is made."""
+    for stage in MEASURE:
+        if stage.run and stage.wanted(run.cfg):
+            make = partial(_make, run, Step(stage, name))
+            storage.regenerate_damaged(make, run.models.drop_engine)
+
+
+def _make(run: Run, step: Step) -> None:
+    with making(run, step):
+        step.stage.run(run, step.folder)
 
 
 def _choose_models(run: Run, models: str, judge: str) -> tuple[list[str], str]:

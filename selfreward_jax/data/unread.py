@@ -71,7 +71,7 @@ def describe_unread(name: str, file: BinaryIO) -> str | None:
     if other := _OTHERS.get(plain.suffix.lower()):
         return _sentence(other[0], other[1].format(name=base, out=f"{plain.stem}.jsonl"))
     signatures = {} if compressed else _SIGNATURES
-    return next((_sentence(*found) for start, found in signatures.items() if first.startswith(start)), None)
+    return next((_sentence(*sentence) for start, sentence in signatures.items() if first.startswith(start)), None)
 
 
 def _sentence(kind: str, remedy: str) -> str:

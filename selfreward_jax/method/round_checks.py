@@ -38,6 +38,19 @@ CHECKS = {
     "max_leaks": "fraction of new prompts that repeat an example or contain a held-out prompt",
 }
 
+# The end of each check's range: a limit there is never passed. The growth of lengths has no end.
+_MINIMA = {"min_parse_rate": 0.0, "min_votes_per_answer": 0.0, "min_spread": 0.0}
+_MAXIMA = {
+    **dict.fromkeys(("max_unscored", "max_ties", "max_one_score", "max_repeats", "max_leaks"), 1.0),
+    "max_probe_lead": 5.0,
+}
+
+
+def switched_off(limits: Mapping[str, float]) -> list[str]:
+    """The checks whose limits no value is beyond."""
+    low = [name for name, end in _MINIMA.items() if limits[name] <= end]
+    return low + [name for name, end in _MAXIMA.items() if limits[name] >= end]
+
 
 def probes(prompts: Sequence[PromptRow], output_format: str) -> list[JudgeInput]:
     """Answers {id, prompt, response} without content: empty, a punctuation mark, a verdict, the prompt itself."""
@@ -133,10 +146,10 @@ def violations(metrics: Mapping[str, Any], limits: Mapping[str, float], checks: 
 
 def format_metrics(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
     """All metrics with their limits as a table."""
-    lines = []
+    lines, off = [], switched_off(limits)
     for limit in CHECKS:
         side, name = limit.split("_", 1)
-        sign = "FAIL" if violations(metrics, limits, [limit]) else "ok"
+        sign = "FAIL" if violations(metrics, limits, [limit]) else "off" if limit in off else "ok"
         value, bound = three_digits(metrics[name]), three_digits(limits[limit])
         lines.append(f"    {sign:4s}  {name:17s} {value:>8s}   {side} {bound}")
     return lines

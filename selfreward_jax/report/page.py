@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from markupsafe import Markup
 
 from selfreward_jax import storage
-from selfreward_jax.method.round_checks import CHECKS, violated
+from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.method.rows import ResponsesRow, Row
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import (
@@ -172,7 +172,7 @@ def _head(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, 
         "win_rates": rates,
         "outside": comparison.outside(list(models), measured["evaluations"]),
         "limits": limits,
-        "off": tiles.switched_off(limits),
+        "off": switched_off(limits),
     }
 
 

@@ -3,6 +3,8 @@
 from itertools import count, takewhile
 from typing import Any
 
+from etils import epath
+
 from selfreward_jax import storage
 from selfreward_jax.evaluate import model_metrics
 from selfreward_jax.method.judge import judge_stats
@@ -31,7 +33,7 @@ def write(run: Run, table: StageTable) -> dict[str, Any]:
 def gather(run: Run, table: StageTable) -> dict[str, Any]:
     """The figures of what is made so far: models, rounds, stages, seeds."""
     names = [name for name in run.files.model_names() if storage.exists(run.workdir / name / "eval.json")]
-    models = {name: storage.read_checksummed(run.workdir / name / "eval.json") for name in names}
+    models = {name: _figures(run.workdir / name / "eval.json") for name in names}
     if not run.cfg.data.ift:
         for name, others in model_metrics.pairwise_win_rates(run.workdir, names).items():
             models[name]["versus"] = others
@@ -43,6 +45,12 @@ def gather(run: Run, table: StageTable) -> dict[str, Any]:
         "seeds": storage.read_json(run.workdir / "seed" / "report.json"),
         "eft": (run.files.jsonl("seed", "eft").manifest or {}).get("counts"),
     }
+
+
+def _figures(path: epath.Path) -> dict[str, Any] | None:
+    """The figures of a checksummed file, without its owner; None if there is none."""
+    stored = storage.read_checksummed(path)
+    return stored and {name: value for name, value in stored.items() if name != "owner"}
 
 
 def _is_judged(run: Run, model: str) -> bool:
@@ -67,7 +75,7 @@ def _round(run: Run, model: str) -> dict[str, Any]:
         "left_out": {stage: manifests[stage].get("left_out", 0) for stage in ("responses", "judgments")},
         "judge": judge_stats(run.files.jsonl(model, "judgments").rows()),
         "pairs": manifests["pairs"].get("counts"),
-        "checks": storage.read_checksummed(run.workdir / model / "checks.json"),
+        "checks": _figures(run.workdir / model / "checks.json"),
     }
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from selfreward_jax.method.round_checks import CHECKS, violated
+from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.report import time_report
 from selfreward_jax.report.comparison import Versus
 from selfreward_jax.report.comparison import points as _points
@@ -18,13 +18,6 @@ from selfreward_jax.telemetry.escape import escape
 from selfreward_jax.telemetry.numbers import duration
 
 SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}
-
-# The end of each check's range: a limit there is never passed. The growth of lengths has no end.
-MINIMA = {"min_parse_rate": 0.0, "min_votes_per_answer": 0.0, "min_spread": 0.0}
-ENDS = MINIMA | {
-    **dict.fromkeys(("max_unscored", "max_ties", "max_one_score", "max_repeats", "max_leaks"), 1.0),
-    "max_probe_lead": 5.0,
-}
 
 
 class Tile(NamedTuple):
@@ -114,11 +107,6 @@ def checks(rounds: Mapping[str, Mapping[str, Any]], limits: Mapping[str, float])
     sign, word = ("bad", "beyond") if any(beyond.values()) else ("good", "within") if count else ("none", "off")
     value = f"{count - len(missing) - len(beyond[last])} of {count}" + f", {len(off)} off" * bool(off)
     return _tile("checks", "#checks", sign, word, value, *detail)
-
-
-def switched_off(limits: Mapping[str, float]) -> list[str]:
-    """The checks whose limits no value is beyond."""
-    return [name for name, end in ENDS.items() if (limits[name] <= end if name in MINIMA else limits[name] >= end)]
 
 
 def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:

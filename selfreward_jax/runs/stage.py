@@ -62,11 +62,16 @@ class Step(NamedTuple):
         """The step in the log and in tables, such as "m2 responses"."""
         return f"{self.folder} {self.stage.name}"
 
+    def path(self, name: str) -> str:
+        """The artifact of that name in `reads` or `writes`, for this step's folder."""
+        before = f"m{int(self.folder[1:]) - 1}" if self.folder[1:].isdigit() else ""
+        return name.replace("{m-1}", before).replace("{m}", self.folder)
+
     def manifest(self, run: Run) -> dict[str, Any] | None:
         """What its manifest holds; None if it is not complete."""
         if not self.stage.manifest:
             return None
-        return storage.read_checksummed(run.workdir / self.stage.manifest.format(m=self.folder))
+        return storage.read_checksummed(run.workdir / self.path(self.stage.manifest))
 
 
 class StageTable(NamedTuple):

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 import jax
 from etils import epath
@@ -41,6 +42,7 @@ class Workspace:
 
     def __init__(self, cfg: ConfigDict, workdir: str) -> None:
         self.cfg, self.config_hash = cfg, config_hash(json.loads(cfg.to_json()))
+        self.owner = ""  # the digest of the step that is being made (runs/owner.py); outside of one, nobody's
         if not workdir:
             raise ConfigError("workdir is empty: name a folder")
         self.path = epath.Path(workdir)
@@ -56,23 +58,47 @@ class Workspace:
 
     def jsonl(self, *names: str) -> JsonlArtifact:
         """The JSON Lines artifact of that name, such as jsonl("m2", "pairs")."""
-        return JsonlArtifact(self.path.joinpath(*names[:-1]) / f"{names[-1]}.jsonl", config=self.config_hash)
+        path = self.path.joinpath(*names[:-1]) / f"{names[-1]}.jsonl"
+        return JsonlArtifact(path, self.owner, config=self.config_hash)
 
     def is_complete(self, folder: str, stage: str, made_by: str = "") -> bool:
         """Whether FOLDER/STAGE.jsonl is complete.
 
         Raises:
-          storage.StorageError: it is, but model `made_by` has other weights now than those that made it.
+          storage.CorruptionError: it is, but of another run, or made from other inputs.
+          storage.StorageError: it is this run's, but model `made_by` has other weights now. To make all again may take
+            days, so the user decides.
         """
-        manifest = self.jsonl(folder, stage).manifest
-        if manifest and made_by:
+        artifact = self.jsonl(folder, stage)
+        manifest = artifact.manifest
+        if manifest and made_by and (not self.owner or manifest.get("config") == self.config_hash):
             then, now = manifest.get("weights"), self.weights_fingerprint(made_by)
             if then != now:
                 raise storage.StorageError(
                     f"{self.path / folder / stage}.jsonl was made by {made_by} with weights {then}, but {made_by} has "
                     f"weights {now}: restore that {made_by}, or move {stage}.manifest.json and all later artifacts away"
                 )
-        return manifest is not None
+        return self.own(artifact.manifest_path, artifact.path) is not None
+
+    def own(self, path: epath.Path, *others: epath.Path) -> dict[str, Any] | None:
+        """The checksummed JSON object at a path, if the step that is being made has made it; None if there is none.
+
+        Args:
+          path: a manifest, or a file of figures.
+          others: what it stands for, and is of no use without it.
+
+        Raises:
+          storage.CorruptionError: it is of another run, or was made from other inputs.
+          storage.StorageError: a version without owners made it.
+        """
+        value = storage.read_checksummed(path)
+        if value is None or not self.owner or value.get("owner") == self.owner:
+            return value
+        if "owner" not in value:
+            raise storage.StorageError(f"{path} was made by an older version of this program: use another --workdir")
+        made_by = f"its owner is {value['owner']}, and {self.owner} here"
+        reason = f"{path} is of another run, or was made from other inputs ({made_by})"
+        raise storage.CorruptionError(reason, *others, path)
 
     def model_names(self) -> list[str]:
         """The finished models in training order: m0, sft, m1, m2, ..."""

@@ -8,7 +8,7 @@ from selfreward_jax.method.pairs import join_scores
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, few_shot_pool, held_out_prompts, previous_model
-from selfreward_jax.stages.training import is_trained
+from selfreward_jax.stages.training import has_model
 from selfreward_jax.telemetry.terminal import log_line
 
 
@@ -18,14 +18,15 @@ def check_round(run: Run, model: str) -> None:
     Raises:
       StageError: a metric is beyond its limit in config.checks, and m_t is not trained yet.
     """
-    limits, path, trained = run.cfg.checks, run.workdir / model / "checks.json", is_trained(run, model)
-    if trained and storage.read_checksummed(path) is not None:
+    limits, path, trained = run.cfg.checks, run.workdir / model / "checks.json", has_model(run, model)
+    if trained and run.files.own(path) is not None:
         return
     metrics = round_metrics(run, model)
-    storage.write_checksummed(path, metrics)
+    storage.write_checksummed(path, {"owner": run.files.owner, **metrics})
     violations = round_checks.violations(metrics, limits)
-    passed = len(round_checks.CHECKS) - len(violations)
-    log_line(f"  {model} checks: {passed} of {len(round_checks.CHECKS)} passed")
+    off = len(round_checks.switched_off(limits))
+    on = len(round_checks.CHECKS) - off
+    log_line(f"  {model} checks: {on - len(violations)} of {on} passed" + f", {off} off" * bool(off))
     for line in round_checks.format_metrics(metrics, limits):
         log_line(line)
     if violations and not trained:

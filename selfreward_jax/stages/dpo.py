@@ -52,7 +52,7 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
     """Log-probs [pairs, 2] of the responses under the reference, float32. They are stored in MODEL/ref_logprobs.json:
     the reference is not in memory during training, and a restart on other machines reads the same numbers."""
     path = run.workdir / model / "ref_logprobs.json"
-    stored, of_pairs = storage.read_checksummed(path), run.files.jsonl(model, "pairs").manifest["sha256"]
+    stored, of_pairs = run.files.own(path), run.files.jsonl(model, "pairs").manifest["sha256"]
     if stored is None or stored["pairs"] != of_pairs:
         models = run.models
         log_line(f"  {model} dpo: log-probs of {counted(len(pairs), 'pair')} under {previous_model(model)}")
@@ -60,6 +60,7 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
         decoder = Llama(models.model_config(adapters=True))
         params = lora.combine(models.frozen_base(), models.load_trainable(previous_model(model)))
         logprobs = reference_logprobs(decoder, params, pairs, run.cfg.dpo.batch_size, models.mesh, layout)
-        stored = {"pairs": of_pairs, "chosen": logprobs[:, 0].tolist(), "rejected": logprobs[:, 1].tolist()}
+        stored = {"owner": run.files.owner, "pairs": of_pairs}
+        stored |= {"chosen": logprobs[:, 0].tolist(), "rejected": logprobs[:, 1].tolist()}
         storage.write_checksummed(path, stored)
     return np.array([stored["chosen"], stored["rejected"]], np.float32).T

@@ -31,7 +31,7 @@ class EarlyStopping:
         self.run, self.model, self.previous = run, model, previous
         self.prompts = run.files.jsonl("seed", "validation").rows()[: run.cfg.dpo.eval_prompts]
         self.artifact = run.files.jsonl(model, "early_stopping")
-        rows = self.artifact.rows() if self.artifact.manifest else self.artifact.load_partial()
+        rows = self.artifact.rows() if run.files.is_complete(model, "early_stopping") else self.artifact.load_partial()
         self.evals: dict[str, EvalRow] = {row["id"]: row for row in rows}
         self.best = max((int(row["id"]) for row in self.evals.values() if row["kept"]), default=0)
 
@@ -57,7 +57,7 @@ class EarlyStopping:
         rates = win_rates(verdicts)
         kept = rates["win"] > rates["lose"]
         if kept:
-            checkpoints.save_step(run.workdir / self.model / "best", step, params)
+            checkpoints.save_step(run.workdir / self.model / "best", step, params, run.files.owner)
         shares = {k: rates[k] for k in ("win", "tie", "lose")}
         row: EvalRow = {"id": str(step), "against": self.best, **shares, "kept": kept}
         self.artifact.append([row])

@@ -25,18 +25,10 @@ def eval_judgments(run: Run, model: str) -> None:
 def eval_metrics(run: Run, model: str) -> None:
     """MODEL/eval.json: the figures of both."""
     path = run.workdir / model / "eval.json"
-    if storage.read_checksummed(path) is not None:
+    if run.files.own(path) is not None:
         return
     ranked = run.files.jsonl("seed", f"ranked_{run.cfg.evaluate.split}").rows()
     answers = run.files.jsonl(model, "eval_answers").rows()
     figures = model_metrics.response_metrics(answers, has_oracle=not run.cfg.data.ift)
     figures["judge"] = model_metrics.judge_metrics(ranked, run.files.jsonl(model, "eval_judgments").rows())
-    storage.write_checksummed(path, figures)
-
-
-def evaluate(run: Run, model: str) -> None:
-    """All three, of which each does what is missing."""
-    if storage.read_checksummed(run.workdir / model / "eval.json") is None:
-        eval_answers(run, model)
-        eval_judgments(run, model)
-        eval_metrics(run, model)
+    storage.write_checksummed(path, {"owner": run.files.owner, **figures})

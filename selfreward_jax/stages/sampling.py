@@ -101,7 +101,7 @@ def sample_best_of_n(
     """FOLDER/STAGE.jsonl: for each response wanted, the best of `settings.best_of` samples by the model's own judgment;
     of equal scores the first. With best_of 1 the samples as they are."""
     artifact, wanted = run.files.jsonl(folder, stage), settings.num_samples
-    if settings.best_of == 1 or artifact.manifest is not None:
+    if settings.best_of == 1 or run.files.is_complete(folder, stage):
         sample_responses(run, model, prompts, settings, folder, stage)
         return
     all_samples = settings.copy_and_resolve_references()

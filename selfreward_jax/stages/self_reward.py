@@ -26,7 +26,7 @@ def judgments(run: Run, model: str) -> None:
     artifact = run.files.jsonl(model, "judgments")
     if run.cfg.judge.kind == "model":
         judge(run, previous_model(model), to_judge, model, "judgments")
-    elif artifact.manifest is None:
+    elif not run.files.is_complete(model, "judgments"):
         seed = f"{run.cfg.seed} {model[1:]}"
         artifact.finish(judging.random_judge(to_judge, run.cfg.judge.num_samples, seed), tokens=0)
 
@@ -67,8 +67,7 @@ def check_readable(run: Run, label: str, judged: Sequence[JudgmentRow]) -> dict[
 
 def pairs(run: Run, model: str) -> None:
     """m_t/pairs.jsonl: the best against the worst response to each prompt."""
-    artifact = run.files.jsonl(model, "pairs")
-    if artifact.manifest is not None:
+    if run.files.is_complete(model, "pairs"):
         return
     judged = run.files.jsonl(model, "judgments").rows()
     finished = finished_responses(run.files.jsonl(model, "responses").rows())
@@ -80,5 +79,5 @@ def pairs(run: Run, model: str) -> None:
             f"{judging.format_stats(stats)}); the judge cannot tell responses apart: in a new --workdir train it "
             "longer, give it more judged rows, or raise judge.num_samples"
         )
-    artifact.finish(rows, counts=outcomes, tokens=0)
+    run.files.jsonl(model, "pairs").finish(rows, counts=outcomes, tokens=0)
     log_line(f"  {model} pairs: {format_outcomes(outcomes)}")

@@ -39,9 +39,10 @@ DOWNLOAD_TIMEOUT = 24 * 3600.0  # seconds that other processes wait while the pr
 def seed(run: Run, model: str) -> None:
     """seed/*.jsonl: instruction rows, judged rows (or ranked answers from which EFT is built), held-out prompts and
     ranked answers, plain documents."""
-    manifest = run.files.jsonl(model, "documents").manifest
-    if manifest and all(run.files.jsonl(model, name).manifest for name in manifest["sets"]):
-        return
+    if run.files.is_complete(model, "documents"):
+        sets = run.files.jsonl(model, "documents").manifest["sets"]
+        if all(run.files.is_complete(model, name) for name in sets):
+            return
     if processes.is_primary():  # it alone needs the user's files
         _make_seeds(run, model)
     processes.barrier("the seed sets", timeout=DOWNLOAD_TIMEOUT)
@@ -93,7 +94,7 @@ def tokenizer(run: Run, model: str) -> None:
       storage.CorruptionError: the files are not those that were written.
     """
     folder = run.workdir / model
-    if (manifest := storage.read_checksummed(folder / "manifest.json")) is not None:
+    if (manifest := run.files.own(folder / "manifest.json", folder)) is not None:
         if processes.broadcast_from_primary(lambda: _hashes(folder)) != manifest["files"]:
             raise storage.CorruptionError(f"{folder} is not the tokenizer that was written", folder)
         return
@@ -104,7 +105,7 @@ def tokenizer(run: Run, model: str) -> None:
     processes.barrier("the tokenizer")
     vocab_size = run.models.chat.tokenizer.vocab_size
     files = processes.broadcast_from_primary(lambda: _hashes(folder))
-    manifest = {"init": run.cfg.model.init, "pieces": vocab_size, "files": files}
+    manifest = {"owner": run.files.owner, "init": run.cfg.model.init, "pieces": vocab_size, "files": files}
     storage.write_checksummed(folder / "manifest.json", manifest)
     log_line(f"  tokenizer: {vocab_size:,} pieces")
 
@@ -164,8 +165,8 @@ def _load_pretrained(run: Run, model: str, source: epath.Path) -> None:
     progress, cfg = Progress(f"{model} init", 1), run.models.model_config()
     specs = param_specs(cfg)
     params = hf.load(source, cfg, run.models.shardings(specs))
-    fingerprint = checkpoints.save(run.workdir / model / "checkpoint", params)
-    manifest = {"stage": "init", "rows": 0, "steps": 0, "tokens": 0, "weights": fingerprint}
+    fingerprint = checkpoints.save(run.workdir / model / "checkpoint", params, run.files.owner)
+    manifest = {"owner": run.files.owner, "stage": "init", "rows": 0, "steps": 0, "tokens": 0, "weights": fingerprint}
     storage.write_checksummed(run.workdir / model / "manifest.json", manifest)
     progress.add(1)
     progress.close(f"{parameter_count(specs):,} parameters of {source}")
@@ -180,7 +181,7 @@ def eft(run: Run, model: str) -> None:
       StageError: no judgment agrees.
     """
     artifact = run.files.jsonl(model, "eft")
-    if eft_source_set(run) == "eft" or artifact.manifest is not None:
+    if eft_source_set(run) == "eft" or run.files.is_complete(model, "eft"):
         return
     written: list[JudgedRow] = []
     ranked: list[RankedRow] = []

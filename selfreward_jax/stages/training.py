@@ -55,14 +55,29 @@ class Job(NamedTuple):
         return f"{self.model} {self.stage}"
 
 
-def is_trained(run: Run, model: str) -> bool:
-    """Whether the model is complete on disk. Then what only served its training is removed."""
+def has_model(run: Run, model: str) -> bool:
+    """Whether there is a complete model, whoever made it."""
     folder = run.workdir / model
-    trained = storage.read_checksummed(folder / "manifest.json") is not None
-    trained = trained and storage.exists(folder / "checkpoint.json")  # not quarantined
-    if trained:
-        _remove_steps(run, model)  # a kill may have come between the manifest and this
-    return trained
+    return all(storage.exists(folder / name) for name in ("manifest.json", "checkpoint.json"))
+
+
+def is_trained(run: Run, model: str) -> bool:
+    """Whether the model is complete, and made by the step at hand. Then what only served its training is removed.
+
+    Raises:
+      storage.CorruptionError: it is of another run, or was made from other inputs.
+    """
+    folder = run.workdir / model
+    checkpoint = folder / "checkpoint"
+    of_checkpoint = checkpoint, checkpoints.manifest_path(checkpoint)
+    manifest = run.files.own(folder / "manifest.json", *of_checkpoint)
+    saved = storage.read_checksummed(of_checkpoint[1])
+    if manifest is None or saved is None:  # the checkpoint may be quarantined
+        return False
+    if saved["fingerprint"] != manifest["weights"]:
+        raise storage.CorruptionError(f"{checkpoint} is not that of {folder / 'manifest.json'}", *of_checkpoint)
+    _remove_steps(run, model)  # a kill may have come between the manifest and this
+    return True
 
 
 def _remove_steps(run: Run, model: str) -> None:
@@ -102,7 +117,8 @@ def train(run: Run, job: Job) -> None:
     def initial(params: Any) -> trainer.TrainState:
         return trainer.TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    state = checkpoints.restore_latest(_steps_dir(run, job), jax.eval_shape(initial, params), shardings)
+    abstract, owner = jax.eval_shape(initial, params), run.files.owner
+    state = checkpoints.restore_latest(_steps_dir(run, job), abstract, shardings, owner)
     if state is None:
         state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(job.start())
     else:
@@ -151,6 +167,7 @@ def _fit(
                 eval_every=settings.eval_every if early else 0,
                 should_stop=preemption.stop_requested,
                 max_nonfinite_steps=run.cfg.max_nonfinite_steps,
+                owner=run.files.owner,
             )
             return trainer.fit(state, update, job.batch_at, job.steps, lr_schedule, key, options, frozen)
     except trainer.DivergenceError as error:
@@ -160,11 +177,12 @@ def _fit(
 def _finish(run: Run, job: Job, steps: int, params: Params) -> None:
     """Writes the checkpoint and then the manifest, which makes the model complete."""
     folder, early = run.workdir / job.model, job.early_stopping
-    manifest = {"stage": job.stage, "steps": steps, "tokens": steps * job.tokens_per_step, **job.metadata}
+    manifest = {"owner": run.files.owner, "stage": job.stage, "steps": steps}
+    manifest |= {"tokens": steps * job.tokens_per_step, **job.metadata}
     if early:
         params = early.best_params()
         manifest["best_step"] = early.best
-    manifest["weights"] = checkpoints.save(folder / "checkpoint", params)
+    manifest["weights"] = checkpoints.save(folder / "checkpoint", params, run.files.owner)
     if early:
         early.finish()
     storage.write_checksummed(folder / "manifest.json", manifest)

@@ -34,24 +34,26 @@ def encode_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def encode_crc(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows as JSON Lines, each line after its CRC-32 in 8 hex digits and a space."""
+def encode_crc(rows: Iterable[Mapping[str, Any]], owner: str = "") -> bytes:
+    """Rows as JSON Lines, each line after the CRC-32 of the owner and the line, in 8 hex digits and a space."""
     lines = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
-    return b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines)
+    start = zlib.crc32(owner.encode())
+    return b"".join(b"%08x %s\n" % (zlib.crc32(line, start), line) for line in lines)
 
 
-def decode_crc(data: bytes) -> tuple[list[Row], int]:
+def decode_crc(data: bytes, owner: str = "") -> tuple[list[Row], int]:
     """Decodes what `encode_crc` wrote. Drops a last line without a line break: a kill cut it off.
 
     Returns:
-      The rows with a correct CRC, and the number of lines without one.
+      The rows with a correct CRC, and the number of lines without one: damaged, or of another owner.
     """
     rows: list[Row] = []
+    start = zlib.crc32(owner.encode())
     lines = data.rpartition(b"\n")[0].split(b"\n") if data else []
     lines = [line for line in lines if line]
     for line in lines:
         crc, _, row = line.partition(b" ")
-        if crc == b"%08x" % zlib.crc32(row):
+        if crc == b"%08x" % zlib.crc32(row, start):
             rows.append(json.loads(row))
     return rows, len(lines) - len(rows)
 
@@ -61,13 +63,14 @@ class JsonlArtifact:
 
     Args:
       path: the path of the complete file.
+      owner: the digest of the step that makes it. Its manifest has it, and rows that another owner appended are none.
       metadata: further fields of its manifest.
     """
 
     FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show what another process wrote
 
-    def __init__(self, path: epath.Path, **metadata: Any) -> None:
-        self.path, self.metadata = path, metadata
+    def __init__(self, path: epath.Path, owner: str = "", **metadata: Any) -> None:
+        self.path, self.owner, self.metadata = path, owner, {"owner": owner, **metadata}
         self.partial_path = path.with_name(path.name + ".partial")
         self.manifest_path = path.with_name(path.name.removesuffix(".jsonl") + ".manifest.json")
         self._num_appended = 0  # rows, over all processes
@@ -119,7 +122,7 @@ class JsonlArtifact:
             return []
         data = self._read(self.partial_path, sha256)
         processes.barrier(f"all have read {self.partial_path.name}")  # before any process changes it
-        return decode_crc(data or b"")[0]
+        return decode_crc(data or b"", self.owner)[0]
 
     def count_partial(self) -> int:
         """The number of rows that an interrupted run appended, as far as one process sees them."""
@@ -154,7 +157,7 @@ class JsonlArtifact:
         by_process = [[row for path in shards[i] for row in self._read_valid_rows(path)] for i in sorted(shards)]
         # Each batch was dealt out row by row. One row from each shard in turn restores the order of appending.
         rows += [row for turn in itertools.zip_longest(*by_process) for row in turn if row is not None]
-        data = encode_crc({row["id"]: row for row in rows}.values())
+        data = encode_crc({row["id"]: row for row in rows}.values(), self.owner)
         storage.write_atomic(self.partial_path, data)
         for path in itertools.chain(*shards.values()):
             path.unlink()
@@ -162,13 +165,13 @@ class JsonlArtifact:
 
     def _read_valid_rows(self, path: epath.Path) -> list[Row]:
         data = _read_file(path)
-        rows, num_damaged = decode_crc(data)
+        rows, num_damaged = decode_crc(data, self.owner)
         if num_damaged:
             copy = path.with_name(f"{path.name}.damaged")
             storage.write_atomic(copy, data)
             storage.warn(
-                f"{path}: {num_damaged} of {num_damaged + len(rows)} lines are damaged and are regenerated; a copy of "
-                f"the file is {copy.name}"
+                f"{path}: {num_damaged} of {num_damaged + len(rows)} lines are damaged or of another run, and are "
+                f"regenerated; a copy of the file is {copy.name}"
             )
         return rows
 
@@ -183,7 +186,7 @@ class JsonlArtifact:
 
     def rewrite_partial(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replaces the content of the partial file by `rows`."""
-        storage.write_atomic(self.partial_path, encode_crc(rows))
+        storage.write_atomic(self.partial_path, encode_crc(rows, self.owner))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows, and returns when they are on disk. Every process passes all rows and writes its share."""
@@ -194,9 +197,9 @@ class JsonlArtifact:
         if count > 1 or storage.is_remote(path):
             path = path.with_name(f"{path.name}-{index}-of-{count}")
         if storage.is_remote(path):
-            path.with_name(f"{path.name}.{next(self._object_numbers):08}").write_bytes(encode_crc(share))
+            path.with_name(f"{path.name}.{next(self._object_numbers):08}").write_bytes(encode_crc(share, self.owner))
         else:
-            storage.append(path, encode_crc(share))
+            storage.append(path, encode_crc(share, self.owner))
         timing.commit()
 
     def finish(self, rows: Sequence[Mapping[str, Any]], **metadata: Any) -> None:

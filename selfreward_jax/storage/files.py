@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from etils import epath
 
@@ -21,6 +21,7 @@ from selfreward_jax.parallel import processes
 from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry import terminal, timing
 
+T = TypeVar("T")
 MAX_JSON = 1 << 30  # bytes of a JSON file of a run
 _CHECKSUM_FIELD = ',\n  "checksum": "'
 
@@ -232,3 +233,24 @@ def quarantine(path: epath.Path) -> str:
         return free_name
 
     return processes.broadcast_from_primary(move)
+
+
+def regenerate_damaged(make: Callable[[], T], before_retry: Callable[[], None]) -> T:
+    """Calls `make`. What it finds damaged is quarantined, and it is called again: the stage of a missing artifact makes
+    it with the same bytes.
+
+    Raises:
+      CorruptionError: there is nothing to quarantine, or the same artifact is damaged again.
+    """
+    seen: set[str] = set()
+    while True:
+        try:
+            return make()
+        except CorruptionError as error:
+            paths = set(map(str, error.paths))
+            moved = [] if seen & paths else [name for name in map(quarantine, error.paths) if name]
+            if not moved:
+                raise
+            seen |= paths
+            warn(f"{error.reason}; quarantined as {' and '.join(moved)}, will be regenerated")
+            before_retry()

@@ -31,8 +31,10 @@ FS_SYNC_TIMEOUT = 60.0  # seconds within which a shared file system must show wh
 
 
 @timing.timed("saving")
-def save(path: epath.Path, tree: Any) -> str:
+def save(path: epath.Path, tree: Any, owner: str = "") -> str:
     """Writes a tree of arrays to the directory `path`; returns its fingerprint once all of it is on disk.
+
+    The manifest has the digest of the step that made the arrays, `owner`.
 
     Raises:
       storage.StorageError: the file system refused to write; the message has the path, the size and the reason.
@@ -56,7 +58,7 @@ def save(path: epath.Path, tree: Any) -> str:
         size = sum(x.nbytes for x in jax.tree.leaves(tree))
         raise storage.StorageError(storage.write_error_message(path, size, reason)) from None
     logging.set_verbosity(verbosity)
-    storage.write_checksummed(manifest_path(path), {"fingerprint": digest, "files": _file_hashes(path)})
+    storage.write_checksummed(manifest_path(path), {"fingerprint": digest, "owner": owner, "files": _file_hashes(path)})
     return digest
 
 
@@ -85,15 +87,18 @@ def remove_stale_tmp(path: epath.Path) -> None:
 
 
 @timing.timed("loading")
-def restore(path: epath.Path, abstract_tree: Any, shardings: Any) -> Any:
+def restore(path: epath.Path, abstract_tree: Any, shardings: Any, owner: str = "") -> Any:
     """Reads a tree with the structure, shapes and dtypes of `like`, with the given shardings.
 
     Raises:
-      storage.CorruptionError: the manifest is missing, or the checkpoint differs from it.
+      storage.CorruptionError: the manifest is missing, the checkpoint differs from it, or its owner is not `owner`
+        (if that is given).
     """
     manifest = storage.read_checksummed(manifest_path(path))
     if manifest is None:
         raise _corruption(path, f"{manifest_path(path)} is missing")
+    if owner and manifest.get("owner") != owner:
+        raise _corruption(path, f"its owner is {manifest.get('owner')}, and {owner} here")
     if difference := _difference(manifest["files"], _file_hashes(path)):
         raise _corruption(path, difference)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_tree, shardings)
@@ -112,14 +117,14 @@ def latest_step(path: epath.Path) -> int | None:
     return processes.broadcast_from_primary(lambda: max(_steps(path), default=None))
 
 
-def restore_latest(path: epath.Path, abstract_state: Any, shardings: Any) -> Any:
+def restore_latest(path: epath.Path, abstract_state: Any, shardings: Any, owner: str = "") -> Any:
     """The state of the highest intact step below `path`; None if there is none.
 
-    Corrupt steps are quarantined, with a warning.
+    Corrupt steps, and those of another owner, are quarantined, with a warning.
     """
     while (step := latest_step(path)) is not None:
         try:
-            return restore(path / str(step), abstract_state, shardings)
+            return restore(path / str(step), abstract_state, shardings, owner)
         except storage.CorruptionError as error:
             # A step exists as long as its manifest does, so the manifest is moved last.
             names = [storage.quarantine(p) for p in (path / str(step), manifest_path(path / str(step)))]
@@ -128,9 +133,9 @@ def restore_latest(path: epath.Path, abstract_state: Any, shardings: Any) -> Any
     return None
 
 
-def save_step(path: epath.Path, step: int, state: Any, max_to_keep: int = 2) -> None:
+def save_step(path: epath.Path, step: int, state: Any, owner: str = "", max_to_keep: int = 2) -> None:
     """Writes `state` as step `step` below `path`, then removes all but the last `max_to_keep` steps."""
-    save(path / str(step), state)
+    save(path / str(step), state, owner)
     for old in sorted(_steps(path))[:-max_to_keep] if processes.is_primary() else []:
         storage.remove(manifest_path(path / str(old)))
         storage.remove(path / str(old))

@@ -214,6 +214,7 @@ class FitOptions(NamedTuple):
       Training ends if it returns False.
     should_stop: called after every step. If it returns True, the state is saved and `fit` raises Stopped.
     max_nonfinite_steps: non-finite gradients in a row that the optimizer skips.
+    owner: the digest of the step that trains, for the saved states.
     """
 
     path: epath.Path
@@ -223,6 +224,7 @@ class FitOptions(NamedTuple):
     eval_every: int = 0
     should_stop: Callable[[], bool] = lambda: False
     max_nonfinite_steps: int = 0
+    owner: str = ""
 
 
 def fit(
@@ -268,7 +270,7 @@ def fit(
             try:
                 proceed = options.eval_fn(step, state.params)
             except Stopped:  # during the evaluation; the next start repeats it from here
-                checkpoints.save_step(options.path, step, state)
+                checkpoints.save_step(options.path, step, state, options.owner)
                 raise
             if not proceed:
                 return state
@@ -282,7 +284,7 @@ def fit(
         every = options.checkpoint_every
         if stop or (every and step % every == 0 and step < steps):
             flush()
-            checkpoints.save_step(options.path, step, state)
+            checkpoints.save_step(options.path, step, state, options.owner)
         if stop:
             raise Stopped
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_mentions, micro
+from etils import epath
 from test_loop import contents
 
-from selfreward_jax import loop
+from selfreward_jax import loop, storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.stages import early_stopping
 from selfreward_jax.storage import StorageError
@@ -106,8 +107,11 @@ def test_rows_of_other_weights_are_not_mixed_with_these(finished_run, tmp_path):
     shutil.copytree(finished_run, workdir)
     shutil.rmtree(workdir / "m1" / "checkpoint")
     shutil.copytree(workdir / "m0" / "checkpoint", workdir / "m1" / "checkpoint")
-    for name in ("checkpoint.json", "manifest.json"):
-        shutil.copy(workdir / "m0" / name, workdir / "m1" / name)
+    shutil.copy(workdir / "m0" / "checkpoint.json", workdir / "m1" / "checkpoint.json")
+    # As another machine makes it from the same settings: other weights, the same owner.
+    m0, m1 = (epath.Path(workdir / name / "manifest.json") for name in ("m0", "m1"))
+    owner = {"owner": storage.read_checksummed(m1)["owner"]}
+    storage.write_checksummed(m1, storage.read_checksummed(m0) | owner)
     (workdir / "m1" / "eval.json").unlink()
     with pytest.raises(StorageError) as error:
         loop.run(micro(2), str(workdir))
