@@ -2,7 +2,7 @@
 
 python docs/pictures.py --report=runs/default/report.html
 
-Needs Chromium, and playwright (requirements-dev.txt).
+Needs Chromium, and playwright (the extra dev).
 """
 
 import argparse

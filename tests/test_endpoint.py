@@ -1,5 +1,6 @@
 """The endpoint judge, against a local server with all kinds of failures."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -412,3 +413,158 @@ def test_replies_are_cached_by_the_request(make, server):
     assert [json.loads(line) for line in make.cache.read_text().splitlines()] == [row]
     make(base_url=f"http://127.0.0.1:{server.server_port}/v1/").complete(["one"], 9)  # the same address
     assert len(server.requests) == 1
+
+
+# --- whatever the server does ---------------------------------------------------------------------------------
+
+
+def drip(handler, head, every=0.05):
+    """Sends a byte now and then, for 60 s at most."""
+    handler.wfile.write(head)
+    with contextlib.suppress(OSError):
+        for _ in range(int(60 / every)):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(every)
+    handler.close_connection = True
+
+
+DRIPS = {
+    "the body": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    "a body without an end": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+    "a header": b"HTTP/1.1 200 OK\r\nX-Filler: ",
+    "the status": b"HTTP/1.1 ",
+    "an error's body": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 100000\r\n\r\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("part", DRIPS)
+def test_a_request_ends_in_time_whatever_drips(part, make, server):
+    server.behave = lambda handler, prompt, count: drip(handler, DRIPS[part])
+    start = time.monotonic()
+    with pytest.raises(EndpointError):
+        make(timeout_s=0.5, retries=0).complete(["a"], 5)
+    assert time.monotonic() - start < 3
+
+
+def test_a_reply_has_a_largest_size(make, server, monkeypatch):
+    monkeypatch.setattr("selfreward_jax.evaluate.endpoint.MAX_BODY", 1000)
+    server.behave = lambda handler, prompt, count: handler.answer("x" * (900 if count else 2000))
+    assert make(retries=1).complete(["a"], 5) == ["x" * 900]
+    with pytest.raises(EndpointError, match=r"\b1,000 bytes\b"):
+        make(retries=0).complete(["b"], 5)
+
+
+BODIES = {
+    "OpenAI": {"error": {"message": "no such model", "type": "invalid_request_error", "code": "model_not_found"}},
+    "Ollama": {"error": "no such model"},
+    "FastAPI": {"detail": "no such model"},
+    "FastAPI, a list": {"detail": [{"loc": ["body"], "msg": "no such model", "type": "missing"}]},
+    "vLLM": {"object": "error", "message": "no such model", "type": "NotFoundError", "code": 404},
+    "plain text": b"no such model",
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_the_words_of_the_server_are_shown(kind, make, server):
+    server.behave = lambda handler, prompt, count: handler.give(BODIES[kind], 404)
+    with pytest.raises(EndpointError) as caught:
+        make().complete(["a"], 5)
+    assert_mentions(str(caught.value), "status 404: no such model", "endpoint.model")
+
+
+@pytest.mark.parametrize("body", [b"<html>a page</html>", b"[]", b"{}", b"null", b"[" * 100_000, b"\xff\x00", b""])
+def test_an_error_body_without_words_is_left_out(body, make, server):
+    server.behave = lambda handler, prompt, count: handler.give(body, 404)
+    with pytest.raises(EndpointError, match=r"status 404") as caught:
+        make().complete(["a"], 5)
+    assert str(caught.value).count("\n") == 0
+    assert str(caught.value).isprintable()
+
+
+TOO_LONG = {
+    "OpenAI": (400, {"error": {"message": "Please reduce it.", "code": "context_length_exceeded"}}),
+    "vLLM": (400, {"object": "error", "message": "This model's maximum context length is 4096 tokens.", "code": 400}),
+    "llama.cpp": (400, {"error": {"message": "the request exceeds the available context size", "type": "x"}}),
+    "a proxy": (413, b"<html>Request Entity Too Large</html>"),
+    "FastAPI": (422, {"detail": "prompt is too long"}),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LONG)
+def test_a_prompt_beyond_the_context_costs_that_prompt_alone(kind, make, server, capsys):
+    status, body = TOO_LONG[kind]
+
+    def behave(handler, prompt, count):
+        handler.give(body, status) if prompt == "long" else echo(handler, prompt, count)
+
+    server.behave = behave
+    assert make().complete(["a", "long", "b"], 5) == ["re: a", None, "re: b"]
+    assert_mentions(capsys.readouterr().err, "1 prompt of 3")
+    assert make().complete(["a", "long", "b", "c"], 5) == ["re: a", None, "re: b", "re: c"]  # a rerun goes on
+    assert server.counts["long"] == 1
+    assert_mentions(capsys.readouterr().err, "1 prompt of 4")
+
+
+CONTENTS = {
+    "parts": (
+        [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "A"}, {"type": "text", "text": "B"}],
+        "AB",
+    ),
+    "a newer part": ([{"type": "output_text", "text": "A"}], "A"),
+    "no text part": ([{"type": "thinking", "thinking": "hm"}], None),
+    "no part": ([], None),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_the_text_parts_of_a_content_are_read(kind, make, server):
+    content, text = CONTENTS[kind]
+    server.behave = lambda handler, prompt, count: handler.answer(content)
+    assert make().complete(["a"], 5) == [text]
+
+
+def test_a_server_may_want_the_newer_name_of_the_limit(make, server):
+    def behave(handler, prompt, count):
+        body = server.requests[-1]["body"]
+        if "max_tokens" in body:
+            return handler.give(
+                {"error": {"message": "Use 'max_completion_tokens' instead.", "code": "unsupported"}}, 400
+            )
+        return handler.answer(f"{body['max_completion_tokens']}")
+
+    server.behave = behave
+    judge = make(retries=0)
+    assert judge.complete(["a"], 5) == ["5"]
+    assert judge.complete(["b"], 5) == ["5"]
+    assert ["max_tokens" in request["body"] for request in server.requests] == [True, False, False]
+    assert judge.num_requests == 3
+
+
+def test_a_used_up_quota_is_told_from_overload(make, server):
+    error = {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
+    server.behave = lambda handler, prompt, count: handler.give(error, 429)
+    with pytest.raises(EndpointError, match=r"\bquota\b.*status 429\b"):
+        make().complete(["a"], 5)
+    assert len(server.requests) == 1
+    assert make.naps == []
+
+
+def test_waiting_is_told(make, server, capsys):
+    server.behave = lambda handler, prompt, count: (
+        echo(handler, prompt, count) if count else handler.give({"error": "busy"}, 429, Retry_After=30)
+    )
+    assert make().complete(["a"], 5) == ["re: a"]
+    assert_mentions(capsys.readouterr().err, "30 s", "429", "busy")
+
+
+@pytest.mark.parametrize("spelt", [str.upper, str.lower, str.title])
+def test_the_key_is_taken_out_of_what_the_server_repeats(spelt, make, server):
+    server.behave = lambda handler, prompt, count: handler.answer(f"with {spelt(KEY)} I say A")
+    assert make().complete(["a"], 5) == ["with ... I say A"]
+    assert KEY.lower() not in make.cache.read_text().lower()
+    server.behave = lambda handler, prompt, count: handler.give({"error": f"bad key {spelt(KEY)}"}, 404)
+    with pytest.raises(EndpointError) as caught:
+        make().complete(["b"], 5)
+    assert KEY.lower() not in str(caught.value).lower()

@@ -1,16 +1,14 @@
 """A judge behind an OpenAI-compatible chat endpoint. Every reply is cached on disk, so none is paid for twice."""
 
 import hashlib
-import http.client
 import json
 import os
+import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypedDict
+from typing import Any
 from urllib.parse import urlsplit
 
 from etils import epath
@@ -18,18 +16,18 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import storage
 from selfreward_jax.config import InputError
+from selfreward_jax.evaluate.endpoint_replies import Reply, parse_fault, parse_reply
+from selfreward_jax.evaluate.http_post import HttpError, Response, post
 from selfreward_jax.storage.artifacts import encode_rows
+from selfreward_jax.telemetry.numbers import counted
+from selfreward_jax.telemetry.terminal import log_line
 
 NUM_WORKERS = 4  # concurrent requests
 MAX_WAIT_S = 60.0  # seconds between two attempts
-_PARSE_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
-
-
-class Reply(TypedDict):
-    """What the server answered; the text is None if it gave none, or not all of it."""
-
-    text: str | None
-    finish: str  # the server's finish_reason
+MIN_TOLD_S = 5.0  # a wait of so many seconds is told
+NEWER_FIELD = "max_completion_tokens"  # the name of max_tokens that OpenAI's newer models want
+MAX_BODY = 16 << 20  # bytes of a response
+TOO_LONG = "context_length_exceeded"  # the finish of a prompt that the server cannot take
 
 
 class EndpointError(InputError, RuntimeError):
@@ -37,18 +35,15 @@ class EndpointError(InputError, RuntimeError):
 
 
 class _TransientError(Exception):
-    """A failure that a retry may solve, with the seconds that the server asks us to wait."""
+    """A failure that a retry may solve, with the seconds to wait, if they are known."""
 
-    retry_after_s: float | None = None
+    def __init__(self, why: str, retry_after_s: float | None = None) -> None:
+        super().__init__(why)
+        self.retry_after_s = retry_after_s
 
 
 class _MalformedReplyError(_TransientError):
     """A reply that cannot be parsed; only this one prompt may be the cause."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """Follows no redirect: the key may be sent only to the address in the settings."""
 
 
 class Endpoint:
@@ -75,19 +70,22 @@ class Endpoint:
         _check_settings(settings, self._key)
         self._authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
-        self._open = urllib.request.build_opener(_NoRedirect).open
+        self._limit_field = "max_tokens"
         self._sleep, self._lock = sleep, threading.Lock()
         self._stop_reason: str | None = None  # once set, no further request is sent
         self._cache = epath.Path(cache)
         try:
-            self._texts = _load_cache(self._cache)
-        except _PARSE_ERRORS:
+            rows = _load_cache(self._cache)
+            self._texts = {row["id"]: row["text"] for row in rows}
+            self._too_long = {row["id"] for row in rows if row.get("finish") == TOO_LONG}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise EndpointError(f"{cache} is not a file of cached endpoint replies: move it away") from None
 
     def complete(self, prompts: Sequence[str], max_tokens: int) -> list[str | None]:
         """The reply to each prompt, in order, at temperature 0.
 
-        None stands for a reply that was filtered, empty, cut off at `max_tokens` or, after all attempts, malformed.
+        None stands for a reply that was filtered, empty, cut off at `max_tokens` or, after all attempts, malformed; and
+        for a prompt beyond the server's context.
 
         Raises:
           EndpointError: the endpoint refuses or fails, or endpoint.max_requests is reached; earlier replies stay
@@ -109,6 +107,10 @@ class Endpoint:
             left = sum(i not in self._texts for i in ids)
             progress = f"{len(ids) - left} of {len(ids)} prompts are answered and cached, {left} are left"
             raise EndpointError(f"{self._stop_reason}; {progress}: run the same command again to resume")
+        if too_long := self._too_long & set(ids):
+            log_line(
+                f"  endpoint: {counted(len(too_long), 'prompt')} of {len(ids)} beyond the server's context: no reply"
+            )
         self.replies = [self._texts.get(i) for i in ids]
         return self.replies
 
@@ -132,11 +134,14 @@ class Endpoint:
                 with self._lock:
                     storage.append(self._cache, encode_rows([row]))
                     self._texts[row_id] = row["text"]
+                    self._too_long |= {row_id} if row["finish"] == TOO_LONG else set()
                 return
             if attempt + 1 < attempts:
-                self._sleep(_backoff(row_id, attempt) if failure.retry_after_s is None else failure.retry_after_s)
+                seconds = _backoff(row_id, attempt) if failure.retry_after_s is None else failure.retry_after_s
+                self._wait(seconds, str(failure))
         if not isinstance(failure, _MalformedReplyError):
-            reason = f"endpoint.base_url does not answer ({failure}, {attempts} attempts): check that the server is up"
+            remedy = "wait, or lower the load" if "429" in str(failure) else "check that the server is up"
+            reason = f"endpoint.base_url does not answer ({failure}; {attempts} attempts): {remedy}"
             self._stop_reason = self._stop_reason or reason
 
     def _may_send(self) -> bool:
@@ -148,39 +153,62 @@ class Endpoint:
             return self._stop_reason is None
 
     def _send(self, prompt: str, max_tokens: int) -> Reply:
-        """Sends one request."""
-        messages = [{"role": "user", "content": prompt}]
-        body = {"model": self.settings.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        """Sends one request; a second one where the server wants another name for the limit."""
+        messages, field = [{"role": "user", "content": prompt}], self._limit_field
+        body = {"model": self.settings.model, "messages": messages, "temperature": 0, field: max_tokens}
         headers = {"Content-Type": "application/json"} | self._authorization
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers, method="POST")
         try:
-            with self._open(request, timeout=self.settings.timeout_s) as response:
-                return _parse_reply(response.read())
-        except urllib.error.HTTPError as error:
-            return self._handle_status(error)
-        except (OSError, http.client.HTTPException) as error:
-            raise _TransientError(type(getattr(error, "reason", error)).__name__) from None
+            response = post(self._url, json.dumps(body).encode(), headers, self.settings.timeout_s, MAX_BODY)
+        except HttpError as error:
+            raise _TransientError(str(error)) from None
+        if response.status == 400 and field == "max_tokens" and NEWER_FIELD.encode() in response.body:
+            self._limit_field = NEWER_FIELD
+            if not self._may_send():
+                raise EndpointError(str(self._stop_reason))
+            return self._send(prompt, max_tokens)
+        if not 200 <= response.status < 300:
+            return self._handle_status(response)
+        try:
+            text, finish = parse_reply(response.body).values()
+        except ValueError as error:
+            raise _MalformedReplyError(str(error)) from None
+        return {"text": text and self._without_key(text), "finish": self._without_key(finish)}
 
-    def _handle_status(self, error: urllib.error.HTTPError) -> Reply:
-        """Turns an error status into a filtered reply, a transient failure or an EndpointError."""
-        status, variable = error.code, self.settings.api_key_env
+    def _handle_status(self, response: Response) -> Reply:
+        """Turns an error status into a reply without a text, a transient failure or an EndpointError."""
+        status, variable, fault = response.status, self.settings.api_key_env, parse_fault(response.body)
+        message = self._without_key(fault.message)[:200]
+        said = f"status {status}" + f": {message}" * bool(message)
+        if fault.code == "insufficient_quota":
+            raise EndpointError(
+                f"the account of the endpoint's key has no quota left ({said}): add some, or wait for it"
+            )
         if status == 429 or status >= 500:
-            failure, retry_after = _TransientError(f"status {status}"), error.headers.get("Retry-After") or ""
+            failure, retry_after = _TransientError(said), response.headers.get("Retry-After") or ""
             if retry_after.isascii() and retry_after.isdigit():
                 failure.retry_after_s = min(float(retry_after), MAX_WAIT_S)
             raise failure
-        code, message = _error_details(error)
-        message = message.replace(self._key, "...")[:200] if self._key else message[:200]
-        if status == 400 and code == "content_filter":
-            return {"text": None, "finish": code}
+        if status == 400 and fault.code == "content_filter":
+            return {"text": None, "finish": fault.code}
+        if status in (400, 413, 422) and (status == 413 or fault.is_too_long):
+            return {"text": None, "finish": TOO_LONG}
         if status in (401, 403):
             state = "holds another" if self._key else "is not set"
-            fault = f"the endpoint wants a key (status {status}) and the environment variable {variable} {state}"
-            raise EndpointError(f"{fault}: put the key there, or name another variable in endpoint.api_key_env")
+            why = f"the endpoint wants a key (status {status}) and the environment variable {variable} {state}"
+            raise EndpointError(f"{why}: put the key there, or name another variable in endpoint.api_key_env")
         if 300 <= status < 400:
             raise EndpointError(f"endpoint.base_url redirects (status {status}): give the address it redirects to")
-        fault = f"the endpoint refuses the request (status {status}{message and ': '}{message})"
-        raise EndpointError(f"{fault}: check endpoint.base_url and endpoint.model {self.settings.model!r}")
+        why = f"the endpoint refuses the request ({said})"
+        raise EndpointError(f"{why}: check endpoint.base_url and endpoint.model {self.settings.model!r}")
+
+    def _without_key(self, text: str) -> str:
+        """The text without the key, in whatever case the server repeats it."""
+        return re.sub(re.escape(self._key), "...", text, flags=re.IGNORECASE) if self._key else text
+
+    def _wait(self, seconds: float, why: str) -> None:
+        if seconds >= MIN_TOLD_S:
+            log_line(f"  endpoint: {why}; trying again in {seconds:.0f} s")
+        self._sleep(seconds)
 
 
 def _check_settings(settings: ConfigDict, key: str) -> None:
@@ -207,35 +235,14 @@ def _check_settings(settings: ConfigDict, key: str) -> None:
         )
 
 
-def _load_cache(cache: epath.Path) -> dict[str, str | None]:
-    """The cached texts by id; a last line that a kill has torn is removed from the file."""
+def _load_cache(cache: epath.Path) -> list[dict[str, Any]]:
+    """The cached replies {id, text, finish}; a last line that a kill has torn is removed from the file."""
     data = cache.read_bytes() if cache.exists() else b""
     complete = data[: data.rfind(b"\n") + 1]
-    texts = {row["id"]: row["text"] for row in map(json.loads, complete.splitlines())}
+    rows = [json.loads(line) for line in complete.splitlines()]
     if complete != data:
         storage.write_atomic(cache, complete)
-    return texts
-
-
-def _parse_reply(body: bytes) -> Reply:
-    """The reply in a response body."""
-    try:
-        choice = (json.loads(body)["choices"] or [{"message": {}, "finish_reason": "empty"}])[0]
-        text, finish = choice["message"].get("content"), ascii(choice.get("finish_reason")).strip("'")
-        complete = text is not None and finish not in ("length", "content_filter")
-        # JSON may hold an unpaired surrogate, which cannot be written to a file.
-        return {"text": text.encode(errors="replace").decode() if complete else None, "finish": finish}
-    except _PARSE_ERRORS:
-        raise _MalformedReplyError("a malformed reply") from None
-
-
-def _error_details(error: urllib.error.HTTPError) -> tuple[Any, str]:
-    """The code and the printable message that a server sends with an error status."""
-    try:
-        details = json.loads(error.read())["error"]
-        return details.get("code"), "".join(filter(str.isprintable, str(details.get("message", ""))))
-    except (*_PARSE_ERRORS, OSError, http.client.HTTPException):
-        return None, ""
+    return rows
 
 
 def _backoff(row_id: str, attempt: int) -> float:
