@@ -178,13 +178,13 @@ class Endpoint:
         """Turns an error status into a reply without a text, a transient failure or an EndpointError."""
         status, variable, fault = response.status, self.settings.api_key_env, parse_fault(response.body)
         message = self._without_key(fault.message)[:200]
-        said = f"status {status}" + f": {message}" * bool(message)
+        reason = f"status {status}" + f": {message}" * bool(message)
         if fault.code == "insufficient_quota":
             raise EndpointError(
-                f"the account of the endpoint's key has no quota left ({said}): add some, or wait for it"
+                f"the account of the endpoint's key has no quota left ({reason}): add some, or wait for it"
             )
         if status == 429 or status >= 500:
-            failure, retry_after = _TransientError(said), response.headers.get("Retry-After") or ""
+            failure, retry_after = _TransientError(reason), response.headers.get("Retry-After") or ""
             if retry_after.isascii() and retry_after.isdigit():
                 failure.retry_after_s = min(float(retry_after), MAX_WAIT_S)
             raise failure
@@ -198,7 +198,7 @@ class Endpoint:
             raise EndpointError(f"{why}: put the key there, or name another variable in endpoint.api_key_env")
         if 300 <= status < 400:
             raise EndpointError(f"endpoint.base_url redirects (status {status}): give the address it redirects to")
-        why = f"the endpoint refuses the request ({said})"
+        why = f"the endpoint refuses the request ({reason})"
         raise EndpointError(f"{why}: check endpoint.base_url and endpoint.model {self.settings.model!r}")
 
     def _without_key(self, text: str) -> str:
