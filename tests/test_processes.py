@@ -36,12 +36,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(argv, count, devices=1):
-    """Starts `count` processes of one program, each with its own number of simulated devices."""
+def start(argv, count, devices=1, last=()):
+    """Starts `count` processes of one program, each with its own number of simulated devices; the last one with some
+    more options."""
     several = [f"--coordinator_address=localhost:{free_port()}", f"--num_processes={count}"]
     return [
         subprocess.Popen(
-            [*argv, *several, f"--process_id={i}"],
+            [*argv, *several, f"--process_id={i}", *(last if i == count - 1 else ())],
             cwd=ROOT,
             env=simulated(devices),
             stdout=subprocess.DEVNULL,
@@ -200,6 +201,24 @@ def test_invalid_input_ends_all_processes_with_its_line(tmp_path):
     for code, err in ended(start(argv, 2), 120):
         assert code == 2
         assert_mentions(err.splitlines()[-1], "parallel.fsdp", 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "facts"),
+    [
+        ("--config.dpo.beta=0.3", ["dpo.beta", "0.1", "0.3"]),
+        ("--config.seed=5", ["seed", "0", "5"]),
+        ("--workdir=HERE/other", ["workdir"]),
+    ],
+)
+def test_processes_with_different_settings_end_with_the_field(option, facts, tmp_path):
+    option = option.replace("HERE", str(tmp_path))
+    began = time.monotonic()
+    for code, err in ended(start(command(tmp_path / "run", 1), 2, last=[option]), 120):
+        assert code == 2
+        assert_mentions(err.splitlines()[-1], *facts)
+    assert time.monotonic() - began < 60
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- full runs: minutes --------------------------------------------------------------------------------------------

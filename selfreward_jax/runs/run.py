@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import config, storage
 from selfreward_jax.config import diff, validate
+from selfreward_jax.config.comments import flatten_config
 from selfreward_jax.data import readers
 from selfreward_jax.parallel import processes
 from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
@@ -114,6 +116,7 @@ def claim(run: Run, dependents: Dependents, allow_config_changes: bool = False) 
       ConfigError: the settings cannot work here, or the directory holds a run with other settings.
       StorageError: another run holds the directory.
     """
+    _check_agreement(run)
     check(run, dependents, allow_config_changes)  # before the lock: a refused start leaves no trace
     is_new = not run.workdir.exists()
     with contextlib.ExitStack() as held:
@@ -130,6 +133,27 @@ def claim(run: Run, dependents: Dependents, allow_config_changes: bool = False) 
         for change in changes:
             run.log.event(accepted=change.field, old=change.old, new=change.new)
         yield
+
+
+def _check_agreement(run: Run) -> None:
+    """Raises ConfigError where several processes were started with different settings, or from different code."""
+    if processes.process_count() == 1:
+        return
+    own = {"workdir": str(run.workdir), "the code": _code_digest(), **flatten_config(run.cfg)}
+    everywhere = processes.all_gather_json(own)
+    first = everywhere[0]
+    for index, other in enumerate(everywhere):
+        for name in sorted(first.keys() | other.keys()):
+            if (a := first.get(name)) != (b := other.get(name)):
+                raise config.ConfigError(
+                    f"{name} is {a!r} in process 0 and {b!r} in process {index}: start all processes with the same "
+                    "settings and the same version"
+                )
+
+
+def _code_digest() -> str:
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 def check(
