@@ -58,12 +58,12 @@ def copy(source, target, names):
             shutil.copyfile(source / name, target / name)
 
 
-QUICK = ("a model", "pairs")
 # These are read only where the model of the second round is still to be made.
 READ_BY_DPO = ("a checkpoint", "reference log-probs")
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in QUICK)) for kind in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_another_run_made_is_quarantined_and_made_again(kind, finished_run, other_run, tmp_path, capsys):
     shutil.copytree(finished_run, tmp_path / "run")
     copy(other_run, tmp_path / "run", KINDS[kind])
@@ -106,6 +106,21 @@ def rewind(workdir, cfg, stage):
     artifact.rewrite_partial(rows[: len(rows) // 2])
     for path in (artifact.path, artifact.manifest_path):
         path.unlink()
+
+
+def test_artifacts_of_another_owner_are_quarantined_and_made_again(finished_run, tmp_path, capsys):
+    shutil.copytree(finished_run, tmp_path / "run")
+    names = ("m2/pairs.manifest.json", "m2/eval.json")
+    for name in names:
+        path = epath.Path(tmp_path / "run" / name)
+        storage.write_checksummed(path, storage.read_checksummed(path) | {"owner": "0123456789abcdef"})
+    capsys.readouterr()
+    loop.run(micro(2), str(tmp_path / "run"))
+    err = capsys.readouterr().err
+    for name in names:
+        assert (tmp_path / "run" / f"{name}.damaged").exists()
+        assert_mentions(err, tmp_path / "run" / name, "0123456789abcdef")
+    assert contents(tmp_path / "run") == contents(finished_run)
 
 
 def test_the_same_artifact_is_regenerated_once_in_a_start(finished_run, tmp_path, monkeypatch):
