@@ -57,7 +57,10 @@ def is_locked(directory: epath.Path) -> bool:
 def _acquire(directory: epath.Path) -> IO[Any]:
     path = directory / LOCK_FILE
     directory.mkdir(parents=True, exist_ok=True)
-    file = _open(path)
+    try:
+        file = _open(path)
+    except FileNotFoundError:  # a refused start has removed the empty folder that it had made
+        return _acquire(directory)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

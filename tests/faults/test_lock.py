@@ -2,17 +2,22 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
-from conftest import ROOT, arguments, assert_mentions, refused
+from conftest import ROOT, arguments, assert_mentions, micro, refused
 from etils import epath
 
 from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.runs.run import claim, make_run
+from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage import lock
 
 HOLDER = """
@@ -165,3 +170,34 @@ def test_a_message_is_one_line_without_escape_sequences(tmp_path):
     assert "\n" not in message
     assert "\x1b" not in message
     assert_mentions(message, tmp_path, "a\\x1b[31mb")
+
+
+def test_of_two_starts_at_once_one_goes_on_and_its_settings_stay(tmp_path):
+    """Fifty times, each time with other settings: what stands in config.json is that of the run that holds the lock."""
+
+    def attempt(cfg, workdir, start, outcomes):
+        run = make_run(cfg, str(workdir))
+        start.wait()
+        try:
+            with claim(run, TABLE.dependents):
+                for _ in range(3):
+                    assert json.loads((workdir / "config.json").read_text())["seed"] == cfg.seed
+                    time.sleep(0.002)
+            outcomes.append(cfg.seed)
+        except (ConfigError, storage.StorageError) as error:
+            outcomes.append(error)
+
+    for number in range(50):
+        workdir, start, outcomes = tmp_path / str(number), threading.Barrier(2), []
+        settings = [micro(1), micro(1)]
+        for seed, cfg in enumerate(settings):
+            cfg.seed = seed
+        threads = [threading.Thread(target=attempt, args=(cfg, workdir, start, outcomes)) for cfg in settings]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        went_on = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        assert len(outcomes) == 2
+        assert len(went_on) == 1
+        assert json.loads((workdir / "config.json").read_text())["seed"] == went_on[0]
