@@ -9,14 +9,15 @@ cannot imitate a special token, the tokens are the same as those of the full tex
 import itertools
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.sandbox
-
 from selfreward_jax.config import InputError
+from selfreward_jax.llm import template_process, template_worker
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
+
+BUILTIN_TEMPLATES = ("control", "plain")  # roles are special tokens, or words
 
 
 class ChatError(InputError, ValueError):
@@ -218,29 +219,22 @@ def chunk_document(document: Example, seq_len: int) -> list[Example]:
     return [Example(document.ids[i : i + seq_len], [False, *document.target[i + 1 : i + seq_len]]) for i in starts]
 
 
+@cache
 def builtin_template(name: str) -> str:
-    """A built-in template: "control" (roles are special tokens) or "plain" (roles are words)."""
+    """A built-in template, one of BUILTIN_TEMPLATES."""
     return resources.files(__package__).joinpath("templates", f"{name}.jinja").read_text().rstrip("\n")
 
 
 def render(template: str, **values: Any) -> str:
-    """The rendered text of a template. It runs in Jinja's immutable sandbox, because it is data that came with a model.
-
-    The sandbox has no clock: a template that can write today's date takes its branch for a missing date.
+    """The rendered text of a template: in this process if it is ours, in one that can be ended if it came with a model.
 
     Raises:
-      ChatError: the template cannot be rendered.
+      ChatError: the template cannot be rendered, or takes too long.
     """
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
     try:
-        return environment.from_string(template).render(**values)
-    except Exception as error:  # a template is a program, which can fail in any way
+        if template in map(builtin_template, BUILTIN_TEMPLATES):
+            return template_worker.render(template, values)
+        return template_process.render(template, values)
+    except ValueError as error:
         line = " ".join(str(error).split())
-        raise ChatError(f"the chat template cannot be rendered: {type(error).__name__}: {line}") from None
+        raise ChatError(f"the chat template cannot be rendered: {line}") from None
