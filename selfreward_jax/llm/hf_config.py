@@ -37,18 +37,28 @@ ARCHITECTURES: dict[str, Json] = {
     "Qwen2ForCausalLM": _COMMON_DEFAULTS | {"attention_bias": True, "use_sliding_window": False},
     "Qwen3ForCausalLM": _COMMON_DEFAULTS | {"head_dim": 128, "use_sliding_window": False},
 }
-ROPE_TYPES = ("default", "linear", "llama3")
+# The numbers that each kind of rotary position needs, besides its base.
+ROPE_FIELDS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 DTYPES = ("float32", "bfloat16", "float16")
-_INTEGER_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "sliding_window",
-)
+# Largest values. What is above them is no model that exists, and would exhaust a machine.
+_INTEGER_FIELDS = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "sliding_window": 1 << 31,
+    "max_window_layers": 10_000,
+    "max_position_embeddings": 1 << 31,
+}
+_OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window", "max_window_layers", "max_position_embeddings")
+MAX_ROPE = 1e12  # of the rotary base, and of the factors that scale it
 
 
 def read_json_object(path: epath.Path) -> Json:
@@ -123,18 +133,24 @@ def _parse(raw: Json) -> LlamaConfig:
 
 
 def _check_types(c: Json) -> None:
-    for field in _INTEGER_FIELDS:
-        value = c.get(field, 1 if field in ("num_key_value_heads", "head_dim", "sliding_window") else None)
-        if type(value) is not int or value < 1:
-            if field == "sliding_window" and value is None:
-                continue
-            raise ModelFormatError(f"{field} is {value!r}; it must be an integer above 0")
+    for field, limit in _INTEGER_FIELDS.items():
+        value = c.get(field)
+        if value is None and field in _OPTIONAL:
+            continue
+        low = 0 if field == "max_window_layers" else 1
+        if type(value) is not int or not low <= value <= limit:
+            raise ModelFormatError(f"{field} is {_brief(value)}; it must be an integer from {low} to {limit:,}")
+    if c.get("head_dim") is None and c["hidden_size"] < c["num_attention_heads"]:
+        raise ModelFormatError(
+            f"num_attention_heads is {c['num_attention_heads']}; without head_dim it must be at most hidden_size "
+            f"{c['hidden_size']}"
+        )
     for field in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if not isinstance(c[field], bool):
             raise ModelFormatError(f"{field} is {c[field]!r}; it must be true or false")
     for field in ("rms_norm_eps", "rope_theta"):
-        if not isinstance(c[field], int | float) or not 0 < c[field] < float("inf"):
-            raise ModelFormatError(f"{field} is {c[field]!r}; it must be a number above 0")
+        if type(c[field]) not in (int, float) or not 0 < c[field] <= MAX_ROPE:
+            raise ModelFormatError(f"{field} is {_brief(c[field])}; it must be a number above 0, up to {MAX_ROPE:g}")
     for field in ("rope_parameters", "rope_scaling"):
         if not isinstance(c.get(field, {}), dict):
             raise ModelFormatError(f"{field} is {c[field]!r}; it must be an object")
@@ -144,22 +160,29 @@ def _rope(c: Json) -> Json:
     """rope_theta, and the fields of RopeScaling if the model scales its frequencies."""
     rope = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    try:
-        theta = {"rope_theta": float(rope.get("rope_theta", c["rope_theta"]))}
-        if rope_type == "default":
-            return theta
-        if rope_type == "linear":
-            return theta | {"factor": float(rope["factor"])}
-        if rope_type == "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor")
-            factors = {name: float(rope[name]) for name in names}
-            original = int(rope["original_max_position_embeddings"])
-            return theta | factors | {"original_max_position_embeddings": original}
-    except KeyError as error:
-        raise ModelFormatError(f"rope type {rope_type!r} lacks the field {error}: add it to config.json") from None
-    except (TypeError, ValueError) as error:
-        raise ModelFormatError(f"rope type {rope_type!r} has a field that holds no number ({error})") from None
-    raise ModelFormatError(f"rope type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+    if not isinstance(rope_type, str) or rope_type not in ROPE_FIELDS:
+        raise ModelFormatError(f"rope type {_brief(rope_type)} is not supported; supported: {', '.join(ROPE_FIELDS)}")
+    numbers = {"rope_theta": c["rope_theta"], **{name: rope.get(name) for name in ROPE_FIELDS[rope_type]}}
+    if rope.get("rope_theta") is not None:
+        numbers["rope_theta"] = rope["rope_theta"]
+    for name, value in numbers.items():
+        if value is None:
+            raise ModelFormatError(f"rope type {rope_type!r} lacks the field {name!r}: add it to config.json")
+        if type(value) not in (int, float) or not 0 < value <= MAX_ROPE:
+            raise ModelFormatError(
+                f"{name} of rope type {rope_type!r} is {_brief(value)}; it must be a number above 0, up to {MAX_ROPE:g}"
+            )
+    if rope_type == "llama3" and numbers["low_freq_factor"] == numbers["high_freq_factor"]:
+        raise ModelFormatError(f"low_freq_factor and high_freq_factor are both {numbers['low_freq_factor']}: mend one")
+    kinds = {"original_max_position_embeddings": int}
+    return {name: kinds.get(name, float)(value) for name, value in numbers.items()}
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**30:  # to write it out may take long
+        return f"an integer of {value.bit_length()} bits"
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def stored_dtype(c: Json) -> str:

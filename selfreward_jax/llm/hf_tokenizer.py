@@ -22,6 +22,9 @@ TOKENIZER_FILES = (
 )
 
 
+MAX_ID = 1 << 31  # ids are int32
+
+
 def read_chat(folder: epath.Path) -> Chat:
     """The chat format of a folder: its own template, or the built-in "plain" where it has none.
 
@@ -83,8 +86,9 @@ def _read_optional_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _id_list(value: Any) -> list[int]:
-    """The ids of a field that holds one id, a list of ids, or none."""
-    return [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+    """The ids of a field that holds one id, a list of ids, or none. What is no id is left out."""
+    ids = value if isinstance(value, list) else [value]
+    return [i for i in ids if type(i) is int and 0 <= i < MAX_ID]
 
 
 def _read_template(folder: epath.Path, tokenizer_config: dict[str, Any]) -> str | None:
