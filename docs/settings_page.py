@@ -4,14 +4,14 @@ from pathlib import Path
 
 from selfreward_jax import config
 from selfreward_jax.config.comments import field_comments, flatten_config
+from selfreward_jax.config.presets import PRESETS, SUMMARIES
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field
 
-Made from `selfreward_jax/config/defaults.py`. On the command line,
-set a field with `--config.FIELD=VALUE`. The defaults are those of the preset `tiny`, the toy world on a CPU. The
-other presets, and what they change, are in `selfreward_jax/config/presets.py`. Which fields may change between two runs
-in one working directory is decided in `selfreward_jax/config/diff.py`.
+On the command line, set a field with `--config.FIELD=VALUE`. The defaults are those of the preset `tiny`, the toy world on a
+CPU. What the other presets change is at the end of the page. In one working directory a setting may change as long as no
+artifact was made with it.
 """
 
 
@@ -26,5 +26,9 @@ def page() -> str:
         title = f"`{group}`" if group else "The run"
         lines += [f"## {title}{about}", "", "| field | default | what it is |", "|---|---|---|"]
         lines += [f"| `{field}` | `{value!r}` | {comments[field].replace('|', '/')} |" for field, value in rows]
+        lines.append("")
+    for preset, changed in PRESETS.items():
+        lines += [f"## Preset `{preset}`: {SUMMARIES[preset]}", "", "| field | value |", "|---|---|"]
+        lines += [f"| `{field}` | `{value!r}` |" for field, value in changed.items()]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

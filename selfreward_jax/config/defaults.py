@@ -84,7 +84,7 @@ def default_config() -> ConfigDict:
     c.sft.sets = ("ift", "eft", "prompts")  # seed sets that M1 is trained on: ift, eft, prompts
 
     c.prompts = ConfigDict()  # generation of new prompts
-    c.prompts.template = "new_prompt"  # a name in method/templates, or the path of a file
+    c.prompts.template = "new_prompt"  # a built-in template, or the path of a file
     c.prompts.writer = ""  # model that writes the prompts: a folder or workdir, or world (toy world); empty: M_(t-1)
     c.prompts.count = 600  # accepted prompts per round
     c.prompts.batch_size = 256  # attempts generated together
@@ -106,7 +106,7 @@ def default_config() -> ConfigDict:
 
     c.judge = ConfigDict()  # scores of the responses
     c.judge.kind = "model"  # model: M_(t-1) judges its own responses; random: random scores, as a control
-    c.judge.template = "judge_short"  # a name in method/templates, or the path of a file
+    c.judge.template = "judge_short"  # a built-in template, or the path of a file
     c.judge.output_format = "points"  # how a judgment ends: points (Score: 0 to 5) or choice (Choice: A to E)
     c.judge.aggregation = "mean"  # of a response's votes: mean, or expected (each vote: mean over its score tokens)
     c.judge.num_samples = 3  # votes per response: sampled judgments
@@ -155,7 +155,7 @@ def default_config() -> ConfigDict:
 
     c.pairwise = ConfigDict()  # head-to-head comparison with a model as the judge
     c.pairwise.method = "scores"  # scores: judge each response alone; pairwise: both in one prompt, in both orders
-    c.pairwise.template = "judge_pairwise"  # template of method=pairwise: a name in method/templates, or a file's path
+    c.pairwise.template = "judge_pairwise"  # template of method=pairwise: a built-in one, or a file's path
     c.pairwise.max_new_tokens = 112  # maximum tokens of a judgment
 
     c.endpoint = ConfigDict()  # head-to-head comparison with an OpenAI-compatible server as the judge

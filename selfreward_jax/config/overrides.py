@@ -30,7 +30,7 @@ OTHER_NAMES = {
     "target_modules": "targets",
     "model_name_or_path": "init",
 }
-MAX_MEMBERS = 5  # settings of a group that a message shows
+MAX_MEMBERS = 12  # settings of a group that a message shows
 
 
 def override(cfg: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:

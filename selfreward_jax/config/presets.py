@@ -164,8 +164,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What each preset is for, as `selfreward-jax run --help` shows it.
 SUMMARIES = {
     "tiny": "the default: the toy world from random weights, 6 to 8 minutes on a CPU",
-    "micro": "every stage within a minute on a CPU, and nothing is learned: a trial of the set-up or of your data",
-    "scratch": "your own data, from random weights on a CPU; with model.init a small pretrained model",
+    "micro": "every stage in a minute or two on a CPU, and nothing is learned: a trial of the set-up or of your data",
+    "scratch": "your own data, from random weights on a CPU: tens of minutes; with model.init a small pretrained model",
     "smollm2_135m": "SmolLM2-135M on one device of 16 GB (untested)",
     "tinyllama": "TinyLlama-1.1B on one device of 80 GB (untested)",
     "llama3_8b": "Llama-3.1-8B on 8 devices of 80 GB (untested)",

@@ -261,7 +261,7 @@ def _missing(field: str, row: Row) -> Dropped:
     made_here = {"response", "score"} if "chosen" in row else {}  # by `_parse_pair`
     keys = ", ".join(k if value is not None else f"{k} (null)" for k, value in row.items() if k not in made_here)
     *names, last = FIELD_NAMES[field]
-    remedy = f"give one under the key {', '.join(names)} or {last}; docs/data.md lists the other forms"
+    remedy = f"give one under the key {', '.join(names)} or {last}, or a list of messages; docs/data.md lists all forms"
     return Dropped("malformed", f"it has no {field}, its keys are {keys!r:.200}", remedy)
 
 

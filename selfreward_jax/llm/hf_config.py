@@ -93,6 +93,8 @@ def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
 def _parse(raw: Json) -> LlamaConfig:
     architectures = raw.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    if architecture is None:
+        raise ModelFormatError("it has no 'architectures': give the complete folder of a Hugging Face model")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ModelFormatError(f"architecture {architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
     c = ARCHITECTURES[architecture] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}

@@ -40,6 +40,8 @@ def program() -> str:
     """How a shell starts this program: the console script, or this Python where there is none."""
     if shutil.which("selfreward-jax"):
         return "selfreward-jax"
+    if os.path.basename(sys.argv[0]) == "selfreward-jax":  # not on the path, but it was started by its own
+        return shlex.quote(_short(os.path.abspath(sys.argv[0])))
     python = shutil.which("python")
     same = python is not None and os.path.abspath(python) == os.path.abspath(sys.executable)
     return f"{'python' if same else shlex.quote(_short(sys.executable))} -m selfreward_jax"

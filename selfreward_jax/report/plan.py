@@ -64,7 +64,10 @@ def _time_left(left: Mapping[str, float], rates: estimates.Rates) -> list[str]:
     total = sum(left.values())
     if not total:
         return ["nothing is left to do"]
-    lines = [f"time left: about {duration(total)}; compiling and loading come on top, a minute or more on a first run"]
+    bound = "at least" if left["stated"] else "about"
+    lines = [
+        f"time left: {bound} {duration(total)}; compiling and loading come on top, a minute or more on a first run"
+    ]
     if left["measured"]:
         lines.append(f"  {duration(left['measured'])} of it at the pace of stages that are done")
     if left["stated"]:

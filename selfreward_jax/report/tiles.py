@@ -173,7 +173,8 @@ def next_steps(
     elif model != f"m{state.rounds}":
         steps.append((f"Keep {model.upper()}. Lower dpo.lr, or add prompts (prompts.count).", ""))
     elif verdict.sign == "unsure":
-        steps.append(("Measure on more prompts (data.heldout_prompts), or train on more (prompts.count).", ""))
+        more = "data.heldout_prompts; with your own data also more ranked answers in data.eft"
+        steps.append((f"Measure on more prompts ({more}), or train on more (prompts.count).", ""))
     talk = f"Talk to the best model, {model.upper()} ({why}):"
     return [*steps, (talk, command["chat"]), ("Export it:", command["export"])]
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from selfreward_jax import storage
@@ -18,7 +19,8 @@ from selfreward_jax.stages.training import drop_overlong
 from selfreward_jax.telemetry.escape import escape
 
 MAX_SHOWN = 1200  # characters of an example
-NOTICEABLE_UNKNOWN = 0.01  # share of a set's tokens
+NOTICEABLE_UNKNOWN = 0.01  # share of the characters
+MAX_CHARACTERS = 10  # that a warning shows
 
 
 @contextlib.contextmanager
@@ -89,20 +91,31 @@ def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
     lines.append(
         f"held out: {held_out['heldout']:,} prompts to answer, {held_out['ranked_heldout']:,} with ranked answers"
     )
-    return lines + unknown_warnings(run.models.chat.tokenizer, sets)
+    return lines + unknown_warnings(run.models.chat.tokenizer, _seed_texts(run))
 
 
-def unknown_warnings(tokenizer: Tokenizer, sets: Mapping[str, Sequence[Example]]) -> list[str]:
-    """A line for each set of whose tokens a noticeable share is the unknown token."""
-    unknown, special = unknown_ids(tokenizer), set(tokenizer.special_tokens.values())
-    lines = []
-    for name, examples in sets.items():
-        ids = [i for example in examples for i in example.ids if i in unknown or i not in special]
-        share = sum(i in unknown for i in ids) / max(1, len(ids))
+def _seed_texts(run: Run) -> dict[str, list[str]]:
+    """The texts of the seeds themselves, without any template."""
+    ift, eft = (run.files.jsonl("seed", name).rows() for name in ("ift", eft_source_set(run)))
+    answers = [answer for row in eft for answer in row.get("answers", [row])]
+    return {
+        "data.ift": [text for row in ift for text in (row["prompt"], row["response"])],
+        "data.eft": [row["prompt"] for row in eft] + [answer["response"] for answer in answers],
+    }
+
+
+def unknown_warnings(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each set of texts of whose characters a noticeable share is unknown to the tokenizer."""
+    unknown, lines = unknown_ids(tokenizer), []
+    for name, of_set in texts.items():
+        counts = Counter(c for text in of_set if unknown & set(tokenizer.encode(text)) for c in text)
+        missing = {c: n for c, n in counts.items() if unknown & set(tokenizer.encode(c))}
+        share = sum(missing.values()) / max(1, sum(map(len, of_set)))
         if share >= NOTICEABLE_UNKNOWN:
+            most = " ".join(sorted(missing, key=lambda c: -missing[c])[:MAX_CHARACTERS])
             lines.append(
-                f"warning: {name}: {share:.1%} of the tokens are the unknown token, of which the model learns nothing: "
-                "use a model.init whose tokenizer knows these characters, or tokenizer.byte_fallback=True without one"
+                f"warning: {name}: the tokenizer has no token for {share:.1%} of the characters, such as "
+                f"{escape(most)}: use a model.init whose tokenizer has, or tokenizer.byte_fallback=True without one"
             )
     return lines
 
