@@ -9,9 +9,9 @@ from selfreward_jax.config.presets import PRESETS, SUMMARIES
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings, field by field
 
-On the command line, set a field with `--config.FIELD=VALUE`. The defaults are those of the preset `tiny`, the toy world on a
-CPU. What the other presets change is at the end of the page. In one working directory a setting may change as long as no
-artifact was made with it.
+On the command line, set a field with `--config.FIELD=VALUE`. The defaults are those of the preset `tiny`, the toy world
+on a CPU. What the other presets change is at the end of the page. In one working directory a setting may change as long
+as no artifact was made with it.
 """
 
 
