@@ -142,6 +142,7 @@ REFUSED = [
     ({"model.num_layers": -1}, ["model.num_layers", "-1"]),
     ({"pretrain.batch_size": 12}, ["pretrain.batch_size", "12", "8"]),
     ({"sft.batch_size": 0}, ["sft.batch_size", "0"]),
+    ({"sft.batch_size": 1_000_000}, ["sft.batch_size", "1000000", "256", "100,000,000"]),
     ({"dpo.batch_size": 24, "dpo.grad_accum_steps": 2}, ["dpo.batch_size", "24", "16"]),
     ({"dpo.replay_batch_size": 4}, ["dpo.replay_batch_size", "4", "8"]),
     ({"optimizer.name": "sgd"}, ["optimizer.name", "'sgd'", "adamw", "muon"]),

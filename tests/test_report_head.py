@@ -206,7 +206,7 @@ def test_checks_that_are_off_do_not_count_as_passed():
     values = dict.fromkeys(names, 1.0)
     limits = {name: 0.0 if name.startswith("min_") else 1.0 for name in CHECKS} | {"min_spread": 0.1}
     tile = tiles.checks({"m2": {"checks": values}}, limits)
-    assert tile[1:4] == ("good", "within", "3 of 3, 7 off")  # max_probe_lead can reach 5, and growth has no end
+    assert tile[1:4] == ("none", "within", "3 of 3, 7 off")  # max_probe_lead can reach 5, and growth has no end
     assert "Off: min_parse_rate, min_votes_per_answer, max_unscored" in tile.detail[-1]
     assert "min_spread" not in tile.detail[-1]
     tile = tiles.checks({"m2": {"checks": values | {"ties": math.nan, "repeats": None}}}, limits)

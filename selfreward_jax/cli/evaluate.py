@@ -123,7 +123,10 @@ def _choose_models(run: Run, models: str, judge: str) -> tuple[list[str], str]:
         raise ConfigError(f"--judge=oracle: only the toy world has one; give endpoint, or one of {', '.join(trained)}")
     judges = ["oracle"] * _has_oracle(run) + ["endpoint", *trained]
     if judge not in judges:
-        raise ConfigError(f"--judge={judge}: it must be one of {', '.join(judges)}")
+        raise ConfigError(
+            f"--judge={judge}: it must be one of {', '.join(judges)}; for a model of a server "
+            "--judge=endpoint with --endpoint.base_url and --endpoint.model"
+        )
     return names, judge
 
 

@@ -24,6 +24,8 @@ CHOICES = {
     "pairwise.method": ("scores", "pairwise"),
 }
 
+MAX_STEP_TOKENS = 100_000_000
+
 SEED_SETS = ("ift", "eft", "prompts")
 
 LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
@@ -119,6 +121,12 @@ def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
     for field in fields:
         value, accum_steps = _get(c, field), c[field.split(".")[0]].grad_accum_steps
         divisor = row_devices * accum_steps
+        length = c.dpo.replay_seq_len if field.startswith("dpo.replay") else c[field.split(".")[0]].get("seq_len", 1)
+        if value * length > MAX_STEP_TOKENS:
+            raise ConfigError(
+                f"{field} is {value}; with {length:,} tokens a row a step would have more than {MAX_STEP_TOKENS:,} "
+                "tokens: lower it"
+            )
         if value % divisor:
             raise ConfigError(
                 f"{field} is {value}; it must be divisible by {divisor} ({row_devices} devices that rows are sharded "

@@ -57,6 +57,8 @@ def plan(
             cells += f"{'-' if estimate is None else f'~{estimate:,.0f}':>9s}"
             left["stated" if measured is None else "measured"] += estimate or 0.0
         lines.append(f"{step.label:22s} {cells}".rstrip())
+    if any(" - " in line for line in lines):
+        lines.append("-: the data decide, or it takes no time worth telling")
     return [*lines, "", *memory, "", *_time_left(left, rates)]
 
 

@@ -105,6 +105,8 @@ def checks(rounds: Mapping[str, Mapping[str, Any]], limits: Mapping[str, float])
     if off:
         detail.append(f"Off: {', '.join(off)}. No value is beyond these limits.")
     sign, word = ("bad", "beyond") if any(beyond.values()) else ("good", "within") if count else ("none", "off")
+    if sign == "good" and len(off) > count:  # too little is checked to be good news
+        sign = "none"
     value = f"{count - len(missing) - len(beyond[last])} of {count}" + f", {len(off)} off" * bool(off)
     return _tile("checks", "#checks", sign, word, value, *detail)
 
