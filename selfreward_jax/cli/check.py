@@ -25,6 +25,7 @@ def main(options: argparse.Namespace) -> int:
         _section("Seeds", preview.describe_seeds(seeded, sets))
         _section("One example of each set, «what carries loss» marked", preview.show_examples(seeded, sets))
         lengths = {name: [len(example.ids) for example in examples] for name, examples in sets.items()}
+        run.cfg.data.heldout_prompts = preview.count_held_out(seeded)  # a file may have fewer than was asked for
         _section("Stages", plan(run, TABLE, lengths, seeded.models.chat.tokenizer.vocab_size))
     return 0
 

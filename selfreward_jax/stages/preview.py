@@ -94,6 +94,11 @@ def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
     return lines + unknown_warnings(run.models.chat.tokenizer, _seed_texts(run))
 
 
+def count_held_out(run: Run) -> int:
+    """The number of prompts that each model answers for its evaluation."""
+    return len(run.files.jsonl("seed", run.cfg.evaluate.split).rows())
+
+
 def _seed_texts(run: Run) -> dict[str, list[str]]:
     """The texts of the seeds themselves, without any template."""
     ift, eft = (run.files.jsonl("seed", name).rows() for name in ("ift", eft_source_set(run)))
