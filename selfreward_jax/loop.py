@@ -21,7 +21,7 @@ from selfreward_jax.runs.run import Run, claim, make_run, rollback
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import check_inputs
 from selfreward_jax.stages.table import MEASURE, TABLE
-from selfreward_jax.telemetry import compile_cache, schedule, terminal, timing
+from selfreward_jax.telemetry import compile_cache, progress, schedule, terminal, timing
 from selfreward_jax.telemetry.numbers import counted, duration
 from selfreward_jax.telemetry.terminal import log_line, show
 
@@ -59,7 +59,10 @@ def run(
             this.models.drop_engine()
             timing.restart()
 
-        return storage.regenerate_damaged(lambda: _run_steps(this, replace or {}), before_retry)
+        try:
+            return storage.regenerate_damaged(lambda: _run_steps(this, replace or {}), before_retry)
+        finally:
+            progress.end_silence()
 
 
 def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def test_invalid_input_ends_all_processes_with_its_line(tmp_path):
     ("option", "facts"),
     [
         ("--config.dpo.beta=0.3", ["dpo.beta", "0.1", "0.3"]),
-        ("--config.seed=5", ["seed", "0", "5"]),
-        ("--workdir=HERE/other", ["workdir"]),
+        pytest.param("--config.seed=5", ["seed", "0", "5"], marks=pytest.mark.slow),
+        pytest.param("--workdir=HERE/other", ["workdir"], marks=pytest.mark.slow),
     ],
 )
 def test_processes_with_different_settings_end_with_the_field(option, facts, tmp_path):

@@ -16,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(template_process, "MAX_SECONDS", 1.5)
+    monkeypatch.setattr(template_process, "MAX_SECONDS", 0.8)
 
 
 FOREVER = {

@@ -342,3 +342,11 @@ def test_without_the_console_script_the_commands_name_this_python(monkeypatch):
     monkeypatch.setattr(closing.shutil, "which", lambda name: "/other/python" if name == "python" else None)
     assert closing.program().endswith("python -m selfreward_jax") == sys.executable.endswith("python")
     assert closing.program().split()[0] not in ("python", "/other/python")
+
+
+def test_a_stage_that_failed_says_nothing_later(monkeypatch, capsys):
+    monkeypatch.setattr(progress.Progress, "LINE_EVERY", 0.05)
+    progress.Progress("m1 sft", 10)
+    progress.end_silence()
+    time.sleep(0.15)
+    assert capsys.readouterr().err == ""

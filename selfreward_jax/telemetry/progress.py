@@ -14,6 +14,14 @@ from selfreward_jax.telemetry import schedule, timing
 from selfreward_jax.telemetry.numbers import counted, duration, three_digits
 from selfreward_jax.telemetry.terminal import keep, log_line
 
+_silence: threading.Timer | None = None  # of the stage at hand
+
+
+def end_silence() -> None:
+    """Forgets the line that a stage would still print: it has failed, or another one begins."""
+    if _silence is not None:
+        _silence.cancel()
+
 
 class _Mark(NamedTuple):
     """What was done at a time."""
@@ -48,7 +56,9 @@ class Progress:
         self._latest: _Mark | None = None
         self.bar = self._make_bar()
         # A line that ends the silence of a long compilation.
-        self._silence = threading.Timer(self.LINE_EVERY, self._say_compiling)
+        global _silence
+        end_silence()
+        self._silence = _silence = threading.Timer(self.LINE_EVERY, self._say_compiling)
         self._silence.daemon = True
         if processes.is_primary() and total:
             self._silence.start()
