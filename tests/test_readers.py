@@ -38,7 +38,7 @@ def fault(source):
 def test_json_lines(tmp_path, name):
     path = tmp_path / name
     data = LINES.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     assert values(path) == ROWS
     assert [location for location, _ in read_records(str(path))] == [f"{path} line {i}" for i in range(1, 6)]
 
@@ -48,7 +48,7 @@ def test_json_lines(tmp_path, name):
 def test_a_json_list(tmp_path, name, before):
     path = tmp_path / name
     data = (before + json.dumps(ROWS, indent=1)).encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     assert list(read_records(str(path))) == [(f"{path} item {i}", row) for i, row in enumerate(ROWS, 1)]
 
 
@@ -126,10 +126,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         ("wide.jsonl", LINES.encode("utf-16"), "UTF-8", 0, "line 1"),
         ("half.json", b'[{"a": 1}, {', "JSON"),
         ("deep.json", b"[" * 100_000, "JSON"),
-        ("half.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9]),
+        ("half.jsonl.gz", gzip.compress(LINES.encode() * 99, mtime=0)[:-9]),
         ("flat.jsonl.gz", LINES.encode()),
-        ("bits.jsonl.gz", gzip.compress(LINES.encode())[:20] + b"\xff" * 40),
-        ("half.json.gz", gzip.compress(json.dumps(ROWS).encode())[:-9]),
+        ("bits.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:20] + b"\xff" * 40),
+        ("half.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)[:-9]),
     ]:
         (tmp_path / name).write_bytes(data)
         assert_mentions(fault(tmp_path / name), tmp_path / name, *facts)
@@ -140,13 +140,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     [
         ("a.csv", b"prompt,response\np,r\n", ["CSV", "JSON Lines", ".parquet", "read_csv('a.csv')", "'a.jsonl'"]),
         ("a.CSV", b"prompt,response\np,r\n", ["CSV", "read_csv('a.CSV')"]),
-        ("a.csv.gz", gzip.compress(b"prompt,response\n"), ["CSV", "read_csv('a.csv.gz')"]),
+        ("a.csv.gz", gzip.compress(b"prompt,response\n", mtime=0), ["CSV", "read_csv('a.csv.gz')"]),
         ("a.tsv", b"prompt\tresponse\np\tr\n", ["TSV", "read_csv"]),
         ("a.csv", b"", ["CSV"]),
         ("a.xlsx", b"PK\x03\x04...", ["Excel", "read_excel('a.xlsx')"]),
         ("a.pkl", b"\x80\x04...", ["pickle", "read_pickle('a.pkl')"]),
         ("a.jsonl", b"\x80\x05...", ["pickle"]),
-        ("a.jsonl", gzip.compress(b"{}"), [".gz"]),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), [".gz"]),
         ("a.jsonl", b"PAR1...", [".parquet"]),
         ("a.zip", b"PK\x03\x04...", ["zip"]),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd...", ["zstd"]),
