@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -446,6 +447,27 @@ def test_a_request_ends_in_time_whatever_drips(part, make, server):
     with pytest.raises(EndpointError):
         make(timeout_s=0.5, retries=0).complete(["a"], 5)
     assert time.monotonic() - start < 3
+
+
+def test_a_handshake_that_drips_ends_in_time(make):
+    """TLS announces a record of 64 KB, of which a byte comes now and then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                connection.sendall(b"\x16\x03\x03\x40\x00")
+                for _ in range(600):
+                    connection.sendall(b"\x02")
+                    time.sleep(0.05)
+
+        threading.Thread(target=serve, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(EndpointError):
+            make(base_url=f"https://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_s=0.5, retries=0).complete(
+                ["a"], 5
+            )
+        assert time.monotonic() - start < 3
 
 
 def test_a_reply_has_a_largest_size(make, server, monkeypatch):

@@ -12,13 +12,14 @@ import pytest
 from conftest import assert_mentions
 from etils import epath
 
-from selfreward_jax import loop, storage
+from selfreward_jax import foreign, loop, storage
 from selfreward_jax.config import ConfigError, InputError, get_config
+from selfreward_jax.data.readers import DataError, read_records
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import templates
+from selfreward_jax.report import time_report
 from selfreward_jax.runs.run import stored_settings
-from selfreward_jax.storage import foreign
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
 
@@ -88,6 +89,20 @@ def test_a_template_is_a_regular_file(put, tmp_path):
     error = within(5, lambda: templates.load(str(tmp_path / "t.txt"), {"prompt"}))
     assert isinstance(error, templates.TemplateError)
     assert_mentions(str(error), tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize("name", ["seeds.jsonl", "seeds.parquet", "seeds.jsonl.gz"])
+def test_seeds_and_prompts_are_regular_files(name, put, tmp_path):
+    put(tmp_path / name)
+    error = within(5, lambda: list(read_records(str(tmp_path / name))))
+    assert isinstance(error, DataError), error
+    assert_mentions(str(error), tmp_path / name)
+
+
+def test_a_log_with_lines_of_others_is_read(tmp_path):
+    log = epath.Path(tmp_path / "events.jsonl")
+    log.write_bytes(b'{"begins": true}\n\xff\n[[\n' + b"[" * 100_000 + b'\n3\n{"step": 1}\n{"st')
+    assert list(time_report.read_events(log)) == [{"begins": True}, {"step": 1}]
 
 
 FOLDER_FILES = {"config.json": read_config, "tokenizer.json": read_chat, "tokenizer_config.json": read_chat}

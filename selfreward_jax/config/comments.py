@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from selfreward_jax.config import defaults
 
 def flatten_config(cfg: ConfigDict) -> dict[str, Any]:
     """Every field by its dotted name, with its value."""
+    return flatten(cfg.to_dict())
 
-    def below(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for name, value in values.items():
-            flat |= below(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return flat
 
-    return below(cfg.to_dict(), "")
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The same for settings as nested dictionaries; `prefix` comes before each name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def field_comments() -> dict[str, str]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from selfreward_jax.config.comments import flatten_config
+from selfreward_jax.config.comments import flatten, flatten_config
 from selfreward_jax.config.defaults import default_config
-from selfreward_jax.config.errors import ConfigError
+from selfreward_jax.config.errors import ConfigError, brief
 from selfreward_jax.config.overrides import override
 from selfreward_jax.config.ranges import check_ranges
 
@@ -24,31 +24,19 @@ def from_stored(stored: Mapping[str, Any]) -> ConfigDict:
     if difference := _first_difference(json.loads(c.to_json()), given):
         raise ConfigError(f"config.json is of another version: {difference}")
     try:
-        c = override(c, _flatten(given))
+        c = override(c, flatten(given))
         check_ranges(flatten_config(c))
     except ConfigError as error:
         raise ConfigError(f"config.json: {error}") from None
     return c
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
 def _first_difference(defaults: dict[str, Any], stored: Any, prefix: str = "") -> str | None:
     """A field that only one of the two has, in words; None if both have the same fields."""
     if not isinstance(stored, dict):
-        return f"{prefix[:-1]} is {_brief(stored)} in the file, and a group of settings in this program"
+        return f"{prefix[:-1]} is {brief(stored)} in the file, and a group of settings in this program"
     for name in sorted(defaults.keys() ^ stored.keys()):
         return f"the field {prefix}{name} is only in {'this program' if name in defaults else 'the file'}"
     groups = [name for name, value in defaults.items() if isinstance(value, dict)]
     differences = (_first_difference(defaults[name], stored[name], f"{prefix}{name}.") for name in groups)
     return next(filter(None, differences), None)
-
-
-def _brief(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from etils import epath
 
+from selfreward_jax import foreign
 from selfreward_jax.config import InputError
 from selfreward_jax.data.unread import READ_KINDS, describe_unread
 
@@ -79,7 +80,7 @@ def _read_file(name: str) -> Iterator[Located]:
     """The records of one file. Every way to fail becomes a `DataError`."""
     plain_name = name.removesuffix(".gz")
     try:
-        with epath.Path(name).open("rb") as raw:
+        with foreign.open_regular(epath.Path(name)) as raw:
             if unread := describe_unread(name, raw):
                 raise DataError(f"file {name} {unread}")
             file = gzip.GzipFile(fileobj=raw) if plain_name != name else raw

@@ -54,10 +54,8 @@ def describe_unread(name: str, file: BinaryIO) -> str | None:
     plain = PurePath(name.removesuffix(".gz"))
     first = file.read(16)
     file.seek(0)
-    if plain.suffix == ".parquet" or first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (
-        b"{",
-        b"[",
-    ):  # or JSON under another name
+    is_json = first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")  # maybe under another name
+    if plain.suffix == ".parquet" or is_json:
         return None
     compressed = name.endswith(".gz")
     for start, ending in _MISNAMED.items():

@@ -38,24 +38,27 @@ class _Deadline:
 
     def __exit__(self, *_: Any) -> None:
         self._timer.cancel()
+        for sock in self._sockets:
+            sock.close()
 
     def watch(self, connection: http.client.HTTPConnection) -> None:
-        """Wraps the method that connects, so that the socket is known."""
-        connect = connection.connect
+        """Wraps the method that connects, so that the socket is known before any byte, also before those of TLS."""
+        connect = connection._create_connection  # type: ignore[attr-defined]
 
-        def watched() -> None:
-            connect()
-            self._sockets.append(connection.sock)
+        def watched(*args: Any) -> socket.socket:
+            sock = connect(*args)
+            self._sockets.append(sock.dup())  # TLS takes the socket itself away
             if self.is_over:
                 self._end()
+            return sock
 
-        connection.connect = watched  # type: ignore[method-assign]
+        connection._create_connection = watched  # type: ignore[attr-defined]
 
     def _end(self) -> None:
         self.is_over = True
         for sock in self._sockets:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not that of TLS, which would wait for the other side
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float, max_bytes: int) -> Response:

@@ -21,11 +21,10 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, is_param_spec, param_specs
 from selfreward_jax.parallel.arrays import fetch
-from selfreward_jax.storage import foreign
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -9,10 +9,11 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax import foreign
 from selfreward_jax.config import InputError
+from selfreward_jax.config.errors import brief
 from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.rotary import RopeScaling
-from selfreward_jax.storage import foreign
 
 Json = dict[str, Any]
 
@@ -141,7 +142,7 @@ def _check_types(c: Json) -> None:
             continue
         low = 0 if field == "max_window_layers" else 1
         if type(value) is not int or not low <= value <= limit:
-            raise ModelFormatError(f"{field} is {_brief(value)}; it must be an integer from {low} to {limit:,}")
+            raise ModelFormatError(f"{field} is {brief(value)}; it must be an integer from {low} to {limit:,}")
     if c.get("head_dim") is None and c["hidden_size"] < c["num_attention_heads"]:
         raise ModelFormatError(
             f"num_attention_heads is {c['num_attention_heads']}; without head_dim it must be at most hidden_size "
@@ -152,7 +153,7 @@ def _check_types(c: Json) -> None:
             raise ModelFormatError(f"{field} is {c[field]!r}; it must be true or false")
     for field in ("rms_norm_eps", "rope_theta"):
         if type(c[field]) not in (int, float) or not 0 < c[field] <= MAX_ROPE:
-            raise ModelFormatError(f"{field} is {_brief(c[field])}; it must be a number above 0, up to {MAX_ROPE:g}")
+            raise ModelFormatError(f"{field} is {brief(c[field])}; it must be a number above 0, up to {MAX_ROPE:g}")
     for field in ("rope_parameters", "rope_scaling"):
         if not isinstance(c.get(field, {}), dict):
             raise ModelFormatError(f"{field} is {c[field]!r}; it must be an object")
@@ -163,7 +164,7 @@ def _rope(c: Json) -> Json:
     rope = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(rope_type, str) or rope_type not in ROPE_FIELDS:
-        raise ModelFormatError(f"rope type {_brief(rope_type)} is not supported; supported: {', '.join(ROPE_FIELDS)}")
+        raise ModelFormatError(f"rope type {brief(rope_type)} is not supported; supported: {', '.join(ROPE_FIELDS)}")
     numbers = {"rope_theta": c["rope_theta"], **{name: rope.get(name) for name in ROPE_FIELDS[rope_type]}}
     if rope.get("rope_theta") is not None:
         numbers["rope_theta"] = rope["rope_theta"]
@@ -172,19 +173,12 @@ def _rope(c: Json) -> Json:
             raise ModelFormatError(f"rope type {rope_type!r} lacks the field {name!r}: add it to config.json")
         if type(value) not in (int, float) or not 0 < value <= MAX_ROPE:
             raise ModelFormatError(
-                f"{name} of rope type {rope_type!r} is {_brief(value)}; it must be a number above 0, up to {MAX_ROPE:g}"
+                f"{name} of rope type {rope_type!r} is {brief(value)}; it must be a number above 0, up to {MAX_ROPE:g}"
             )
     if rope_type == "llama3" and numbers["low_freq_factor"] == numbers["high_freq_factor"]:
         raise ModelFormatError(f"low_freq_factor and high_freq_factor are both {numbers['low_freq_factor']}: mend one")
     kinds = {"original_max_position_embeddings": int}
     return {name: kinds.get(name, float)(value) for name, value in numbers.items()}
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, int) and abs(value) >= 10**30:  # to write it out may take long
-        return f"an integer of {value.bit_length()} bits"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def stored_dtype(c: Json) -> str:

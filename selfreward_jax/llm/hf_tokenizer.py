@@ -5,10 +5,10 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax import foreign
 from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
 from selfreward_jax.llm.tokenizer import Piece, SentencePiece, Tokenizer, TokenizerJson
-from selfreward_jax.storage import foreign
 
 # The files of a folder's tokenizer. A run that starts from a folder stores a copy of them.
 TOKENIZER_FILES = (

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.report import time_report
-from selfreward_jax.report.comparison import Versus
-from selfreward_jax.report.comparison import points as _points
+from selfreward_jax.report.comparison import Versus, points
 from selfreward_jax.report.run_state import RunState
 from selfreward_jax.telemetry.escape import escape
 from selfreward_jax.telemetry.numbers import duration
@@ -55,19 +54,19 @@ def better(models: Mapping[str, Any], rates: Sequence[Versus]) -> Tile:
     low, high = last.rates["interval"]["margin"]
     sign, word = ("good", "yes") if low > 0 else ("bad", "worse") if high < 0 else ("unsure", "not shown")
     names = f"{last.model.upper()} against {last.opponent.upper()}"
-    detail = [f"{names}, win minus lose; 95 %: {_points(low)} to {_points(high)}."]
+    detail = [f"{names}, win minus lose; 95 %: {points(low)} to {points(high)}."]
     step = next((r for r in rates[:-1] if r.model == last.model), None)
     if step:
         step_low, step_high = step.rates["interval"]["margin"]
-        interval = f"{_points(step_low)} to {_points(step_high)}"
-        detail.append(f"Against {step.opponent.upper()}: {_points(step.rates['margin'])} ({interval}).")
+        interval = f"{points(step_low)} to {points(step_high)}"
+        detail.append(f"Against {step.opponent.upper()}: {points(step.rates['margin'])} ({interval}).")
         if sign == "good" and step_high < 0:
             sign, word = "unsure", f"less than {step.opponent.upper()}"
     if last.judge in models:
         detail.append(f"Judged by {last.judge_name} of this run, which may favor its own kind.")
     elif last.judge != "oracle":
         detail.append(f"Judged by {last.judge_name}.")
-    return _tile(*tile, sign, word, f"{_points(last.rates['margin'])} points", *detail)
+    return _tile(*tile, sign, word, f"{points(last.rates['margin'])} points", *detail)
 
 
 def beyond_length(judges: Mapping[str, Mapping[str, Any]]) -> Tile:
@@ -80,10 +79,10 @@ def beyond_length(judges: Mapping[str, Mapping[str, Any]]) -> Tile:
     low, high = lead["interval"] or (-1.0, 1.0)
     sign, word = ("good", "yes") if low > 0 else ("bad", "no") if high < 0 else ("unsure", "not shown")
     return _tile(
-        *tile, sign, word, f"{_points(lead['lead'])} points",
+        *tile, sign, word, f"{points(lead['lead'])} points",
         f"{name.upper()} puts {_percent(lead['accuracy'])} of the ranked pairs in the right order; preferring the "
         f"{lead['rule']} answer, {_percent(lead['baseline'])}.",
-        f"Difference, 95 %: {_points(low)} to {_points(high)}.",
+        f"Difference, 95 %: {points(low)} to {points(high)}.",
     )  # fmt: skip
 
 

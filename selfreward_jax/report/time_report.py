@@ -7,8 +7,10 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax import foreign
 from selfreward_jax.telemetry.numbers import three_digits
 
+MAX_LOG = 1 << 34  # bytes
 KINDS = ("training", "sampling", "judging", "compiling", "saving", "loading", "waiting", "other")
 
 Seconds = Counter[str]  # seconds by kind
@@ -32,10 +34,10 @@ def read(workdir: epath.Path, kind_of: KindOf) -> dict[str, Any]:
 
 def read_events(log: epath.Path) -> Iterator[dict[str, Any]]:
     """The events of a log; none if there is no log."""
-    for line in log.read_text().split("\n") if log.exists() else ():
+    for line in foreign.read_bytes(log, MAX_LOG).split(b"\n") if log.exists() else ():
         try:
             event = json.loads(line)
-        except ValueError:  # a kill has torn this line
+        except (ValueError, RecursionError):  # a kill has torn this line, or it is none of ours
             continue
         if isinstance(event, dict):
             yield event

@@ -9,6 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from selfreward_jax import foreign
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
@@ -20,7 +21,6 @@ from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.sampling.engine import Engine
-from selfreward_jax.storage import foreign
 
 
 class LoadedModel(NamedTuple):

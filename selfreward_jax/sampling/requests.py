@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from selfreward_jax.config import ConfigError
+from selfreward_jax.config.errors import brief
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.sampling.engine import Engine, SamplingParams
 
@@ -35,11 +36,10 @@ def to_engine_prompt(prompt: Any, label: str, chat: Chat, raw: bool = False) -> 
         check_text(label, prompt, may_be_empty=raw)
         return prompt
     if raw:
-        raise ConfigError(f"{label} is {_brief(prompt)}; with raw it must be a text: leave raw out for messages")
+        raise ConfigError(f"{label} is {brief(prompt)}; with raw it must be a text: leave raw out for messages")
     if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence) or not prompt:
         raise ConfigError(
-            f"{label} is {_brief(prompt)}; it must be a text or a list of messages: "
-            '[{"role": "user", "content": ...}]'
+            f'{label} is {brief(prompt)}; it must be a text or a list of messages: [{{"role": "user", "content": ...}}]'
         )
     messages = tuple(_to_message(message, f"{label}[{i}]") for i, message in enumerate(prompt))
     _check_roles([role for role, _ in messages], label, chat)
@@ -51,7 +51,7 @@ def to_engine_prompt(prompt: Any, label: str, chat: Chat, raw: bool = False) -> 
 def _to_message(message: Any, label: str) -> tuple[str, str]:
     if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
         raise ConfigError(
-            f'{label} is {_brief(message)}; it must be {{"role": ..., "content": ...}}, both of them texts'
+            f'{label} is {brief(message)}; it must be {{"role": ..., "content": ...}}, both of them texts'
         )
     return message["role"], message["content"]
 
@@ -124,7 +124,7 @@ def check_count(name: str, value: Any, minimum: int) -> None:
 def check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
     """Raises ConfigError where a value is not a text, or is empty."""
     if not isinstance(value, str):
-        raise ConfigError(f"{name} is {_brief(value)}; it must be a text")
+        raise ConfigError(f"{name} is {brief(value)}; it must be a text")
     if not may_be_empty and not value.strip():
         raise ConfigError(f"{name} is {value!r}: give a text")
     try:
@@ -138,9 +138,9 @@ def check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
 def check_list(name: str, values: Any) -> None:
     """Raises ConfigError where values are not a list. A string would be a list of letters."""
     if isinstance(values, str | Mapping):
-        raise ConfigError(f"{name} is {_brief(values)}; it must be a list: write [{_brief(values)}] for a single one")
+        raise ConfigError(f"{name} is {brief(values)}; it must be a list: write [{brief(values)}] for a single one")
     if not isinstance(values, Sequence):
-        raise ConfigError(f"{name} is {_brief(values)}; it must be a list: write list({name})")
+        raise ConfigError(f"{name} is {brief(values)}; it must be a list: write list({name})")
 
 
 def check_pairs(prompts: Any, responses: Any, or_ids: bool = False) -> list[str]:
@@ -190,8 +190,3 @@ def check_ids(ids: Any, vocab_size: int, max_length: int) -> np.ndarray:
 
 def _are_ids(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and len(value) > 0 and all(isinstance(i, Integral) for i in value)
-
-
-def _brief(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.data import seed_sets
 from selfreward_jax.data.eft import build_eft, format_counts
 from selfreward_jax.llm import chat, hf, hub
@@ -27,7 +27,6 @@ from selfreward_jax.stages.common import StageError, eft_source_set, judge_templ
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.stages.sft import train_packed
 from selfreward_jax.stages.training import is_trained
-from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry.numbers import counted, counts
 from selfreward_jax.telemetry.progress import Progress
 from selfreward_jax.telemetry.terminal import log_line

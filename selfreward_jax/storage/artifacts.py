@@ -20,9 +20,8 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.parallel import processes
-from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry import timing
 
 Row = dict[str, Any]

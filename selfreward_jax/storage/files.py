@@ -16,9 +16,9 @@ from typing import IO, Any, TypeVar
 
 from etils import epath
 
+from selfreward_jax import foreign
 from selfreward_jax.config import InputError
 from selfreward_jax.parallel import processes
-from selfreward_jax.storage import foreign
 from selfreward_jax.telemetry import terminal, timing
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from importlib import resources
 
 from etils import epath
 
+from selfreward_jax import foreign
 from selfreward_jax.config import InputError
-from selfreward_jax.storage import foreign
 
 
 class TemplateError(InputError, ValueError):

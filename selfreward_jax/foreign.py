@@ -6,6 +6,7 @@ A named pipe would wait for ever, and a device has no end.
 import errno
 import os
 import stat
+from typing import IO
 
 from etils import epath
 
@@ -23,11 +24,8 @@ def read_bytes(path: epath.Path, max_bytes: int = MAX_TEXT) -> bytes:
     Raises:
       OSError: there is none, it cannot be read, it is not regular, or it has more than `max_bytes`.
     """
-    if "://" in str(path):  # an object store has regular files only
-        _check_size(path, path.stat().length, max_bytes)
-        return path.read_bytes()
-    with os.fdopen(open_regular(path), "rb") as file:
-        _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+    _check_size(path, path.stat().length, max_bytes)
+    with open_regular(path) as file:
         chunks, size = [], 0
         while chunk := file.read(CHUNK):  # it may grow, and files of /proc have no size
             chunks.append(chunk)
@@ -46,19 +44,22 @@ def read_text(path: epath.Path, max_bytes: int = MAX_TEXT) -> str:
     return read_bytes(path, max_bytes).decode()
 
 
-def open_regular(path: epath.Path) -> int:
-    """A file descriptor to read a regular file from. It never waits.
+def open_regular(path: epath.Path) -> IO[bytes]:
+    """Opens a regular file for reading. It never waits.
 
     Raises:
       OSError: there is none, it cannot be read, or it is not regular.
     """
+    if "://" in str(path):  # an object store has regular files only
+        return path.open("rb")
     descriptor = os.open(os.fspath(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        fault = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(fault, "it is a directory" if fault == errno.EISDIR else "it is not a regular file", str(path))
-    return descriptor
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def _check_size(path: epath.Path, size: int, max_bytes: int) -> None:
