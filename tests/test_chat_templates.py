@@ -339,7 +339,8 @@ def test_a_hub_download_has_the_revision_and_no_code(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert hub.resolve_model_dir("hub:HuggingFaceTB/SmolLM2-135M@93efa2f") == epath.Path(tmp_path)
+    for name in ("hub:HuggingFaceTB/SmolLM2-135M@93efa2f", "HuggingFaceTB/SmolLM2-135M@93efa2f"):
+        assert hub.resolve_model_dir(name) == epath.Path(tmp_path)
     assert (request["name"], request["revision"]) == ("HuggingFaceTB/SmolLM2-135M", "93efa2f")
     assert not [p for p in request["allow_patterns"] if p.endswith((".bin", ".py", ".pt", "*"))]
 

@@ -162,7 +162,7 @@ def test_the_base_model_is_named_as_peft_looks_for_it():
     assert peft.base_model("hub:meta/llama@93efa2f") == ("meta/llama", "93efa2f")
     assert peft.base_model("models/llama") == ("models/llama", None)
     assert peft.base_model("") == (None, None)  # trained in the run itself
-    assert [peft.base_model(init).hub_id for init in ("hub:a/b@c", "a/b", "")] == ["a/b", None, None]
+    assert [peft.base_model(init).hub_id for init in ("hub:a/b@c", "a/b@c", "a/b", "")] == ["a/b", "a/b", None, None]
 
 
 QWEN2 = replace(CFG, attention_bias=True, tie_embeddings=False)

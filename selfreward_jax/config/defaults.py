@@ -37,7 +37,7 @@ def default_config() -> ConfigDict:
     c.tokenizer.byte_fallback = False  # encode unknown characters as bytes (takes 256 tokens of the vocabulary)
 
     c.model = ConfigDict()  # the decoder
-    c.model.init = ""  # M0: a Hugging Face folder or hub:OWNER/NAME@REVISION; replaces the fields from dim to qk_norm
+    c.model.init = ""  # M0: a Hugging Face folder or OWNER/NAME@REVISION; replaces the fields from dim to qk_norm
     c.model.dim = 96  # size of the residual stream
     c.model.num_layers = 3  # decoder layers
     c.model.num_heads = 4  # query heads per layer

@@ -20,19 +20,23 @@ class UploadError(InputError, RuntimeError):
     """An upload to the hub failed; the message names the repository, the reason and the remedy."""
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form hub:OWNER/NAME@REVISION."""
-    return _HUB_NAME.fullmatch(name) is not None
+def with_prefix(name: str) -> str:
+    """The name, with "hub:" in front where it has the form OWNER/NAME@REVISION and is no model's folder."""
+    if not _HUB_NAME.fullmatch(f"{HUB_PREFIX}{name}") or (epath.Path(name) / "config.json").exists():
+        return name
+    return f"{HUB_PREFIX}{name}"
 
 
 def resolve_model_dir(name: str) -> epath.Path:
-    """The folder on disk: `name` itself, or for hub:OWNER/NAME@REVISION the hub's own cache, downloaded if missing.
+    """The folder on disk: `name` itself, or for OWNER/NAME@REVISION, with or without "hub:" in front, the hub's own
+    cache, downloaded if missing.
 
     HF_HUB_OFFLINE, HF_HOME and the user's token are respected, because the hub's library downloads the files.
 
     Raises:
       ModelFormatError: the folder does not exist, no revision is named, or the download fails.
     """
+    name = with_prefix(name)
     if not name.startswith(HUB_PREFIX):
         if not (epath.Path(name) / "config.json").exists():
             raise ModelFormatError(

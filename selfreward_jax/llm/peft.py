@@ -39,6 +39,7 @@ class BaseModel(NamedTuple):
 
 def base_model(init: str) -> BaseModel:
     """The base model of a run whose setting model.init is `init`."""
+    init = hub.with_prefix(init)
     return BaseModel(*hub.parse_name(init)) if init.startswith(hub.HUB_PREFIX) else BaseModel(init or None)
 
 

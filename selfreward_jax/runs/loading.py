@@ -109,15 +109,14 @@ def _digest(*parts: bytes) -> str:
 
 
 def _with_hub_prefix(path: str) -> str:
-    """The path; with "hub:" in front where it is no model's folder but can be OWNER/NAME@REVISION.
+    """`hub.with_prefix` of a path that must be a model.
 
     Raises:
-      ConfigError: it is neither.
+      ConfigError: it is neither a folder with a config.json nor of the hub.
     """
+    path = hub.with_prefix(path)
     if path.startswith(hub.HUB_PREFIX) or (epath.Path(path) / "config.json").exists():
         return path
-    if hub.is_hub_id(f"{hub.HUB_PREFIX}{path}"):
-        return f"{hub.HUB_PREFIX}{path}"
     folder = epath.Path(path)
     if (folder.parent / "config.json").exists():
         raise ConfigError(

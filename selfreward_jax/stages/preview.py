@@ -88,8 +88,12 @@ def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
             "sft.seq_len",
         )
     held_out = {name: len(run.files.jsonl("seed", name).rows()) for name in ("heldout", "ranked_heldout")}
+    wanted = run.cfg.data.heldout_prompts
+    fewer = f" (data.heldout_prompts asks for {wanted:,}; a file gives a quarter of its ranked prompts, at most "
+    fewer += f"data.judge_eval_prompts {run.cfg.data.judge_eval_prompts:,})"
     lines.append(
-        f"held out: {held_out['heldout']:,} prompts to answer, {held_out['ranked_heldout']:,} with ranked answers"
+        f"held out: {held_out['heldout']:,} prompts to answer{fewer * (held_out['heldout'] < wanted)}, "
+        f"{held_out['ranked_heldout']:,} with ranked answers"
     )
     return lines + unknown_warnings(run.models.chat.tokenizer, _seed_texts(run))
 
@@ -143,7 +147,7 @@ def show_examples(run: Run, sets: dict[str, list[Example]]) -> list[str]:
         row = run.files.jsonl("seed", "eft_answers").rows()[0]
         prompt = judge_prompt(judge_template(run), row["prompt"], row["answers"][0]["response"])
         shown = _shorten(run.models.chat.render_text(prompt, "(to be written by the SFT baseline)"))
-        lines += ["eft, what the SFT baseline is asked:", *_indent(shown)]
+        lines += ["eft, what the SFT baseline is fewer:", *_indent(shown)]
     return lines
 
 
