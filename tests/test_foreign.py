@@ -18,7 +18,7 @@ from selfreward_jax.data.readers import DataError, read_records
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import templates
-from selfreward_jax.report import time_report
+from selfreward_jax.runs.log import read_events
 from selfreward_jax.runs.run import stored_settings
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
@@ -102,7 +102,7 @@ def test_seeds_and_prompts_are_regular_files(name, put, tmp_path):
 def test_a_log_with_lines_of_others_is_read(tmp_path):
     log = epath.Path(tmp_path / "events.jsonl")
     log.write_bytes(b'{"begins": true}\n\xff\n[[\n' + b"[" * 100_000 + b'\n3\n{"step": 1}\n{"st')
-    assert list(time_report.read_events(log)) == [{"begins": True}, {"step": 1}]
+    assert list(read_events(log)) == [{"begins": True}, {"step": 1}]
 
 
 FOLDER_FILES = {"config.json": read_config, "tokenizer.json": read_chat, "tokenizer_config.json": read_chat}

@@ -13,7 +13,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.runs.loading import load_model, resolve_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import _pin_writer
-from selfreward_jax.storage import write_checksummed
+from selfreward_jax.storage import read_checksummed, write_checksummed
 
 
 def test_the_digest_of_a_model_does_not_depend_on_its_directory(finished_run, tmp_path):
@@ -53,7 +53,8 @@ def test_the_prompt_writer_is_pinned_in_the_first_round(finished_run, tmp_path):
     shutil.copytree(writer / "m1", writer / "m3")  # the run has continued: its last model is another one now
     _pin_writer(run)
     assert json.loads((tmp_path / "prompts_writer.json").read_text()) == pinned
-    write_checksummed(epath.Path(writer) / "m2" / "manifest.json", {"weights": "of another"})
+    manifest = epath.Path(writer) / "m2" / "manifest.json"
+    write_checksummed(manifest, read_checksummed(manifest) | {"weights": "of another"})
     with pytest.raises(StageError, match=r"prompts\.writer\b.*\bm2\b"):
         _pin_writer(run)
 

@@ -8,6 +8,8 @@ from etils import epath
 from test_loop import contents
 
 from selfreward_jax import loop, storage
+from selfreward_jax.runs.loading import load_model, resolve_model
+from selfreward_jax.runs.log import read_events
 from selfreward_jax.runs.owner import digest
 from selfreward_jax.runs.run import make_run
 from selfreward_jax.stages.table import TABLE
@@ -46,6 +48,8 @@ KINDS = {
     "evaluation rows": ["m2/eval_answers.jsonl", "m2/eval_answers.manifest.json"],
     "figures": ["m2/eval.json"],
     "all models": ["m0", "m1", "m2"],
+    "the seed report": ["seed/report.json"],
+    "the log": ["events.jsonl"],
 }
 
 
@@ -77,6 +81,49 @@ def test_what_another_run_made_is_quarantined_and_made_again(kind, finished_run,
     assert contents(tmp_path / "run") == contents(finished_run)
     assert "quarantined as" in out.out + out.err
     assert list((tmp_path / "run").glob("**/*.damaged*"))
+
+
+def test_a_summary_of_another_run_is_replaced(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text('{"models": {}, "config": {"seed": 7}}')
+    loop.run(micro(2), str(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(finished_run)
+
+
+def test_a_log_of_another_run_is_quarantined(finished_run, tmp_path, capsys):
+    shutil.copytree(finished_run, tmp_path / "run")
+    log = tmp_path / "run" / "events.jsonl"
+    other = log.read_text().replace(next(read_events(epath.Path(log)))["settings"], "0123456789abcdef")
+    log.write_text(other)
+    capsys.readouterr()
+    loop.run(micro(2), str(tmp_path / "run"))
+    assert_mentions(capsys.readouterr().err, log, "events.jsonl.damaged")
+    assert (tmp_path / "run" / "events.jsonl.damaged").read_text() == other
+    assert next(read_events(epath.Path(log)))["begins"]
+    assert contents(tmp_path / "run") == contents(finished_run)
+
+
+@pytest.mark.parametrize("kind", ["other settings", "other pairs", "another folder"])
+def test_a_model_of_another_run_is_not_loaded(kind, finished_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    load_model(str(workdir), "m2")
+    path, model = epath.Path(workdir / "m2" / "pairs.manifest.json"), "m2"
+    if kind == "other settings":
+        text = (workdir / "config.json").read_text()
+        assert '"beta": 0.1' in text
+        (workdir / "config.json").write_text(text.replace('"beta": 0.1', '"beta": 0.2'))
+        differs = "dpo"
+    elif kind == "other pairs":
+        storage.write_checksummed(path, storage.read_checksummed(path) | {"sha256": "0" * 64})
+        differs = "m2/pairs.jsonl"
+    else:
+        shutil.copytree(workdir / "m2", workdir / "m3")
+        model, differs = "m3", "folder"
+    for load in (load_model, resolve_model):
+        with pytest.raises(storage.StorageError) as caught:
+            load(str(workdir), model)
+        assert_mentions(str(caught.value), workdir / model, differs)
 
 
 @pytest.mark.slow

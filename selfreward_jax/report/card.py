@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from selfreward_jax import storage
+from selfreward_jax.evaluate import model_metrics
 from selfreward_jax.llm import peft
 from selfreward_jax.llm.peft import BaseModel
 from selfreward_jax.report.meanings import MEANINGS
@@ -108,11 +109,18 @@ def _metrics(run: Run, name: str) -> str:
             for name, value in values.items()
             if isinstance(value, int | float)
         ]
-    summary: dict[str, Any] = (storage.read_json(run.workdir / "summary.json") or {}).get("models", {}).get(name, {})
-    for other, v in summary.get("versus", {}).items():
+    for other, v in _win_rates(run, name).items():
         rates = ", ".join(f"{v[name]:.3f}" for name in ("win", "tie", "lose"))
         lines.append(f"| against {other}: win, tie, lose | {rates} | fractions, by the oracle |")
     return "\n".join(lines)
+
+
+def _win_rates(run: Run, name: str) -> dict[str, dict[str, Any]]:
+    """Against every other model that was evaluated, by the oracle; none where there is no oracle."""
+    if run.cfg.data.ift:
+        return {}
+    names = [m for m in run.files.model_names() if run.files.jsonl(m, "eval_answers").manifest]
+    return model_metrics.pairwise_win_rates(run.workdir, names).get(name, {})
 
 
 def _hashes(run: Run, name: str) -> str:

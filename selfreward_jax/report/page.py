@@ -30,6 +30,7 @@ from selfreward_jax.report import (
 )
 from selfreward_jax.report.meanings import MEANINGS
 from selfreward_jax.report.tables import EXTRA_COLUMNS, JUDGE_COLUMNS
+from selfreward_jax.runs.log import EVENTS_FILE, read_events
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
 from selfreward_jax.telemetry.escape import escape
@@ -192,7 +193,7 @@ def _describe_run(
     run: Run, table: StageTable, results: Mapping[str, Any], stop_reason: str, is_running: bool
 ) -> dict[str, Any]:
     settings = flatten_dict(storage.read_json(run.workdir / "config.json"), sep=".")
-    log = list(time_report.read_events(run.workdir / "events.jsonl"))
+    log = list(read_events(run.workdir / EVENTS_FILE))
     return {
         "name": run.workdir.name,
         "stop_reason": "" if is_running else stop_reason or _stop_reason(log),
@@ -270,7 +271,7 @@ def _training_charts(log: Sequence[Row]) -> dict[str, list[str]]:
     """Charts of each training: the loss and, for DPO, the metrics that show whether it learns preferences."""
     trainings: dict[tuple[str, str], dict[int, Row]] = {}
     for event in log:
-        if "step" in event and "loss" in event:
+        if {"model", "stage", "step", "loss"} <= event.keys():
             steps = trainings.setdefault((event["model"], event["stage"]), {})
             steps[event["step"]] = event  # a step that was repeated after a restart counts once
     svgs = {}

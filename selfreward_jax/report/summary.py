@@ -42,7 +42,7 @@ def gather(run: Run, table: StageTable) -> dict[str, Any]:
         "models": models,
         "rounds": {name: _round(run, name) for name in rounds},
         "stages": _stages(run, table),
-        "seeds": storage.read_json(run.workdir / "seed" / "report.json"),
+        "seeds": (run.files.jsonl("seed", "documents").manifest or {}).get("report"),
         "eft": (run.files.jsonl("seed", "eft").manifest or {}).get("counts"),
     }
 

@@ -1,16 +1,14 @@
 """How a run's time was spent over all its starts, and how much of it was lost: read from events.jsonl."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from etils import epath
 
-from selfreward_jax import foreign
+from selfreward_jax.runs.log import EVENTS_FILE, read_events
 from selfreward_jax.telemetry.numbers import three_digits
 
-MAX_LOG = 1 << 34  # bytes
 KINDS = ("training", "sampling", "judging", "compiling", "saving", "loading", "waiting", "other")
 
 Seconds = Counter[str]  # seconds by kind
@@ -29,18 +27,7 @@ def read(workdir: epath.Path, kind_of: KindOf) -> dict[str, Any]:
       same for work that is not on disk, as far as it is known (a killed process cannot log its last moments);
       `peak_memory_bytes`, over all processes that wrote the log. The kinds are those of `KINDS`.
     """
-    return summarize(read_events(workdir / "events.jsonl"), kind_of)
-
-
-def read_events(log: epath.Path) -> Iterator[dict[str, Any]]:
-    """The events of a log; none if there is no log."""
-    for line in foreign.read_bytes(log, MAX_LOG).split(b"\n") if log.exists() else ():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):  # a kill has torn this line, or it is none of ours
-            continue
-        if isinstance(event, dict):
-            yield event
+    return summarize(read_events(workdir / EVENTS_FILE), kind_of)
 
 
 def summarize(events: Iterable[dict[str, Any]], kind_of: KindOf) -> dict[str, Any]:
@@ -59,7 +46,7 @@ def summarize(events: Iterable[dict[str, Any]], kind_of: KindOf) -> dict[str, An
             for kind, seconds in kinds.items():
                 seconds_of[kind or kind_of(stage)] += seconds
         if event.get("committed"):
-            _move(pending, committed, [stage for stage in event["seconds"] if stage in pending])
+            _move(pending, committed, [stage for stage in event.get("seconds", {}) if stage in pending])
     _move(pending, lost, list(pending))
     return {"starts": starts, "peak_memory_bytes": peak, "stages": _rounded(committed), "lost": _rounded(lost)}
 

@@ -19,6 +19,7 @@ from selfreward_jax.llm.llama import LlamaConfig, Params, param_specs
 from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
+from selfreward_jax.runs import owner
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.sampling.engine import Engine
 
@@ -144,7 +145,12 @@ def _check_is_run(path: str) -> None:
 
 
 def open_run_model(path: str, name: str, parallel: ConfigDict | None = None) -> tuple[Run, str]:
-    """The run of a working directory, and the name of one of its models: `name`, or the last one."""
+    """The run of a working directory, and the name of one of its models: `name`, or the last one.
+
+    Raises:
+      ConfigError: there is no such model.
+      StorageError: the model is of another run.
+    """
     run = open_run(path, parallel)
     names = run.files.model_names()
     if not names:
@@ -153,7 +159,9 @@ def open_run_model(path: str, name: str, parallel: ConfigDict | None = None) -> 
         )
     if name and name not in names:
         raise ConfigError(f"workdir {path} holds {', '.join(names)}, not {name}: name one of these")
-    return run, name or names[-1]
+    name = name or names[-1]
+    owner.check_model(run, name)
+    return run, name
 
 
 def _load_folder(folder: epath.Path, mesh_from: Run | None) -> LoadedModel:

@@ -1,19 +1,28 @@
-"""events.jsonl: what happened in a run, one JSON object a line: starts, training metrics, and where the time went."""
+"""events.jsonl: what happened in a run, one JSON object a line: starts, training metrics, and where the time went.
+
+Each start is a line with the hash of its settings, and of those before it. So a log that another run wrote is known.
+"""
 
 import json
 import math
+import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import timing
 
 EVENTS_FILE = "events.jsonl"
+MAX_LOG = 1 << 34  # bytes
+MAX_NUMBER = 1e30  # of a metric
+_TYPES = {"begins": bool, "committed": bool, "seconds": dict, "peak_memory_bytes": int, "step": int}
+_TYPES |= dict.fromkeys(("model", "stage", "stopped", "settings", "before"), str)
 
 
 class EventLog:
@@ -30,6 +39,21 @@ class EventLog:
         self.path = workdir / EVENTS_FILE
         self._pending: list[str] = []
         self._uploaded = self._timed = time.monotonic()
+
+    def begin(self, settings: str, before: str) -> None:
+        """Adds the line of a start. A log of another run is quarantined.
+
+        Args:
+          settings: the hash of the settings.
+          before: the hash of the settings that the run had before; the same where they have not changed.
+        """
+        last = processes.broadcast_from_primary(lambda: _last_begin(self.path))
+        if last and before not in last:
+            moved = storage.quarantine(self.path)
+            storage.warn(f"{self.path} is of another run: quarantined as {moved}; the log begins anew")
+        self.event(begins=True, settings=settings, before=before)
+        if not storage.is_remote(self.path):
+            self._write()
 
     def event(self, **fields: Any) -> None:
         """Adds a line. Numbers that JSON does not know (NaN, infinity) become texts."""
@@ -64,6 +88,57 @@ class EventLog:
             self.path.write_text((self.path.read_text() if self.path.exists() else "") + lines)
         else:
             data = lines.encode(errors="backslashreplace")
-            with storage.translate_os_errors(self.path, len(data)), storage.open_to_append(self.path) as file:
-                file.write(data)
+            with storage.translate_os_errors(self.path, len(data)):
+                torn = _is_torn(self.path)  # by a kill; what is appended to it would be lost with it
+                with storage.open_to_append(self.path) as file:
+                    file.write(b"\n" * torn + data)
         self._pending, self._uploaded = [], time.monotonic()
+
+
+def read_events(log: epath.Path) -> Iterator[dict[str, Any]]:
+    """The events of a log; none if there is no log. What is no event of ours is left out, such as a torn line."""
+    try:
+        lines = foreign.read_bytes(log, MAX_LOG).split(b"\n") if log.exists() else []
+    except OSError as error:
+        if error.errno not in foreign.NO_FILE:
+            raise
+        return
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and _is_event(event):
+            yield event
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    """Whether all that a reader relies on has its type."""
+    seconds = event.get("seconds", {})
+    return (
+        all(type(event[name]) is kind for name, kind in _TYPES.items() if name in event)
+        and all(isinstance(value, dict) for value in seconds.values())
+        and all(map(_is_number, [v for kinds in seconds.values() for v in kinds.values()]))
+        and all(_is_number(v) for v in event.values() if isinstance(v, int | float))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MAX_NUMBER  # neither of them holds for NaN
+
+
+def _last_begin(log: epath.Path) -> tuple[str, str] | None:
+    """The hashes in the last line of a start; None if there is none."""
+    begins = [event for event in read_events(log) if event.get("begins")]
+    last = begins[-1] if begins else {}
+    return (last["settings"], last.get("before", "")) if "settings" in last else None  # older versions wrote none
+
+
+def _is_torn(path: epath.Path) -> bool:
+    """Whether a file's last line has no end."""
+    try:
+        with foreign.open_regular(path) as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:  # there is none, or it is empty
+        return False

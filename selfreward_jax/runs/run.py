@@ -128,8 +128,10 @@ def claim(run: Run, dependents: Dependents, allow_config_changes: bool = False) 
                 f"workdir {run.workdir} cannot be written ({error.strerror}): use another --workdir"
             ) from None
         settings, changes = check(run, dependents, allow_config_changes)
+        stored = storage.read_json(run.workdir / CONFIG_FILE)
+        # The log first: it holds both hashes, so a kill in between leaves the two in agreement.
+        run.log.begin(diff.config_hash(settings), diff.config_hash(stored or settings))
         storage.write_json(run.workdir / CONFIG_FILE, settings)
-        run.log.event(begins=True)
         for change in changes:
             run.log.event(accepted=change.field, old=change.old, new=change.new)
         yield

@@ -42,7 +42,9 @@ class Workspace:
 
     def __init__(self, cfg: ConfigDict, workdir: str) -> None:
         self.cfg, self.config_hash = cfg, config_hash(json.loads(cfg.to_json()))
-        self.owner = ""  # the digest of the step that is being made (runs/owner.py); outside of one, nobody's
+        # The digest of the step that is being made, and what it is the digest of (runs/owner.py); outside of one,
+        # nobody's.
+        self.owner, self.made_from = "", dict[str, Any]()
         if not workdir:
             raise ConfigError("workdir is empty: name a folder")
         self.path = epath.Path(workdir)
@@ -60,6 +62,10 @@ class Workspace:
         """The JSON Lines artifact of that name, such as jsonl("m2", "pairs")."""
         path = self.path.joinpath(*names[:-1]) / f"{names[-1]}.jsonl"
         return JsonlArtifact(path, self.owner, config=self.config_hash)
+
+    def made_by(self) -> dict[str, Any]:
+        """What the manifest of a model says of the step that is being made."""
+        return {"owner": self.owner, "made_from": self.made_from}
 
     def is_complete(self, folder: str, stage: str, made_by: str = "") -> bool:
         """Whether FOLDER/STAGE.jsonl is complete.

@@ -66,7 +66,7 @@ def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
     Raises:
       StageError: nothing of a set fits.
     """
-    lines = format_report(storage.read_json(run.workdir / "seed" / "report.json"))
+    lines = format_report(run.files.jsonl("seed", "documents").manifest["report"])
     lines += ["", f"{'set':12s} {'rows':>9s} {'median':>8s} {'longest':>8s} {'limit':>8s} {'too long':>9s}   in tokens"]
     too_long = []
     for name, examples in sets.items():

@@ -32,6 +32,7 @@ from selfreward_jax.telemetry.progress import Progress
 from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train import checkpoints
 
+REPORT_FILE = "seed/report.json"
 DOWNLOAD_TIMEOUT = 24 * 3600.0  # seconds that other processes wait while the primary downloads seeds
 
 
@@ -39,8 +40,10 @@ def seed(run: Run, model: str) -> None:
     """seed/*.jsonl: instruction rows, judged rows (or ranked answers from which EFT is built), held-out prompts and
     ranked answers, plain documents."""
     if run.files.is_complete(model, "documents"):
-        sets = run.files.jsonl(model, "documents").manifest["sets"]
-        if all(run.files.is_complete(model, name) for name in sets):
+        manifest = run.files.jsonl(model, "documents").manifest
+        if all(run.files.is_complete(model, name) for name in manifest["sets"]):
+            if run.files.own(run.workdir / REPORT_FILE) is None:  # for people only: no need to read the seeds again
+                _write_report(run, manifest["report"])
             return
     if processes.is_primary():  # it alone needs the user's files
         _make_seeds(run, model)
@@ -57,12 +60,16 @@ def _make_seeds(run: Run, model: str) -> None:
     for name, rows in sets.items():
         if name != "documents":
             _write_set(run, name, rows)
-    storage.write_json(run.workdir / "seed" / "report.json", report)
-    _write_set(run, "documents", sets["documents"], sets=list(sets))  # last: its manifest completes the stage
+    _write_report(run, report)
+    _write_set(run, "documents", sets["documents"], sets=list(sets), report=report)  # last: it completes the stage
     progress.add(sum(map(len, sets.values())))
     progress.close(counts({name: len(rows) for name, rows in sets.items()}))
     for line in seed_sets.format_report(report):
         log_line(f"  {line}")
+
+
+def _write_report(run: Run, report: dict[str, Any]) -> None:
+    storage.write_checksummed(run.workdir / REPORT_FILE, {"owner": run.files.owner, **report})
 
 
 def _check_few_shot(run: Run, rows: Sequence[InstructionRow]) -> None:
@@ -110,8 +117,17 @@ def tokenizer(run: Run, model: str) -> None:
 
 
 def _hashes(folder: epath.Path) -> dict[str, str]:
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith("manifest.json"))
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    """SHA-256 of each file that a tokenizer is read from; "" where no regular file is there."""
+
+    def digest(path: epath.Path) -> str:
+        try:
+            return hashlib.sha256(foreign.read_bytes(path, foreign.MAX_TOKENIZER)).hexdigest()
+        except OSError as error:
+            if error.errno not in foreign.NO_FILE:
+                raise
+            return ""
+
+    return {name: digest(folder / name) for name in TOKENIZER_FILES if (folder / name).exists()}
 
 
 def _copy_tokenizer(source: epath.Path, folder: epath.Path) -> None:
@@ -165,7 +181,7 @@ def _load_pretrained(run: Run, model: str, source: epath.Path) -> None:
     specs = param_specs(cfg)
     params = hf.load(source, cfg, run.models.shardings(specs))
     fingerprint = checkpoints.save(run.workdir / model / "checkpoint", params, run.files.owner)
-    manifest = {"owner": run.files.owner, "stage": "init", "rows": 0, "steps": 0, "tokens": 0, "weights": fingerprint}
+    manifest = {**run.files.made_by(), "stage": "init", "rows": 0, "steps": 0, "tokens": 0, "weights": fingerprint}
     storage.write_checksummed(run.workdir / model / "manifest.json", manifest)
     progress.add(1)
     progress.close(f"{parameter_count(specs):,} parameters of {source}")

@@ -177,7 +177,7 @@ def _fit(
 def _finish(run: Run, job: Job, steps: int, params: Params) -> None:
     """Writes the checkpoint and then the manifest, which makes the model complete."""
     folder, early = run.workdir / job.model, job.early_stopping
-    manifest = {"owner": run.files.owner, "stage": job.stage, "steps": steps}
+    manifest = {**run.files.made_by(), "stage": job.stage, "steps": steps}
     manifest |= {"tokens": steps * job.tokens_per_step, **job.metadata}
     if early:
         params = early.best_params()
