@@ -89,7 +89,7 @@ def make(server, tmp_path, monkeypatch):
     make.naps, make.cache = [], tmp_path / "answers.jsonl"
     yield make
     if make.cache.exists():
-        assert KEY not in make.cache.read_text()
+        assert KEY.encode() not in make.cache.read_bytes()
     assert all(0 <= nap <= 60 for nap in make.naps)
 
 
@@ -181,7 +181,17 @@ def test_a_torn_line_of_the_cache_is_requested_again(make, server):
     assert len([json.loads(line) for line in make.cache.read_text().splitlines()]) == 3
 
 
-@pytest.mark.parametrize("content", ["no JSON\n", '{"other": 1}\n', "[1]\n"])
+@pytest.mark.parametrize("line", [b"\xff", b"[" * 100_000, b'{"id": 3, "text": "x", "finish": "stop"}', b'{"id": "x"}'])
+def test_a_damaged_line_of_the_cache_costs_that_line(line, make, server, capsys):
+    make().complete(["a", "b"], 9)
+    first, second = make.cache.read_bytes().splitlines()
+    make.cache.write_bytes(b"\n".join([first, line, second, b""]))
+    assert sorted(make().complete(["a", "b", "c"], 9)) == ["re: a", "re: b", "re: c"]
+    assert len(server.requests) == 3
+    assert_mentions(capsys.readouterr().err, make.cache, "1 of 3")
+
+
+@pytest.mark.parametrize("content", ["no JSON\n", "no JSON, no end", '{"other": 1}\n', "[1]\n"])
 def test_a_file_of_another_kind_is_refused_and_unchanged(content, make):
     make.cache.write_text(content)
     with pytest.raises(EndpointError, match=r"answers\.jsonl"):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.config import InputError
 from selfreward_jax.evaluate.endpoint_replies import Reply, parse_fault, parse_reply
 from selfreward_jax.evaluate.http_post import HttpError, Response, post
@@ -27,6 +27,8 @@ MAX_WAIT_S = 60.0  # seconds between two attempts
 MIN_TOLD_S = 5.0  # a wait of so many seconds is told
 NEWER_FIELD = "max_completion_tokens"  # the name of max_tokens that OpenAI's newer models want
 MAX_BODY = 16 << 20  # bytes of a response
+_CACHE_START = b'{"id": "'
+MAX_CACHE = 1 << 34  # bytes of all cached replies
 TOO_LONG = "context_length_exceeded"  # the finish of a prompt that the server cannot take
 
 
@@ -74,12 +76,9 @@ class Endpoint:
         self._sleep, self._lock = sleep, threading.Lock()
         self._stop_reason: str | None = None  # once set, no further request is sent
         self._cache = epath.Path(cache)
-        try:
-            rows = _load_cache(self._cache)
-            self._texts = {row["id"]: row["text"] for row in rows}
-            self._too_long = {row["id"] for row in rows if row.get("finish") == TOO_LONG}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise EndpointError(f"{cache} is not a file of cached endpoint replies: move it away") from None
+        rows = _load_cache(self._cache)
+        self._texts = {row["id"]: row["text"] for row in rows}
+        self._too_long = {row["id"] for row in rows if row["finish"] == TOO_LONG}
 
     def complete(self, prompts: Sequence[str], max_tokens: int) -> list[str | None]:
         """The reply to each prompt, in order, at temperature 0.
@@ -236,13 +235,37 @@ def _check_settings(settings: ConfigDict, key: str) -> None:
 
 
 def _load_cache(cache: epath.Path) -> list[dict[str, Any]]:
-    """The cached replies {id, text, finish}; a last line that a kill has torn is removed from the file."""
-    data = cache.read_bytes() if cache.exists() else b""
+    """The cached replies {id, text, finish}. A last line that a kill has torn is removed from the file. A damaged line
+    costs its reply, not the others.
+
+    Raises:
+      EndpointError: it is a file of another kind, or cannot be read.
+    """
+    try:
+        data = foreign.read_bytes(cache, MAX_CACHE) if cache.exists() else b""
+    except OSError as error:
+        raise EndpointError(f"{cache} cannot be read ({error.strerror}): repair it, or move it away") from None
     complete = data[: data.rfind(b"\n") + 1]
-    rows = [json.loads(line) for line in complete.splitlines()]
+    lines = complete.split(b"\n")[:-1]
+    rows = [row for line in lines if (row := _cached_reply(line))]
+    if not rows and not data.startswith(_CACHE_START[: len(data)]):
+        raise EndpointError(f"{cache} is not a file of cached endpoint replies: move it away")
+    if len(rows) < len(lines):
+        storage.warn(f"{cache}: {len(lines) - len(rows)} of {len(lines)} lines are damaged, and are requested again")
     if complete != data:
         storage.write_atomic(cache, complete)
     return rows
+
+
+def _cached_reply(line: bytes) -> dict[str, Any] | None:
+    """The reply in a line of the cache; None if the line holds none."""
+    try:
+        row = json.loads(line)
+        (row["text"] or "").encode()  # no unpaired surrogate
+        kinds = {"id": str, "text": str | None, "finish": str}
+        return row if all(isinstance(row[name], kind) for name, kind in kinds.items()) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _backoff(row_id: str, attempt: int) -> float:

@@ -40,7 +40,7 @@ def parse_reply(body: bytes) -> Reply:
     """
     try:
         choice = (json.loads(body)["choices"] or [{"message": {}, "finish_reason": "empty"}])[0]
-        text, finish = _text(choice["message"].get("content")), ascii(choice.get("finish_reason")).strip("'")
+        text, finish = _text(choice["message"].get("content")), ascii(choice.get("finish_reason"))[:100].strip("'")
         complete = text is not None and finish not in ("length", "content_filter")
         # JSON may hold an unpaired surrogate, which cannot be written to a file.
         return {"text": text.encode(errors="replace").decode() if complete else None, "finish": finish}

@@ -6,6 +6,7 @@ Each start is a line with the hash of its settings, and of those before it. So a
 import json
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -22,6 +23,8 @@ EVENTS_FILE = "events.jsonl"
 MAX_LOG = 1 << 34  # bytes
 MAX_NUMBER = 1e30  # of a metric
 _TYPES = {"begins": bool, "committed": bool, "seconds": dict, "peak_memory_bytes": int, "step": int}
+_NAME = re.compile(r"[\w ./-]{0,100}", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES |= dict.fromkeys(("model", "stage", "stopped", "settings", "before"), str)
 
 
@@ -114,12 +117,16 @@ def read_events(log: epath.Path) -> Iterator[dict[str, Any]]:
 
 def _is_event(event: dict[str, Any]) -> bool:
     """Whether all that a reader relies on has its type."""
+    if not all(type(event[name]) is kind for name, kind in _TYPES.items() if name in event):
+        return False
     seconds = event.get("seconds", {})
+    names = [event.get("model", ""), event.get("stage", ""), *seconds]
     return (
-        all(type(event[name]) is kind for name, kind in _TYPES.items() if name in event)
-        and all(isinstance(value, dict) for value in seconds.values())
-        and all(map(_is_number, [v for kinds in seconds.values() for v in kinds.values()]))
-        and all(_is_number(v) for v in event.values() if isinstance(v, int | float))
+        all(map(_NAME.fullmatch, names))
+        and not _SURROGATE.search(event.get("stopped", ""))
+        and all(isinstance(kinds, dict) for kinds in seconds.values())
+        and all(_is_number(value) for kinds in seconds.values() for value in kinds.values())
+        and all(_is_number(value) for value in event.values() if isinstance(value, int | float))
     )
 
 
