@@ -3,7 +3,8 @@
 The order is in `stages/table.py`. What the working directory holds already is used; what is missing is made.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from selfreward_jax.report import closing, status, summary
 from selfreward_jax.report.page import Page
 from selfreward_jax.runs.owner import making
 from selfreward_jax.runs.run import Run, claim, make_run, rollback
+from selfreward_jax.sampling.engine import NonFiniteLogitsError
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import check_inputs
 from selfreward_jax.stages.table import MEASURE, TABLE
@@ -79,7 +81,7 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
         for step in steps:
             schedule.current().begin(step.label)
             if make := replace.get(step.stage.name, step.stage.run):
-                with making(run, step):
+                with making(run, step), _with_label(step.label):
                     make(run, step.folder)
             page.write_if_due()
             if step.stage is MEASURE[-1]:
@@ -101,6 +103,15 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
     for line in closing.lines(run.workdir, result):
         show(line)
     return result
+
+
+@contextlib.contextmanager
+def _with_label(label: str) -> Iterator[None]:
+    """Names the step whose model has logits that are not finite."""
+    try:
+        yield
+    except NonFiniteLogitsError as error:
+        raise StageError(f"{label}: {error}") from None
 
 
 def _log_compilation(model: str, before: compile_cache.CompileCount) -> compile_cache.CompileCount:

@@ -14,7 +14,7 @@ from selfreward_jax.llm.llama import LlamaConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling import batching, sampler
-from selfreward_jax.sampling.engine import Engine, Request, SamplingParams, sample_keys
+from selfreward_jax.sampling.engine import Engine, NonFiniteLogitsError, Request, SamplingParams, sample_keys
 
 
 class Letters:
@@ -195,6 +195,18 @@ def test_every_row_and_sample_has_its_own_key():
     keys = np.asarray(jax.random.key_data(sample_keys(KEY, ["a", "b", "c"], 3)))
     assert len({tuple(k) for k in keys.tolist()}) == 9
     np.testing.assert_array_equal(jax.random.key_data(sample_keys(KEY, ["c"], 3)), keys[6:])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error_of_the_row(value, random_params):
+    """One of the eight letters has such a logit, wherever the model reads the letter h."""
+    params = random_params(CFG, seed=2)
+    params["embed"] = params["embed"].at[12].set(value)
+    engine = Engine(CFG, params, CHAT, make_mesh(), max_concurrent=4, max_length=24)
+    with pytest.raises(NonFiniteLogitsError, match=r"\brow r2\b.*\b0\b"):  # "hgfedcba"
+        engine.generate(REQUESTS[2:3], PARAMS._replace(num_samples=1), KEY)
+    with pytest.raises(NonFiniteLogitsError, match=r"\bquery 1\b"):
+        engine.next_logprobs([[5, 6], [5, 12]], [[6, 7]] * 2)
 
 
 def test_repeated_ids_are_refused(make_engine):

@@ -18,12 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selfreward_jax.config import InputError
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.llama import LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, replicated, round_up
 from selfreward_jax.sampling import batching, sampler
+
+
+class NonFiniteLogitsError(InputError, ArithmeticError):
+    """The model's logits are not finite, so no token can be drawn; the message names the row."""
+
+    def __init__(self, row: str) -> None:
+        super().__init__(
+            f"{row}: the model's logits are not finite; its weights or its activations have overflowed: use "
+            "model.dtype=float32, a model that was not trained as far, or a lower learning rate"
+        )
 
 
 class Request(NamedTuple):
@@ -164,6 +175,7 @@ class Engine:
 
         Raises:
           ValueError: a prompt leaves no room for `max_new_tokens` tokens, or ids repeat.
+          NonFiniteLogitsError: the model's logits are not finite.
         """
         if len({r.id for r in requests}) != len(requests):
             raise ValueError("request ids repeat; every id must name one row")
@@ -253,12 +265,15 @@ class Engine:
         for sample in range(sampling_params.num_samples):
             row = slot * sampling_params.num_samples + sample
             ids = samples.tokens[row, : samples.lengths[row]].tolist()
+            logprobs = samples.logprobs[row, : samples.lengths[row]]
+            if not np.isfinite(logprobs).all():
+                raise NonFiniteLogitsError(f"row {prompt.id}, sample {sample}, token {np.isfinite(logprobs).argmin()}")
             yield Completion(
                 id=prompt.id,
                 sample=sample,
                 text=self.chat.response_text(ids),
                 ids=ids,
-                logprobs=samples.logprobs[row, : samples.lengths[row]].tolist(),
+                logprobs=logprobs.tolist(),
                 finished=ids[-1] in self.chat.stop_ids,
             )
 
@@ -284,6 +299,9 @@ class Engine:
           contexts: token ids, one list for each query.
           candidates: the candidate ids of each query, equally many for all.
           batch_size: contexts in one forward pass; `max_concurrent` if 0.
+
+        Raises:
+          NonFiniteLogitsError: the model's logits are not finite.
         """
         results: list[list[float]] = [[] for _ in contexts]
         rows = round_up(batch_size or self.max_concurrent, batch_divisor(self.mesh))
@@ -301,6 +319,8 @@ class Engine:
                         self.cfg, self.params, tokens, context_lengths, self._put(candidate_ids)
                     )
                 for i, row in zip(batch, fetch(logprobs), strict=False):
+                    if not np.isfinite(row).all():
+                        raise NonFiniteLogitsError(f"query {i}")
                     results[i] = row.tolist()
         return results
 

@@ -1,5 +1,6 @@
 """A loss or gradient that is not finite stops the run, or its step is skipped; a bad curve causes a warning."""
 
+import copy
 import json
 import math
 import shutil
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from conftest import assert_mentions, micro
 from etils import epath
+from test_loop import contents
 from test_trainer import ADAMW, gradient
 
 from selfreward_jax import loop
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import replicated
 from selfreward_jax.runs.log import EventLog
+from selfreward_jax.runs.models import ModelStore
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.train import checkpoints, dpo, trainer
@@ -99,6 +102,27 @@ def test_a_diverged_run_names_its_step_its_batch_and_the_last_good_state(finishe
     monkeypatch.setattr(dpo_stage, "loss_fn", loss_fn)
     assert checkpoints.latest_step(epath.Path(tmp_path) / "run" / "m2" / "steps") == 2
     assert "m2" in loop.run(cfg, str(tmp_path / "run"))["models"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prompts", "responses", "judgments"])
+def test_logits_that_are_not_finite_stop_the_run_with_the_row(stage, finished_run, tmp_path, monkeypatch):
+    make_engine = ModelStore.engine
+
+    def broken(self, model):
+        engine = copy.copy(make_engine(self, model))
+        engine.params = jax.tree.map(lambda x: x * jnp.nan, engine.params)
+        return engine
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    for name in (f"m2/{stage}.jsonl", f"m2/{stage}.manifest.json"):
+        (tmp_path / "run" / name).unlink()
+    monkeypatch.setattr(ModelStore, "engine", broken)
+    with pytest.raises(StageError, match=rf"\bm2 {stage}\b.*\brow \S+, sample 0, token 0\b.*model\.dtype"):
+        loop.run(micro(2), str(tmp_path / "run"))
+    monkeypatch.setattr(ModelStore, "engine", make_engine)
+    loop.run(micro(2), str(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(finished_run)
 
 
 def test_a_log_line_with_such_a_number_is_still_json(tmp_path):
