@@ -92,7 +92,7 @@ def test_ones_own_seeds_are_read(own, tmp_path, capsys):
     assert (code, err) == (0, "")
     assert re.search(r"ift: 33 answers read; 1 [\w ]+; 32 kept", out)
     assert "«Score: " in out or "Score: 5<|end|>»" in out
-    held_out = re.search(r"held out: (\d+) prompts to answer \(data.heldout_prompts asks for 8;", out)[1]
+    held_out = re.search(r"held out: (\d+) prompts to answer, not data.heldout_prompts 8:", out)[1]
     assert re.search(rf"^m1 eval_answers +{held_out} ", out, re.M)
     assert list(tmp_path.iterdir()) == []
 

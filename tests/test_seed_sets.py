@@ -429,9 +429,10 @@ def test_one_file_can_be_both(tmp_path, capsys, share, kept):
 def test_a_report_has_a_line_for_each_set(load):
     rows = [*EFT, {**EFT[0], "language": "de"}, {**EFT[1], "lang": "en-GB"}]
     _, report = load(eft=rows)
-    ift, eft, scores = seed_sets.format_report(report)
+    ift, eft, scores, held_out = seed_sets.format_report(report)
     low, high = report["scores"]["lowest"], report["scores"]["highest"]
     assert_mentions(scores, f"{low:g}", f"{high:g}", 0, 5)
+    assert_mentions(held_out, *report["heldout"].values(), "data.heldout_prompts", "data.judge_eval_prompts")
     assert re.findall(r"\w+", ift)[0] == "ift"
     assert re.findall(r"\d+", ift) == ["6", "6", "6"]
     assert re.findall(r"\w+", eft)[0] == "eft"

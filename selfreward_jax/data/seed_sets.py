@@ -134,6 +134,11 @@ def from_files(
     report["written judgments"] = sum(
         parseable_judgment(a, output_format) is not None for p in train for a in p.answers
     )
+    report["heldout"] = {
+        "prompts": len(sets["heldout"]),
+        "heldout_prompts": settings.heldout_prompts,
+        "judge_eval_prompts": settings.judge_eval_prompts,
+    }
     report["faults"] = {name: loaded[settings[name]].faults[:MAX_FAULTS] for name in ("ift", "eft")}
     _check_sizes(settings, report, len(rankable))
     return sets, report
@@ -180,6 +185,13 @@ def format_report(report: dict[str, Any]) -> list[str]:
         lines.append(f"eft: scores from {scores['lowest']:g} to {scores['highest']:g} are mapped to 0 to 5")
     if count := report.get("written judgments"):
         lines.append(f"eft: {count:,} of the kept answers have a written judgment")
+    heldout = report.get("heldout", {"prompts": 0, "heldout_prompts": 0})
+    if heldout["prompts"] < heldout["heldout_prompts"]:
+        lines.append(
+            f"held out: {heldout['prompts']:,} prompts to answer, not data.heldout_prompts "
+            f"{heldout['heldout_prompts']:,}: a file gives a quarter of its ranked prompts, at most "
+            f"data.judge_eval_prompts {heldout['judge_eval_prompts']:,}"
+        )
     shown: list[str] = []  # one file may be the source of both sets
     for name, faults in report.get("faults", {}).items():
         if faults and faults != shown:

@@ -88,12 +88,8 @@ def describe_seeds(run: Run, sets: dict[str, list[Example]]) -> list[str]:
             "sft.seq_len",
         )
     held_out = {name: len(run.files.jsonl("seed", name).rows()) for name in ("heldout", "ranked_heldout")}
-    wanted = run.cfg.data.heldout_prompts
-    fewer = f" (data.heldout_prompts asks for {wanted:,}; a file gives a quarter of its ranked prompts, at most "
-    fewer += f"data.judge_eval_prompts {run.cfg.data.judge_eval_prompts:,})"
     lines.append(
-        f"held out: {held_out['heldout']:,} prompts to answer{fewer * (held_out['heldout'] < wanted)}, "
-        f"{held_out['ranked_heldout']:,} with ranked answers"
+        f"held out: {held_out['heldout']:,} prompts to answer, {held_out['ranked_heldout']:,} with ranked answers"
     )
     return lines + unknown_warnings(run.models.chat.tokenizer, _seed_texts(run))
 
