@@ -61,9 +61,9 @@ def prefill(cfg, params, tokens, positions, segments):
 
 
 @partial(jax.jit, static_argnums=0)
-def decode_token(cfg, params, tokens, positions, k, v, mask):
+def decode_token(cfg, params, tokens, positions, k, v, mask, key_positions):
     """Logits, keys and values of one token in each row, which attends to the slots of the mask."""
-    inputs = {"positions_BT": positions, "past": [KVSegment(k, v, mask)]}
+    inputs = {"positions_BT": positions, "past": [KVSegment(k, v, mask, key_positions)]}
     hidden, kv = Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
     return Llama(cfg).apply({"params": params}, hidden, method="unembed"), kv
 
@@ -91,12 +91,10 @@ def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
     k = [np.pad(x, ((0, 0), (0, 0), (0, 0), (0, steps)), constant_values=100.0) for x in k]
     v = [np.pad(x, ((0, 0), (0, 0), (0, steps), (0, 0)), constant_values=100.0) for x in v]
     real, positions = (np.pad(x, ((0, 0), (0, steps))) for x in (real, positions))
-    window = cfg.sliding_window or 10_000
     for step in range(steps):
         at = (lengths + step)[:, None]
         new = np.array([text[min(n + step, len(text) - 1)] for text, n in zip(texts, lengths, strict=True)])[:, None]
-        mask = (real & (positions > at - window))[:, None, :]  # the caller's masks apply the window
-        logits, (new_k, new_v) = decode_token(cfg, params, new, at, k, v, mask)
+        logits, (new_k, new_v) = decode_token(cfg, params, new, at, k, v, real[:, None, :], positions)
         for layer in range(cfg.num_layers):
             k[layer][..., width + step] = new_k[layer][..., 0]
             v[layer][..., width + step, :] = new_v[layer][..., 0, :]

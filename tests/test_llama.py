@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selfreward_jax.llm import attention, llama
-from selfreward_jax.llm.attention import KVSegment, attend, packed_mask, window_mask
+from selfreward_jax.llm.attention import KVSegment, attend, packed_mask
 from selfreward_jax.llm.llama import Llama, LlamaConfig, ParamSpec, param_specs, parameter_count
 
 CFG = LlamaConfig(vocab_size=41, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
@@ -244,10 +244,7 @@ def test_last_index_gives_the_same_values_as_all_tokens(option, prefix_len, rand
             run = partial(Llama(cfg).apply, {"params": params}, method="hidden_states")
             past = []
             if prefix_len:
-                mask = jnp.ones((1, 1, prefix_len), bool)
-                if cfg.sliding_window is not None:
-                    mask = window_mask(cfg.sliding_window, positions[:1], jnp.arange(prefix_len)[None])
-                past = [KVSegment(*run(prefix)[1], mask)]
+                past = [KVSegment(*run(prefix)[1], jnp.ones((1, 1, prefix_len), bool), jnp.arange(prefix_len)[None])]
             states, kv = run(rest, positions_BT=positions, past=past, **({"last_index_B": last_index} if one else {}))
             states = states if one else states[jnp.arange(2), last_index][:, None]
             return jnp.sum(jnp.sin(states)), (states, kv)

@@ -16,11 +16,14 @@ class KVSegment(NamedTuple):
     k [P, K, H, S], v [P, K, S, H], mask [B, P or 1, T or 1, S], True where a query may attend. With B = P * G
     query rows, row p serves the G consecutive queries p * G ... p * G + G - 1: the samples of one prompt
     share the prompt's keys without a copy. With P = 1 all rows share one prefix.
+
+    positions [B, P or 1, S], of the keys; only layers with a window need them.
     """
 
     k: jax.Array
     v: jax.Array
     mask: jax.Array
+    positions: jax.Array | None = None
 
 
 MAX_SCORES = 1 << 26  # float32 scores on one device; longer texts are processed in parts, one after the other
@@ -53,7 +56,7 @@ def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
 def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     scores = []
-    for k, _, mask in segments:
+    for k, _, mask, _ in segments:
         P, K, _, S = k.shape
         # [P, K, G*T*M, H]: all queries that read the same keys in one matrix product.
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
@@ -74,7 +77,7 @@ def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
         max_BTN = jnp.maximum(max_BTN, to_BTN(s.max(-1)))
     max_BTN = jax.lax.stop_gradient(max_BTN)
     denominator, out = 0.0, 0.0
-    for s, (_, v, _) in zip(scores, segments, strict=True):
+    for s, (_, v, *_) in zip(scores, segments, strict=True):
         P, K, G, _, M, S = s.shape
         e = jnp.exp(s - to_PKGTM(max_BTN, s)[..., None])
         denominator = denominator + to_BTN(e.sum(-1))
@@ -112,6 +115,16 @@ def packed_mask(segment_ids_BT: jax.Array) -> jax.Array:
     """
     same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     return same & causal_mask(segment_ids_BT.shape[1])
+
+
+def in_window(segment: KVSegment, window: int | None, positions_BT: jax.Array) -> KVSegment:
+    """The segment as queries at these positions see it in a layer with a window. Its mask is then [B, T, S]."""
+    if window is None:
+        return segment
+    B = positions_BT.shape[0]
+    per_row = lambda x: x if x.shape[0] == 1 else jnp.repeat(x, B // x.shape[0], axis=0)  # noqa: E731
+    mask = per_row(segment.mask) & window_mask(window, positions_BT, per_row(segment.positions))
+    return segment._replace(mask=mask)
 
 
 def window_mask(window: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:

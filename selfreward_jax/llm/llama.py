@@ -26,7 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row
+from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window
 from selfreward_jax.llm.rotary import RopeScaling, apply_rope, rope_cos_sin
 from selfreward_jax.llm.self_attention import attention, to_cache_layout
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
@@ -279,8 +279,7 @@ class Llama(nn.Module):
           positions_BT: rotary positions; by default 0, 1, 2, ...
           segment_ids_BT: an input token attends only to input tokens with the same id; by default to all of its row.
           past: earlier segments, each a `KVSegment` with k and v as this method returns them. The number of their rows
-            divides B; one row may serve several consecutive queries. `mask` [rows or 1, T or 1, S] also holds the
-            sliding window, if there is one.
+            divides B; one row may serve several consecutive queries. Layers with a window need its `positions`.
           key: dropout key; None disables dropout.
           layers: the result of `unstack_layers`, for callers that call this method in a loop.
           last_index_B: the index of the one token of each row whose hidden state is returned; by default all tokens.
@@ -305,6 +304,7 @@ class Llama(nn.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
         rope = rope_cos_sin(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        past = [in_window(segment, cfg.sliding_window, positions_BT) for segment in past]
         # Each device holds whole rows of the table before the lookup. If rows are split too, XLA reshards indirectly.
         table_VD = constrain(self.embed.astype(cfg.dtype), "tensor", None)
         x_BTD = constrain(table_VD[tokens_BT], BATCH_AXES, None, None)

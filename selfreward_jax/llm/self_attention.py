@@ -54,7 +54,7 @@ def attention(
       q_BTNH, k_BTKH, v_BTKH: queries, keys and values, after rotary embedding.
       segment_ids_BT: a token attends only to tokens with the same id; None: each row is one text.
       window: a token attends to this many tokens, itself included; None: no limit.
-      past: earlier segments. Their masks already hold the window.
+      past: earlier segments, masked as `in_window` does.
     """
     if not past:
         return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)

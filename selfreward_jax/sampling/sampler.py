@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from selfreward_jax.llm.attention import KVSegment, window_mask
+from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, unstack_layers
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 from selfreward_jax.sampling.top_p import sample_token
@@ -115,14 +115,7 @@ def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> KVSegm
     """Keys and values of a prefix that prompts share: one row, sharded over heads and otherwise replicated."""
     _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden_states")
     k, v = jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
-    return KVSegment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool))
-
-
-def _visible_prefix(cfg: LlamaConfig, prefix: KVSegment | None, positions_BT: jax.Array) -> list[KVSegment]:
-    """The prefix, masked for queries at these positions if there is a sliding window; [] if there is no prefix."""
-    if prefix is None or cfg.sliding_window is None:
-        return [] if prefix is None else [prefix]
-    return [prefix._replace(mask=window_mask(cfg.sliding_window, positions_BT, _arange_1S(prefix.mask.shape[-1])))]
+    return KVSegment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool), _arange_1S(tokens_S.shape[0]))
 
 
 def _arange_1S(length: int) -> jax.Array:
@@ -143,7 +136,7 @@ def prefill(
         {"params": params},
         tokens_RS,
         positions_BT=jnp.broadcast_to(positions_1S, (R, S)),
-        past=_visible_prefix(cfg, prefix, positions_1S),
+        past=[] if prefix is None else [prefix],
         last_index_B=lengths_R - 1,
         method="hidden_states",
     )
@@ -222,9 +215,10 @@ def decode(
     model = Llama(cfg)
     B, W = slots.samples.tokens.shape
     P = slots.lengths_P.shape[0]
-    to_rows = lambda x_P: jnp.repeat(x_P, B // P, axis=0)  # noqa: E731
     prefix_len = 0 if prefix is None else prefix.mask.shape[-1]
-    prompt_len_B, prompt = to_rows(slots.lengths_P), slots.prompt
+    first_position_B1 = prefix_len + jnp.repeat(slots.lengths_P, B // P)[:, None]
+    own_positions_BW = first_position_B1 + _arange_1S(W)
+    prompt = slots.prompt._replace(positions=prefix_len + _arange_1S(slots.prompt.mask.shape[-1]))
     layers = None if cfg.scan_layers else unstack_layers(cfg, params["layers"])
 
     def step(state: tuple[Cache, Samples, jax.Array]) -> tuple[Cache, Samples, jax.Array]:
@@ -232,16 +226,9 @@ def decode(
         # The input is each row's last token. Its keys and values go to the cache column of the token's index.
         last_B = samples.lengths - 1
         last_B1 = last_B[:, None]
-        own_mask, prompt_mask = (_arange_1S(W) < last_B1)[:, None], prompt.mask
-        if cfg.sliding_window is not None:
-            own_mask &= window_mask(cfg.sliding_window, last_B1, _arange_1S(W))
-            prompt_1S = _arange_1S(prompt.mask.shape[-1])
-            prompt_mask = to_rows(prompt_mask) & window_mask(
-                cfg.sliding_window, (prompt_len_B + last_B)[:, None], prompt_1S
-            )
-        positions_B1 = (prefix_len + prompt_len_B + last_B)[:, None]
-        visible_prefix = _visible_prefix(cfg, prefix, positions_B1)
-        past = [*visible_prefix, prompt._replace(mask=prompt_mask), KVSegment(*cache, own_mask)]
+        own = KVSegment(*cache, (_arange_1S(W) < last_B1)[:, None], own_positions_BW)
+        past = [prompt, own] if prefix is None else [prefix, prompt, own]
+        positions_B1 = first_position_B1 + last_B1
         token_B1 = jnp.take_along_axis(samples.tokens, last_B1, axis=1)
         hidden, (k, v) = model.apply(
             {"params": params}, token_B1, positions_BT=positions_B1, past=past, layers=layers, method="hidden_states"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from selfreward_jax.llm.attention import KVSegment, window_mask
+from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
 from selfreward_jax.parallel.arrays import fetch, put
@@ -73,13 +73,11 @@ def prefix_shared_logprobs(
     positions_BT = per_row(lengths_P)[:, None] + jnp.arange(T)
     slots_1S = jnp.arange(S)[None]
     mask = (slots_1S < lengths_P[:, None])[:, None]
-    if model.cfg.sliding_window is not None:
-        mask = per_row(mask) & window_mask(model.cfg.sliding_window, positions_BT, slots_1S)
     hidden_BTD, _ = model.apply(
         {"params": params},
         tokens_BT,
         positions_BT=positions_BT,
-        past=[KVSegment(*kv, mask)],
+        past=[KVSegment(*kv, mask, slots_1S)],
         method="hidden_states",
         key=key,
     )
