@@ -81,6 +81,99 @@ FAMILIES = {
         "attention_bias": False,
     },
 }
+_GEMMA = _TINY | {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 5,
+    "tie_word_embeddings": True,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_OLMO = _TINY | {
+    "pad_token_id": 0,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e5,
+    "tie_word_embeddings": False,
+}
+FAMILIES |= {
+    "qwen2_window": FAMILIES["qwen2"] | {"use_sliding_window": True, "max_window_layers": 1},
+    "qwen3_layer_types": FAMILIES["qwen3"]
+    | {
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "yarn": FAMILIES["qwen3"] | {"rope_scaling": _YARN},
+    "gemma2": _GEMMA
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3": _GEMMA
+    | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "gemma3_nested": _GEMMA
+    | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e3},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
+    "smollm3": _TINY
+    | {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "pad_token_id": 0,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "rope_theta": 5e4,
+    },
+    "olmo2": _OLMO | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "olmo3": _OLMO
+    | {
+        "architectures": ["Olmo3ForCausalLM"],
+        "model_type": "olmo3",
+        "num_hidden_layers": 5,
+        "sliding_window": 5,
+        "rope_scaling": _YARN | {"attention_factor": 1.1},
+    },
+    "granite": _TINY
+    | {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 6.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 0.5,
+    },
+    "phi4": _TINY
+    | {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.5,
+        "tie_word_embeddings": False,
+        "sliding_window": None,
+        "pad_token_id": 0,
+    },
+}
 LENGTHS = (24, 13)
 
 
@@ -98,23 +191,30 @@ def tensors(config: dict) -> dict[str, np.ndarray]:
     shapes = {"model.embed_tokens.weight": (config["vocab_size"], D), "model.norm.weight": (D,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], D)
+    kind = config["model_type"]
     for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        for name, rows in (("q", N), ("k", K), ("v", K)):
-            shapes[f"{layer}.self_attn.{name}_proj.weight"] = (rows * H, D)
-            if config["model_type"] == "qwen2":
-                shapes[f"{layer}.self_attn.{name}_proj.bias"] = (rows * H,)
+        layer, rows = f"model.layers.{i}", {"q": N, "k": K, "v": K}
+        if kind == "phi3":
+            shapes[f"{layer}.self_attn.qkv_proj.weight"] = ((N + 2 * K) * H, D)
+            shapes[f"{layer}.mlp.gate_up_proj.weight"] = (2 * F, D)
+        else:
+            shapes |= {f"{layer}.self_attn.{name}_proj.weight": (n * H, D) for name, n in rows.items()}
+            shapes |= {f"{layer}.mlp.{name}_proj.weight": (F, D) for name in ("gate", "up")}
+        if kind == "qwen2":
+            shapes |= {f"{layer}.self_attn.{name}_proj.bias": (n * H,) for name, n in rows.items()}
+        if kind in ("qwen3", "gemma3_text", "olmo2", "olmo3"):
+            size = H if kind in ("qwen3", "gemma3_text") else 0
+            shapes |= {f"{layer}.self_attn.{name}_norm.weight": (size or rows[name] * H,) for name in "qk"}
         shapes[f"{layer}.self_attn.o_proj.weight"] = (D, N * H)
-        if config["model_type"] == "qwen3":
-            shapes[f"{layer}.self_attn.q_norm.weight"] = shapes[f"{layer}.self_attn.k_norm.weight"] = (H,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = shapes[f"{layer}.mlp.up_proj.weight"] = (F, D)
         shapes[f"{layer}.mlp.down_proj.weight"] = (D, F)
-        shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (D,)
+        norms = ["post_attention"] + ["input"] * ("olmo" not in kind)
+        norms += ["pre_feedforward"] * ("gemma" in kind) + ["post_feedforward"] * ("gemma" in kind or "olmo" in kind)
+        shapes |= {f"{layer}.{name}_layernorm.weight": (D,) for name in norms}
 
     def one(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         scale = 1.0 if "embed" in name or "lm_head" in name else 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[1])
-        return ("norm" in name) + rng.normal(0, scale, shape).astype(np.float32)
+        return ("norm" in name and "gemma" not in kind) + rng.normal(0, scale, shape).astype(np.float32)
 
     return {name: one(name, shape).astype(np.float32) for name, shape in shapes.items()}
 

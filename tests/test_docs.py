@@ -15,7 +15,7 @@ from selfreward_jax.cli import parser
 from selfreward_jax.config import files, validate
 from selfreward_jax.config.comments import field_comments, flatten_config
 from selfreward_jax.config.presets import PRESETS
-from selfreward_jax.llm import hf_config
+from selfreward_jax.llm import families, hf_config
 from selfreward_jax.train import preference_losses
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -138,7 +138,8 @@ def test_python_blocks_parse(page, block):
 
 def test_the_examples_of_contributing_run(monkeypatch, tmp_path):
     monkeypatch.setattr(preference_losses, "LOSSES", dict(preference_losses.LOSSES))
-    monkeypatch.setattr(hf_config, "ARCHITECTURES", dict(hf_config.ARCHITECTURES))
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES.copy())
+    monkeypatch.setattr(hf_config, "FAMILIES", families.FAMILIES)
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
         assert len(block.split("\n\n\n")[-1].splitlines()) <= 10
         exec(block, {})

@@ -17,7 +17,7 @@ OPTIONS = {
     "tied": {},
     "untied": {"tie_embeddings": False},
     "attention_bias": {"attention_bias": True},
-    "qk_norm": {"qk_norm": True, "rope_theta": 500.0},
+    "qk_norm": {"qk_norm": "head", "rope_theta": 500.0},
     "one_kv_head": {"num_kv_heads": 1},
 }
 TOKENS = np.random.default_rng(1).integers(0, 41, (2, 7)).astype(np.int32)

@@ -21,7 +21,7 @@ PROBS = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float
 class Bigram:
     """The part of `Llama` that losses use; a "hidden state" is a row of unnormalised logits."""
 
-    cfg = SimpleNamespace(vocab_size=3, dtype="float32")
+    cfg = SimpleNamespace(vocab_size=3, dtype="float32", logit_scale=1.0, logit_softcap=None)
 
     def apply(self, variables, *x, method):
         if method == "hidden_states":

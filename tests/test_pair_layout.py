@@ -53,7 +53,7 @@ def by_side(model, params, pairs):
     "option",
     [
         {},
-        {"scan_layers": True, "remat": "full", "qk_norm": True},
+        {"scan_layers": True, "remat": "full", "qk_norm": "head"},
         {"sliding_window": 4},
         {"tie_embeddings": False},
         pytest.param({"attention": "splash"}, marks=pytest.mark.slow),  # interpreted here

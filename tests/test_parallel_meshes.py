@@ -85,7 +85,7 @@ CFG = LlamaConfig(
     mlp_dim=12,
     tie_embeddings=False,
     attention_bias=True,
-    qk_norm=True,
+    qk_norm="head",
     lora_rank=3,
     lora_targets=("wo", "w_up"),
 )

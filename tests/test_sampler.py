@@ -55,7 +55,7 @@ def full_logits(cfg, params, tokens):
 
 
 @pytest.mark.parametrize(
-    "option", [{}, {"qk_norm": True, "attention_bias": True, "scan_layers": True}, {"sliding_window": 3}]
+    "option", [{}, {"qk_norm": "head", "attention_bias": True, "scan_layers": True}, {"sliding_window": 3}]
 )
 def test_decoded_logprobs_equal_those_of_the_loss(option, random_params):
     cfg = replace(CFG, **option)

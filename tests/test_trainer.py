@@ -186,7 +186,9 @@ def test_schedule_warms_up_from_0_and_decays_to_the_end():
 
 
 def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_matrix(random_params):
-    cfg = LlamaConfig(**vars(CFG) | {"qk_norm": True, "attention_bias": True, "tie_embeddings": False, "num_layers": 2})
+    cfg = LlamaConfig(
+        **vars(CFG) | {"qk_norm": "head", "attention_bias": True, "tie_embeddings": False, "num_layers": 2}
+    )
     params = random_params(cfg)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=1)

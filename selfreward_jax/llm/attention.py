@@ -29,9 +29,12 @@ class KVSegment(NamedTuple):
 MAX_SCORES = 1 << 26  # float32 scores on one device; longer texts are processed in parts, one after the other
 
 
-def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v over all segments together, [B, T, N, H].
+def attend(
+    q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | None = None, softcap: float | None = None
+) -> jax.Array:
+    """softmax(q k^T scale) v over all segments together, [B, T, N, H].
 
+    `scale` is 1 / sqrt(H) if not given. With `softcap`, scores are capped before the softmax (`soft_cap`).
     The softmax is taken in float32 with one maximum and one denominator for all segments, which are never
     concatenated. Every query must be allowed at least one key.
     """
@@ -39,13 +42,13 @@ def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     num_scores = math.prod(q_BTNH.shape[:3]) * sum(s.k.shape[-1] for s in segments)
     num_parts = -(-num_scores // (MAX_SCORES * devices_in_use()))
     if num_parts == 1 or T == 1:
-        return _attend(q_BTNH, segments)
+        return _attend(q_BTNH, segments, scale, softcap)
     length = -(-T // num_parts)
     segments = [s._replace(mask=jnp.broadcast_to(s.mask, (s.mask.shape[0], T, s.mask.shape[-1]))) for s in segments]
 
     def attend_part(start: jax.Array) -> jax.Array:
         part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)  # noqa: E731
-        return _attend(part(q_BTNH), [s._replace(mask=part(s.mask)) for s in segments])
+        return _attend(part(q_BTNH), [s._replace(mask=part(s.mask)) for s in segments], scale, softcap)
 
     # The last part starts early enough to have the full length; it repeats some queries.
     starts = jnp.minimum(jnp.arange(num_parts) * length, T - length)
@@ -53,14 +56,21 @@ def attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
     return out[jnp.arange(T) // length, :, jnp.arange(T) - starts[jnp.arange(T) // length]].swapaxes(0, 1)
 
 
-def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment]) -> jax.Array:
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap tanh(x / cap): about x near 0, and never beyond the cap (Gemma 2, arXiv 2408.00118)."""
+    return cap * jnp.tanh(x / cap)
+
+
+def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | None, softcap: float | None) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     scores = []
     for k, _, mask, _ in segments:
         P, K, _, S = k.shape
         # [P, K, G*T*M, H]: all queries that read the same keys in one matrix product.
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-        s = jnp.matmul(q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32) / math.sqrt(H)
+        s = jnp.matmul(q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32)
+        s = s / math.sqrt(H) if scale is None else s * scale
+        s = s if softcap is None else soft_cap(s, softcap)
         s = s.reshape(P, K, B // P, T, N // K, S)
         grouped_mask = mask.reshape(P, -1, *mask.shape[1:]) if mask.shape[0] == B else mask[:, None]
         scores.append(jnp.where(grouped_mask[:, None, :, :, None, :], s, -jnp.inf))

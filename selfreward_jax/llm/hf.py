@@ -35,11 +35,19 @@ class HfParam(NamedTuple):
 
     name: the tensor's name, with {} for the layer.
     inputs: how many leading dimensions of the parameter are inputs. The stored matrix is [outputs, inputs], with the
-      dimensions of each side flattened. None: the stored tensor has the same shape (a bias is flattened).
+      dimensions of each side flattened. None: the stored tensor has the same shape (a bias or a norm is flattened).
+    first_row, rows: where several parameters are stored as one matrix, the first row of this one, and all rows.
     """
 
     name: str
     inputs: int | None
+    first_row: int = 0
+    rows: int = 0
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the stored tensor has one dimension."""
+        return self.name.endswith("bias") or "norm" in self.name
 
 
 _ATTENTION = "model.layers.{}.self_attn."
@@ -63,25 +71,49 @@ HF_PARAM_MAP = {
     "w_up": HfParam(_MLP + "up_proj.weight", 1),
     "w_down": HfParam(_MLP + "down_proj.weight", 1),
 }
+
+
+def hf_params(cfg: LlamaConfig) -> dict[str, HfParam]:
+    """Where each parameter of this model is stored."""
+    params = dict(HF_PARAM_MAP)
+    if cfg.post_norm:  # "behind attention" is then meant literally
+        params |= {
+            "attn_post_norm": HfParam("model.layers.{}.post_attention_layernorm.weight", None),
+            "mlp_norm": HfParam("model.layers.{}.pre_feedforward_layernorm.weight", None),
+            "mlp_post_norm": HfParam("model.layers.{}.post_feedforward_layernorm.weight", None),
+        }
+    if cfg.fused_weights:
+        for name, parts in (
+            (_ATTENTION + "qkv_proj.weight", {"wq": cfg.num_heads, "wk": cfg.num_kv_heads, "wv": cfg.num_kv_heads}),
+            (_MLP + "gate_up_proj.weight", {"w_gate": cfg.mlp_dim, "w_up": cfg.mlp_dim}),
+        ):
+            size = cfg.head_dim if "wq" in parts else 1
+            first, total = 0, size * sum(parts.values())
+            for part, count in parts.items():
+                params[part] = HfParam(name, 1, first, total)
+                first += size * count
+    return params
+
+
 # Tensors that some folders hold and no model reads.
 _IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def hf_shape(param: HfParam, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in the folder of one layer of a parameter whose own shape is `shape`."""
-    if param.name.endswith("bias"):
+    if param.is_vector:
         return (math.prod(shape),)
     if param.inputs is None:
         return shape
-    return math.prod(shape[param.inputs :]), math.prod(shape[: param.inputs])
+    return param.rows or math.prod(shape[param.inputs :]), math.prod(shape[: param.inputs])
 
 
 def expected_tensors(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the folder of this model holds, by the tensor's name."""
-    shapes = {}
+    shapes, params = {}, hf_params(cfg)
     for name, layer, spec in _iter_specs(cfg):
         shape = spec.shape if layer is None else spec.shape[1:]
-        shapes[HF_PARAM_MAP[name].name.format(layer)] = hf_shape(HF_PARAM_MAP[name], shape)
+        shapes[params[name].name.format(layer)] = hf_shape(params[name], shape)
     return shapes
 
 
@@ -97,6 +129,7 @@ def _iter_specs(cfg: LlamaConfig) -> Iterator[tuple[str, int | None, ParamSpec]]
 class StoredTensor(NamedTuple):
     """A tensor as described in the header of its file."""
 
+    name: str
     file: str
     shape: tuple[int, ...]
     dtype: str
@@ -117,7 +150,7 @@ class SafetensorsFolder:
             with self._open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  (not a dictionary)
                     tensor = opened.get_slice(name)
-                    self._tensors[name] = StoredTensor(file, tuple(tensor.get_shape()), tensor.get_dtype())
+                    self._tensors[name] = StoredTensor(name, file, tuple(tensor.get_shape()), tensor.get_dtype())
         for name, file in (weight_map or {}).items():
             if name not in self._tensors or self._tensors[name].file != file:
                 raise ModelFormatError(
@@ -161,12 +194,13 @@ class SafetensorsFolder:
         Raises:
           ModelFormatError: on the first difference.
         """
+        self._tensors = _canonical(self._tensors, cfg)
         expected = expected_tensors(cfg)
         for name, expected_shape in expected.items():
             if name not in self._tensors:
                 tied = "; if it is shared with the embedding, set tie_word_embeddings" if "lm_head" in name else ""
                 raise ModelFormatError(f"{self.path} lacks the tensor {name}, which its config.json requires{tied}")
-            file, shape, dtype = self._tensors[name]
+            _, file, shape, dtype = self._tensors[name]
             if shape != expected_shape:
                 raise ModelFormatError(
                     f"{self.path / file}: {name} has shape {shape}, config.json requires {expected_shape}"
@@ -176,7 +210,7 @@ class SafetensorsFolder:
                     f"{self.path / file}: {name} is stored as {dtype}; F32, BF16 and F16 are supported"
                 )
         unused = {"lm_head.weight"} if cfg.tie_embeddings else set()
-        for name, (file, *_) in self._tensors.items():
+        for name, (_, file, *_) in self._tensors.items():
             if name not in expected and name not in unused and not _IGNORED_TENSORS.fullmatch(name):
                 raise ModelFormatError(
                     f"{self.path / file} has the tensor {name}, which this architecture has no use for: check "
@@ -188,15 +222,34 @@ class SafetensorsFolder:
         bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
         # Opened for each tensor: pages that a memory mapping has read count as used memory until it is closed.
         with self._open(self._tensors[name].file) as opened:
-            tensor = opened.get_slice(name)
-            if param.name.endswith("bias"):
+            tensor = opened.get_slice(self._tensors[name].name)
+            if param.is_vector:
                 part = tensor[_flat(bounds, shape)]
             elif param.inputs is None:
                 part = tensor[tuple(slice(a, b) for a, b in bounds)]
             else:
                 i = param.inputs
-                part = tensor[_flat(bounds[i:], shape[i:]), _flat(bounds[:i], shape[:i])].T
+                rows = _flat(bounds[i:], shape[i:])
+                rows = slice(param.first_row + rows.start, param.first_row + rows.stop)
+                part = tensor[rows, _flat(bounds[:i], shape[:i])].T
             return part.reshape([b - a for a, b in bounds])
+
+
+def _canonical(tensors: dict[str, StoredTensor], cfg: LlamaConfig) -> dict[str, StoredTensor]:
+    """The tensors under the names of a text model. Other parts of a model, such as one that sees images, are left out.
+    A head that is stored in place of the embedding it is tied to serves as the embedding."""
+    for prefix in ("language_model.model.", "model.language_model.", ""):
+        if "model.embed_tokens.weight" not in tensors and f"{prefix}embed_tokens.weight" in tensors:
+            text = {
+                f"model.{name.removeprefix(prefix)}": tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix) and not name.startswith("lm_head.")
+            }
+            head = next((tensor for name, tensor in tensors.items() if name.endswith("lm_head.weight")), None)
+            tensors = text | ({"lm_head.weight": head} if head else {})
+    if cfg.tie_embeddings and "model.embed_tokens.weight" not in tensors and "lm_head.weight" in tensors:
+        tensors = tensors | {"model.embed_tokens.weight": tensors["lm_head.weight"]}
+    return tensors
 
 
 def _flat(bounds: list[tuple[int, int]], shape: tuple[int, ...]) -> slice:
@@ -219,6 +272,7 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
     """
     folder, dtype = SafetensorsFolder(path), jnp.dtype(cfg.param_dtype)
     folder.check(cfg)
+    hf_params_of = hf_params(cfg)
 
     def read_tensor(name: str, param: HfParam, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
         def read_shard(index: tuple[slice, ...]) -> np.ndarray:
@@ -227,7 +281,7 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
         return jax.make_array_from_callback(shape, sharding, read_shard)
 
     def read_param(key_path: Any, spec: ParamSpec, sharding: NamedSharding) -> jax.Array:
-        param, shape = HF_PARAM_MAP[key_path[-1].key], spec.shape
+        param, shape = hf_params_of[key_path[-1].key], spec.shape
         if "{}" not in param.name:
             return read_tensor(param.name, param, shape, sharding)
         layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
@@ -242,17 +296,17 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
         return stack
 
     params = jax.tree_util.tree_map_with_path(read_param, param_specs(cfg), shardings, is_leaf=is_param_spec)
-    _check_finite(path, params)
+    _check_finite(path, cfg, params)
     return params
 
 
-def _check_finite(path: epath.Path, params: Params) -> None:
+def _check_finite(path: epath.Path, cfg: LlamaConfig, params: Params) -> None:
     # Test the largest magnitude, which keeps NaN. This needs no boolean array as large as the weights.
     max_abs = jax.jit(lambda p: jax.tree.map(lambda x: jnp.abs(x).max(tuple(range(1, x.ndim))), p))
     finite = jax.tree.map(np.isfinite, fetch(max_abs(params)))
     for key_path, is_finite in jax.tree_util.tree_leaves_with_path(finite):
         if not is_finite.all():
-            name = HF_PARAM_MAP[key_path[-1].key].name.format(int(np.argmin(is_finite)))
+            name = hf_params(cfg)[key_path[-1].key].name.format(int(np.argmin(is_finite)))
             raise ModelFormatError(
                 f"{path}: {name} has weights that are not finite: the folder is damaged (download it again), or the "
                 "model diverged in training"
@@ -283,29 +337,34 @@ def save(path: epath.Path, cfg: LlamaConfig, params: Params, dtype: str, shard_b
       StorageError: the file system refuses it.
     """
     num_bytes = {name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, shape in expected_tensors(cfg).items()}
-    shards: list[list[tuple[str, int | None, str]]] = [[]]  # parameter, layer, name in the folder
+    hf_params_of = hf_params(cfg)
+    # The parameters that a tensor is made of, one below the other.
+    parts: dict[str, list[tuple[str, int | None]]] = {name: [] for name in num_bytes}
+    for name, layer, _ in _iter_specs(cfg):
+        parts[hf_params_of[name].name.format(layer)].append((name, layer))
+    shards: list[list[str]] = [[]]
     filled = 0
-    for param, layer, _ in _iter_specs(cfg):
-        hf_name = HF_PARAM_MAP[param].name.format(layer)
+    for hf_name in parts:
         if shards[-1] and filled + num_bytes[hf_name] > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append((param, layer, hf_name))
+        shards[-1].append(hf_name)
         filled += num_bytes[hf_name]
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(
-            path / file, {hf_name: _to_hf(params, param, layer, dtype) for param, layer, hf_name in shard}
-        )
-        weight_map |= {hf_name: file for *_, hf_name in shard}
+        tensors = {
+            hf_name: np.concatenate([_to_hf(params, hf_params_of[n], n, layer, dtype) for n, layer in parts[hf_name]])
+            for hf_name in shard
+        }
+        write_safetensors(path / file, tensors)
+        weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         (path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _to_hf(params: Params, name: str, layer: int | None, dtype: str) -> np.ndarray:
+def _to_hf(params: Params, param: HfParam, name: str, layer: int | None, dtype: str) -> np.ndarray:
     x = np.asarray(params[name] if layer is None else params["layers"][name][layer]).astype(jnp.dtype(dtype))
-    param = HF_PARAM_MAP[name]
-    shape = hf_shape(param, x.shape)
+    shape = hf_shape(param._replace(rows=0), x.shape)
     return np.ascontiguousarray(x.reshape(shape) if param.inputs is None else x.reshape(shape[::-1]).T)

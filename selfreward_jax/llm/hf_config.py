@@ -5,6 +5,7 @@ Both forms are read: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers
 """
 
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -12,38 +13,24 @@ from etils import epath
 from selfreward_jax import foreign
 from selfreward_jax.config import InputError
 from selfreward_jax.config.errors import brief
-from selfreward_jax.llm.llama import LlamaConfig
-from selfreward_jax.llm.rotary import RopeScaling
-
-Json = dict[str, Any]
+from selfreward_jax.llm.families import DEFAULTS, FAMILIES, Family, Json
+from selfreward_jax.llm.llama import LayerKind, LlamaConfig
+from selfreward_jax.llm.rotary import RopeScaling, Yarn
 
 
 class ModelFormatError(InputError, ValueError):
     """A model folder cannot be used; the message names the file, the fault and what is supported."""
 
 
-# The values of fields missing from config.json: the defaults of the architecture's configuration class.
-_COMMON_DEFAULTS = {
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "sliding_window": None,
-}
-ARCHITECTURES: dict[str, Json] = {
-    "LlamaForCausalLM": _COMMON_DEFAULTS,  # Llama 2, 3, 3.1, 3.2, 3.3, TinyLlama, SmolLM2
-    "MistralForCausalLM": _COMMON_DEFAULTS | {"sliding_window": 4096},
-    "Qwen2ForCausalLM": _COMMON_DEFAULTS | {"attention_bias": True, "use_sliding_window": False},
-    "Qwen3ForCausalLM": _COMMON_DEFAULTS | {"head_dim": 128, "use_sliding_window": False},
-}
 # The numbers that each kind of rotary position needs, besides its base.
 ROPE_FIELDS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
+_YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 DTYPES = ("float32", "bfloat16", "float16")
 # Largest values. What is above them is no model that exists, and would exhaust a machine.
 _INTEGER_FIELDS = {
@@ -57,9 +44,19 @@ _INTEGER_FIELDS = {
     "sliding_window": 1 << 31,
     "max_window_layers": 10_000,
     "max_position_embeddings": 1 << 31,
+    "sliding_window_pattern": 10_000,
+    "no_rope_layer_interval": 10_000,
 }
-_OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window", "max_window_layers", "max_position_embeddings")
-MAX_ROPE = 1e12  # of the rotary base, and of the factors that scale it
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_NUMBER_FIELDS = (
+    *("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping"),
+    *("final_logit_softcapping", "embedding_multiplier", "residual_multiplier", "attention_multiplier"),
+    *("logits_scaling", "partial_rotary_factor"),
+)
+MAX_NUMBER = 1e12  # of the rotary base, and of factors
+_NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null has a meaning of its own
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+_LAYER_LISTS = {"layer_types": _LAYER_TYPES, "no_rope_layers": (0, 1)}
 
 
 def read_json_object(path: epath.Path) -> Json:
@@ -78,7 +75,8 @@ def read_json_object(path: epath.Path) -> Json:
 
 
 def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
-    """The model's shapes and options, with its stored dtype as `param_dtype`; and the unchanged config.json.
+    """The model's shapes and options, with its stored dtype as `param_dtype`; and config.json, unchanged but that of a
+    model with further parts only the text part is left.
 
     Raises:
       ModelFormatError: there is no readable config.json, or it requires something that is not supported.
@@ -86,33 +84,58 @@ def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
     path = folder / "config.json"
     raw = read_json_object(path)
     try:
+        raw = _text_part(raw)
         return _parse(raw), raw
     except ModelFormatError as error:
         raise ModelFormatError(f"{path}: {error}") from None
 
 
-def _parse(raw: Json) -> LlamaConfig:
+def architecture_of(raw: Json) -> str:
+    """The architecture that a config.json names.
+
+    Raises:
+      ModelFormatError: it is none of those that are supported.
+    """
     architectures = raw.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
     if architecture is None:
         raise ModelFormatError("it has no 'architectures': give the complete folder of a Hugging Face model")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise ModelFormatError(f"architecture {architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    c = ARCHITECTURES[architecture] | {k: v for k, v in raw.items() if v is not None or k == "sliding_window"}
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise ModelFormatError(f"architecture {brief(architecture)} is not supported; supported: {', '.join(FAMILIES)}")
+    return architecture
+
+
+def _text_part(raw: Json) -> Json:
+    """The fields of the text model of a model that also sees images, as those of a text model; else all fields."""
+    if architecture_of(raw) != "Gemma3ForConditionalGeneration":
+        return raw
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        raise ModelFormatError(f"text_config is {brief(text)}; it must be an object")
+    defaults = FAMILIES["Gemma3ForConditionalGeneration"].defaults
+    outer = {name: raw[name] for name in ("dtype", "torch_dtype", "eos_token_id", "bos_token_id") if name in raw}
+    return defaults | outer | text | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+
+
+def _parse(raw: Json) -> LlamaConfig:
+    architecture = architecture_of(raw)
+    family = FAMILIES[architecture]
+    c = DEFAULTS | family.defaults | {k: v for k, v in raw.items() if v is not None or k in _NULLABLE}
     _check_types(c)
-    if c["hidden_act"] != "silu" or c["mlp_bias"]:
+    activation = c.get("hidden_activation", c["hidden_act"])
+    if activation not in ACTIVATIONS or c["mlp_bias"]:
         raise ModelFormatError(
-            f"hidden_act {c['hidden_act']!r} with mlp_bias {c['mlp_bias']}: only silu without bias is supported"
+            f"hidden_act {brief(activation)} with mlp_bias {c['mlp_bias']} is not supported; supported without bias: "
+            f"{', '.join(ACTIVATIONS)}"
         )
     if c["attention_bias"] and architecture != "Qwen2ForCausalLM":
         raise ModelFormatError(f"attention_bias in {architecture} is not supported, only Qwen2's")
-    if c.get("use_sliding_window") is False:
-        c["sliding_window"] = None
-    elif c.get("use_sliding_window") and (c.get("max_window_layers") or 0) > 0:
-        raise ModelFormatError(
-            "use_sliding_window with max_window_layers above 0: a window in only some layers is not supported"
-        )
-    heads, rope = c["num_attention_heads"], _rope(c)
+    if c.get("use_bidirectional_attention"):
+        raise ModelFormatError("use_bidirectional_attention: a model that sees later tokens writes no text")
+    heads, kinds = c["num_attention_heads"], _layer_kinds(family, c)
+    head_dim = c.get("head_dim", c["hidden_size"] // heads)
+    shares = {p.get("partial_rotary_factor", 1.0) for p in (c, *_rope_parameters(c).values())} - {1.0}
+    first, *others = dict.fromkeys(kinds)
     try:
         return LlamaConfig(
             vocab_size=c["vocab_size"],
@@ -120,25 +143,46 @@ def _parse(raw: Json) -> LlamaConfig:
             num_layers=c["num_hidden_layers"],
             num_heads=heads,
             num_kv_heads=c.get("num_key_value_heads", heads),
-            head_dim=c.get("head_dim", c["hidden_size"] // heads),
+            head_dim=head_dim,
             mlp_dim=c["intermediate_size"],
-            rope_theta=rope.pop("rope_theta"),
-            rope_scaling=RopeScaling(**rope) if rope else None,
+            rope_theta=first.rope_theta,
+            rope_scaling=first.rope_scaling,
+            sliding_window=first.window,
+            layer_kinds=tuple(kinds) if others else (),
+            rotary_dim=int(head_dim * min(shares)) // 2 * 2 if shares else None,
             norm_eps=c["rms_norm_eps"],
+            activation=ACTIVATIONS[activation],
             tie_embeddings=c["tie_word_embeddings"],
             attention_bias=c["attention_bias"],
-            qk_norm=architecture == "Qwen3ForCausalLM",
-            sliding_window=c["sliding_window"],
             param_dtype=stored_dtype(c),
+            **family.options(c),
         )
-    except ValueError as error:
+    except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise ModelFormatError(str(error)) from None
+
+
+def _layer_kinds(family: Family, c: Json) -> list[LayerKind]:
+    """How each layer attends. A field of config.json with the types of all layers wins over the family's rule."""
+    num_layers, types = c["num_hidden_layers"], c.get("layer_types")
+    if types is None:
+        windows = [c["sliding_window"] is not None and family.has_window(c, i) for i in range(num_layers)]
+        types = ["sliding_attention" if has_window else "full_attention" for has_window in windows]
+    by_type = _rope_parameters(c)
+    ropes = {name: _rope(c, by_type.get(name, {}), family, name) for name in dict.fromkeys(types)}
+    window = None if c.get("use_sliding_window") is False else c["sliding_window"]
+    return [
+        LayerKind(
+            window if name == "sliding_attention" else None,
+            *(ropes[name] if family.has_rope(c, i) else (None, None)),
+        )
+        for i, name in enumerate(types[:num_layers])
+    ]
 
 
 def _check_types(c: Json) -> None:
     for field, limit in _INTEGER_FIELDS.items():
         value = c.get(field)
-        if value is None and field in _OPTIONAL:
+        if value is None and field not in _REQUIRED:
             continue
         low = 0 if field == "max_window_layers" else 1
         if type(value) is not int or not low <= value <= limit:
@@ -148,37 +192,81 @@ def _check_types(c: Json) -> None:
             f"num_attention_heads is {c['num_attention_heads']}; without head_dim it must be at most hidden_size "
             f"{c['hidden_size']}"
         )
-    for field in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
-        if not isinstance(c[field], bool):
-            raise ModelFormatError(f"{field} is {c[field]!r}; it must be true or false")
-    for field in ("rms_norm_eps", "rope_theta"):
-        if type(c[field]) not in (int, float) or not 0 < c[field] <= MAX_ROPE:
-            raise ModelFormatError(f"{field} is {brief(c[field])}; it must be a number above 0, up to {MAX_ROPE:g}")
+    for field in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+        if not isinstance(c.get(field, False), bool):
+            raise ModelFormatError(f"{field} is {brief(c[field])}; it must be true or false")
+    for field in _NUMBER_FIELDS:
+        if (value := c.get(field)) is not None and not _is_positive(value):
+            raise ModelFormatError(f"{field} is {brief(value)}; it must be a number above 0, up to {MAX_NUMBER:g}")
     for field in ("rope_parameters", "rope_scaling"):
         if not isinstance(c.get(field, {}), dict):
-            raise ModelFormatError(f"{field} is {c[field]!r}; it must be an object")
+            raise ModelFormatError(f"{field} is {brief(c[field])}; it must be an object")
+    for field, allowed in _LAYER_LISTS.items():
+        value = c.get(field)
+        if value is None:
+            continue
+        num_layers, of = c["num_hidden_layers"], " or ".join(map(repr, allowed))
+        if not isinstance(value, list) or len(value) < num_layers or not all(x in allowed for x in value):
+            raise ModelFormatError(
+                f"{field} is {brief(value)}; it must be a list of {of} for each of {num_layers} layers"
+            )
 
 
-def _rope(c: Json) -> Json:
-    """rope_theta, and the fields of RopeScaling if the model scales its frequencies."""
-    rope = c.get("rope_parameters") or {**(c.get("rope_scaling") or {}), "rope_theta": c["rope_theta"]}
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= MAX_NUMBER
+
+
+def _rope_parameters(c: Json) -> dict[str, Json]:
+    """The fields of rotary positions for each type of layer that has its own, as transformers 5 writes them."""
+    parameters = c.get("rope_parameters") or {}
+    return {name: parameters[name] for name in _LAYER_TYPES if isinstance(parameters.get(name), dict)}
+
+
+def _rope(c: Json, own: Json, family: Family, layer_type: str) -> tuple[float, RopeScaling | Yarn | None]:
+    """The rotary base of a type of layer, and how its frequencies are scaled."""
+    is_local = layer_type == "sliding_attention" and bool(family.local_theta)
+    base = c[family.local_theta] if is_local else c["rope_theta"]
+    flat = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    rope = own or ({} if is_local or _rope_parameters(c) else flat)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(rope_type, str) or rope_type not in ROPE_FIELDS:
         raise ModelFormatError(f"rope type {brief(rope_type)} is not supported; supported: {', '.join(ROPE_FIELDS)}")
-    numbers = {"rope_theta": c["rope_theta"], **{name: rope.get(name) for name in ROPE_FIELDS[rope_type]}}
-    if rope.get("rope_theta") is not None:
-        numbers["rope_theta"] = rope["rope_theta"]
+    if rope_type == "yarn":
+        rope = {"original_max_position_embeddings": c.get("max_position_embeddings")} | rope
+    numbers = {"rope_theta": base if rope.get("rope_theta") is None else rope["rope_theta"]}
+    numbers |= {name: rope.get(name) for name in ROPE_FIELDS[rope_type]}
+    if rope_type == "yarn":
+        numbers |= {name: rope[name] for name in _YARN_OPTIONS if rope.get(name) is not None}
     for name, value in numbers.items():
         if value is None:
             raise ModelFormatError(f"rope type {rope_type!r} lacks the field {name!r}: add it to config.json")
-        if type(value) not in (int, float) or not 0 < value <= MAX_ROPE:
+        if not _is_positive(value):
             raise ModelFormatError(
-                f"{name} of rope type {rope_type!r} is {brief(value)}; it must be a number above 0, up to {MAX_ROPE:g}"
+                f"{name} of rope type {rope_type!r} is {brief(value)}; it must be a number above 0, up to "
+                f"{MAX_NUMBER:g}"
             )
     if rope_type == "llama3" and numbers["low_freq_factor"] == numbers["high_freq_factor"]:
         raise ModelFormatError(f"low_freq_factor and high_freq_factor are both {numbers['low_freq_factor']}: mend one")
+    theta = float(numbers.pop("rope_theta"))
     kinds = {"original_max_position_embeddings": int}
-    return {name: kinds.get(name, float)(value) for name, value in numbers.items()}
+    fields = {name: kinds.get(name, float)(value) for name, value in numbers.items()}
+    if rope_type == "yarn":
+        return theta, _yarn(fields, theta, rope.get("truncate", True))
+    return theta, RopeScaling(**fields) if fields else None
+
+
+def _yarn(fields: Json, theta: float, truncate: Any) -> Yarn:
+    """YaRN with the attention factor that the paper gives, or DeepSeek's two, where config.json has none."""
+    factor = fields["factor"]
+    m_scale, m_scale_all = fields.pop("mscale", None), fields.pop("mscale_all_dim", None)
+
+    def attention(m: float) -> float:
+        return 0.1 * m * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    given = attention(m_scale) / attention(m_scale_all) if m_scale and m_scale_all else attention(1.0)
+    if theta <= 1:
+        raise ModelFormatError(f"rope_theta is {theta:g}; with rope type 'yarn' it must be above 1")
+    return Yarn(**{"attention_factor": given} | fields, truncate=bool(truncate))
 
 
 def stored_dtype(c: Json) -> str:
@@ -220,16 +308,21 @@ def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **overrides: An
         defaults["sliding_window"] = cfg.sliding_window
     if architecture in ("Llama", "Qwen3"):
         defaults["attention_bias"] = False
+    return (raw or defaults) | _rope_fields(cfg, raw) | {"torch_dtype": dtype, "dtype": dtype, **overrides}
+
+
+def _rope_fields(cfg: LlamaConfig, raw: Json | None) -> Json:
+    """The fields of rotary positions, as readers of both forms need them. Those that only one form has stay as they
+    came."""
     scaling = cfg.rope_scaling
+    if raw and (cfg.layer_kinds or cfg.rotary_dim or isinstance(scaling, Yarn)):
+        return {}
     rope: Json = {"rope_type": "default"}
     if scaling:
         factors = {k: v for k, v in scaling._asdict().items() if v is not None}
         rope = {"rope_type": "llama3" if scaling.low_freq_factor else "linear", **factors}
-    return (raw or defaults) | {
+    return {
         "rope_theta": cfg.rope_theta,
         "rope_scaling": rope if scaling else None,
         "rope_parameters": rope | {"rope_theta": cfg.rope_theta},
-        "torch_dtype": dtype,
-        "dtype": dtype,
-        **overrides,
     }

@@ -26,17 +26,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window
-from selfreward_jax.llm.rotary import RopeScaling, apply_rope, rope_cos_sin
+from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window, soft_cap
+from selfreward_jax.llm.rotary import RopeScaling, Yarn, apply_rope, rope_cos_sin
 from selfreward_jax.llm.self_attention import attention, to_cache_layout
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 
 Params = dict[str, Any]
 
 
+class LayerKind(NamedTuple):
+    """How a layer attends, where the layers of a model differ in it."""
+
+    window: int | None = None  # a query attends to this many tokens, itself included
+    rope_theta: float | None = 10_000.0  # None: no rotary embedding (SmolLM3)
+    rope_scaling: RopeScaling | Yarn | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shapes and options of a Llama. Hashable, so it can be a static argument of a jitted function."""
+    """Shapes and options of a Llama, or of a family that differs from it in these options. Hashable, so it can be a
+    static argument of a jitted function."""
 
     vocab_size: int  # V
     dim: int  # D
@@ -46,12 +55,25 @@ class LlamaConfig:
     head_dim: int  # H; even, for rotary pairs
     mlp_dim: int  # F
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | Yarn | None = None
+    rotary_dim: int | None = None  # only the first entries of a head are rotated (Phi-4-mini); None: all
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0  # added to the weight of every norm (Gemma: 1)
+    pre_norm: bool = True  # a norm before attention and MLP
+    post_norm: bool = False  # a norm on the output of attention and MLP (Gemma; OLMo 2 has only these)
+    activation: str = "silu"  # a key of ACTIVATIONS
     tie_embeddings: bool = True
     attention_bias: bool = False  # on q, k, v (Qwen2)
-    qk_norm: bool = False  # RMSNorm on each head of q and k (Qwen3)
+    qk_norm: str = ""  # RMSNorm on q and k: "head", on each head (Qwen3), or "width", on all heads together (OLMo 2)
     sliding_window: int | None = None  # a query attends to this many tokens, itself included (Mistral)
+    layer_kinds: tuple[LayerKind, ...] = ()  # of each layer; (): all have sliding_window, rope_theta and rope_scaling
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(H)
+    attention_softcap: float | None = None  # c in c tanh(score / c) (Gemma 2)
+    embed_scale: float = 1.0  # of the embeddings (Gemma: sqrt(D))
+    residual_scale: float = 1.0  # of the output of attention and MLP (Granite)
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None  # c in c tanh(logit / c) (Gemma 2)
+    fused_weights: bool = False  # a folder stores q, k, v as one matrix, and gate and up as another (Phi-3)
     dropout: float = 0.0  # on the embedding and on each residual branch, if a dropout key is passed
     dtype: str = "float32"  # of the matrix products
     param_dtype: str = "float32"  # of the stored weights
@@ -69,7 +91,25 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings rotate pairs: choose an even number")
+        if len(self.layer_kinds) not in (0, self.num_layers):
+            raise ValueError(f"layer_kinds has {len(self.layer_kinds)} entries: give one for each of {self.num_layers}")
 
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers that the model has, each once."""
+        return tuple(dict.fromkeys(self.layer_kinds)) or (
+            LayerKind(self.sliding_window, self.rope_theta, self.rope_scaling),
+        )
+
+    def kind_indices(self) -> tuple[int, ...]:
+        """For each layer the index of its kind in `kinds`."""
+        return tuple(map(self.kinds.index, self.layer_kinds)) or (0,) * self.num_layers
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 # What a layer saves for the backward pass: all values; the results of its matrix products; only its input.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -95,18 +135,16 @@ def param_specs(cfg: LlamaConfig) -> dict[str, Any]:
     """The tree of parameter declarations, shaped like the parameter tree. The first axis of layer weights is L."""
     L, D, N, K = cfg.num_layers, cfg.dim, cfg.num_heads, cfg.num_kv_heads
     H, F, V = cfg.head_dim, cfg.mlp_dim, cfg.vocab_size
-    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    ones, zeros = nn.initializers.constant(1 - cfg.norm_offset), nn.initializers.zeros_init()
     fan_in = nn.initializers.normal(1 / math.sqrt(D))
     # Residual branches start small so that the residual stream does not grow with depth (GPT-2's 1/sqrt(2L)).
     attn_out = nn.initializers.normal(1 / math.sqrt(N * H * 2 * L))
     mlp_out = nn.initializers.normal(1 / math.sqrt(F * 2 * L))
     layer = {
-        "attn_norm": ParamSpec((L, D), ("layers", "embed"), ones),
         "wq": ParamSpec((L, D, N, H), ("layers", "embed", "heads", "head"), fan_in),
         "wk": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), fan_in),
         "wv": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), fan_in),
         "wo": ParamSpec((L, N, H, D), ("layers", "heads", "head", "embed"), attn_out),
-        "mlp_norm": ParamSpec((L, D), ("layers", "embed"), ones),
         "w_gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in),
         "w_up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in),
         "w_down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), mlp_out),
@@ -115,9 +153,13 @@ def param_specs(cfg: LlamaConfig) -> dict[str, Any]:
         layer["bq"] = ParamSpec((L, N, H), ("layers", "heads", "head"), zeros)
         layer["bk"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)
         layer["bv"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)
-    if cfg.qk_norm:
-        layer["q_norm"] = ParamSpec((L, H), ("layers", "head"), ones)
-        layer["k_norm"] = ParamSpec((L, H), ("layers", "head"), ones)
+    places = ("norm",) * cfg.pre_norm + ("post_norm",) * cfg.post_norm
+    layer |= {f"{part}_{p}": ParamSpec((L, D), ("layers", "embed"), ones) for p in places for part in ("attn", "mlp")}
+    if cfg.qk_norm == "head":
+        layer |= {f"{name}_norm": ParamSpec((L, H), ("layers", "head"), ones) for name in "qk"}
+    elif cfg.qk_norm:
+        layer["q_norm"] = ParamSpec((L, N, H), ("layers", "heads", "head"), ones)
+        layer["k_norm"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), ones)
     if cfg.lora_rank:
         for name in cfg.lora_targets:
             layer |= _adapter(name, layer[name], cfg.lora_rank)
@@ -145,11 +187,13 @@ def _adapter(name: str, matrix: ParamSpec, rank: int) -> dict[str, ParamSpec]:
     }
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """RMSNorm over the last axis, in float32 (squares of bfloat16 lose the small components)."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+def rms_norm(cfg: LlamaConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
+    """RMSNorm over the axes of `scale`, the last ones of `x`, in float32: squares of bfloat16 lose the small
+    components, and 1 + scale loses the small scales."""
+    x32, axes = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + cfg.norm_eps)
+    scale = scale.astype(jnp.float32)
+    return (normed * (scale + cfg.norm_offset if cfg.norm_offset else scale)).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -180,48 +224,99 @@ def project_qkv(
     if cfg.attention_bias:
         x = x + w[f"b{name}"]
     if cfg.qk_norm and name != "v":
-        x = rms_norm(x, w[f"{name}_norm"], cfg.norm_eps)
+        x = rms_norm(cfg, x, w[f"{name}_norm"])
     return constrain(x if name == "v" else apply_rope(x, *rope), BATCH_AXES, None, "tensor", None)
+
+
+class LayerView(NamedTuple):
+    """What the layers of one kind see of a text: rotary angles, the window, and the masks of earlier segments."""
+
+    rope: tuple[jax.Array, jax.Array]  # cosines and sines [B, T, 1, rotary_dim / 2]
+    window: int | None
+    masks: list[jax.Array]
+
+    def segments(self, past_kv: Sequence[tuple[jax.Array, jax.Array]]) -> list[KVSegment]:
+        """Earlier keys and values of a layer, as queries of this kind see them."""
+        return [KVSegment(k, v, mask) for (k, v), mask in zip(past_kv, self.masks, strict=True)]
+
+
+def layer_views(cfg: LlamaConfig, positions_BT: jax.Array, past: Sequence[KVSegment]) -> list[LayerView]:
+    """A view for each kind of layer."""
+    head_dim = cfg.rotary_dim or cfg.head_dim
+    return [
+        LayerView(
+            rope_cos_sin(positions_BT, head_dim, kind.rope_theta, kind.rope_scaling),
+            kind.window,
+            [in_window(segment, kind.window, positions_BT).mask for segment in past],
+        )
+        for kind in cfg.kinds
+    ]
+
+
+def of_kind(kind: Any, views: Sequence[LayerView], function: Callable[[LayerView], Any]) -> Any:
+    """`function` of the view of a layer's kind. Where layers are scanned, the device chooses it."""
+    if len(views) == 1 or isinstance(kind, int):
+        return function(views[0 if len(views) == 1 else kind])
+    return jax.lax.switch(kind, [partial(function, view) for view in views])
 
 
 def block(
     cfg: LlamaConfig,
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
-    rope: Sequence[jax.Array],
+    view: Callable[[Callable[[LayerView], Any]], Any],
     segment_ids_BT: jax.Array | None,
-    past: Sequence[KVSegment],
+    past_kv: Sequence[tuple[jax.Array, jax.Array]],
     key: jax.Array | None,
     last_index_B: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One layer. Returns the residual stream [B, T, D] and this layer's keys [B, K, H, T] and values [B, K, T, H].
 
-    With `last_index_B`, keys and values are computed for all tokens, but the stream only for the tokens at these
-    indices, [B, 1, D].
+    `view` is `of_kind` of this layer. With `last_index_B`, keys and values are computed for all tokens, but the stream
+    only for the tokens at these indices, [B, 1, D].
     """
     w = {name: value.astype(x_BTD.dtype) for name, value in w.items()}
     x_BTD = constrain(x_BTD, BATCH_AXES, None, None)
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+    scores = {"scale": cfg.attention_scale, "softcap": cfg.attention_softcap}
 
-    y = rms_norm(x_BTD, w["attn_norm"], cfg.norm_eps)
+    y = rms_norm(cfg, x_BTD, w["attn_norm"]) if cfg.pre_norm else x_BTD
+    rope = view(lambda v: v.rope)
     if last_index_B is None:
         q, k, v = (project_qkv(cfg, w, name, y, rope) for name in "qkv")
-        o_BTNH = attention(cfg.attention, q, k, v, segment_ids_BT, cfg.sliding_window, past)
+        o_BTNH = view(
+            lambda of: attention(cfg.attention, q, k, v, segment_ids_BT, of.window, of.segments(past_kv), **scores)
+        )
     else:
         k, v = (project_qkv(cfg, w, name, y, rope) for name in "kv")
-        mask = causal_mask_row(last_index_B, y.shape[1], cfg.sliding_window)
+        T = y.shape[1]
         x_BTD, y, *rope = (gather_last(x, last_index_B) for x in (x_BTD, y, *rope))
-        past = [s._replace(mask=gather_last(s.mask, last_index_B)) for s in past]
-        o_BTNH = attend(project_qkv(cfg, w, "q", y, rope), [*past, KVSegment(*to_cache_layout(k, v), mask)])
-    x_BTD = x_BTD + dropout(project(cfg, w, "wo", o_BTNH), cfg.dropout, attn_key)
+        q, kv = project_qkv(cfg, w, "q", y, rope), to_cache_layout(k, v)
 
-    y = rms_norm(x_BTD, w["mlp_norm"], cfg.norm_eps)
+        def attend_last(of: LayerView) -> jax.Array:
+            past = [s._replace(mask=gather_last(s.mask, last_index_B)) for s in of.segments(past_kv)]
+            return attend(q, [*past, KVSegment(*kv, causal_mask_row(last_index_B, T, of.window))], **scores)
+
+        o_BTNH = view(attend_last)
+    x_BTD = _add(cfg, w, x_BTD, "attn", project(cfg, w, "wo", o_BTNH), attn_key)
+
+    y = rms_norm(cfg, x_BTD, w["mlp_norm"]) if cfg.pre_norm else x_BTD
     gate, up = (project(cfg, w, name, y) for name in ("w_gate", "w_up"))
     if y.shape[1] == 1:  # small enough for float32; in bfloat16 the CPU backend decides where it rounds in between
         gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
-    y = (jax.nn.silu(gate) * up).astype(x_BTD.dtype)
+    y = (ACTIVATIONS[cfg.activation](gate) * up).astype(x_BTD.dtype)
     y = constrain(y, BATCH_AXES, None, "tensor")
-    return x_BTD + dropout(project(cfg, w, "w_down", y), cfg.dropout, mlp_key), to_cache_layout(k, v)
+    return _add(cfg, w, x_BTD, "mlp", project(cfg, w, "w_down", y), mlp_key), to_cache_layout(k, v)
+
+
+def _add(
+    cfg: LlamaConfig, w: dict[str, jax.Array], x_BTD: jax.Array, part: str, y_BTD: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """The residual stream with the output of a part of the layer, "attn" or "mlp"."""
+    if cfg.post_norm:
+        y_BTD = rms_norm(cfg, y_BTD, w[f"{part}_post_norm"])
+    y_BTD = dropout(y_BTD, cfg.dropout, key)
+    return x_BTD + (y_BTD if cfg.residual_scale == 1.0 else y_BTD * jnp.asarray(cfg.residual_scale, y_BTD.dtype))
 
 
 def gather_last(x: jax.Array, last_index_B: jax.Array) -> jax.Array:
@@ -254,8 +349,7 @@ class Llama(nn.Module):
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]."""
-        head_DV = self.lm_head().astype(x_BTD.dtype)
-        return jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
+        return logits_of(self.cfg, x_BTD, self.lm_head().astype(x_BTD.dtype))
 
     def lm_head(self) -> jax.Array:
         """The output matrix [D, V], from hidden states to logits."""
@@ -303,43 +397,52 @@ class Llama(nn.Module):
         B, T = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-        rope = rope_cos_sin(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-        past = [in_window(segment, cfg.sliding_window, positions_BT) for segment in past]
+        views = layer_views(cfg, positions_BT, past)
         # Each device holds whole rows of the table before the lookup. If rows are split too, XLA reshards indirectly.
         table_VD = constrain(self.embed.astype(cfg.dtype), "tensor", None)
         x_BTD = constrain(table_VD[tokens_BT], BATCH_AXES, None, None)
+        if cfg.embed_scale != 1.0:
+            x_BTD *= jnp.asarray(cfg.embed_scale, x_BTD.dtype)
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.num_layers))
 
-        def layer(x: jax.Array, inputs: Any, last_index_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        def layer(x: jax.Array, inputs: Any, kind: Any, last_index_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
             index, w, kv = inputs
-            segments = [KVSegment(k, v, s.mask) for (k, v), s in zip(kv, past, strict=True)]
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return block(cfg, w, x, rope, segment_ids_BT, segments, layer_key, last_index_B)
+            return block(cfg, w, x, partial(of_kind, kind, views), segment_ids_BT, kv, layer_key, last_index_B)
 
-        last_layer = partial(layer, last_index_B=last_index_B)
-        if (policy := REMAT_POLICIES[cfg.remat]) is not None:
-            layer, last_layer = (jax.checkpoint(f, policy=policy) for f in (layer, last_layer))
+        policy = REMAT_POLICIES[cfg.remat]
+        remat = partial(jax.checkpoint, policy=policy) if policy is not None else lambda f: f
+        kinds = cfg.kind_indices()
         if cfg.scan_layers:
             # The weights are scanned inputs; the module's own parameters are broadcast, unused.
+            apply_layer = remat(lambda x, inputs: layer(x, inputs[1:], inputs[0]))
             scanned = nn.scan(
-                lambda _, x, inputs: layer(x, inputs),
+                lambda _, x, inputs: apply_layer(x, inputs),
                 variable_broadcast="params",
                 split_rngs={"params": False},
                 length=cfg.num_layers,
             )
             past_kv = [(s.k, s.v) for s in past]
-            x_BTD, kv = scanned(self, x_BTD, (jnp.arange(cfg.num_layers), self.layers, past_kv))
+            x_BTD, kv = scanned(self, x_BTD, (jnp.array(kinds), jnp.arange(cfg.num_layers), self.layers, past_kv))
             # All layers are one program, so the last layer is computed for all tokens.
             x_BTD = x_BTD if last_index_B is None else gather_last(x_BTD, last_index_B)
         else:
-            kvs = []
+            of_each = [remat(partial(layer, kind=kind)) for kind in range(len(views))]
+            last_layer, kvs = remat(partial(layer, kind=kinds[-1], last_index_B=last_index_B)), []
             for i, w in enumerate(layers or unstack_layers(cfg, self.layers)):
-                apply_layer = last_layer if i + 1 == cfg.num_layers else layer
+                apply_layer = last_layer if i + 1 == cfg.num_layers else of_each[kinds[i]]
                 x_BTD, kv = apply_layer(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
                 kvs.append(kv)
             kv = tuple(zip(*kvs, strict=True))
-        return rms_norm(x_BTD, self.norm, cfg.norm_eps), kv
+        return rms_norm(cfg, x_BTD, self.norm), kv
+
+
+def logits_of(cfg: LlamaConfig, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
+    """Float32 logits [..., V] of hidden states [..., D] and the output matrix, or some of its columns."""
+    logits = jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
+    logits = logits if cfg.logit_scale == 1.0 else logits * cfg.logit_scale
+    return logits if cfg.logit_softcap is None else soft_cap(logits, cfg.logit_softcap)
 
 
 def unstack_layers(cfg: LlamaConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:

@@ -14,6 +14,7 @@ splash     TPU; elsewhere       no                           Pallas splash atten
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,17 @@ from selfreward_jax.parallel.sharding import BATCH_AXES
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 
 
-def resolve_impl(impl: str, platform: str, dtype: str) -> str:
+MAX_CUDNN_HEAD = 128  # head sizes up to this have cuDNN kernels for both passes on every GPU since Ampere
+
+
+def resolve_impl(impl: str, platform: str, dtype: str, head_dim: int = 128) -> str:
     """The implementation for `impl` ("auto" or a name) on devices of a JAX platform (cpu, gpu, cuda, tpu)."""
     if impl != "auto":
         return impl
     if platform == "tpu":
         return "splash"
     if platform in ("gpu", "cuda"):
-        return "cudnn" if dtype in ("bfloat16", "float16") else "xla"
+        return "cudnn" if dtype in ("bfloat16", "float16") and head_dim <= MAX_CUDNN_HEAD else "xla"
     return "reference"
 
 
@@ -46,8 +50,10 @@ def attention(
     segment_ids_BT: jax.Array | None,
     window: int | None,
     past: Sequence[KVSegment],
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v, [B, T, N, H]. A token attends to `past`, to itself and to earlier tokens.
+    """softmax(q k^T scale) v, [B, T, N, H]. A token attends to `past`, to itself and to earlier tokens.
 
     Args:
       impl: one of IMPLEMENTATIONS.
@@ -55,15 +61,17 @@ def attention(
       segment_ids_BT: a token attends only to tokens with the same id; None: each row is one text.
       window: a token attends to this many tokens, itself included; None: no limit.
       past: earlier segments, masked as `in_window` does.
+      scale: of the scores; 1 / sqrt(H) if not given.
+      softcap: of the scores, as in `attend`.
     """
     if not past:
-        return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)
+        return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, scale, softcap)
     # A single token needs no blocks. And keys that many rows share must not be copied for each of them.
     use_blocks = len(past) == 1 and q_BTNH.shape[1] > 1 and q_BTNH.shape[0] <= 2 * past[0].k.shape[0]
     if impl == "splash" and use_blocks and segment_ids_BT is None and supports_prefix(impl, window):
-        return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0])
+        return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0], scale, softcap)
     mask = self_mask(q_BTNH.shape[1], segment_ids_BT, window)
-    return attend(q_BTNH, [*past, KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)])
+    return attend(q_BTNH, [*past, KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)], scale, softcap)
 
 
 def supports_prefix(impl: str, window: int | None) -> bool:
@@ -90,22 +98,26 @@ def self_attention(
     v_BTKH: jax.Array,
     segment_ids_BT: jax.Array | None,
     window: int | None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
-    """The same as `attention`, without earlier segments."""
+    """The same as `attention`, without earlier segments. Only "reference" and "splash" can cap scores, so "reference"
+    takes the place of the others."""
     if impl == "splash":
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
-        return _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, segment_ids_BT, window)
+        rule = ScoreRule(window, scale, softcap)
+        return _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, segment_ids_BT, rule)
     mask = self_mask(q_BTNH.shape[1], segment_ids_BT, window)
-    if impl == "reference":
-        return attend(q_BTNH, [KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)])
+    if impl == "reference" or softcap is not None:
+        return attend(q_BTNH, [KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)], scale, softcap)
     if impl == "cudnn" and segment_ids_BT is None:
         # Without a mask array, cuDNN skips the blocks that are fully masked.
         local_window = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, is_causal=True, local_window_size=local_window, implementation="cudnn"
+            q_BTNH, k_BTKH, v_BTKH, is_causal=True, local_window_size=local_window, implementation="cudnn", scale=scale
         )
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl)
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl, scale=scale)
 
 
 def self_mask(length: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:
@@ -118,7 +130,22 @@ def self_mask(length: int, segment_ids_BT: jax.Array | None, window: int | None)
     return mask
 
 
-def _splash_with_prefix(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, past: KVSegment) -> jax.Array:
+class ScoreRule(NamedTuple):
+    """How splash attention computes scores; arguments as in `attention`."""
+
+    window: int | None
+    scale: float | None
+    softcap: float | None
+
+
+def _splash_with_prefix(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    past: KVSegment,
+    scale: float | None,
+    softcap: float | None,
+) -> jax.Array:
     """Splash attention to a prefix segment and then to the text itself: one row of keys, with segment id 0 for padding.
 
     past of 3 slots, 2 filled; T 2:   keys      a b . c d     a query attends to slots up to its own, counted from
@@ -135,7 +162,8 @@ def _splash_with_prefix(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
 
     k, v = concat(past.k.transpose(0, 3, 1, 2), k_BTKH), concat(past.v.transpose(0, 2, 1, 3), v_BTKH)
     ids_BT = jnp.ones((B, T), jnp.int32)
-    return _splash(q_BTNH, k, v, ids_BT, concat(past.mask[:, 0].astype(jnp.int32), ids_BT), None)
+    key_ids = concat(past.mask[:, 0].astype(jnp.int32), ids_BT)
+    return _splash(q_BTNH, k, v, ids_BT, key_ids, ScoreRule(None, scale, softcap))
 
 
 def _splash(
@@ -144,7 +172,7 @@ def _splash(
     v_BSKH: jax.Array,
     query_ids_BT: jax.Array,
     key_ids_BS: jax.Array,
-    window: int | None,
+    rule: ScoreRule,
 ) -> jax.Array:
     """Splash attention, each device on its own rows and heads.
 
@@ -152,7 +180,7 @@ def _splash(
     """
     mesh = jax.sharding.get_abstract_mesh()
     # Off a TPU the kernel is interpreted. The platform is unknown while tracing: the lowering decides.
-    attend_fn = partial(_by_platform, window=window)
+    attend_fn = partial(_by_platform, rule=rule)
     if mesh.empty:
         return attend_fn(q_BTNH, k_BSKH, v_BSKH, query_ids_BT, key_ids_BS)
     heads, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
@@ -162,8 +190,8 @@ def _splash(
     )
 
 
-def _by_platform(*arrays: jax.Array, window: int | None) -> jax.Array:
-    compiled, interpreted = (partial(_kernel_on, window=window, interpret=i) for i in (False, True))
+def _by_platform(*arrays: jax.Array, rule: ScoreRule) -> jax.Array:
+    compiled, interpreted = (partial(_kernel_on, rule=rule, interpret=i) for i in (False, True))
     return jax.lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)
 
 
@@ -176,7 +204,7 @@ def _kernel_on(
     v_BSKH: jax.Array,
     query_ids_BT: jax.Array,
     key_ids_BS: jax.Array,
-    window: int | None,
+    rule: ScoreRule,
     interpret: bool,
 ) -> jax.Array:
     """The kernel on one device's arrays, with S - T a multiple of BLOCK.
@@ -190,16 +218,24 @@ def _kernel_on(
         return jnp.pad(x, ((0, 0), (0, pad_T), (0, 0), (0, pad_H))).transpose(0, 2, 1, 3)
 
     ids = splash.SegmentIds(*(jnp.pad(x, ((0, 0), (0, pad_T))) for x in (query_ids_BT, key_ids_BS)))
-    kernel = _kernel(N, T + pad_T, k_BSKH.shape[1] + pad_T, window, interpret)
-    out = jax.vmap(kernel)(pad(q_BTNH / math.sqrt(H)), pad(k_BSKH), pad(v_BSKH), ids)
+    kernel = _kernel(N, T + pad_T, k_BSKH.shape[1] + pad_T, rule, interpret)
+    q_BTNH = q_BTNH / math.sqrt(H) if rule.scale is None else q_BTNH * rule.scale
+    out = jax.vmap(kernel)(pad(q_BTNH), pad(k_BSKH), pad(v_BSKH), ids)
     return out.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q_BTNH.dtype)
 
 
-def _kernel(N: int, T: int, S: int, window: int | None, interpret: bool) -> splash.SplashAttentionKernel:
+def _kernel(N: int, T: int, S: int, rule: ScoreRule, interpret: bool) -> splash.SplashAttentionKernel:
     shape, offset = (T, S), S - T
     mask = splash_mask.CausalMask(shape, offset)
-    if window is not None:
-        mask = splash_mask.LocalMask(shape, (window - 1, 0), offset)
+    if rule.window is not None:
+        mask = splash_mask.LocalMask(shape, (rule.window - 1, 0), offset)
     block_size = max(b for b in (BLOCK, 2 * BLOCK, 4 * BLOCK) if T % b == S % b == 0)
     masks, block_sizes = splash_mask.MultiHeadMask([mask] * N), splash.BlockSizes(*[block_size] * 8)
-    return splash.make_splash_mha(masks, block_sizes=block_sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    return splash.make_splash_mha(
+        masks,
+        block_sizes=block_sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=rule.softcap,
+        interpret=interpret,
+    )

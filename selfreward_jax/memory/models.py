@@ -17,7 +17,7 @@ KNOWN_MODELS = {
         128256, 4096, 32, 32, 8, 128, 14336, 5e5, RopeScaling(8.0, 1.0, 4.0, 8192), tie_embeddings=False
     ),
     "Qwen3-8B-Base": LlamaConfig(
-        151936, 4096, 36, 32, 8, 128, 12288, 1e6, norm_eps=1e-6, tie_embeddings=False, qk_norm=True
+        151936, 4096, 36, 32, 8, 128, 12288, 1e6, norm_eps=1e-6, tie_embeddings=False, qk_norm="head"
     ),
     "Llama-2-70b-hf": LlamaConfig(32000, 8192, 80, 64, 8, 128, 28672, tie_embeddings=False),
 }

@@ -165,10 +165,12 @@ def build_model_config(
     """
     c = cfg.model
     runtime: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
-    runtime |= {"attention": resolve_impl(c.attention, platform, c.dtype), "dropout": dropout}
+    head_dim = pretrained.head_dim if pretrained else c.head_dim
+    runtime |= {"attention": resolve_impl(c.attention, platform, c.dtype, head_dim), "dropout": dropout}
     if adapters and cfg.lora.rank:
         runtime |= {f"lora_{k}": v for k, v in cfg.lora.items()}
     if pretrained:
         return dataclasses.replace(pretrained, param_dtype="float32", **runtime)
     shapes = {k: v for k, v in c.items() if k not in ("init", "max_length", *runtime)}
+    shapes["qk_norm"] = "head" if c.qk_norm else ""
     return LlamaConfig(vocab_size=vocab_size, **shapes, **runtime)

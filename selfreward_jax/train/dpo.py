@@ -73,7 +73,7 @@ def choose_layout(pairs: Sequence[Pair], cfg: LlamaConfig, previous: PairLayout 
     unshared = layout(0)
     best = min(map(layout, np.unique(shared)), key=lambda candidate: candidate.tokens)
     saves = best.tokens < 0.9 * unshared.tokens and shared.min() > 0
-    best = best if saves and supports_prefix(cfg.attention, cfg.sliding_window) else unshared
+    best = best if saves and all(supports_prefix(cfg.attention, kind.window) for kind in cfg.kinds) else unshared
     if previous and bool(previous.max_shared) == bool(best.max_shared) and previous.tokens <= 1.1 * best.tokens:
         fits = (length - np.minimum(shared, previous.max_shared)).max() <= previous.suffix_len
         return previous if fits else best

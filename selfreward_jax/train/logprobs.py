@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, logits_of
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import BATCH_AXES, batch_divisor, batch_sharding, devices_in_use, round_up
 from selfreward_jax.train.batches import padded_batch
@@ -96,16 +96,21 @@ def _next_token_logprobs(
     """log p(target | state) [B, T], float32; with `greedy` also whether the target has the highest logit [B, T]."""
     inputs = model.apply({"params": params}, method="lm_head"), states_BTD, targets_BT
     if devices_in_use() == 1:
-        return _target_logprobs(*inputs, greedy=greedy)
+        return _target_logprobs(model.cfg, *inputs, greedy=greedy)
     # With shard_map: otherwise XLA sums the gradient of the full matrix over all devices for each chunk of tokens, and
     # not once at the end.
     in_specs = (PartitionSpec(None, "tensor"), PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES))
-    local_logprobs = partial(_target_logprobs, axis="tensor", greedy=greedy)
+    local_logprobs = partial(_target_logprobs, model.cfg, axis="tensor", greedy=greedy)
     return jax.shard_map(local_logprobs, in_specs=in_specs, out_specs=PartitionSpec(BATCH_AXES))(*inputs)
 
 
 def _target_logprobs(
-    head_DV: jax.Array, states_BTD: jax.Array, targets_BT: jax.Array, axis: str | None = None, greedy: bool = False
+    cfg: LlamaConfig,
+    head_DV: jax.Array,
+    states_BTD: jax.Array,
+    targets_BT: jax.Array,
+    axis: str | None = None,
+    greedy: bool = False,
 ) -> Any:
     """As `_next_token_logprobs`. If `axis` is given, the vocabulary is sharded over this mesh axis."""
     B, T, D = states_BTD.shape
@@ -114,7 +119,7 @@ def _target_logprobs(
     sum_shards = lambda x: x if axis is None else jax.lax.psum(x, axis)  # noqa: E731
 
     def chunk(x: tuple[jax.Array, jax.Array]) -> Any:
-        logits = jnp.matmul(x[0], head_DV, preferred_element_type=jnp.float32)
+        logits = logits_of(cfg, x[0], head_DV)
         top = jax.lax.stop_gradient(logits.max(-1))
         top = top if axis is None else jax.lax.pmax(top, axis)
         total = sum_shards(jnp.exp(logits - top[..., None]).sum(-1))
