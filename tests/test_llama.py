@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import GEMMA, OLMO
 
 from selfreward_jax.llm import attention, llama
 from selfreward_jax.llm.attention import KVSegment, attend, packed_mask
@@ -146,6 +147,18 @@ def plain(random_params):
     return values_and_gradients(DROPOUT, random_params(DROPOUT))
 
 
+@pytest.mark.parametrize("family", [GEMMA, OLMO])
+def test_scanned_layers_may_be_of_several_kinds(family, random_params):
+    cfg = replace(CFG, **family)
+    params = random_params(cfg)
+    one, scanned = (
+        values_and_gradients(replace(cfg, **o), params) for o in ({}, {"scan_layers": True, "remat": "full"})
+    )
+    (one, (_, one_kv)), (scanned, (_, scanned_kv)) = one, scanned
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, scanned)
+    jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, np.stack(b), atol=1e-5), scanned_kv, *zip(*one_kv))
+
+
 @pytest.mark.parametrize(
     "option", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots"}, {"scan_layers": True, "remat": "full"}]
 )
@@ -228,7 +241,8 @@ def test_segments_equal_their_concatenation_and_shared_keys_equal_copies():
         ({"sliding_window": 3}, 0),
         ({}, 2),
         ({"sliding_window": 3}, 2),
-        ({"scan_layers": True}, 2),
+        (GEMMA, 2),
+        ({"scan_layers": True} | OLMO, 2),
         ({"remat": "full", "attention_bias": True}, 2),
     ],
 )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import sampling
+from families import GEMMA, OLMO
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,7 +56,7 @@ def full_logits(cfg, params, tokens):
 
 
 @pytest.mark.parametrize(
-    "option", [{}, {"qk_norm": "head", "attention_bias": True, "scan_layers": True}, {"sliding_window": 3}]
+    "option", [GEMMA, {"qk_norm": "head", "attention_bias": True, "scan_layers": True}, OLMO | {"scan_layers": True}]
 )
 def test_decoded_logprobs_equal_those_of_the_loss(option, random_params):
     cfg = replace(CFG, **option)
@@ -146,7 +147,7 @@ def test_a_sample_ends_at_the_first_of_several_stop_ids(params):
 PREFIX = [7, 7, 3, 2, 9]
 
 
-@pytest.mark.parametrize("option", [{}, {"scan_layers": True}, {"sliding_window": 3}, {"sliding_window": 7}])
+@pytest.mark.parametrize("option", [{}, GEMMA, {"scan_layers": True} | OLMO, {"sliding_window": 7}])
 def test_a_shared_prefix_equals_the_prefix_in_each_prompt(option, random_params):
     cfg = replace(CFG, **option)
     params = random_params(cfg)
