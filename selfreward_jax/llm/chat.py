@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from selfreward_jax.config import InputError
-from selfreward_jax.llm import template_process, template_worker
+from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
 
 BUILTIN_TEMPLATES = ("control", "plain")  # roles are special tokens, or words
@@ -43,7 +43,7 @@ Part = int | str | ContentSlot  # the id of a special token, literal text, the c
 
 # Private-use characters around the message's index. An em space on either side shows whether the template strips.
 _PLACEHOLDER = "\u2003\ue000{}\ue001\u2003"
-_PLACEHOLDER_PATTERN = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
+_PLACEHOLDER_PATTERN = re.compile("(\u2003?)\ue000([0-9]{1,9})\ue001(\u2003?)")
 
 
 class Chat:
@@ -233,8 +233,8 @@ def render(template: str, **values: Any) -> str:
     """
     try:
         if template in map(builtin_template, BUILTIN_TEMPLATES):
-            return template_worker.render(template, values)
-        return template_process.render(template, values)
+            return rendering.render(template, values)
+        return worker_process.render(template, values)
     except ValueError as error:
         line = " ".join(str(error).split())
         raise ChatError(f"the chat template cannot be rendered: {line}") from None

@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax import foreign
+from selfreward_jax.llm import worker_process
 from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
 from selfreward_jax.llm.tokenizer import Piece, SentencePiece, Tokenizer, TokenizerJson
@@ -69,10 +70,13 @@ def _read_tokenizer(folder: epath.Path) -> Tokenizer:
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path := folder / name).exists():
             try:
+                data = foreign.read_bytes(path, foreign.MAX_TOKENIZER)
                 if name == "tokenizer.json":
-                    return TokenizerJson(foreign.read_text(path, foreign.MAX_TOKENIZER))
-                return SentencePiece(foreign.read_bytes(path, foreign.MAX_TOKENIZER))
-            except (OSError, ValueError, RuntimeError) as error:
+                    worker_process.try_tokenizer("json", data)
+                    return TokenizerJson(data.decode())
+                worker_process.try_tokenizer("sentencepiece", data)
+                return SentencePiece(data)
+            except (OSError, ValueError) as error:
                 raise ModelFormatError(
                     f"{path} cannot be read ({' '.join(str(error).split())}): download it again"
                 ) from None
