@@ -74,6 +74,4 @@ def test_the_same_text_comes_from_both():
     template = (
         "{% for m in messages %}{{ loop.index }} {{ m | tojson }}{% if loop.last %}{% break %}{% endif %}{% endfor %}"
     )
-    assert worker_process.render(template, {"messages": MESSAGES}) == rendering.render(
-        template, {"messages": MESSAGES}
-    )
+    assert worker_process.render(template, {"messages": MESSAGES}) == rendering.render(template, {"messages": MESSAGES})

@@ -14,8 +14,10 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from selfreward_jax.config import InputError
+from selfreward_jax.config.errors import brief
 from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
+from selfreward_jax.telemetry.escape import escape
 
 BUILTIN_TEMPLATES = ("control", "plain")  # roles are special tokens, or words
 
@@ -88,8 +90,8 @@ class Chat:
         rendered = [p.message for p in parts if isinstance(p, ContentSlot)]
         if rendered != list(range(len(roles))):
             raise ChatError(
-                f"the chat template renders messages {rendered} of {len(roles)} ({', '.join(roles)}): it must render "
-                "each message once, in order"
+                f"the chat template renders messages {brief(rendered)} of {len(roles)} ({', '.join(roles)}): it must "
+                "render each message once, in order"
             )
         return parts
 
@@ -236,5 +238,5 @@ def render(template: str, **values: Any) -> str:
             return rendering.render(template, values)
         return worker_process.render(template, values)
     except ValueError as error:
-        line = " ".join(str(error).split())
+        line = escape(" ".join(str(error).split()))
         raise ChatError(f"the chat template cannot be rendered: {line}") from None

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-MAX_CHARACTERS = 4_000_000  # of a rendered text
+MAX_CHARACTERS = 200_000  # of a rendered text; the contents of messages are not in it
 
 
 def render(template: str, values: dict[str, Any]) -> str:

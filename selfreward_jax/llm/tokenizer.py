@@ -14,6 +14,7 @@ import sentencepiece as spm
 import tokenizers
 
 from selfreward_jax.config import InputError
+from selfreward_jax.telemetry.escape import escape
 
 # Special tokens of models trained here. SentencePiece never produces them from text, so no user or model can write one.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -52,10 +53,8 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # A panic of a Rust library is no Exception, and its type has no public name.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise TokenizerError(
-            f"the tokenizer fails ({reason}): its file is damaged (download it again), or it does not know this text"
-        ) from None
+        reason = escape(" ".join(str(error).split()))[:200]
+        raise TokenizerError(f"the tokenizer fails ({reason}): give a model folder whose tokenizer is whole") from None
 
 
 class Piece(NamedTuple):
@@ -115,7 +114,8 @@ class TokenizerJson:
         self._full = _call(tokenizers.Tokenizer.from_str, text)
         # The library may give a token another id than its file: that of the vocabulary.
         contents = [t["content"] for t in spec.get("added_tokens") or []]
-        self.special_tokens = {content: self._full.token_to_id(content) for content in contents}
+        ids = {content: self._full.token_to_id(content) for content in contents}
+        self.special_tokens = {content: i for content, i in ids.items() if content and i is not None}
         # Without its added tokens, a tokenizer cannot match one in a text.
         plain = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         specs = {"nothing": plain}
