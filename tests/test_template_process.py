@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from selfreward_jax.llm import worker_process, rendering
+from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.chat import ChatError, builtin_template, render
 
 GOOD = "{{ messages[0]['content'] }}!"

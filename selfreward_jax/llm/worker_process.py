@@ -17,6 +17,7 @@ from typing import Any
 
 MAX_SECONDS = 5.0  # for one piece of work
 START_SECONDS = 60.0  # until the process is there; a loaded machine is slow
+AT_ONCE = 0.5  # seconds
 MAX_MEMORY = 1 << 30  # bytes of the process
 # What a large tokenizer may take on top: bytes, and seconds, for each byte of it.
 MEMORY_PER_BYTE = 40
@@ -76,9 +77,9 @@ atexit.register(end)
 def _work(seconds: float, **request: Any) -> str:
     line = json.dumps(request).encode() + b"\n"
     with _lock:
-        was_there = _process is not None
+        was_there, start = _process is not None, time.monotonic()
         reply = _exchange(line, seconds)
-        if reply is None and was_there:  # somebody may have ended it
+        if reply is None and was_there and time.monotonic() - start < AT_ONCE:  # somebody may have ended it before
             reply = _exchange(line, seconds)
     if reply is None:
         raise ValueError("it ends the process that works on it, or takes too much memory")

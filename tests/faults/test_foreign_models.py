@@ -1,9 +1,7 @@
 """Mutated tokenizers, chat templates and weight files are used, or refused on one line; no traceback, no wait, and
 bounded memory. FOREIGN_INPUTS=20000 tries that many of each kind; with -s it prints the figures."""
 
-import base64
 import copy
-import io
 import json
 import os
 import random
@@ -13,10 +11,7 @@ import time
 from collections import Counter
 
 import hf_folders
-import pytest
 from etils import epath
-from jax.sharding import Mesh
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from selfreward_jax.config import InputError
@@ -219,3 +214,167 @@ def test_any_sentencepiece_model(tmp_path):
         (tmp_path / "tokenizer.model").write_bytes(data)
 
     try_many(60, make, lambda _: use_chat(tmp_path))
+
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+TEMPLATES = [
+    builtin_template("plain"),
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] | trim }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}"
+    "{% endif %}{{ bos_token }}{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    "{%- set ns = namespace(n=0) %}{%- macro turn(m) %}<s>{{ m.role }} {{ m['content'].strip() }}</s>{% endmacro %}"
+    "{%- for m in messages %}{% set ns.n = ns.n + 1 %}{{ turn(m) }}{% if loop.last %}{% break %}{% endif %}{% endfor %}"
+    "{%- if add_generation_prompt %}{{ '<s>assistant ' }}{% endif %}",
+]
+FRAGMENTS = [
+    *(
+        "{% for i in range(9) %}",
+        "{% for a in messages %}",
+        "{% for a in range(99999) %}",
+        "{% endfor %}",
+        "{% if x %}",
+    ),
+    *("{% else %}", "{% endif %}", "{% break %}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}", "{{ f(1) }}", "{{", "}}"),
+    *("{% set x = messages %}", "{% set x = x ~ x %}", "{% set ns.n = ns.n * 9 %}", "{{ x }}", "{% raw %}", "{#", "#}"),
+    *(
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 'x' * 199999 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ range(10 ** 12) }}",
+        "{{ range(99999)|list }}",
+    ),
+    *("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}", "{{ 1 / 0 }}"),
+    *("{{ '%99999999d' % 1 }}", "{{ 'x'.center(10 ** 9) }}", "{{ lipsum(n=999) }}", "{% include 'a' %}", "{{ self }}"),
+    *("{{ raise_exception('\n\x1b[2J') }}", "{{ messages | tojson }}", "{{ messages | map(attribute='a.b') | list }}"),
+    *(
+        "{% extends messages %}",
+        "{{ loop.index }}",
+        "{{ loop(messages) }}",
+        "\ue0000\ue001",
+        "\ue000" + "9" * 5000 + "\ue001",
+    ),
+    *("\ud800", "\0", "<s>", "</s>", "{{ caller() }}", "{% call f(1) %}", "{{ x.a.b.c }}", "{{ [1] * 10 ** 8 }}", "("),
+    *(
+        "{{ dict(a=dict) }}",
+        "{{ strftime_now('%Y') }}",
+        "{{ messages | groupby('role') }}",
+        "{{ 'a' | indent(10 ** 9) }}",
+    ),
+    *(
+        "(" * 300,
+        "{{ " + "[" * 300,
+        "{% if 1 %}" * 90,
+        "{{ 'a'|e|e|e }}",
+        "{{ messages[0]['content'] }}",
+        "{{ x[::-1] }}",
+    ),
+]
+
+
+def mutated_text(text, rng):
+    """The text with parts removed, doubled or moved, or with a fragment of a template in it."""
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        start = rng.randrange(len(text) + 1)
+        end = min(len(text), start + rng.choice((0, 1, 3, 20)))
+        kind = rng.random()
+        if kind < 0.5:
+            text = text[:start] + rng.choice(FRAGMENTS) + text[end:]
+        elif kind < 0.75:
+            text = text[:start] + text[end:]
+        else:
+            at = rng.randrange(len(text) + 1)
+            text = text[:at] + text[start:end] + text[at:]
+    return text
+
+
+def test_any_chat_template(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_specs()[0]))
+
+    def make(rng):
+        template = mutated_text(rng.choice(TEMPLATES), rng)
+        if rng.random() < 0.1:
+            template = rng.choice((ANYTHING, [[{"name": rng.choice(ANYTHING), "template": x}] for x in ANYTHING]))
+            template = rng.choice([*template, [{"name": "default", "template": rng.choice(ANYTHING)}, 1]])
+        config = {"eos_token": "</s>", "bos_token": "<s>", "chat_template": template}
+        config["added_tokens_decoder"] = rng.choice(ANYTHING)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    try_many(60, make, lambda _: use_chat(tmp_path), seconds=4 * worker_process.MAX_SECONDS)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+DTYPES = ["F32", "F16", "F64", "I64", "BOOL", "F8_E4M3", "F4", "F6_E2M3", "C64", "f32", "", "X", "F32\n", None, 1, []]
+FILES = ["../../etc/passwd", "/etc/passwd", "../a.safetensors", "pipe.safetensors", "folder.safetensors", "", "\ud800"]
+FILES += [
+    "device.safetensors",
+    "loop.safetensors",
+    "missing.safetensors",
+    "x" * 300 + ".safetensors",
+    "C:\\a",
+    None,
+    1,
+    [],
+]
+
+
+def mutated_header(header, size, rng):
+    """The header of a safetensors file with some of its fields changed."""
+    header = copy.deepcopy(header)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        name = rng.choice(sorted(header))
+        tensor, kind = header[name], rng.random()
+        if not isinstance(tensor, dict) or kind < 0.2:
+            header[name] = rng.choice(ANYTHING)
+        elif kind < 0.4:
+            header[rng.choice(("__metadata__", "x", *filter(None, TEXTS)))] = header.pop(name)
+        elif kind < 0.6:
+            tensor["shape"] = rng.choice(([10**12] * 2, [2**63, 2], [0], [], None, [rng.choice(NUMBERS)]))
+        elif kind < 0.8:
+            offsets = rng.choice(([0, 4], [4, 0], [size, size], [0], None, "ab"))
+            tensor["data_offsets"] = rng.choice((offsets, [0, rng.choice(NUMBERS)], [rng.choice(NUMBERS), size]))
+        else:
+            tensor["dtype"] = rng.choice(DTYPES)
+    return header
+
+
+def write_weights(folder, original, rng):
+    """model.safetensors, or an index with one file, with something wrong in most of them."""
+    length = struct.unpack("<Q", original[:8])[0]
+    header, body = json.loads(original[8 : 8 + length]), original[8 + length :]
+    text = json.dumps(mutated_header(header, len(body), rng)).encode()
+    text = flipped(text, rng) if rng.random() < 0.1 else text
+    size = rng.choice((0, len(text) - 1, len(text) + 1, 2**32, 2**63, 2**64 - 1)) if rng.random() < 0.1 else len(text)
+    data = struct.pack("<Q", size) + text + (body if rng.random() < 0.9 else body[: rng.randrange(len(body))])
+    index = folder / "model.safetensors.index.json"
+    index.unlink(missing_ok=True)
+    (folder / "model.safetensors").write_bytes(data)
+    if rng.random() < 0.5:
+        weight_map = dict.fromkeys(header, "model.safetensors")
+        for _ in range(rng.choice((0, 1, 2))):
+            name = rng.choice(sorted(weight_map))
+            if rng.random() < 0.6:
+                weight_map[name] = rng.choice(FILES)
+            else:
+                weight_map[rng.choice(TEXTS)] = weight_map.pop(name)
+        whole = {"weight_map": weight_map} if rng.random() < 0.9 else rng.choice([*ANYTHING, {"weight_map": []}])
+        index.write_text(json.dumps(whole) if rng.random() < 0.95 else "[" * 100_000)
+
+
+def test_any_weights(tmp_path):
+    folder = hf_folders.write(tmp_path / "m", "qwen2")
+    original = (folder / "model.safetensors").read_bytes()
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "folder.safetensors").mkdir()
+    (folder / "device.safetensors").symlink_to("/dev/zero")
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(original)
+    cfg, _ = read_config(epath.Path(folder))
+    shardings = param_shardings(param_specs(cfg), make_mesh())
+    try_many(
+        60, lambda rng: write_weights(folder, original, rng), lambda _: hf.load(epath.Path(folder), cfg, shardings)
+    )
