@@ -1,11 +1,12 @@
 """Tries a tokenizer before it is used. Its library can end the process: so this runs in the one of `worker.py`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 # Every printable ASCII character, accents, other scripts, marks, and runs that pathological patterns stumble over.
 SAMPLE = (
     f"{''.join(map(chr, range(32, 127)))}\n\n\tNaïve cafe\u0301 \u2581\u4e2d\u6587 \u0440\u0443 \U0001f600\ufb01\x00 "
-    f"{'a' * 300} {'aB' * 100} {'1' * 100}{' ' * 100}{'!?' * 50}\n{'word, ' * 50}"
+    f"{'a' * 1000} {'aB' * 100} {'1' * 300}{' ' * 300}{'!?' * 50}\n{'word, ' * 50}"
 )
 MAX_IDS = 50 * len(SAMPLE)
 
@@ -23,20 +24,22 @@ def use_tokenizer(kind: str, data: str) -> None:
       ValueError: it cannot be read or used; the message says why.
     """
     encode, decode, vocab_size = (_json if kind == "json" else _sentencepiece)(data.encode("latin-1"))
-    ids: Sequence[int] = ()
+    ids = _try(encode, SAMPLE)
+    for some in (ids, *([i] for i in {0, 1, 2, vocab_size - 1, *ids})):
+        _try(decode, some)
+    if len(ids) > MAX_IDS:
+        raise ValueError(f"it makes {len(ids):,} ids of a text of {len(SAMPLE):,} characters")
+
+
+def _try(function: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        ids = encode(SAMPLE)
-        decode(ids)
-        for i in {0, 1, 2, vocab_size - 1, *ids}:
-            decode([i])
+        return function(argument)
     except MemoryError:
         raise
     except Exception:
-        pass
-    except BaseException as error:
+        return []
+    except BaseException as error:  # a panic
         raise ValueError(f"it fails on a text: {error}") from None
-    if len(ids) > MAX_IDS:
-        raise ValueError(f"it makes {len(ids):,} ids of a text of {len(SAMPLE):,} characters")
 
 
 Uses = tuple[Callable[[str], Sequence[int]], Callable[[list[int]], str], int]
