@@ -19,6 +19,7 @@ from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
 from selfreward_jax.telemetry.escape import escape
 
+MAX_LITERAL = 200_000  # characters that a template adds to the texts of a conversation
 BUILTIN_TEMPLATES = ("control", "plain")  # roles are special tokens, or words
 
 
@@ -81,6 +82,8 @@ class Chat:
         text = render(
             self.template, messages=messages, add_generation_prompt=add_generation_prompt, **self._token_variables
         )
+        if len(text) > MAX_LITERAL:
+            raise ChatError(f"the chat template writes {len(text):,} characters, at most {MAX_LITERAL:,} are read")
         start = 0
         for match in _PLACEHOLDER_PATTERN.finditer(text):
             parts += self._parse_literal(text[start : match.start()])

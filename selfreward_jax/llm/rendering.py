@@ -1,7 +1,7 @@
 """Renders chat templates.
 
 A template is data that came with a model: it runs in Jinja's immutable sandbox. The sandbox does not bound its work, so
-`worker.py` renders in a process that can be ended. Nothing but Jinja is imported here.
+`worker.py` renders in a process that can be ended.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-MAX_CHARACTERS = 200_000  # of a rendered text; the contents of messages are not in it
+MAX_CHARACTERS = 4_000_000  # of a rendered text
 
 
 def render(template: str, values: dict[str, Any]) -> str:

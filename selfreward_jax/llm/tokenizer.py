@@ -54,7 +54,7 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = escape(" ".join(str(error).split()))[:200]
-        raise TokenizerError(f"the tokenizer fails ({reason}): give a model folder whose tokenizer is whole") from None
+        raise TokenizerError(f"the tokenizer fails ({reason}): give a model with another tokenizer") from None
 
 
 class Piece(NamedTuple):
@@ -112,6 +112,8 @@ class TokenizerJson:
     def __init__(self, text: str) -> None:
         spec = _check_spec(_call(json.loads, text))
         self._full = _call(tokenizers.Tokenizer.from_str, text)
+        self._full.no_padding()
+        self._full.no_truncation()
         # The library may give a token another id than its file: that of the vocabulary.
         contents = [t["content"] for t in spec.get("added_tokens") or []]
         ids = {content: self._full.token_to_id(content) for content in contents}
@@ -122,17 +124,20 @@ class TokenizerJson:
         specs["control"] = _without_prefix(plain, ("first",))
         specs["text"] = _without_prefix(plain, ("first", "always"))
         self._by_preceding: dict[str, tokenizers.Tokenizer] = {}
-        for name, spec in specs.items():
-            same = next((other for other in self._by_preceding if specs[other] == spec), None)
-            self._by_preceding[name] = self._by_preceding[same] if same else _from_spec(spec)
-        ids = self._full.get_vocab(with_added_tokens=True).values()
-        if not ids:
+        for name, changed in specs.items():
+            same = next((other for other in self._by_preceding if specs[other] == changed), None)
+            self._by_preceding[name] = self._by_preceding[same] if same else _from_spec(changed)
+        self.vocab_size = 1 + max(self._full.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not self.vocab_size:
             raise TokenizerError("it has no tokens")
-        self.vocab_size = 1 + max(ids)
 
     def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
         return _call(self._by_preceding[preceded_by].encode, text, add_special_tokens=False).ids
+
+    def encode_as_stored(self, text: str) -> list[int]:
+        """Ids of a text as other programs make them: with the special tokens in it, and those put around it."""
+        return _call(self._full.encode, text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""

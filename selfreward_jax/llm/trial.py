@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sentencepiece
+import tokenizers
+
 # Every printable ASCII character, accents, other scripts, marks, and runs that pathological patterns stumble over.
 SAMPLE = (
     f"{''.join(map(chr, range(32, 127)))}\n\n\tNaïve cafe\u0301 \u2581\u4e2d\u6587 \u0440\u0443 \U0001f600\ufb01\x00 "
@@ -46,8 +49,6 @@ Uses = tuple[Callable[[str], Sequence[int]], Callable[[list[int]], str], int]
 
 
 def _json(data: bytes) -> Uses:
-    import tokenizers
-
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except BaseException as error:  # a panic of the library is no Exception
@@ -59,8 +60,6 @@ def _json(data: bytes) -> Uses:
 
 
 def _sentencepiece(data: bytes) -> Uses:
-    import sentencepiece
-
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_proto=data)
         tokenizer.id_to_piece(list(range(tokenizer.vocab_size())))

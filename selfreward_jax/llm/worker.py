@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from selfreward_jax.llm.rendering import render
+from selfreward_jax.llm.trial import use_tokenizer
 
 
 def _answer(memory: int, **arguments: Any) -> str:
@@ -15,8 +16,6 @@ def _answer(memory: int, **arguments: Any) -> str:
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
     if "template" in arguments:
         return render(**arguments)
-    from selfreward_jax.llm.trial import use_tokenizer  # many templates come without a tokenizer
-
     use_tokenizer(**arguments)
     return ""
 
