@@ -108,6 +108,34 @@ def test_ids_beyond_a_sentencepiece_vocabulary_have_no_text(finished_run):
     assert sp.decode([*ids, sp.vocab_size, 10**6]) == sp.decode(ids)
 
 
+CONFIGS = {
+    "a template that is a number": ("tokenizer_config.json", {"chat_template": 5}),
+    "a template that is no text, by its name": (
+        "tokenizer_config.json",
+        {"chat_template": [{"name": [], "template": "a"}, {"name": "default", "template": {"a": 1}}, 3]},
+    ),
+    "a placeholder that no message has": ("tokenizer_config.json", {"chat_template": f"\ue000{'9' * 5000}\ue001"}),
+    "a million placeholders": ("tokenizer_config.json", {"chat_template": "{{ '\ue0000\ue001' * 60000 }}"}),
+    "a template that writes too much": ("tokenizer_config.json", {"chat_template": "{{ 'x' * 300000 }}"}),
+    "an error with escape sequences": (
+        "tokenizer_config.json",
+        {"chat_template": "{{ raise_exception('a\n\x1b[2J' * 2000) }}"},
+    ),
+    "a vocabulary that is no number": ("config.json", {"vocab_size": "48"}),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIGS)
+def test_what_a_tokenizers_files_hold_is_checked(fault, tmp_path):
+    folder = write_tokenizer(tmp_path)
+    file, fields = CONFIGS[fault]
+    (tmp_path / file).write_text(json.dumps({"eos_token": "</s>"} | fields))
+    with pytest.raises(ModelFormatError) as caught:
+        read_chat(folder)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 TOO_LARGE = {
