@@ -241,5 +241,5 @@ def render(template: str, **values: Any) -> str:
             return rendering.render(template, values)
         return worker_process.render(template, values)
     except ValueError as error:
-        line = escape(" ".join(str(error).split()))
+        line = escape(" ".join(str(error).split()))[:1000]
         raise ChatError(f"the chat template cannot be rendered: {line}") from None
