@@ -219,6 +219,7 @@ for fsdp in (8, 1):
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_each_device_holds_its_part_and_cpu_devices_share_the_memory():
     eighth, *fits = on_eight_devices(SHARDED).split()
     assert int(eighth) == device_memory()[0] * jax.local_device_count() // 8

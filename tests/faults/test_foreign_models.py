@@ -196,7 +196,7 @@ def test_any_tokenizer_json(tmp_path):
     def make(rng):
         (tmp_path / "tokenizer.json").write_text(json.dumps(mutated(rng.choice(specs), rng, PARTS)))
 
-    try_many(25, make, lambda _: use_chat(tmp_path))
+    try_many(15, make, lambda _: use_chat(tmp_path))
 
 
 def test_any_sentencepiece_model(tmp_path):
@@ -209,11 +209,11 @@ def test_any_sentencepiece_model(tmp_path):
         if rng.random() < 0.5:  # a table of a normalizer, whose entries point at each other
             table = sentencepiece_field(2, size + rng.randbytes(1024) + b"ab\0")
             data += sentencepiece_field(3, table)
-        else:
+        elif rng.random() < 0.8:
             data = flipped(data, rng)
         (tmp_path / "tokenizer.model").write_bytes(data)
 
-    try_many(25, make, lambda _: use_chat(tmp_path))
+    try_many(15, make, lambda _: use_chat(tmp_path))
 
 
 # --- chat templates ---------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_any_chat_template(tmp_path):
         config["added_tokens_decoder"] = rng.choice(ANYTHING)
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
 
-    try_many(25, make, lambda _: use_chat(tmp_path), seconds=4 * worker_process.MAX_SECONDS)
+    try_many(15, make, lambda _: use_chat(tmp_path), seconds=4 * worker_process.MAX_SECONDS)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -354,5 +354,5 @@ def test_any_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hf.safetensors, "safe_open", open_here)
     try_many(
-        25, lambda rng: write_weights(folder, original, rng), lambda _: hf.load(epath.Path(folder), cfg, shardings)
+        20, lambda rng: write_weights(folder, original, rng), lambda _: hf.load(epath.Path(folder), cfg, shardings)
     )
