@@ -151,12 +151,11 @@ def plain(random_params):
 def test_scanned_layers_may_be_of_several_kinds(family, random_params):
     cfg = replace(CFG, **family)
     params = random_params(cfg)
-    one, scanned = (
-        values_and_gradients(replace(cfg, **o), params) for o in ({}, {"scan_layers": True, "remat": "full"})
-    )
-    (one, (_, one_kv)), (scanned, (_, scanned_kv)) = one, scanned
+    options = ({}, {"scan_layers": True, "remat": "full"})
+    (one, (_, one_kv)), (scanned, (_, kv)) = (values_and_gradients(replace(cfg, **o), params) for o in options)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, scanned)
-    jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, np.stack(b), atol=1e-5), scanned_kv, *zip(*one_kv))
+    for stacked, layers in zip(kv, one_kv, strict=True):
+        np.testing.assert_allclose(stacked, np.stack(layers), atol=1e-5)
 
 
 @pytest.mark.parametrize(

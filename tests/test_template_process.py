@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from selfreward_jax.llm import template_process, template_worker
+from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.chat import ChatError, builtin_template, render
 
 GOOD = "{{ messages[0]['content'] }}!"
@@ -16,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(template_process, "MAX_SECONDS", 0.8)
+    monkeypatch.setattr(worker_process, "MAX_SECONDS", 0.8)
 
 
 FOREVER = {
@@ -56,7 +56,7 @@ def test_a_template_that_needs_too_much_is_refused(template):
 
 def test_a_process_that_somebody_ended_is_started_again():
     assert render(GOOD, messages=MESSAGES) == "Hi!"
-    os.kill(template_process._process.pid, signal.SIGKILL)
+    os.kill(worker_process._process.pid, signal.SIGKILL)
     assert render(GOOD, messages=MESSAGES) == "Hi!"
 
 
@@ -66,7 +66,7 @@ def test_any_text_survives_the_way_there_and_back(text):
 
 
 def test_our_own_templates_need_no_process(monkeypatch):
-    monkeypatch.setattr(template_process, "render", None)
+    monkeypatch.setattr(worker_process, "render", None)
     assert "Hi" in render(builtin_template("plain"), messages=MESSAGES, bos_token="", eos_token="")
 
 
@@ -74,6 +74,4 @@ def test_the_same_text_comes_from_both():
     template = (
         "{% for m in messages %}{{ loop.index }} {{ m | tojson }}{% if loop.last %}{% break %}{% endif %}{% endfor %}"
     )
-    assert template_process.render(template, {"messages": MESSAGES}) == template_worker.render(
-        template, {"messages": MESSAGES}
-    )
+    assert worker_process.render(template, {"messages": MESSAGES}) == rendering.render(template, {"messages": MESSAGES})

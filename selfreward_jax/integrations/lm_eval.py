@@ -13,14 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import tokenizers
 from etils import epath
 from tqdm import tqdm
 
+from selfreward_jax import foreign
 from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, render
 from selfreward_jax.llm.hf_config import read_json_object
 from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.llm.tokenizer import TokenizerJson
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, round_up
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
@@ -247,7 +248,7 @@ def adds_bos(folder: epath.Path, chat: Chat) -> bool:
     if not chat.bos:
         return False
     if (path := folder / "tokenizer.json").exists():  # it takes precedence over tokenizer_config.json
-        ids = tokenizers.Tokenizer.from_str(path.read_text()).encode("a").ids
+        ids = TokenizerJson(foreign.read_text(path, foreign.MAX_TOKENIZER)).encode_as_stored("a")
         return ids[:1] == [chat.tokenizer.special_tokens[chat.bos]]
     settings = folder / "tokenizer_config.json"  # of a SentencePiece model: like Llama's, ours adds BOS by default
     return bool((read_json_object(settings) if settings.exists() else {}).get("add_bos_token", True))

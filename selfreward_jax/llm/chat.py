@@ -14,9 +14,12 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from selfreward_jax.config import InputError
-from selfreward_jax.llm import template_process, template_worker
+from selfreward_jax.config.errors import brief
+from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
+from selfreward_jax.telemetry.escape import escape
 
+MAX_LITERAL = 200_000  # characters that a template adds to the texts of a conversation
 BUILTIN_TEMPLATES = ("control", "plain")  # roles are special tokens, or words
 
 
@@ -43,7 +46,7 @@ Part = int | str | ContentSlot  # the id of a special token, literal text, the c
 
 # Private-use characters around the message's index. An em space on either side shows whether the template strips.
 _PLACEHOLDER = "\u2003\ue000{}\ue001\u2003"
-_PLACEHOLDER_PATTERN = re.compile("(\u2003?)\ue000(\\d+)\ue001(\u2003?)")
+_PLACEHOLDER_PATTERN = re.compile("(\u2003?)\ue000([0-9]{1,9})\ue001(\u2003?)")
 
 
 class Chat:
@@ -79,6 +82,8 @@ class Chat:
         text = render(
             self.template, messages=messages, add_generation_prompt=add_generation_prompt, **self._token_variables
         )
+        if len(text) > MAX_LITERAL:
+            raise ChatError(f"the chat template writes {len(text):,} characters, at most {MAX_LITERAL:,} are read")
         start = 0
         for match in _PLACEHOLDER_PATTERN.finditer(text):
             parts += self._parse_literal(text[start : match.start()])
@@ -88,8 +93,8 @@ class Chat:
         rendered = [p.message for p in parts if isinstance(p, ContentSlot)]
         if rendered != list(range(len(roles))):
             raise ChatError(
-                f"the chat template renders messages {rendered} of {len(roles)} ({', '.join(roles)}): it must render "
-                "each message once, in order"
+                f"the chat template renders messages {brief(rendered)} of {len(roles)} ({', '.join(roles)}): it must "
+                "render each message once, in order"
             )
         return parts
 
@@ -233,8 +238,8 @@ def render(template: str, **values: Any) -> str:
     """
     try:
         if template in map(builtin_template, BUILTIN_TEMPLATES):
-            return template_worker.render(template, values)
-        return template_process.render(template, values)
+            return rendering.render(template, values)
+        return worker_process.render(template, values)
     except ValueError as error:
-        line = " ".join(str(error).split())
+        line = escape(" ".join(str(error).split()))[:1000]
         raise ChatError(f"the chat template cannot be rendered: {line}") from None

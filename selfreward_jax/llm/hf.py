@@ -22,6 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from selfreward_jax import foreign, storage
+from selfreward_jax.config.errors import brief
+from selfreward_jax.llm.capacity import check_capacity
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, is_param_spec, param_specs
 from selfreward_jax.parallel.arrays import fetch
@@ -154,7 +156,8 @@ class SafetensorsFolder:
         for name, file in (weight_map or {}).items():
             if name not in self._tensors or self._tensors[name].file != file:
                 raise ModelFormatError(
-                    f"{path / INDEX_FILE} lists {name} in {file}, which does not hold it: download the folder again"
+                    f"{path / INDEX_FILE} lists {brief(name)} in {file}, which does not hold it: download the folder "
+                    "again"
                 )
 
     def _read_index(self) -> dict[str, str] | None:
@@ -171,7 +174,7 @@ class SafetensorsFolder:
             # Only a file name: a path could point at any file of the machine.
             if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", file):
                 raise ModelFormatError(
-                    f"{index} lists {name} in {file!r}: only plain names of .safetensors files are read"
+                    f"{index} lists {brief(name)} in {brief(file)}: only plain names of .safetensors files are read"
                 )
         return weight_map
 
@@ -184,9 +187,10 @@ class SafetensorsFolder:
                 remedy = f"{pickled[0]} is a pickle, which runs code when it is read: convert it to safetensors"
             raise ModelFormatError(f"{path} does not exist: {remedy}")
         try:
+            foreign.open_regular(path).close()  # a pipe would wait
             return safetensors.safe_open(path, framework="numpy")
         except (OSError, safetensors.SafetensorError) as error:
-            raise ModelFormatError(f"{path} is damaged ({error}): download it again") from None
+            raise ModelFormatError(f"{path} is damaged ({ascii(str(error))[:200]}): download it again") from None
 
     def check(self, cfg: LlamaConfig) -> None:
         """Compares names, shapes and dtypes with those that `cfg` requires.
@@ -203,7 +207,7 @@ class SafetensorsFolder:
             _, file, shape, dtype = self._tensors[name]
             if shape != expected_shape:
                 raise ModelFormatError(
-                    f"{self.path / file}: {name} has shape {shape}, config.json requires {expected_shape}"
+                    f"{self.path / file}: {name} has shape {brief(shape)}, config.json requires {expected_shape}"
                 )
             if dtype not in ("F32", "BF16", "F16"):
                 raise ModelFormatError(
@@ -213,7 +217,7 @@ class SafetensorsFolder:
         for name, (_, file, *_) in self._tensors.items():
             if name not in expected and name not in unused and not _IGNORED_TENSORS.fullmatch(name):
                 raise ModelFormatError(
-                    f"{self.path / file} has the tensor {name}, which this architecture has no use for: check "
+                    f"{self.path / file} has the tensor {brief(name)}, which this architecture has no use for: check "
                     "architectures in config.json"
                 )
 
@@ -269,9 +273,11 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
 
     Raises:
       ModelFormatError: the folder does not hold the tensors that `cfg` requires, or a weight is not finite.
+      ConfigError: the weights are larger than the memory.
     """
     folder, dtype = SafetensorsFolder(path), jnp.dtype(cfg.param_dtype)
     folder.check(cfg)
+    check_capacity(param_specs(cfg), shardings, cfg.param_dtype, from_folder=True)
     hf_params_of = hf_params(cfg)
 
     def read_tensor(name: str, param: HfParam, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:

@@ -6,9 +6,12 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax import foreign
+from selfreward_jax.config.errors import brief
+from selfreward_jax.llm import worker_process
 from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
 from selfreward_jax.llm.tokenizer import Piece, SentencePiece, Tokenizer, TokenizerJson
+from selfreward_jax.telemetry.escape import escape
 
 # The files of a folder's tokenizer. A run that starts from a folder stores a copy of them.
 TOKENIZER_FILES = (
@@ -37,6 +40,8 @@ def read_chat(folder: epath.Path) -> Chat:
         for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
     vocab_size = config.get("vocab_size", tokenizer.vocab_size)
+    if type(vocab_size) is not int:
+        raise ModelFormatError(f"{folder / 'config.json'}: vocab_size is {brief(vocab_size)}; it must be an integer")
     if tokenizer.vocab_size > vocab_size:
         raise ModelFormatError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding {vocab_size} rows: give a folder "
@@ -52,7 +57,7 @@ def read_chat(folder: epath.Path) -> Chat:
             token = token_of.get(ids[0]) if ids else None
         if token is not None and (not isinstance(token, str) or token not in tokenizer.special_tokens):
             raise ModelFormatError(
-                f"{folder}: {name}_token {token!r} of tokenizer_config.json is not a special token of the tokenizer"
+                f"{folder}: {name}_token {brief(token)} of tokenizer_config.json is no special token of the tokenizer"
             )
         bos_eos[name] = token
     stop_ids = {*_id_list(generation_config.get("eos_token_id")), *_id_list(config.get("eos_token_id"))}
@@ -69,13 +74,15 @@ def _read_tokenizer(folder: epath.Path) -> Tokenizer:
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path := folder / name).exists():
             try:
+                data = foreign.read_bytes(path, foreign.MAX_TOKENIZER)
                 if name == "tokenizer.json":
-                    return TokenizerJson(foreign.read_text(path, foreign.MAX_TOKENIZER))
-                return SentencePiece(foreign.read_bytes(path, foreign.MAX_TOKENIZER))
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelFormatError(
-                    f"{path} cannot be read ({' '.join(str(error).split())}): download it again"
-                ) from None
+                    worker_process.try_tokenizer("json", data)
+                    return TokenizerJson(data.decode())
+                worker_process.try_tokenizer("sentencepiece", data)
+                return SentencePiece(data)
+            except (OSError, ValueError) as error:
+                reason = escape(" ".join(str(error).split()))[:500]
+                raise ModelFormatError(f"{path} cannot be read ({reason}): download it again") from None
     raise ModelFormatError(
         f"{folder} has no tokenizer.json and no tokenizer.model: give a folder that holds a tokenizer"
     )
@@ -99,7 +106,13 @@ def _read_template(folder: epath.Path, tokenizer_config: dict[str, Any]) -> str 
             raise ModelFormatError(f"{path} cannot be read ({error}): it must be a text file") from None
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):  # several templates, by name
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
+        defaults = [t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = defaults[-1] if defaults else None
+    if not isinstance(template, str | None):
+        raise ModelFormatError(
+            f"{folder / 'tokenizer_config.json'}: chat_template is {brief(template)}; it must be a text, or a list of "
+            "named texts"
+        )
     return template
 
 

@@ -7,11 +7,14 @@ may add one where the text continues other text. So `encode` has an argument for
 import io
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import sentencepiece as spm
 import tokenizers
+
+from selfreward_jax.config import InputError
+from selfreward_jax.telemetry.escape import escape
 
 # Special tokens of models trained here. SentencePiece never produces them from text, so no user or model can write one.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -38,6 +41,22 @@ class Tokenizer(Protocol):
         ...
 
 
+class TokenizerError(InputError, ValueError):
+    """A tokenizer's library cannot read its file, or fails on a text or on ids; the message gives the reason."""
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a function of a tokenizer's library. Raises TokenizerError where it fails, in whatever way."""
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        # A panic of a Rust library is no Exception, and its type has no public name.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = escape(" ".join(str(error).split()))[:200]
+        raise TokenizerError(f"the tokenizer fails ({reason}): give a model with another tokenizer") from None
+
+
 class Piece(NamedTuple):
     """A piece of a SentencePiece vocabulary; kind: normal, control, byte or unknown."""
 
@@ -47,27 +66,33 @@ class Piece(NamedTuple):
 
 
 class SentencePiece:
-    """A SentencePiece model held in memory."""
+    """A SentencePiece model held in memory.
+
+    Raises:
+      TokenizerError: the bytes are no such model.
+    """
 
     _ANCHOR = "\n"  # no piece holds a line break together with other characters
 
     def __init__(self, model: bytes) -> None:
         self.model = model
-        self._sp = spm.SentencePieceProcessor(model_proto=model)
+        self._sp = _call(spm.SentencePieceProcessor, model_proto=model)
         self.vocab_size = self._sp.vocab_size()
         ids = range(self.vocab_size)
-        self.special_tokens = {self._sp.id_to_piece(i): i for i in ids if self._sp.is_control(i)}
-        self._anchor = self._sp.encode(self._ANCHOR)
+        self.special_tokens = {_call(self._sp.id_to_piece, i): i for i in ids if self._sp.is_control(i)}
+        self._anchor = _call(self._sp.encode, self._ANCHOR)
 
     def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
         if preceded_by != "text":
-            return self._sp.encode(text)
-        return self._sp.encode(self._ANCHOR + text)[len(self._anchor) :]
+            return _call(self._sp.encode, text)
+        return _call(self._sp.encode, self._ANCHOR + text)[len(self._anchor) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
-        return self._sp.decode([int(i) for i in ids if not self._sp.is_control(int(i))])
+        # An embedding may have more rows than the tokenizer has ids.
+        known = [int(i) for i in ids if i < self.vocab_size]
+        return _call(self._sp.decode, [i for i in known if not self._sp.is_control(i)])
 
     def pieces(self) -> list[Piece]:
         """The vocabulary, by id."""
@@ -81,37 +106,51 @@ class TokenizerJson:
     """A Hugging Face tokenizer.json. Its added tokens are the special tokens: plain text never becomes one.
 
     Raises:
-      ValueError: the text is not a readable tokenizer.json.
+      TokenizerError: the text is not a readable tokenizer.json.
     """
 
     def __init__(self, text: str) -> None:
-        spec = _check_spec(json.loads(text))
+        spec = _check_spec(_call(json.loads, text))
+        self._full = _call(tokenizers.Tokenizer.from_str, text)
+        self._full.no_padding()
+        self._full.no_truncation()
+        # The library may give a token another id than its file: that of the vocabulary.
+        contents = [t["content"] for t in spec.get("added_tokens") or []]
+        ids = {content: self._full.token_to_id(content) for content in contents}
+        self.special_tokens = {content: i for content, i in ids.items() if content and i is not None}
         # Without its added tokens, a tokenizer cannot match one in a text.
         plain = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        try:
-            self.special_tokens = {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
-            self._full = tokenizers.Tokenizer.from_str(text)
-            self._by_preceding = {
-                "nothing": tokenizers.Tokenizer.from_str(json.dumps(plain)),
-                "control": tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(plain, ("first",)))),
-                "text": tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(plain, ("first", "always")))),
-            }
-        except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(str(error)) from None
-        self.vocab_size = 1 + max(self._full.get_vocab(with_added_tokens=True).values())
+        specs = {"nothing": plain}
+        specs["control"] = _without_prefix(plain, ("first",))
+        specs["text"] = _without_prefix(plain, ("first", "always"))
+        self._by_preceding: dict[str, tokenizers.Tokenizer] = {}
+        for name, changed in specs.items():
+            same = next((other for other in self._by_preceding if specs[other] == changed), None)
+            self._by_preceding[name] = self._by_preceding[same] if same else _from_spec(changed)
+        self.vocab_size = 1 + max(self._full.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not self.vocab_size:
+            raise TokenizerError("it has no tokens")
 
     def encode(self, text: str, preceded_by: PrecededBy = "control") -> list[int]:
         """Ids of plain text."""
-        return self._by_preceding[preceded_by].encode(text, add_special_tokens=False).ids
+        return _call(self._by_preceding[preceded_by].encode, text, add_special_tokens=False).ids
+
+    def encode_as_stored(self, text: str) -> list[int]:
+        """Ids of a text as other programs make them: with the special tokens in it, and those put around it."""
+        return _call(self._full.encode, text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
-        return self._full.decode([int(i) for i in ids], skip_special_tokens=True)
+        return _call(self._full.decode, [int(i) for i in ids], skip_special_tokens=True)
+
+
+def _from_spec(spec: dict[str, Any]) -> tokenizers.Tokenizer:
+    return _call(tokenizers.Tokenizer.from_str, json.dumps(spec))
 
 
 def _check_spec(spec: Any) -> dict[str, Any]:
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-        raise ValueError("it is not a JSON object with a model")
+        raise TokenizerError("it is not a JSON object with a model")
     return spec
 
 

@@ -1,7 +1,6 @@
 """What a run would do: the steps done and to do, rows, memory and time."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import llama, lora
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.memory.models import known_config
+from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.report import estimates, run_state, time_report
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import Run
@@ -120,14 +120,6 @@ def _state_bytes(run: Run, vocab_size: int) -> tuple[int, list[str]]:
         room,
         "activations are not included; `selfreward-jax fits` compiles the programs for a TPU slice",
     ]
-
-
-def device_memory() -> tuple[int, str]:
-    """Bytes of a device of this machine (0 if they are not known), and its kind."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices()), "cpu"
-    return (device.memory_stats() or {}).get("bytes_limit", 0), device.device_kind
 
 
 def _bytes(tree: Any) -> int:

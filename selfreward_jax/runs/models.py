@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import lora
+from selfreward_jax.llm.capacity import check_capacity
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
@@ -71,23 +72,37 @@ class ModelStore:
             raise ConfigError(str(error)) from None
 
     def check_divisible(self, pretrained: LlamaConfig | None) -> None:
-        """Raises ConfigError where a mesh does not divide the model, before there is a model.
+        """Raises ConfigError where a mesh does not divide the model or the devices cannot hold it, before there is one.
 
         Args:
-          pretrained: as in `build_model_config`. A vocabulary that is not trained yet counts as divisible.
+          pretrained: as in `build_model_config`. A vocabulary that is not trained yet counts as divisible and
+            small.
         """
         specs = param_specs(build_model_config(self.cfg, pretrained, self.mesh.size, self.platform))
-        self.shardings(specs)
-        self.shardings(specs, sampling=True)
+        from_folder = pretrained is not None
+        check_capacity(specs, self.shardings(specs), "float32", from_folder)
+        check_capacity(specs, self.shardings(specs, sampling=True), self.cfg.model.dtype, from_folder)
 
     def restore(self, path: epath.Path, specs: Any) -> Params:
-        """Float32 parameters of a checkpoint, sharded for training."""
-        return checkpoints.restore(path, abstract_params(specs, "float32"), self.shardings(specs))
+        """Float32 parameters of a checkpoint, sharded for training.
+
+        Raises:
+          ConfigError: they are larger than the memory.
+        """
+        shardings = self.shardings(specs)
+        check_capacity(specs, shardings, "float32", bool(self.cfg.model.init))
+        return checkpoints.restore(path, abstract_params(specs, "float32"), shardings)
 
     def init_params(self, make: Callable[[jax.Array], Params], specs: Any, name: str) -> Params:
-        """Fresh parameters `make(key)`, with a key of the seed and `name`. Each device makes its own shard."""
+        """Fresh parameters `make(key)`, with a key of the seed and `name`. Each device makes its own shard.
+
+        Raises:
+          ConfigError: they are larger than the memory.
+        """
+        shardings = self.shardings(specs)
+        check_capacity(specs, shardings, "float32")
         key_data = np.asarray(jax.random.key_data(self.files.stage_key(name, "init")))
-        return jax.jit(lambda: make(jax.random.wrap_key_data(key_data)), out_shardings=self.shardings(specs))()
+        return jax.jit(lambda: make(jax.random.wrap_key_data(key_data)), out_shardings=shardings)()
 
     def frozen_base(self) -> Params | None:
         """M0's parameters in the compute dtype, under the adapters; None without adapters."""

@@ -8,6 +8,7 @@ from selfreward_jax import storage
 from selfreward_jax.config import InputError
 from selfreward_jax.data import seed_sets
 from selfreward_jax.llm import chat, hub
+from selfreward_jax.llm.hf import SafetensorsFolder
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
@@ -42,6 +43,7 @@ def check_inputs(run: Run) -> None:
     if run.cfg.model.init and not storage.exists(run.workdir / "m0" / "manifest.json"):
         folder = hub.resolve_model_dir(run.cfg.model.init)
         pretrained, raw = read_config(folder)
+        SafetensorsFolder(folder).check(pretrained)
         run.models.check_divisible(pretrained)
         read_chat(folder)
         limit = raw.get("max_position_embeddings", run.cfg.model.max_length)

@@ -1,19 +1,14 @@
-"""Renders chat templates. Run as a program, it serves one request a line, and never uses much memory.
+"""Renders chat templates.
 
 A template is data that came with a model: it runs in Jinja's immutable sandbox. The sandbox does not bound its work, so
-`template_process.py` runs this file in a process that can be ended. Nothing but Jinja is imported here.
+`worker.py` renders in a process that can be ended.
 """
 
-import contextlib
-import json
-import resource
-import sys
 from typing import Any
 
 import jinja2
 import jinja2.sandbox
 
-MAX_MEMORY = 1 << 30  # bytes of the process
 MAX_CHARACTERS = 4_000_000  # of a rendered text
 
 
@@ -42,18 +37,3 @@ def render(template: str, values: dict[str, Any]) -> str:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"it writes {len(text):,} characters, more than {MAX_CHARACTERS:,}")
     return text
-
-
-def _serve() -> None:
-    with contextlib.suppress(ValueError, OSError):  # not every system has this limit
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    for line in sys.stdin:
-        try:
-            reply = {"text": render(**json.loads(line))}
-        except ValueError as error:
-            reply = {"fault": str(error)[:1000]}
-        print(json.dumps(reply), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()
