@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Of LlamaConfig: vocab_size, dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim.
+# Of DecoderConfig: vocab_size, dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim.
 SHAPES = {
     "tiny": (768, 96, 3, 4, 2, 32, 240),  # of the toy world
     "6.5m": (4096, 256, 6, 8, 4, 32, 688),

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from selfreward_jax import config
 from selfreward_jax.config import validate
-from selfreward_jax.llm.llama import is_param_spec, param_specs, parameter_count
+from selfreward_jax.llm.parameters import is_param_spec, param_specs, parameter_count
 from selfreward_jax.memory.models import KNOWN_MODELS
 from selfreward_jax.train.logprobs import MAX_LOGITS
 

@@ -20,8 +20,10 @@ from absl import app, flags
 from etils import epath
 
 from selfreward_jax.llm import hf
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import read_config, write_config
-from selfreward_jax.llm.llama import Llama, LlamaConfig, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 
@@ -74,8 +76,8 @@ def main(argv: list[str]) -> None:
 def write_and_read() -> None:
     """Writes a random model, and loads it in a new process."""
     D = _DIM.value
-    cfg = LlamaConfig(32_000, D, _LAYERS.value, D // 64, D // 128, 64, 4 * D, tie_embeddings=False)
-    params = Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    cfg = DecoderConfig(32_000, D, _LAYERS.value, D // 64, D // 128, 64, 4 * D, tie_embeddings=False)
+    params = Decoder(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
     with tempfile.TemporaryDirectory() as folder:
         (epath.Path(folder) / "config.json").write_text(json.dumps(write_config(cfg, None, "float32")))
         hf.save(epath.Path(folder), cfg, params, "float32", shard_bytes=2e8)

@@ -14,8 +14,10 @@ from benchmarks.side_by_side import serve
 from selfreward_jax import config
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import write_config
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, init_params, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params, init_params, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
@@ -38,9 +40,9 @@ class TokenIdChat:
         return ""
 
 
-def model(shape: str, dtype: str) -> tuple[LlamaConfig, Params]:
+def model(shape: str, dtype: str) -> tuple[DecoderConfig, Params]:
     """Random weights of a shape, float32."""
-    cfg = LlamaConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
+    cfg = DecoderConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
     return cfg, jax.jit(lambda key: init_params(key, param_specs(cfg), jnp.float32))(jax.random.key(0))
 
 
@@ -85,7 +87,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
     c.update_from_flattened_dict(
         {"dpo.batch_size": len(pairs), "dpo.replay_weight": 0.0, "dpo.nll_weight": 0.0, "dpo.epochs": 1e6}
     )
-    mesh, net = make_mesh(), Llama(cfg)
+    mesh, net = make_mesh(), Decoder(cfg)
     c.optimizer.name = "adamw"
     optimizer = trainer.make_optimizer(c.optimizer)
     shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import config, main
 from selfreward_jax.cli import program
-from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params, ParamSpec, param_specs
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,10 +118,10 @@ def finished_run(once) -> Path:
 
 @pytest.fixture(scope="session")
 def random_params() -> Callable[..., Params]:
-    """A function from a LlamaConfig to parameters in which nothing is 0 or 1: a scale or a bias that still has its
+    """A function from a DecoderConfig to parameters in which nothing is 0 or 1: a scale or a bias that still has its
     initial value would hide its own omission."""
 
-    def make(cfg: LlamaConfig, seed: int = 0) -> Params:
+    def make(cfg: DecoderConfig, seed: int = 0) -> Params:
         rng = np.random.default_rng(seed)
 
         def one(path, w):

@@ -1,6 +1,6 @@
 """Options of models of two layers that differ in all that families differ in."""
 
-from selfreward_jax.llm.llama import LayerKind
+from selfreward_jax.llm.model_config import LayerKind
 from selfreward_jax.llm.rotary import Yarn
 
 # One layer with a window of 3 tokens and one that sees everything, each with its own rotary base.

@@ -18,7 +18,7 @@ from selfreward_jax.cli import export, generate
 from selfreward_jax.config import default_config
 from selfreward_jax.config.overrides import override
 from selfreward_jax.llm.chat import Chat, builtin_template
-from selfreward_jax.llm.llama import Llama
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import templates
@@ -441,7 +441,7 @@ def test_logprobs_are_those_of_the_dpo_loss(model):
     responses = [("Apple and pear.", "Plum."), ("Drum, flute, violin.", "I do not know any, sorry."), ("", "a b c")]
     sides = [tuple(loaded.chat.example(p, r) for r in two) for p, two in zip(PROMPTS, responses, strict=True)]
     pairs = [dpo.Pair(*two) for two in sides]
-    expected = dpo.reference_logprobs(Llama(loaded.cfg), loaded.params, pairs, 2, loaded.mesh)
+    expected = dpo.reference_logprobs(Decoder(loaded.cfg), loaded.params, pairs, 2, loaded.mesh)
     for side in (0, 1):
         actual = model.logprobs(PROMPTS, [two[side] for two in responses])
         np.testing.assert_allclose(actual, expected[:, side], rtol=1e-4, atol=1e-3)
@@ -457,7 +457,7 @@ def test_logits_are_the_models(model):
     ids = np.array([example.ids, example.ids[::-1]])
     logits = model.logits(ids.tolist())
     assert (logits.dtype, logits.shape) == (np.float32, (*ids.shape, model.loaded.cfg.vocab_size))
-    expected = jax.jit(Llama(model.loaded.cfg).apply)({"params": model.loaded.params}, ids)
+    expected = jax.jit(Decoder(model.loaded.cfg).apply)({"params": model.loaded.params}, ids)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     logprobs = np.asarray(jax.nn.log_softmax(logits[0]))
     total = sum(logprobs[t - 1, example.ids[t]] for t in range(len(prompt), len(example.ids)))

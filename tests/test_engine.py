@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.llm.chat import Chat, builtin_template
-from selfreward_jax.llm.llama import LlamaConfig
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling import batching, sampler
@@ -31,7 +31,7 @@ class Letters:
 
 
 CHAT = Chat(Letters(), builtin_template("control"), BOS, EOS, [1])
-CFG = LlamaConfig(
+CFG = DecoderConfig(
     vocab_size=13, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, tie_embeddings=False
 )
 PARAMS = SamplingParams(num_samples=2, temperature=1.0, top_p=0.95, max_new_tokens=8)

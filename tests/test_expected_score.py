@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from selfreward_jax.llm.chat import Chat, builtin_template
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.tokenizer import BOS, EOS, SentencePiece, train_sentencepiece
 from selfreward_jax.method.expected_score import expected_scores
 from selfreward_jax.parallel.mesh import make_mesh
@@ -19,7 +20,7 @@ TEXTS = [f"Judge this. Good reasons, bad reasons: {n}.\nScore: {n} Choice: {c}" 
 @pytest.fixture(scope="module")
 def engine(random_params):
     chat = Chat(SentencePiece(train_sentencepiece(TEXTS, 80, False)), builtin_template("control"), BOS, EOS)
-    cfg = LlamaConfig(
+    cfg = DecoderConfig(
         vocab_size=chat.tokenizer.vocab_size, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24
     )
     return Engine(cfg, random_params(cfg), chat, make_mesh(), max_concurrent=2, max_length=128)
@@ -29,7 +30,7 @@ def by_hand(engine, prompt, texts, values):
     """The weighted mean from the full forward pass: the first id by which the texts differ, of each of them."""
     ids = [engine.chat.example(prompt, text).ids for text in texts]
     prefix_len = next(i for i in range(99) if len({tuple(x[: i + 1]) for x in ids}) > 1)
-    forward = jax.jit(lambda p, x: Llama(engine.cfg).apply({"params": p}, x))
+    forward = jax.jit(lambda p, x: Decoder(engine.cfg).apply({"params": p}, x))
     logits = np.asarray(forward(engine.params, np.array([ids[0][:prefix_len]])), np.float64)[0, -1]
     weights = np.exp([logits[x[prefix_len]] for x in ids])
     return float(weights @ np.array(values) / weights.sum())

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from selfreward_jax import main
 from selfreward_jax.cli import chat, explain, export, generate
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_tokenizer import read_chat, sentencepiece_json, write_tokenizer
-from selfreward_jax.llm.llama import Llama
 from selfreward_jax.llm.tokenizer import SentencePiece, TokenizerJson, train_sentencepiece
 from selfreward_jax.runs.loading import load_model
 
@@ -45,7 +45,7 @@ def test_the_exported_model_equals_the_model(both):
     assert theirs.chat.prompt_ids(PROMPT) == ids
     assert theirs.chat.stop_ids == ours.chat.stop_ids
     assert theirs.chat.example(PROMPT, "Sure, Hanna!") == ours.chat.example(PROMPT, "Sure, Hanna!")
-    logits = [jax.jit(Llama(m.cfg).apply)({"params": m.params}, np.array([ids])) for m in both]
+    logits = [jax.jit(Decoder(m.cfg).apply)({"params": m.params}, np.array([ids])) for m in both]
     np.testing.assert_array_equal(*logits)
 
 
@@ -86,7 +86,7 @@ def test_it_loads_in_transformers_with_equal_logits_and_ids(both, exported):
     assert ids == ours.chat.prompt_ids(PROMPT)
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(Llama(ours.cfg).apply({"params": ours.params}, np.array([ids]))[0], logits, atol=1e-4)
+    np.testing.assert_allclose(Decoder(ours.cfg).apply({"params": ours.params}, np.array([ids]))[0], logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_model_of_a_workdir_continues_raw_text(finished_run, tmp_path):
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
     model = load_model(str(finished_run), "m0")
     ids = model.chat.encode_prefix("Among the birds are")
-    forward = jax.jit(lambda params, tokens: Llama(model.cfg).apply({"params": params}, tokens))
+    forward = jax.jit(lambda params, tokens: Decoder(model.cfg).apply({"params": params}, tokens))
     for sampled in row["responses"][0]["ids"]:
         tokens = np.pad(ids, (0, 32 - len(ids)))[None]  # the padding comes after the last token
         assert sampled == int(forward(model.params, tokens)[0, len(ids) - 1].argmax())

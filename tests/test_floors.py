@@ -153,7 +153,7 @@ def test_the_house_is_small_enough_to_walk_through():
         ("parallel/x.py", "from jax._src import distributed", {"jax._src.distributed"}),
         ("parallel/x.py", "from .mesh import make_mesh\nimport jax", set()),
         ("train/x.py", "from selfreward_jax.sampling import engine", {"selfreward_jax.sampling.engine"}),
-        ("train/x.py", "from selfreward_jax.llm.llama import Llama\nimport jax", set()),
+        ("train/x.py", "from selfreward_jax.llm.decoder import Decoder\nimport jax", set()),
     ],
 )
 def test_the_rule_sees_what_it_forbids(path, source, wrong):

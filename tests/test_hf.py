@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.attention import KVSegment
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config, write_config
-from selfreward_jax.llm.llama import Llama, param_specs
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 
@@ -40,7 +41,7 @@ def model(request, tmp_path_factory):
 
 @partial(jax.jit, static_argnums=0)
 def forward(cfg, params, tokens):
-    return Llama(cfg).apply({"params": params}, tokens)
+    return Decoder(cfg).apply({"params": params}, tokens)
 
 
 def test_the_full_forward_equals_transformers(model):
@@ -56,16 +57,16 @@ def test_the_full_forward_equals_transformers(model):
 def prefill(cfg, params, tokens, positions, segments):
     """Logits, keys and values of padded prompts."""
     inputs = {"positions_BT": positions, "segment_ids_BT": segments}
-    hidden, kv = Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
-    return Llama(cfg).apply({"params": params}, hidden, method="unembed"), kv
+    hidden, kv = Decoder(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
+    return Decoder(cfg).apply({"params": params}, hidden, method="unembed"), kv
 
 
 @partial(jax.jit, static_argnums=0)
 def decode_token(cfg, params, tokens, positions, k, v, mask, key_positions):
     """Logits, keys and values of one token in each row, which attends to the slots of the mask."""
     inputs = {"positions_BT": positions, "past": [KVSegment(k, v, mask, key_positions)]}
-    hidden, kv = Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
-    return Llama(cfg).apply({"params": params}, hidden, method="unembed"), kv
+    hidden, kv = Decoder(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
+    return Decoder(cfg).apply({"params": params}, hidden, method="unembed"), kv
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -163,7 +164,7 @@ import jax, numpy as np
 from etils import epath
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.hf_config import read_config
-from selfreward_jax.llm.llama import param_specs
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from selfreward_jax.cli import program
-from selfreward_jax.llm.llama import Llama
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.train import logprobs as token_scores
 
@@ -77,7 +77,7 @@ def evaluated(model, tasks, **options):
 
 @partial(jax.jit, static_argnames="cfg")
 def forward(cfg, params, tokens):
-    model = Llama(cfg)
+    model = Decoder(cfg)
     return token_scores.token_logprobs(model, params, tokens), model.apply({"params": params}, tokens).argmax(-1)
 
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.train import logprobs
 
-CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
+CFG = DecoderConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 TOKENS = np.random.default_rng(2).integers(0, 29, (3, 8)).astype(np.int32)
 TARGET = np.array([[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0]], np.float32)
 
@@ -19,7 +20,7 @@ PROBS = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float
 
 
 class Bigram:
-    """The part of `Llama` that losses use; a "hidden state" is a row of unnormalised logits."""
+    """The part of `Decoder` that losses use; a "hidden state" is a row of unnormalised logits."""
 
     cfg = SimpleNamespace(vocab_size=3, dtype="float32", logit_scale=1.0, logit_softcap=None)
 
@@ -57,12 +58,12 @@ def test_sft_loss_is_the_mean_over_targets_not_over_rows():
 
 def test_token_logprobs_are_the_log_softmax_of_the_models_logits(random_params):
     params = random_params(CFG)
-    logits = np.asarray(jax.jit(lambda p: Llama(CFG).apply({"params": p}, TOKENS))(params), np.float64)
+    logits = np.asarray(jax.jit(lambda p: Decoder(CFG).apply({"params": p}, TOKENS))(params), np.float64)
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = np.zeros(TOKENS.shape)
     for b, t in np.ndindex(3, 7):
         expected[b, t + 1] = np.log(probs[b, t, TOKENS[b, t + 1]])
-    got = jax.jit(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(params)
+    got = jax.jit(lambda p: logprobs.token_logprobs(Decoder(CFG), p, TOKENS))(params)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_chunked_logprobs_equal_unchunked_ones_in_values_and_gradients(random_pa
 
     def run():
         def loss(p):
-            each = logprobs.sequence_logprobs(Llama(CFG), p, TOKENS, TARGET)
+            each = logprobs.sequence_logprobs(Decoder(CFG), p, TOKENS, TARGET)
             return each @ jnp.array([1.0, -2.0, 0.5]), each
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -84,15 +85,15 @@ def test_chunked_logprobs_equal_unchunked_ones_in_values_and_gradients(random_pa
 
 def test_chunks_hold_no_more_logits_than_allowed(random_params, monkeypatch):
     monkeypatch.setattr(logprobs, "MAX_LOGITS", 2 * 3 * 29)
-    program = jax.make_jaxpr(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(random_params(CFG))
+    program = jax.make_jaxpr(lambda p: logprobs.token_logprobs(Decoder(CFG), p, TOKENS))(random_params(CFG))
     assert "f32[3,2,29]" in str(program)
     assert "f32[3,7,29]" not in str(program)
 
 
 def test_dropout_acts_only_with_a_key(random_params):
     cfg, params = replace(CFG, dropout=0.5), random_params(CFG)
-    run = jax.jit(lambda p, key: logprobs.token_logprobs(Llama(cfg), p, TOKENS, key=key))
-    without = jax.jit(lambda p: logprobs.token_logprobs(Llama(CFG), p, TOKENS))(params)
+    run = jax.jit(lambda p, key: logprobs.token_logprobs(Decoder(cfg), p, TOKENS, key=key))
+    without = jax.jit(lambda p: logprobs.token_logprobs(Decoder(CFG), p, TOKENS))(params)
     np.testing.assert_array_equal(run(params, None), without)
     one, again, other = (np.asarray(run(params, jax.random.key(i))) for i in (1, 1, 2))
     np.testing.assert_array_equal(one, again)

@@ -22,9 +22,11 @@ from test_trainer import PAIRS, TEXTS, dpo_settings
 from selfreward_jax import config
 from selfreward_jax.cli import export
 from selfreward_jax.config.validate import validate
-from selfreward_jax.llm import hf, llama, lora, peft
+from selfreward_jax.llm import hf, lora, peft
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import write_config
-from selfreward_jax.llm.llama import MATRICES, Llama, LlamaConfig
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import MATRICES, init_params, is_param_spec, param_specs, parameter_count
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.runs.run import open_run
@@ -32,7 +34,7 @@ from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.stages import training
 from selfreward_jax.train import dpo, sft, trainer
 
-BARE = LlamaConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=24)
+BARE = DecoderConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=24)
 CFG = replace(BARE, lora_rank=3, lora_alpha=7.0, lora_targets=tuple(MATRICES))
 SUBSET = replace(CFG, lora_rank=2, lora_targets=("wq", "wo"), scan_layers=True)
 TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
@@ -40,7 +42,7 @@ TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
 
 @partial(jax.jit, static_argnums=0)
 def logits(cfg, params, tokens=TOKENS):
-    return Llama(cfg).apply({"params": params}, tokens)
+    return Decoder(cfg).apply({"params": params}, tokens)
 
 
 def split(cfg, params):
@@ -58,9 +60,7 @@ def test_the_merged_model_is_the_model(cfg, random_params):
     params = random_params(cfg)
     merged = lora.merge(cfg, params)
     bare = replace(cfg, lora_rank=0)
-    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
-        lambda w: w.shape, llama.param_specs(bare), is_leaf=llama.is_param_spec
-    )
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(lambda w: w.shape, param_specs(bare), is_leaf=is_param_spec)
     expected = logits(cfg, params)
     np.testing.assert_allclose(logits(bare, merged), expected, atol=1e-5 * np.abs(expected).max())
     # And every adapter matters.
@@ -79,7 +79,7 @@ def test_a_matrix_is_merged_as_in_the_paper(random_params):
 
 
 def test_new_adapters_change_nothing():
-    params = jax.jit(lambda: llama.init_params(jax.random.key(0), llama.param_specs(CFG), "float32"))()
+    params = jax.jit(lambda: init_params(jax.random.key(0), param_specs(CFG), "float32"))()
     frozen, fresh = split(CFG, params)
     for name in CFG.lora_targets:
         np.testing.assert_array_equal(fresh["layers"][f"{name}_b"], 0)
@@ -91,11 +91,11 @@ def test_new_adapters_change_nothing():
 def test_the_number_of_trainable_parameters_by_hand():
     # Of a layer, with 4 x 6 = 24 query and 2 x 6 = 12 key columns: wq, wk, wv, wo, w_gate, w_up, w_down.
     sides = [16 + 24, 16 + 12, 16 + 12, 24 + 16, 16 + 24, 16 + 24, 24 + 16]
-    assert llama.parameter_count(lora.trainable_specs(CFG)) == 2 * 3 * sum(sides)
-    assert llama.parameter_count(lora.trainable_specs(SUBSET)) == 2 * 2 * (40 + 40)
-    full, base = (llama.parameter_count(llama.param_specs(c)) for c in (CFG, BARE))
-    assert full - base == llama.parameter_count(lora.trainable_specs(CFG))
-    assert llama.parameter_count(lora.trainable_specs(BARE)) == base  # without adapters, all weights are trained
+    assert parameter_count(lora.trainable_specs(CFG)) == 2 * 3 * sum(sides)
+    assert parameter_count(lora.trainable_specs(SUBSET)) == 2 * 2 * (40 + 40)
+    full, base = (parameter_count(param_specs(c)) for c in (CFG, BARE))
+    assert full - base == parameter_count(lora.trainable_specs(CFG))
+    assert parameter_count(lora.trainable_specs(BARE)) == base  # without adapters, all weights are trained
 
 
 def test_combine_inverts_the_split(random_params):
@@ -201,14 +201,14 @@ def test_only_the_adapters_get_a_gradient_and_it_follows_from_that_of_the_matrix
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=4, grad_accum_steps=2)
     batch = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())[1](0)
     before = jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen)
-    state, metrics = stepped(CFG, frozen, adapters, sft.loss_fn(Llama(CFG)), batch)
+    state, metrics = stepped(CFG, frozen, adapters, sft.loss_fn(Decoder(CFG)), batch)
     assert jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen) == before
     assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
     actual = jax.tree.map(np.subtract, adapters, state.params)["layers"]
 
     # Of the merged model, all of whose weights are trained, a matrix has the gradient G; A has s G B^T, B has s A^T G.
     merged = lora.merge(CFG, lora.combine(frozen, adapters))
-    other, same = stepped(BARE, None, merged, sft.loss_fn(Llama(BARE)), batch)
+    other, same = stepped(BARE, None, merged, sft.loss_fn(Decoder(BARE)), batch)
     np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
     gradient = jax.tree.map(np.subtract, merged, other.params)["layers"]
     for name, inputs in MATRICES.items():
@@ -227,7 +227,7 @@ def test_only_the_adapters_get_a_gradient_and_it_follows_from_that_of_the_matrix
 
 def test_the_first_dpo_loss_with_adapters_is_log_2(random_params):
     params = random_params(SUBSET)
-    model, settings = Llama(SUBSET), dpo_settings(replay_weight=0.0)
+    model, settings = Decoder(SUBSET), dpo_settings(replay_weight=0.0)
     reference = dpo.reference_logprobs(model, params, PAIRS, 4, make_mesh())
     batch = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), SUBSET)[1](0)
     _, metrics = stepped(SUBSET, *split(SUBSET, params), dpo.loss_fn(model, settings), batch)
@@ -330,7 +330,7 @@ def test_m2_starts_from_m1s_adapters_with_m1_as_the_reference(lora_run, workdir,
     assert int(given["state"].step) == 0
 
     arrays = {name: x[0] for name, x in given["batch"]["arrays"].items()}
-    model, params = Llama(lora_run.models.model_config()), lora_run.models.load_params("m1")
+    model, params = Decoder(lora_run.models.model_config()), lora_run.models.load_params("m1")
     logprobs = jax.jit(partial(dpo.pair_logprobs, model))(params, arrays)
     np.testing.assert_allclose(arrays["reference"], logprobs, rtol=1e-4)
 
@@ -352,7 +352,7 @@ def test_merging_does_not_donate_its_argument(workdir):
     run = open_run(str(workdir))
     run.cfg.lora.rank = run.cfg.model.dim  # a factor as large as a matrix, whose memory a result could reuse
     declared = lora.adapter_specs(run.models.model_config(adapters=True))
-    trained = run.models.init_params(lambda key: llama.init_params(key, declared, "float32"), declared, "m1")
+    trained = run.models.init_params(lambda key: init_params(key, declared, "float32"), declared, "m1")
     run.models.merge_lora(trained)
     assert not any(x.is_deleted() for x in jax.tree.leaves(trained))
 

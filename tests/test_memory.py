@@ -13,7 +13,7 @@ from conftest import ROOT, assert_mentions, ended
 from selfreward_jax import config
 from selfreward_jax.cli import fits
 from selfreward_jax.llm.hf_config import write_config
-from selfreward_jax.llm.llama import param_specs, parameter_count
+from selfreward_jax.llm.parameters import param_specs, parameter_count
 from selfreward_jax.memory import collectives, models
 from selfreward_jax.memory.programs import NAMES, DecodeShape, decode_shapes, programs
 from selfreward_jax.parallel.mesh import make_mesh

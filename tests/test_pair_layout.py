@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.train import dpo, logprobs
 from selfreward_jax.train.batches import padded_batch
 
-CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+CFG = DecoderConfig(vocab_size=29, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
 
 def pair(prompt, chosen, rejected):
@@ -62,7 +63,7 @@ def by_side(model, params, pairs):
 )
 def test_shared_prompts_give_the_same_logprobs_and_gradients(option, random_params):
     cfg = replace(CFG, **option)
-    model, params = Llama(cfg), random_params(cfg)
+    model, params = Decoder(cfg), random_params(cfg)
     weights = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
 
     def graded(logprobs_of):
@@ -95,13 +96,13 @@ def test_shared_prompts_give_the_same_logprobs_and_gradients(option, random_para
 def test_reference_logprobs_equal_those_of_each_side(random_params):
     params = random_params(CFG)
     assert dpo.choose_layout(PAIRS, CFG).max_shared
-    actual = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 3, make_mesh())
-    expected = jax.jit(lambda p: by_side(Llama(CFG), p, PAIRS))(params)
+    actual = dpo.reference_logprobs(Decoder(CFG), params, PAIRS, 3, make_mesh())
+    expected = jax.jit(lambda p: by_side(Decoder(CFG), p, PAIRS))(params)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_sides_are_independent(random_params):
-    params, model = random_params(CFG), Llama(CFG)
+    params, model = random_params(CFG), Decoder(CFG)
     layout = dpo.choose_layout(PAIRS, CFG)
     arrays = dpo.pair_arrays(PAIRS, layout)
     other = arrays | {"rejected_tokens": (arrays["rejected_tokens"] + 5) % 29}

@@ -21,8 +21,10 @@ from test_pair_layout import random_pairs
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
-from selfreward_jax.llm import llama, lora
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm import lora
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import MATRICES, abstract_params, param_specs
 from selfreward_jax.parallel.arrays import fetch, put, reshard
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding, param_shardings, replicated
@@ -63,8 +65,8 @@ def errors():
 
 def random_weights(cfg, mesh, table=TRAINING, seed=0):
     """Random weights in which no vector is all zeros or ones."""
-    declared, rng = llama.param_specs(cfg), np.random.default_rng(seed)
-    shapes = llama.abstract_params(declared, "float32")
+    declared, rng = param_specs(cfg), np.random.default_rng(seed)
+    shapes = abstract_params(declared, "float32")
     params = jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), shapes)
     return jax.tree.map(put, params, param_shardings(declared, mesh, table))
 
@@ -136,7 +138,7 @@ def put_and_fetch_are_inverse():
 def weights_are_resharded_for_sampling_and_back_with_the_same_bits():
     for mesh, tensor in ((make_mesh(fsdp=4), 4), (make_mesh(fsdp=2, tensor=2, replicas=2), 0)):
         other = sampling_mesh(mesh, tensor)
-        declared = llama.param_specs(CFG)
+        declared = param_specs(CFG)
         training, sampling = param_shardings(declared, mesh), param_shardings(declared, other, SAMPLING)
         params = random_weights(CFG, mesh)
         resharded = reshard(params, sampling)
@@ -155,7 +157,7 @@ def weights_are_resharded_for_sampling_and_back_with_the_same_bits():
 
 def test_reshard_copies_nothing_where_nothing_changes():
     mesh = one_device()
-    declared = llama.param_specs(CFG)
+    declared = param_specs(CFG)
     sampling = param_shardings(declared, sampling_mesh(mesh), SAMPLING)
     params = random_weights(CFG, mesh)
     assert same_arrays(reshard(params, sampling), params)
@@ -168,7 +170,7 @@ def test_reshard_copies_nothing_where_nothing_changes():
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 # The largest activations that devices could exchange, 16 rows of 256 logits, are smaller than a quarter of any matrix.
-BIG = LlamaConfig(vocab_size=256, dim=256, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32, mlp_dim=512)
+BIG = DecoderConfig(vocab_size=256, dim=256, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32, mlp_dim=512)
 COLLECTIVE = re.compile(
     r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast)(?:-start)?\("
@@ -200,7 +202,7 @@ def test_collective_sizes_of_a_program():
 def decoded(scan, mesh, sampling):
     """The compiled decode program, with weights sharded for sampling or for training; its samples; and the shapes of a
     device's shards of the cache, before and after."""
-    cfg = LlamaConfig(**vars(BIG) | {"scan_layers": scan})
+    cfg = DecoderConfig(**vars(BIG) | {"scan_layers": scan})
     params = random_weights(cfg, mesh, SAMPLING if sampling else TRAINING)
     rng = np.random.default_rng(1)
     tokens, lengths = rng.integers(0, 256, (8, 16)).astype(np.int32), rng.integers(3, 16, 8).astype(np.int32)
@@ -230,8 +232,8 @@ def sampling_on_eight(scan):
 
 def sizes_of_weights():
     """Elements of one layer of every matrix, and of the embedding."""
-    declared = llama.param_specs(BIG)
-    layer = {name: math.prod(declared["layers"][name].shape[1:]) for name in llama.MATRICES}
+    declared = param_specs(BIG)
+    layer = {name: math.prod(declared["layers"][name].shape[1:]) for name in MATRICES}
     return layer | {"embed": math.prod(declared["embed"].shape)}
 
 
@@ -267,7 +269,7 @@ def samples_on_eight_devices_equal_those_of_one():
 
 # --- training ------------------------------------------------------------------------------------------------------
 
-TINY = LlamaConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+TINY = DecoderConfig(vocab_size=30, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
 
 PAIRS_OF = {"dpo": PAIRS, "dpo of shared prompts": random_pairs(*[(12 + i, 9 - i, 3 + i % 4) for i in range(9)])}
@@ -275,8 +277,8 @@ PAIRS_OF = {"dpo": PAIRS, "dpo of shared prompts": random_pairs(*[(12 + i, 9 - i
 
 def train_step(loss, mesh, grad_accum_steps=1, **options):
     """Metrics of a step, and the gradient: SGD with rate 1 moves the parameters by it."""
-    cfg = LlamaConfig(**vars(TINY) | options)
-    model, params, frozen = Llama(cfg), random_weights(cfg, mesh), None
+    cfg = DecoderConfig(**vars(TINY) | options)
+    model, params, frozen = Decoder(cfg), random_weights(cfg, mesh), None
     if loss in PAIRS_OF:
         pairs = PAIRS_OF[loss]
         settings = dpo_settings(grad_accum_steps=grad_accum_steps, batch_size=8, replay_batch_size=8)
@@ -332,7 +334,7 @@ def reference_logprobs_are_the_same_on_eight_devices():
     assert dpo.choose_layout(PAIRS_OF["dpo of shared prompts"], TINY).max_shared
     for pairs in PAIRS_OF.values():
         actual, expected = (
-            dpo.reference_logprobs(Llama(TINY), random_weights(TINY, mesh), pairs, 4, mesh)
+            dpo.reference_logprobs(Decoder(TINY), random_weights(TINY, mesh), pairs, 4, mesh)
             for mesh in (eight(), one_device())
         )
         np.testing.assert_allclose(actual, expected, atol=1e-4)

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from selfreward_jax import config
-from selfreward_jax.llm import llama
-from selfreward_jax.llm.llama import LlamaConfig
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import is_param_spec, param_specs
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.run import make_run
@@ -75,7 +75,7 @@ def test_a_mesh_axis_may_span_several_sides_of_a_slice(sizes, slices, shape):
 
 # --- sharding ------------------------------------------------------------------------------------------------------
 
-CFG = LlamaConfig(
+CFG = DecoderConfig(
     vocab_size=24,
     dim=16,
     num_layers=2,
@@ -116,12 +116,12 @@ PARTS = {  # of a device: in training with fsdp 2 and tensor 2, in sampling with
 
 @pytest.mark.parametrize(("table", "sizes"), [(TRAINING, (1, 2, 2, 2)), (SAMPLING, (1, 2, 1, 4))])
 def test_weights_are_sharded_as_in_the_tables(table, sizes):
-    declared = llama.param_specs(CFG)
+    declared = param_specs(CFG)
     shardings = param_shardings(declared, AbstractMesh(sizes, AXES), table)
     actual = {
         path[-1].key: s.shard_shape(w.shape)
         for (path, w), s in zip(
-            jax.tree_util.tree_leaves_with_path(declared, is_leaf=llama.is_param_spec),
+            jax.tree_util.tree_leaves_with_path(declared, is_leaf=is_param_spec),
             jax.tree.leaves(shardings),
             strict=True,
         )
@@ -149,6 +149,6 @@ def test_weights_are_sharded_as_in_the_tables(table, sizes):
     ],
 )
 def test_a_mesh_that_does_not_divide_the_model_is_refused(changed, table, sizes, message):
-    cfg = LlamaConfig(**vars(CFG) | changed)
+    cfg = DecoderConfig(**vars(CFG) | changed)
     with pytest.raises(ValueError, match=message):
-        param_shardings(llama.param_specs(cfg), AbstractMesh(sizes, AXES), table)
+        param_shardings(param_specs(cfg), AbstractMesh(sizes, AXES), table)

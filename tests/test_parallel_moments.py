@@ -9,8 +9,8 @@ import pytest
 from test_parallel import TINY, assert_close, one_device, random_weights
 from test_trainer import ADAMW, TEXTS
 
-from selfreward_jax.llm import llama
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import sft, trainer
 
@@ -21,16 +21,16 @@ def moments(state):
 
 def two_steps(offload=False, **changed):
     """The state after two updates of a small model."""
-    cfg, mesh = LlamaConfig(**vars(TINY) | {"num_layers": 1}), one_device()
+    cfg, mesh = DecoderConfig(**vars(TINY) | {"num_layers": 1}), one_device()
     params = random_weights(cfg, mesh)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
-    of_params = param_shardings(llama.param_specs(cfg), mesh)
+    of_params = param_shardings(params.param_specs(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, params, of_params, mesh, offload)
     initial = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
     state = jax.jit(initial, out_shardings=shardings)(params)
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=4, grad_accum_steps=1)
     batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1]
-    update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
+    update = trainer.make_update(sft.loss_fn(Decoder(cfg)), optimizer, shardings, mesh)
     for step in range(2):
         state, _ = update(state, batch_at(step), jax.random.key(0), rate=1e-2)
     return state

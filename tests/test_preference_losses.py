@@ -17,8 +17,9 @@ from selfreward_jax import config
 from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import read_config
-from selfreward_jax.llm.llama import Llama, param_specs
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import dpo
@@ -189,10 +190,10 @@ def run(tiny, tmp_path, **changed):
     settings = {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "dpo_weight": 1.0, "nll_weight": 0.0}
     settings |= {"replay_weight": 0.0, "epochs": 1, "batch_size": len(pairs), "grad_accum_steps": 1} | changed
     settings = SimpleNamespace(**settings)
-    logprobs = dpo.reference_logprobs(Llama(cfg), reference, pairs, 2, make_mesh())
+    logprobs = dpo.reference_logprobs(Decoder(cfg), reference, pairs, 2, make_mesh())
     batch = dpo.make_batch_fn(pairs, logprobs, [], settings, 0, make_mesh(), cfg)[1](0)
     batch = jax.tree.map(lambda x: x[0], batch["arrays"]) | batch["totals"]
-    loss_fn = jax.value_and_grad(dpo.loss_fn(Llama(cfg), settings), has_aux=True)
+    loss_fn = jax.value_and_grad(dpo.loss_fn(Decoder(cfg), settings), has_aux=True)
     (loss, metrics), grads = jax.jit(loss_fn)(policy, batch, jax.random.key(0))
     hf.save(epath.Path(tmp_path), cfg, grads, "float32")
     return float(loss), metrics, load_file(tmp_path / "model.safetensors")

@@ -13,12 +13,13 @@ from families import GEMMA, OLMO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.sampling import sampler
 from selfreward_jax.sampling.top_p import sample_token as draw_token
 from selfreward_jax.train import logprobs
 
-CFG = LlamaConfig(
+CFG = DecoderConfig(
     vocab_size=23, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, tie_embeddings=False
 )
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5, 8, 9, 7, 9], [3]]
@@ -47,12 +48,12 @@ def draw(params, prompts, keys, cfg=CFG, width=W, **draw_params):
 
 @partial(jax.jit, static_argnums=0)
 def full_logprobs(cfg, params, tokens):
-    return logprobs.token_logprobs(Llama(cfg), params, tokens)
+    return logprobs.token_logprobs(Decoder(cfg), params, tokens)
 
 
 @partial(jax.jit, static_argnums=0)
 def full_logits(cfg, params, tokens):
-    return Llama(cfg).apply({"params": params}, tokens)
+    return Decoder(cfg).apply({"params": params}, tokens)
 
 
 @pytest.mark.parametrize(

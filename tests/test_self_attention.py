@@ -12,9 +12,10 @@ import pytest
 from families import GEMMA, OLMO
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-from selfreward_jax.llm import llama
 from selfreward_jax.llm.attention import KVSegment
-from selfreward_jax.llm.llama import Llama, LlamaConfig
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import abstract_params, param_specs
 from selfreward_jax.llm.self_attention import attention, resolve_impl, self_attention, self_mask, to_cache_layout
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.mesh import make_mesh
@@ -187,7 +188,7 @@ def test_auto_depends_on_platform_and_dtype(attention_impl, platform, dtype, exp
 
 # --- in a model ----------------------------------------------------------------------------------------------------
 
-CFG = LlamaConfig(vocab_size=48, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+CFG = DecoderConfig(vocab_size=48, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 ROWS = 4
 
 
@@ -201,14 +202,14 @@ def model_inputs():
 
 def logits_and_gradients(cfg, mesh, packed):
     """Logits and gradients on a mesh; the weights do not depend on it."""
-    declared = llama.param_specs(cfg)
+    declared = param_specs(cfg)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract_params(declared, "float32"))
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), abstract_params(declared, "float32"))
     params = jax.tree.map(put, params, param_shardings(declared, mesh))
     tokens, more = jax.tree.map(lambda x: put(x, batch_sharding(mesh, 2)), model_inputs())
 
     def loss(params):
-        logits = Llama(cfg).apply({"params": params}, tokens, **(more if packed else {}))
+        logits = Decoder(cfg).apply({"params": params}, tokens, **(more if packed else {}))
         return jnp.mean(jax.nn.log_softmax(logits)[..., 5]), logits
 
     with jax.set_mesh(mesh):
@@ -217,15 +218,15 @@ def logits_and_gradients(cfg, mesh, packed):
 
 def prefix_shared(cfg, mesh):
     """Log-probs and gradients of pairs of texts after shared prompts, as in a DPO step."""
-    declared = llama.param_specs(cfg)
+    declared = param_specs(cfg)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), llama.abstract_params(declared, "float32"))
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype("f"), abstract_params(declared, "float32"))
     params = jax.tree.map(put, params, param_shardings(declared, mesh))
     prompts, texts = (rng.integers(0, 48, shape).astype(np.int32) for shape in ((ROWS, 11), (2 * ROWS, 7)))
     arrays = [put(x, batch_sharding(mesh, x.ndim)) for x in (prompts, np.array([11, 3, 1, 8], np.int32), texts)]
 
     def loss(params):
-        logprobs = prefix_shared_logprobs(Llama(cfg), params, *arrays)
+        logprobs = prefix_shared_logprobs(Decoder(cfg), params, *arrays)
         return jnp.mean(logprobs * jnp.cos(jnp.arange(7.0))), logprobs
 
     with jax.set_mesh(mesh):
@@ -238,12 +239,15 @@ def on_eight_devices():
     one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=2, tensor=2)
     assert dict(eight.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
     for packed, options in ((False, OLMO), (True, GEMMA | {"scan_layers": True, "remat": "full"})):
-        cfg = LlamaConfig(**vars(CFG) | options)
+        cfg = DecoderConfig(**vars(CFG) | options)
         expected = logits_and_gradients(cfg, one, packed)
-        actual = logits_and_gradients(LlamaConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
+        actual = logits_and_gradients(DecoderConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), actual, expected)
         assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(expected))
-    expected, actual = prefix_shared(CFG, one), prefix_shared(LlamaConfig(**vars(CFG) | {"attention": "splash"}), eight)
+    expected, actual = (
+        prefix_shared(CFG, one),
+        prefix_shared(DecoderConfig(**vars(CFG) | {"attention": "splash"}), eight),
+    )
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), actual, expected)
 
 

@@ -13,13 +13,15 @@ from conftest import on_eight_devices
 from etils import epath
 
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, LlamaConfig, param_specs
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import param_shardings, replicated
 from selfreward_jax.train import checkpoints, dpo, logprobs, sft, trainer
 
-CFG = LlamaConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
+CFG = DecoderConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 ADAMW = SimpleNamespace(
     name="adamw", b1=0.9, b2=0.98, weight_decay=0.1, grad_clip_norm=1.0, muon_rms=0.2, moment_dtype="float32"
 )
@@ -66,7 +68,7 @@ def test_accumulation_changes_only_rounding_for_sft(random_params):
         steps, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
         batch = batch_at(steps - 1)  # the last, which is padded with empty rows: microbatches differ in their targets
         assert batch["arrays"]["tokens"].shape == (grad_accum_steps, 16 // grad_accum_steps, 32)
-        after.append(one_step(CFG, params, optax.sgd(1.0), sft.loss_fn(Llama(CFG)), batch))
+        after.append(one_step(CFG, params, optax.sgd(1.0), sft.loss_fn(Decoder(CFG)), batch))
     assert_close((after[0][0].params, after[0][1]), (after[1][0].params, after[1][1]), 1e-5)
     target = batch["arrays"]["target"]
     assert len(set(np.asarray(target).sum((1, 2)).tolist())) > 1
@@ -85,7 +87,7 @@ def dpo_step(random_params):
     """The parameters, and a function (reference, grad_accum_steps, step) -> batch, next state, metrics."""
     params, optimizer = random_params(CFG), optax.sgd(1.0)
     shardings = start(CFG, params, optimizer)[1]
-    update = trainer.make_update(dpo.loss_fn(Llama(CFG), dpo_settings()), optimizer, shardings, make_mesh())
+    update = trainer.make_update(dpo.loss_fn(Decoder(CFG), dpo_settings()), optimizer, shardings, make_mesh())
 
     def run(reference, grad_accum_steps, step):
         settings = dpo_settings(grad_accum_steps=grad_accum_steps)
@@ -107,7 +109,7 @@ def test_accumulation_changes_only_rounding_for_dpo(dpo_step):
 def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_step):
     params, run = dpo_step
     # A reference batch that divides neither the pairs nor the training batch.
-    reference = dpo.reference_logprobs(Llama(CFG), params, PAIRS, 5, make_mesh())
+    reference = dpo.reference_logprobs(Decoder(CFG), params, PAIRS, 5, make_mesh())
     batch, _, metrics = run(reference, 1, 1)
     metrics = {name: float(x) for name, x in metrics.items()}
     assert metrics["dpo"] == pytest.approx(math.log(2), abs=1e-6)
@@ -116,7 +118,7 @@ def test_the_first_dpo_loss_is_log_2_and_the_total_is_its_weighted_parts(dpo_ste
 
     arrays = jax.device_get(batch["arrays"])
     tokens, target = arrays["chosen_tokens"][0], arrays["chosen_target"][0]
-    chosen = np.asarray(jax.jit(lambda p: logprobs.sequence_logprobs(Llama(CFG), p, tokens, target))(params))
+    chosen = np.asarray(jax.jit(lambda p: logprobs.sequence_logprobs(Decoder(CFG), p, tokens, target))(params))
     assert metrics["chosen_logprob"] == pytest.approx(chosen.mean(), rel=1e-5)
     assert metrics["nll"] == pytest.approx(-(chosen / target.sum(-1)).mean(), rel=1e-5)
 
@@ -186,14 +188,14 @@ def test_schedule_warms_up_from_0_and_decays_to_the_end():
 
 
 def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_matrix(random_params):
-    cfg = LlamaConfig(
+    cfg = DecoderConfig(
         **vars(CFG) | {"qk_norm": "head", "attention_bias": True, "tie_embeddings": False, "num_layers": 2}
     )
     params = random_params(cfg)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=1)
     _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
-    state, _ = one_step(cfg, params, optimizer, sft.loss_fn(Llama(cfg)), batch_at(0))
+    state, _ = one_step(cfg, params, optimizer, sft.loss_fn(Decoder(cfg)), batch_at(0))
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params)
     for path, delta in jax.tree_util.tree_leaves_with_path(moved):
         assert np.isfinite(delta).all(), path
@@ -216,14 +218,14 @@ class Killed(Exception):
 
 
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(random_params, tmp_path):
-    cfg = LlamaConfig(**vars(CFG) | {"dropout": 0.1})  # so that the keys of the steps matter too
+    cfg = DecoderConfig(**vars(CFG) | {"dropout": 0.1})  # so that the keys of the steps matter too
     params, mesh, key = random_params(cfg), make_mesh(), jax.random.key(4)
     settings = SimpleNamespace(epochs=4, seq_len=32, batch_size=4, grad_accum_steps=2)
     steps = 7
     _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)
     optimizer, rate = trainer.make_optimizer(ADAMW), trainer.make_schedule(steps, 1e-2, 1e-3, 2)
     initial, shardings = start(cfg, params, optimizer)
-    update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
+    update = trainer.make_update(sft.loss_fn(Decoder(cfg)), optimizer, shardings, mesh)
     path = epath.Path(tmp_path) / "steps"
 
     def fit(state, batch_at, log):
@@ -359,14 +361,16 @@ from types import SimpleNamespace
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_trainer import ADAMW, TEXTS
-from selfreward_jax.llm.llama import Llama, LlamaConfig, param_specs
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import sft, trainer
 
 assert jax.device_count() == 8
-cfg = LlamaConfig(vocab_size=30, dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
-params = jax.jit(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
+cfg = DecoderConfig(vocab_size=30, dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+params = jax.jit(lambda: Decoder(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
 params = jax.tree.map(np.asarray, params)
 optimizer = trainer.make_optimizer(ADAMW)
 
@@ -376,7 +380,7 @@ def run(mesh):
     state = jax.jit(initial, out_shardings=shardings)(params)
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=2)
     batch = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1](0)
-    update = trainer.make_update(sft.loss_fn(Llama(cfg)), optimizer, shardings, mesh)
+    update = trainer.make_update(sft.loss_fn(Decoder(cfg)), optimizer, shardings, mesh)
     state, metrics = update(state, batch, jax.random.key(0), rate=1e-3)
     jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, shardings)
     return state, metrics

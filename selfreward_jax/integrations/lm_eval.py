@@ -19,8 +19,10 @@ from tqdm import tqdm
 from selfreward_jax import foreign
 from selfreward_jax.llm import hub
 from selfreward_jax.llm.chat import Chat, render
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import read_json_object
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params
 from selfreward_jax.llm.tokenizer import TokenizerJson
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, round_up
 from selfreward_jax.runs.loading import load_model
@@ -43,9 +45,9 @@ _NO_OP_SETTINGS = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": 0}  # wit
 
 
 @partial(jax.jit, static_argnames="cfg")
-def score_tokens(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def score_tokens(cfg: DecoderConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs_and_greedy` as one jitted program."""
-    return token_logprobs_and_greedy(Llama(cfg), params, tokens_BT)
+    return token_logprobs_and_greedy(Decoder(cfg), params, tokens_BT)
 
 
 class TokenIdEngine(Engine):

@@ -1,4 +1,4 @@
-"""Attention over segments of keys and values, with grouped query heads. Array suffixes: the table in llama.py."""
+"""Attention over segments of keys and values, with grouped query heads. Array suffixes: the table in decoder.py."""
 
 import math
 from collections.abc import Sequence

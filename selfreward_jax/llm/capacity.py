@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax.config import ConfigError
-from selfreward_jax.llm.llama import ParamSpec, is_param_spec, parameter_count
+from selfreward_jax.llm.parameters import ParamSpec, is_param_spec, parameter_count
 from selfreward_jax.parallel.device_memory import device_memory
 
 # What decides the size of a dimension: a setting, and a field of a model folder's config.json.

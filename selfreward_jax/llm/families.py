@@ -1,6 +1,6 @@
 """The families of models that are read from Hugging Face folders: in which fields each differs from Llama.
 
-A family says what its config.json means. The decoder knows no family, only the options of `LlamaConfig`.
+A family says what its config.json means. The decoder knows no family, only the options of `DecoderConfig`.
 """
 
 import math
@@ -25,7 +25,7 @@ class Family(NamedTuple):
     """What differs from Llama.
 
     defaults: values of fields that are missing from config.json.
-    options: from the fields of config.json to options of `LlamaConfig`.
+    options: from the fields of config.json to options of `DecoderConfig`.
     has_window: whether layer i (from 0) has the sliding window, if config.json has no `layer_types`.
     local_theta: the field with the rotary base of layers with a window. Their frequencies are not scaled. "": they
       rotate as the other layers.

@@ -1,4 +1,4 @@
-"""A Hugging Face folder <-> (LlamaConfig, params). Only safetensors: one file, or shards with an index.
+"""A Hugging Face folder <-> (DecoderConfig, params). Only safetensors: one file, or shards with an index.
 
 Parameters here are stacked over layers and split by head. A folder stores one matrix [out, in] for each layer. One
 table maps one to the other. Loading reads, for each device, only the bytes of that device's shard.
@@ -25,7 +25,8 @@ from selfreward_jax import foreign, storage
 from selfreward_jax.config.errors import brief
 from selfreward_jax.llm.capacity import check_capacity
 from selfreward_jax.llm.hf_config import ModelFormatError
-from selfreward_jax.llm.llama import LlamaConfig, Params, ParamSpec, is_param_spec, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params, ParamSpec, is_param_spec, param_specs
 from selfreward_jax.parallel.arrays import fetch
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -75,7 +76,7 @@ HF_PARAM_MAP = {
 }
 
 
-def hf_params(cfg: LlamaConfig) -> dict[str, HfParam]:
+def hf_params(cfg: DecoderConfig) -> dict[str, HfParam]:
     """Where each parameter of this model is stored."""
     params = dict(HF_PARAM_MAP)
     if cfg.post_norm:  # "behind attention" is then meant literally
@@ -110,7 +111,7 @@ def hf_shape(param: HfParam, shape: tuple[int, ...]) -> tuple[int, ...]:
     return param.rows or math.prod(shape[param.inputs :]), math.prod(shape[: param.inputs])
 
 
-def expected_tensors(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def expected_tensors(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the folder of this model holds, by the tensor's name."""
     shapes, params = {}, hf_params(cfg)
     for name, layer, spec in _iter_specs(cfg):
@@ -119,7 +120,7 @@ def expected_tensors(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _iter_specs(cfg: LlamaConfig) -> Iterator[tuple[str, int | None, ParamSpec]]:
+def _iter_specs(cfg: DecoderConfig) -> Iterator[tuple[str, int | None, ParamSpec]]:
     """The name, layer index (None outside layers) and declaration of each stored tensor."""
     for name, specs in param_specs(cfg).items():
         if name == "layers":
@@ -192,7 +193,7 @@ class SafetensorsFolder:
         except (OSError, safetensors.SafetensorError) as error:
             raise ModelFormatError(f"{path} is damaged ({ascii(str(error))[:200]}): download it again") from None
 
-    def check(self, cfg: LlamaConfig) -> None:
+    def check(self, cfg: DecoderConfig) -> None:
         """Compares names, shapes and dtypes with those that `cfg` requires.
 
         Raises:
@@ -239,7 +240,7 @@ class SafetensorsFolder:
             return part.reshape([b - a for a, b in bounds])
 
 
-def _canonical(tensors: dict[str, StoredTensor], cfg: LlamaConfig) -> dict[str, StoredTensor]:
+def _canonical(tensors: dict[str, StoredTensor], cfg: DecoderConfig) -> dict[str, StoredTensor]:
     """The tensors under the names of a text model. Other parts of a model, such as one that sees images, are left out.
     A head that is stored in place of the embedding it is tied to serves as the embedding."""
     for prefix in ("language_model.model.", "model.language_model.", ""):
@@ -265,7 +266,7 @@ def _flat(bounds: list[tuple[int, int]], shape: tuple[int, ...]) -> slice:
     return slice(start * rest, stop * rest)
 
 
-def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
+def load(path: epath.Path, cfg: DecoderConfig, shardings: Any) -> Params:
     """Reads the weights of a folder into `shardings`, as `cfg.param_dtype`.
 
     Each device's shard is read separately, one layer at a time. So host memory holds one layer's tensor in addition to
@@ -306,7 +307,7 @@ def load(path: epath.Path, cfg: LlamaConfig, shardings: Any) -> Params:
     return params
 
 
-def _check_finite(path: epath.Path, cfg: LlamaConfig, params: Params) -> None:
+def _check_finite(path: epath.Path, cfg: DecoderConfig, params: Params) -> None:
     # Test the largest magnitude, which keeps NaN. This needs no boolean array as large as the weights.
     max_abs = jax.jit(lambda p: jax.tree.map(lambda x: jnp.abs(x).max(tuple(range(1, x.ndim))), p))
     finite = jax.tree.map(np.isfinite, fetch(max_abs(params)))
@@ -336,7 +337,7 @@ def write_safetensors(path: epath.Path, tensors: dict[str, np.ndarray]) -> None:
         os.chmod(path, mode)
 
 
-def save(path: epath.Path, cfg: LlamaConfig, params: Params, dtype: str, shard_bytes: float = 5e9) -> None:
+def save(path: epath.Path, cfg: DecoderConfig, params: Params, dtype: str, shard_bytes: float = 5e9) -> None:
     """Writes the weights into the existing folder `path`: one file, or shards of at most `shard_bytes` and an index.
 
     Raises:

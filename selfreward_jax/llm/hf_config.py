@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder <-> LlamaConfig.
+"""config.json of a Hugging Face folder <-> DecoderConfig.
 
 Both forms are read: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers 4, vLLM, llama.cpp), and
 `rope_parameters` + `dtype` (transformers 5). A written config.json holds both.
@@ -14,7 +14,7 @@ from selfreward_jax import foreign
 from selfreward_jax.config import InputError
 from selfreward_jax.config.errors import brief
 from selfreward_jax.llm.families import DEFAULTS, FAMILIES, Family, Json
-from selfreward_jax.llm.llama import LayerKind, LlamaConfig
+from selfreward_jax.llm.model_config import DecoderConfig, LayerKind
 from selfreward_jax.llm.rotary import RopeScaling, Yarn
 
 
@@ -74,7 +74,7 @@ def read_json_object(path: epath.Path) -> Json:
     return value
 
 
-def read_config(folder: epath.Path) -> tuple[LlamaConfig, Json]:
+def read_config(folder: epath.Path) -> tuple[DecoderConfig, Json]:
     """The model's shapes and options, with its stored dtype as `param_dtype`; and config.json, unchanged but that of a
     model with further parts only the text part is left.
 
@@ -117,7 +117,7 @@ def _text_part(raw: Json) -> Json:
     return defaults | outer | text | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
 
 
-def _parse(raw: Json) -> LlamaConfig:
+def _parse(raw: Json) -> DecoderConfig:
     architecture = architecture_of(raw)
     family = FAMILIES[architecture]
     c = DEFAULTS | family.defaults | {k: v for k, v in raw.items() if v is not None or k in _NULLABLE}
@@ -137,7 +137,7 @@ def _parse(raw: Json) -> LlamaConfig:
     shares = {p.get("partial_rotary_factor", 1.0) for p in (c, *_rope_parameters(c).values())} - {1.0}
     first, *others = dict.fromkeys(kinds)
     try:
-        return LlamaConfig(
+        return DecoderConfig(
             vocab_size=c["vocab_size"],
             dim=c["hidden_size"],
             num_layers=c["num_hidden_layers"],
@@ -277,7 +277,7 @@ def stored_dtype(c: Json) -> str:
     return dtype
 
 
-def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **overrides: Any) -> Json:
+def write_config(cfg: DecoderConfig, raw: Json | None, dtype: str, **overrides: Any) -> Json:
     """config.json in both forms.
 
     Args:
@@ -311,7 +311,7 @@ def write_config(cfg: LlamaConfig, raw: Json | None, dtype: str, **overrides: An
     return (raw or defaults) | _rope_fields(cfg, raw) | {"torch_dtype": dtype, "dtype": dtype, **overrides}
 
 
-def _rope_fields(cfg: LlamaConfig, raw: Json | None) -> Json:
+def _rope_fields(cfg: DecoderConfig, raw: Json | None) -> Json:
     """The fields of rotary positions, as readers of both forms need them. Those that only one form has stay as they
     came."""
     scaling = cfg.rope_scaling

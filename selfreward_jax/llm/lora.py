@@ -9,15 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.llm.llama import MATRICES, LlamaConfig, Params, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import MATRICES, Params, param_specs
 
 
-def adapter_specs(cfg: LlamaConfig) -> dict[str, Any]:
+def adapter_specs(cfg: DecoderConfig) -> dict[str, Any]:
     """The parameter declarations of the adapters alone."""
     return {"layers": {name: w for name, w in param_specs(cfg)["layers"].items() if _is_adapter(name)}}
 
 
-def trainable_specs(cfg: LlamaConfig) -> dict[str, Any]:
+def trainable_specs(cfg: DecoderConfig) -> dict[str, Any]:
     """The parameter declarations of what training changes: the adapters, or all weights where there are none."""
     return adapter_specs(cfg) if cfg.lora_rank else param_specs(cfg)
 
@@ -33,7 +34,7 @@ def combine(frozen: Params | None, trained: Params) -> Params:
     return {**frozen, "layers": {**frozen["layers"], **trained["layers"]}}
 
 
-def merge(cfg: LlamaConfig, params: Params) -> Params:
+def merge(cfg: DecoderConfig, params: Params) -> Params:
     """The same model without adapters.
 
     Each adapter's product is added to its matrix in float32. The sum has the matrix's own dtype.

@@ -14,7 +14,8 @@ from etils import epath
 from selfreward_jax import storage
 from selfreward_jax.llm import hub
 from selfreward_jax.llm.hf import HF_PARAM_MAP, write_safetensors
-from selfreward_jax.llm.llama import LlamaConfig, Params
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -43,7 +44,7 @@ def base_model(init: str) -> BaseModel:
     return BaseModel(*hub.parse_name(init)) if init.startswith(hub.HUB_PREFIX) else BaseModel(init or None)
 
 
-def adapter_tensors(cfg: LlamaConfig, adapters: Params, dtype: str) -> dict[str, np.ndarray]:
+def adapter_tensors(cfg: DecoderConfig, adapters: Params, dtype: str) -> dict[str, np.ndarray]:
     """The factors of every adapted matrix as peft stores them, by peft's names.
 
     Args:
@@ -62,7 +63,7 @@ def adapter_tensors(cfg: LlamaConfig, adapters: Params, dtype: str) -> dict[str,
     return tensors
 
 
-def adapter_config(cfg: LlamaConfig, base: BaseModel) -> dict[str, Any]:
+def adapter_config(cfg: DecoderConfig, base: BaseModel) -> dict[str, Any]:
     """adapter_config.json: the fields that every version of peft knows."""
     alpha = cfg.lora_alpha
     return {
@@ -88,7 +89,7 @@ def adapter_config(cfg: LlamaConfig, base: BaseModel) -> dict[str, Any]:
     }
 
 
-def save(path: epath.Path, cfg: LlamaConfig, adapters: Params, dtype: str, base: BaseModel) -> None:
+def save(path: epath.Path, cfg: DecoderConfig, adapters: Params, dtype: str, base: BaseModel) -> None:
     """Writes the adapters and their configuration into the existing folder `path`.
 
     Raises:

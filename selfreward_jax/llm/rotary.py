@@ -1,6 +1,6 @@
 """Rotary position embeddings (RoFormer, arXiv 2104.09864) that rotate the two halves of a head as pairs.
 
-Array suffixes: the table in llama.py.
+Array suffixes: the table in decoder.py.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Causal attention of a text to itself and to earlier segments: one contract, an implementation for each platform.
 
-Array suffixes: the table in llama.py.
+Array suffixes: the table in decoder.py.
 
 name       runs on              stores scores [B, N, T, T]   note
 reference  anything             yes                          attention.attend; the others are tested against it

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import lora
-from selfreward_jax.llm.llama import Llama, LlamaConfig, abstract_params, param_specs
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import abstract_params, param_specs
 from selfreward_jax.parallel.arrays import reshard_fn
 from selfreward_jax.parallel.mesh import sampling_mesh
 from selfreward_jax.parallel.sharding import (
@@ -50,7 +52,7 @@ NAMES = ("sft", "dpo", "merge", "reshard", "prefill", "decode")
 
 
 def programs(
-    cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, pair_len: int, names: Sequence[str] = ()
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, pair_len: int, names: Sequence[str] = ()
 ) -> Iterator[Program]:
     """The device programs of a run.
 
@@ -94,8 +96,8 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def _model_config(
-    cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False
-) -> LlamaConfig:
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False
+) -> DecoderConfig:
     platform = mesh.devices.flat[0].platform
     return build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform, dropout, adapters)
 
@@ -103,7 +105,7 @@ def _model_config(
 class _Training(NamedTuple):
     """What training holds on the devices: its state, and the frozen weights under adapters."""
 
-    model: Llama
+    model: Decoder
     optimizer: Any
     shardings: Any
     state: trainer.TrainState
@@ -116,8 +118,8 @@ class _Training(NamedTuple):
         }
 
 
-def _training(cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, stage: str) -> _Training:
-    model = Llama(_model_config(cfg, pretrained, mesh, cfg[stage].dropout, adapters=True))
+def _training(cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, stage: str) -> _Training:
+    model = Decoder(_model_config(cfg, pretrained, mesh, cfg[stage].dropout, adapters=True))
     specs = lora.trainable_specs(model.cfg)
     optimizer = trainer.make_optimizer(cfg.optimizer)
     params, shardings = abstract_params(specs, "float32"), param_shardings(specs, mesh)
@@ -130,7 +132,7 @@ def _training(cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, stage
 
 
 def _training_program(
-    cfg: ConfigDict, pretrained: LlamaConfig | None, mesh: Mesh, stage: str, pair_len: int
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, stage: str, pair_len: int
 ) -> Program:
     """The update of a stage, as in stages/training.py."""
     settings, training = cfg[stage], _training(cfg, pretrained, mesh, stage)
@@ -232,7 +234,7 @@ def decode_shapes(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
 
 
 def _sampling_programs(
-    cfg: ConfigDict, pretrained: LlamaConfig | None, training_mesh: Mesh, names: Sequence[str]
+    cfg: ConfigDict, pretrained: DecoderConfig | None, training_mesh: Mesh, names: Sequence[str]
 ) -> Iterator[Program]:
     mesh = sampling_mesh(training_mesh, cfg.parallel.sampling_tensor)
     model, dtype = _model_config(cfg, pretrained, mesh), cfg.model.dtype
@@ -254,7 +256,9 @@ def _sampling_programs(
         yield _decode_program(cfg, model, mesh, params, resident)
 
 
-def _merge_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, trained: Any, resident: dict[str, int]) -> Program:
+def _merge_program(
+    cfg: ConfigDict, model: DecoderConfig, mesh: Mesh, trained: Any, resident: dict[str, int]
+) -> Program:
     """Adapters merged into the weights, on the mesh of training; `model` has the adapters."""
     adapters = _sharded_params(lora.trainable_specs(model), "float32", mesh)
     merge = jax.jit(
@@ -280,7 +284,9 @@ def _reshard_program(dtype: str, trained: Any, params: Any, resident: dict[str, 
     return Program("reshard", f"float32 to {dtype}, one by one", lowered, num_bytes, sum(resident.values()) + others)
 
 
-def _prefill_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, params: Any, resident: dict[str, int]) -> Program:
+def _prefill_program(
+    cfg: ConfigDict, model: DecoderConfig, mesh: Mesh, params: Any, resident: dict[str, int]
+) -> Program:
     """The largest prefill. It runs ahead, while the slots are full."""
     shapes = decode_shapes(cfg, mesh)
     R, S = max(
@@ -299,7 +305,9 @@ def _prefill_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, params: An
     return Program("prefill", f"{R} prompts of {S} tokens", lowered, num_bytes, resident_bytes)
 
 
-def _decode_program(cfg: ConfigDict, model: LlamaConfig, mesh: Mesh, params: Any, resident: dict[str, int]) -> Program:
+def _decode_program(
+    cfg: ConfigDict, model: DecoderConfig, mesh: Mesh, params: Any, resident: dict[str, int]
+) -> Program:
     """Decoding with the largest cache."""
     shape = _largest_shape(cfg, mesh)
     slots = _slots(model, shape, mesh)
@@ -317,7 +325,7 @@ def _largest_shape(cfg: ConfigDict, mesh: Mesh) -> DecodeShape:
     return max(decode_shapes(cfg, mesh), key=lambda shape: shape.cached_tokens)
 
 
-def _slots(model: LlamaConfig, shape: DecodeShape, mesh: Mesh) -> Any:
+def _slots(model: DecoderConfig, shape: DecodeShape, mesh: Mesh) -> Any:
     """Shapes of the sampler's state, with the shardings that the sampler gives it."""
     with jax.set_mesh(mesh):
         slots = jax.eval_shape(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax.config import ConfigError
-from selfreward_jax.llm import llama, lora
+from selfreward_jax.llm import lora
 from selfreward_jax.llm.hf_config import ModelFormatError
+from selfreward_jax.llm.parameters import abstract_params, param_specs, parameter_count
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.report import estimates, run_state, time_report
@@ -95,17 +96,17 @@ def _state_bytes(run: Run, vocab_size: int) -> tuple[int, list[str]]:
     c = run.cfg
     described = known_config(c), vocab_size, run.models.platform
     cfg, adapted = build_model_config(c, *described), build_model_config(c, *described, adapters=True)
-    specs, trained = llama.param_specs(cfg), llama.abstract_params(lora.trainable_specs(adapted), "float32")
+    specs, trained = param_specs(cfg), abstract_params(lora.trainable_specs(adapted), "float32")
     moments = jax.eval_shape(trainer.make_optimizer(c.optimizer).init, trained)
     itemsize = jnp.dtype(cfg.dtype).itemsize
-    count = llama.parameter_count(specs)
+    count = parameter_count(specs)
     frozen = count * itemsize if c.lora.rank else 0
     training = (2 * _bytes(trained) + _bytes(moments) + frozen) / (c.parallel.fsdp * c.parallel.tensor)
     tensor = c.parallel.sampling_tensor or c.parallel.tensor
     tokens = c.sampling.max_concurrent * c.model.max_length
     cache = tokens * cfg.num_layers * 2 * cfg.num_kv_heads * cfg.head_dim * itemsize
     sampling = count * itemsize / tensor + cache / run.models.sampling_mesh.size
-    adapters = f", of which adapters train {llama.parameter_count(lora.trainable_specs(adapted)):,}"
+    adapters = f", of which adapters train {parameter_count(lora.trainable_specs(adapted)):,}"
     lines = [
         f"parameters: {count:,}" + adapters * bool(c.lora.rank),
         f"each device holds {_size(training)} in training (parameters, gradients, moments) and {_size(sampling)} in "

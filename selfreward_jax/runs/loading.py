@@ -15,7 +15,8 @@ from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config, read_json_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import LlamaConfig, Params, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params, param_specs
 from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
@@ -28,7 +29,7 @@ class LoadedModel(NamedTuple):
     """A model with all that is needed to use it."""
 
     name: str  # such as "m3", or the name of the folder
-    cfg: LlamaConfig
+    cfg: DecoderConfig
     params: Params
     chat: Chat
     mesh: Mesh
@@ -182,7 +183,7 @@ def _load_folder(folder: epath.Path, mesh_from: Run | None) -> LoadedModel:
     )
 
 
-def _shardings(cfg: LlamaConfig, mesh: Mesh, rules: dict[str, str]) -> Any:
+def _shardings(cfg: DecoderConfig, mesh: Mesh, rules: dict[str, str]) -> Any:
     try:
         return param_shardings(param_specs(cfg), mesh, rules)
     except ValueError as error:

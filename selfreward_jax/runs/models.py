@@ -16,7 +16,8 @@ from selfreward_jax.llm.capacity import check_capacity
 from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import LlamaConfig, Params, abstract_params, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params, abstract_params, param_specs
 from selfreward_jax.llm.self_attention import resolve_impl
 from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import reshard
@@ -53,7 +54,7 @@ class ModelStore:
             self._chat = read_chat(self.files.path / "tokenizer")
         return self._chat
 
-    def model_config(self, dropout: float = 0.0, adapters: bool = False) -> LlamaConfig:
+    def model_config(self, dropout: float = 0.0, adapters: bool = False) -> DecoderConfig:
         """The model's configuration. With `adapters` it has those that lora.rank asks for: the model in training."""
         pretrained = read_config(self.files.path / "tokenizer")[0] if self.cfg.model.init else None
         vocab_size = 0 if pretrained else self.chat.tokenizer.vocab_size
@@ -71,7 +72,7 @@ class ModelStore:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def check_divisible(self, pretrained: LlamaConfig | None) -> None:
+    def check_divisible(self, pretrained: DecoderConfig | None) -> None:
         """Raises ConfigError where a mesh does not divide the model or the devices cannot hold it, before there is one.
 
         Args:
@@ -162,12 +163,12 @@ class ModelStore:
 
 def build_model_config(
     cfg: ConfigDict,
-    pretrained: LlamaConfig | None,
+    pretrained: DecoderConfig | None,
     vocab_size: int,
     platform: str,
     dropout: float = 0.0,
     adapters: bool = False,
-) -> LlamaConfig:
+) -> DecoderConfig:
     """The model's configuration for some settings.
 
     Args:
@@ -188,4 +189,4 @@ def build_model_config(
         return dataclasses.replace(pretrained, param_dtype="float32", **runtime)
     shapes = {k: v for k, v in c.items() if k not in ("init", "max_length", *runtime)}
     shapes["qk_norm"] = "head" if c.qk_norm else ""
-    return LlamaConfig(vocab_size=vocab_size, **shapes, **runtime)
+    return DecoderConfig(vocab_size=vocab_size, **shapes, **runtime)

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from selfreward_jax.config import InputError
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.llama import LlamaConfig, Params
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, replicated, round_up
 from selfreward_jax.sampling import batching, sampler
@@ -118,7 +119,7 @@ class Engine:
 
     def __init__(
         self,
-        cfg: LlamaConfig,
+        cfg: DecoderConfig,
         params: Params,
         chat: Chat,
         mesh: Mesh,
@@ -344,7 +345,7 @@ def stable_hash32(name: str) -> int:
 
 @partial(jax.jit, static_argnames="cfg")
 def _candidate_logprobs(
-    cfg: LlamaConfig,
+    cfg: DecoderConfig,
     params: Params,
     tokens: jax.Array,
     lengths: jax.Array,

@@ -23,11 +23,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import KVSegment
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, unstack_layers
+from selfreward_jax.llm.decoder import Decoder, unstack_layers
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 from selfreward_jax.sampling.top_p import sample_token
 
-# Keys and values of all layers, in the form that `Llama.hidden_states` returns.
+# Keys and values of all layers, in the form that `Decoder.hidden_states` returns.
 Cache = tuple[Any, Any]
 
 
@@ -69,7 +71,7 @@ class DrawParams(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("cfg", "num_slots", "num_samples", "prompt_len", "max_new_tokens"))
-def init_slots(cfg: LlamaConfig, num_slots: int, num_samples: int, prompt_len: int, max_new_tokens: int) -> Slots:
+def init_slots(cfg: DecoderConfig, num_slots: int, num_samples: int, prompt_len: int, max_new_tokens: int) -> Slots:
     """Empty slots for `num_slots` prompts of at most `prompt_len` tokens.
 
     Each slot has `num_samples` rows of at most `max_new_tokens` new tokens.
@@ -83,7 +85,7 @@ def init_slots(cfg: LlamaConfig, num_slots: int, num_samples: int, prompt_len: i
     return constrain_all(Slots(_init_cache(cfg, B, W), prompt, jnp.ones(P, jnp.int32), key_data, samples, done))
 
 
-def _init_cache(cfg: LlamaConfig, rows: int, length: int) -> Cache:
+def _init_cache(cfg: DecoderConfig, rows: int, length: int) -> Cache:
     """Keys [rows, K, H, length] and values [rows, K, length, H] of every layer, all zero."""
     K, H = cfg.num_kv_heads, cfg.head_dim
 
@@ -111,9 +113,9 @@ def partition_spec(ndim: int) -> PartitionSpec:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def read_prefix(cfg: LlamaConfig, params: Params, tokens_S: jax.Array) -> KVSegment:
+def read_prefix(cfg: DecoderConfig, params: Params, tokens_S: jax.Array) -> KVSegment:
     """Keys and values of a prefix that prompts share: one row, sharded over heads and otherwise replicated."""
-    _, kv = Llama(cfg).apply({"params": params}, tokens_S[None], method="hidden_states")
+    _, kv = Decoder(cfg).apply({"params": params}, tokens_S[None], method="hidden_states")
     k, v = jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 3), "tensor", None, None), kv)
     return KVSegment(k, v, jnp.ones((1, 1, tokens_S.shape[0]), bool), _arange_1S(tokens_S.shape[0]))
 
@@ -124,13 +126,13 @@ def _arange_1S(length: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames="cfg")
 def prefill(
-    cfg: LlamaConfig, params: Params, tokens_RS: jax.Array, lengths_R: jax.Array, prefix: KVSegment | None = None
+    cfg: DecoderConfig, params: Params, tokens_RS: jax.Array, lengths_R: jax.Array, prefix: KVSegment | None = None
 ) -> tuple[jax.Array, KVSegment]:
     """Prefills R prompts, padded on the right; with a prefix, the rest of each prompt after it.
 
     Returns the logits [R, V] of the token after each prompt, and the prompts' keys and values.
     """
-    model, (R, S) = Llama(cfg), tokens_RS.shape
+    model, (R, S) = Decoder(cfg), tokens_RS.shape
     positions_1S = _arange_1S(S) + (0 if prefix is None else prefix.mask.shape[-1])
     hidden, kv = model.apply(
         {"params": params},
@@ -193,7 +195,7 @@ def insert(
 
 @partial(jax.jit, static_argnames=("cfg", "stop_ids"), donate_argnames="slots")
 def decode(
-    cfg: LlamaConfig,
+    cfg: DecoderConfig,
     params: Params,
     slots: Slots,
     prefix: KVSegment | None,
@@ -212,7 +214,7 @@ def decode(
       min_free: at most P.
       stop_ids: ids that end a sample.
     """
-    model = Llama(cfg)
+    model = Decoder(cfg)
     B, W = slots.samples.tokens.shape
     P = slots.lengths_P.shape[0]
     prefix_len = 0 if prefix is None else prefix.mask.shape[-1]

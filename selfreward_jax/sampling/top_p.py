@@ -1,4 +1,4 @@
-"""Top-p (nucleus) sampling of a token without sorting the vocabulary. Array suffixes: the table in llm/llama.py."""
+"""Top-p (nucleus) sampling of a token without sorting the vocabulary. Array suffixes: the table in llm/decoder.py."""
 
 import jax
 import jax.numpy as jnp

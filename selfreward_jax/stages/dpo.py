@@ -7,7 +7,7 @@ import numpy as np
 
 from selfreward_jax import storage
 from selfreward_jax.llm import lora
-from selfreward_jax.llm.llama import Llama
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import previous_model, seed_examples
 from selfreward_jax.stages.early_stopping import EarlyStopping
@@ -28,7 +28,7 @@ def dpo(run: Run, model: str) -> None:
         Pair(example(row["prompt"], row["chosen"]), example(row["prompt"], row["rejected"]))
         for row in run.files.jsonl(model, "pairs").rows()
     ]
-    decoder = Llama(run.models.model_config(settings.dropout, adapters=True))
+    decoder = Decoder(run.models.model_config(settings.dropout, adapters=True))
     # The layout of the round before, so that slightly other lengths need no new compilation.
     known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layout")
     layout = choose_layout(pairs, decoder.cfg, known and PairLayout(*known))
@@ -57,7 +57,7 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
         models = run.models
         log_line(f"  {model} dpo: log-probs of {counted(len(pairs), 'pair')} under {previous_model(model)}")
         models.drop_engine()  # of an earlier stage
-        decoder = Llama(models.model_config(adapters=True))
+        decoder = Decoder(models.model_config(adapters=True))
         params = lora.combine(models.frozen_base(), models.load_trainable(previous_model(model)))
         logprobs = reference_logprobs(decoder, params, pairs, run.cfg.dpo.batch_size, models.mesh, layout)
         stored = {"owner": run.files.owner, "pairs": of_pairs}

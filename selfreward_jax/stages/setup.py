@@ -16,8 +16,9 @@ from selfreward_jax import foreign, storage
 from selfreward_jax.data import seed_sets
 from selfreward_jax.data.eft import build_eft, format_counts
 from selfreward_jax.llm import chat, hf, hub
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
-from selfreward_jax.llm.llama import Llama, Params, param_specs, parameter_count
+from selfreward_jax.llm.parameters import Params, param_specs, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import prompt_generation
 from selfreward_jax.method.rows import InstructionRow, JudgedRow, JudgeInput, RankedRow, Row
@@ -166,7 +167,7 @@ def pretrain(run: Run, model: str) -> None:
     texts = [row["text"] for row in run.files.jsonl("seed", "documents").rows()]
     seq_len, as_document = run.cfg.pretrain.seq_len, run.models.chat.document
     examples = [piece for text in texts for piece in chat.chunk_document(as_document(text), seq_len)]
-    decoder = Llama(run.models.model_config())
+    decoder = Decoder(run.models.model_config())
     specs = param_specs(decoder.cfg)
     log_line(f"  {model}: {parameter_count(specs):,} parameters on {counted(run.models.mesh.size, 'device')}")
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from selfreward_jax.llm import llama, lora
+from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, Params
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.parameters import Params, init_params, parameter_count
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import seed_examples
 from selfreward_jax.stages.training import Job, drop_overlong, is_trained, train
@@ -32,15 +33,15 @@ def _from_base(run: Run, model: str) -> Params:
     if not run.cfg.lora.rank:
         return run.models.load_trainable("m0")
     specs = lora.trainable_specs(run.models.model_config(adapters=True))
-    log_line(f"  {model} adapters: {llama.parameter_count(specs):,} parameters are trained")
-    return run.models.init_params(lambda key: llama.init_params(key, specs, "float32"), specs, model)
+    log_line(f"  {model} adapters: {parameter_count(specs):,} parameters are trained")
+    return run.models.init_params(lambda key: init_params(key, specs, "float32"), specs, model)
 
 
 def train_packed(run: Run, model: str, stage: str, examples: Sequence[Example], start: Callable[[], Params]) -> None:
     """MODEL/checkpoint: trained from `start()` on packed examples, with the settings of `stage`."""
     settings = run.cfg[stage]
     examples = drop_overlong(examples, settings.seq_len, f"{model} {stage}", f"{stage}.seq_len")
-    decoder = Llama(run.models.model_config(settings.dropout, adapters=model != "m0"))
+    decoder = Decoder(run.models.model_config(settings.dropout, adapters=model != "m0"))
     seed = run.files.stage_seed(model, stage)
     steps, batch_at = make_batch_fn(examples, settings, seed, run.models.mesh)
     tokens = settings.batch_size * settings.seq_len

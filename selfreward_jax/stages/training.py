@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax import storage
-from selfreward_jax.llm import llama, lora
+from selfreward_jax.llm import lora
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Params
+from selfreward_jax.llm.parameters import Params, abstract_params
 from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import fetch
 from selfreward_jax.runs.run import Run
@@ -109,7 +109,7 @@ def train(run: Run, job: Job) -> None:
     run.models.drop_engine()  # of an earlier stage
     specs = lora.trainable_specs(run.models.model_config(adapters=job.model != "m0"))
     optimizer = trainer.make_optimizer(run.cfg.optimizer, run.cfg.max_nonfinite_steps)
-    params = llama.abstract_params(specs, "float32")
+    params = abstract_params(specs, "float32")
     shardings = trainer.state_shardings(
         optimizer, params, run.models.shardings(specs), run.models.mesh, run.cfg.optimizer.offload
     )

@@ -17,7 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params
 from selfreward_jax.llm.self_attention import supports_prefix
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up
@@ -52,7 +54,7 @@ class PairLayout(NamedTuple):
         return self.prompt_len + 2 * self.suffix_len
 
 
-def choose_layout(pairs: Sequence[Pair], cfg: LlamaConfig, previous: PairLayout | None = None) -> PairLayout:
+def choose_layout(pairs: Sequence[Pair], cfg: DecoderConfig, previous: PairLayout | None = None) -> PairLayout:
     """The layout with the fewest slots.
 
     The prefix is not shared if that saves less than 10 %, or if the model's attention kernel does not support it.
@@ -106,7 +108,7 @@ def pair_arrays(pairs: Sequence[Pair], layout: PairLayout) -> dict[str, np.ndarr
     return arrays
 
 
-def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.Array | None = None) -> jax.Array:
+def pair_logprobs(model: Decoder, params: Params, batch: dict[str, Any], key: jax.Array | None = None) -> jax.Array:
     """Sequence log-probs [B, 2] of the chosen and the rejected responses; `batch` is from `pair_arrays`."""
 
     def interleaved(name: str) -> jax.Array:  # [2B, T]: chosen, rejected, chosen, rejected, ...
@@ -122,7 +124,7 @@ def pair_logprobs(model: Llama, params: Params, batch: dict[str, Any], key: jax.
 
 
 def reference_logprobs(
-    model: Llama, params: Params, pairs: Sequence[Pair], batch_size: int, mesh: Mesh, layout: PairLayout | None = None
+    model: Decoder, params: Params, pairs: Sequence[Pair], batch_size: int, mesh: Mesh, layout: PairLayout | None = None
 ) -> np.ndarray:
     """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
     layout = layout or choose_layout(pairs, model.cfg)
@@ -137,7 +139,7 @@ def reference_logprobs(
     return out[: len(pairs)]
 
 
-def loss_fn(model: Llama, settings: Any) -> LossFn:
+def loss_fn(model: Decoder, settings: Any) -> LossFn:
     """dpo_weight * preference loss + nll_weight * NLL of the chosen responses + replay_weight * SFT loss on seed rows.
 
     The NLL is that of Iterative RPO (arXiv 2404.19733, eq. 1): the mean over the |y| tokens of each chosen response,
@@ -189,7 +191,7 @@ def make_batch_fn(
     settings: Any,
     seed: int,
     mesh: Mesh,
-    cfg: LlamaConfig,
+    cfg: DecoderConfig,
     layout: PairLayout | None = None,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch.

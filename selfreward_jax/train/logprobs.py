@@ -1,4 +1,4 @@
-"""Log-probs of tokens and the SFT loss. Dimension letters as in llm/llama.py."""
+"""Log-probs of tokens and the SFT loss. Dimension letters as in llm/decoder.py."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, LlamaConfig, Params, logits_of
+from selfreward_jax.llm.decoder import Decoder, logits_of
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import BATCH_AXES, batch_divisor, batch_sharding, devices_in_use, round_up
 from selfreward_jax.train.batches import padded_batch
@@ -22,20 +24,20 @@ MAX_LOGITS = 1 << 25
 LENGTH_STEP = 64  # lengths of single texts are rounded up to a multiple of it, so that few programs are compiled
 
 
-def token_logprobs(model: Llama, params: Params, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
+def token_logprobs(model: Decoder, params: Params, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
     """log p(tokens[b, t] | tokens[b, :t]), float32 [B, T]; column 0, which has no prediction, is 0.
 
     Args:
       model, params: the model.
       tokens_BT: token ids.
-      **inputs: positions_BT, segment_ids_BT and key, as in `Llama.hidden_states`.
+      **inputs: positions_BT, segment_ids_BT and key, as in `Decoder.hidden_states`.
     """
     params = _cast(model, params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states", **inputs)
     return jnp.pad(_next_token_logprobs(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
 
 
-def token_logprobs_and_greedy(model: Llama, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_logprobs_and_greedy(model: Decoder, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs`, and whether each token is the one with the highest logit, [B, T]; True in column 0."""
     params = _cast(model, params)
     hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states")
@@ -45,7 +47,7 @@ def token_logprobs_and_greedy(model: Llama, params: Params, tokens_BT: jax.Array
 
 
 def prefix_shared_logprobs(
-    model: Llama,
+    model: Decoder,
     params: Params,
     prompt_PS: jax.Array,
     lengths_P: jax.Array,
@@ -85,13 +87,13 @@ def prefix_shared_logprobs(
     return _next_token_logprobs(model, params, states, tokens_BT)
 
 
-def _cast(model: Llama, params: Params) -> Params:
+def _cast(model: Decoder, params: Params) -> Params:
     """Casts before use, so that devices gather weights in the compute dtype."""
     return jax.tree.map(lambda x: x.astype(model.cfg.dtype), params)
 
 
 def _next_token_logprobs(
-    model: Llama, params: Params, states_BTD: jax.Array, targets_BT: jax.Array, greedy: bool = False
+    model: Decoder, params: Params, states_BTD: jax.Array, targets_BT: jax.Array, greedy: bool = False
 ) -> Any:
     """log p(target | state) [B, T], float32; with `greedy` also whether the target has the highest logit [B, T]."""
     inputs = model.apply({"params": params}, method="lm_head"), states_BTD, targets_BT
@@ -105,7 +107,7 @@ def _next_token_logprobs(
 
 
 def _target_logprobs(
-    cfg: LlamaConfig,
+    cfg: DecoderConfig,
     head_DV: jax.Array,
     states_BTD: jax.Array,
     targets_BT: jax.Array,
@@ -141,7 +143,7 @@ def _target_logprobs(
 
 
 def sequence_logprobs(
-    model: Llama, params: Params, tokens_BT: jax.Array, target_BT: jax.Array, **inputs: Any
+    model: Decoder, params: Params, tokens_BT: jax.Array, target_BT: jax.Array, **inputs: Any
 ) -> jax.Array:
     """Sum of the log-probs of the target tokens of each row, float32 [B].
 
@@ -157,7 +159,7 @@ def sequence_logprobs(
 
 
 def example_logprobs(
-    cfg: LlamaConfig, params: Params, examples: Sequence[Example], mesh: Mesh, batch_size: int = 8
+    cfg: DecoderConfig, params: Params, examples: Sequence[Example], mesh: Mesh, batch_size: int = 8
 ) -> np.ndarray:
     """Sum of the log-probs of the target tokens of each text, float32 [examples].
 
@@ -186,11 +188,11 @@ def example_logprobs(
 
 
 @partial(jax.jit, static_argnames="cfg")
-def _sequence_logprobs(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array, target_BT: jax.Array) -> jax.Array:
-    return sequence_logprobs(Llama(cfg), params, tokens_BT, target_BT)
+def _sequence_logprobs(cfg: DecoderConfig, params: Params, tokens_BT: jax.Array, target_BT: jax.Array) -> jax.Array:
+    return sequence_logprobs(Decoder(cfg), params, tokens_BT, target_BT)
 
 
-def token_logits(cfg: LlamaConfig, params: Params, tokens_BT: np.ndarray, mesh: Mesh) -> np.ndarray:
+def token_logits(cfg: DecoderConfig, params: Params, tokens_BT: np.ndarray, mesh: Mesh) -> np.ndarray:
     """Logits of the next token at each position, float32 [B, T, V], on the host.
 
     Args:
@@ -205,12 +207,12 @@ def token_logits(cfg: LlamaConfig, params: Params, tokens_BT: np.ndarray, mesh: 
 
 
 @partial(jax.jit, static_argnames="cfg")
-def _logits(cfg: LlamaConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
-    return Llama(cfg).apply({"params": params}, tokens_BT)
+def _logits(cfg: DecoderConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    return Decoder(cfg).apply({"params": params}, tokens_BT)
 
 
 def sft_loss(
-    model: Llama,
+    model: Decoder,
     params: Params,
     tokens_BT: jax.Array,
     target_BT: jax.Array,

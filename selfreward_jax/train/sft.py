@@ -7,12 +7,13 @@ import jax
 from jax.sharding import Mesh
 
 from selfreward_jax.llm.chat import Example
-from selfreward_jax.llm.llama import Llama, Params
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.parameters import Params
 from selfreward_jax.train import batches, logprobs
 from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
 
-def packed_loss(model: Llama, params: Params, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+def packed_loss(model: Decoder, params: Params, batch: dict[str, Any], key: jax.Array) -> jax.Array:
     """The SFT loss of a packed batch (see `batches.packed_batch`), divided by `batch["target_total"]`."""
     return logprobs.sft_loss(
         model,
@@ -26,7 +27,7 @@ def packed_loss(model: Llama, params: Params, batch: dict[str, Any], key: jax.Ar
     )
 
 
-def loss_fn(model: Llama) -> LossFn:
+def loss_fn(model: Decoder) -> LossFn:
     """The training loss of a supervised run."""
 
     def loss(params: Params, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, Metrics]:

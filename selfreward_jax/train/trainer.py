@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from selfreward_jax.llm import lora
-from selfreward_jax.llm.llama import MATRICES, Params
+from selfreward_jax.llm.parameters import MATRICES, Params
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import batch_sharding, replicated

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from selfreward_jax.config import InputError, default_config, from_stored
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import param_specs
+from selfreward_jax.llm.parameters import param_specs
 
 FIELDS = (
     "rope_scaling rope_parameters sliding_window layer_types quantization_config eos_token_id bos_token_id head_dim "

@@ -17,7 +17,7 @@ from selfreward_jax.llm import capacity, hf, tokenizer, worker_process
 from selfreward_jax.llm.chat import builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import param_specs, parameter_count
+from selfreward_jax.llm.parameters import param_specs, parameter_count
 from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
@@ -201,12 +201,13 @@ def test_a_folder_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
 SHARDED = """
 import jax
 from selfreward_jax.llm import capacity
-from selfreward_jax.llm.llama import LlamaConfig, param_specs
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 
-specs = param_specs(LlamaConfig(256, 64, 2, 8, 8, 8, 128))
+specs = param_specs(DecoderConfig(256, 64, 2, 8, 8, 8, 128))
 whole = 4 * capacity.parameter_count(specs)
 print(device_memory()[0])
 capacity.device_memory = lambda: (whole // 6, "a device")

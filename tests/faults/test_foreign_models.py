@@ -19,7 +19,7 @@ from selfreward_jax.llm import hf, worker_process
 from selfreward_jax.llm.chat import builtin_template
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.llama import param_specs
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.llm.tokenizer import train_sentencepiece
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings

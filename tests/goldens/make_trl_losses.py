@@ -64,9 +64,9 @@ def pairs() -> list[dict[str, list[int]]]:
 def model(role: str, dtype: Any) -> Any:
     """A Hugging Face Llama with these weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import DecoderConfig, LlamaForCausalLM
 
-    llama = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager")).to(dtype)
+    llama = LlamaForCausalLM(DecoderConfig(**CONFIG, attn_implementation="eager")).to(dtype)
     llama.load_state_dict({name: torch.tensor(x).to(dtype) for name, x in weights(role).items()})
     return llama
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from families import GEMMA, OLMO
 
-from selfreward_jax.llm import attention, llama
+from selfreward_jax.llm import attention, decoder
 from selfreward_jax.llm.attention import KVSegment, attend, packed_mask
-from selfreward_jax.llm.llama import Llama, LlamaConfig, ParamSpec, param_specs, parameter_count
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import ParamSpec, param_specs, parameter_count
 
-CFG = LlamaConfig(vocab_size=41, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+CFG = DecoderConfig(vocab_size=41, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 OPTIONS = {
     "tied": {},
     "untied": {"tie_embeddings": False},
@@ -26,12 +28,12 @@ TOKENS = np.random.default_rng(1).integers(0, 41, (2, 7)).astype(np.int32)
 
 @partial(jax.jit, static_argnums=0)
 def hidden(cfg, params, tokens, **inputs):
-    return Llama(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
+    return Decoder(cfg).apply({"params": params}, tokens, method="hidden_states", **inputs)
 
 
 @partial(jax.jit, static_argnums=0)
 def forward(cfg, params, tokens, **inputs):
-    return Llama(cfg).apply({"params": params}, tokens, **inputs)
+    return Decoder(cfg).apply({"params": params}, tokens, **inputs)
 
 
 def alone(params, text):
@@ -97,7 +99,7 @@ def test_forward_equals_the_naive_one(option, random_params):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_weight_is_initialized_as_declared(option):
     cfg = replace(CFG, **OPTIONS[option], param_dtype="bfloat16")
-    made = jax.eval_shape(lambda: Llama(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))["params"]
+    made = jax.eval_shape(lambda: Decoder(cfg).init(jax.random.key(0), jnp.zeros((1, 1), int)))["params"]
     declared = param_specs(cfg)
     expected = jax.tree.map(
         lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16), declared, is_leaf=lambda x: isinstance(x, ParamSpec)
@@ -109,7 +111,7 @@ def test_every_weight_is_initialized_as_declared(option):
 
 
 def test_initial_logits_are_small_and_norms_are_the_identity():
-    params = jax.jit(lambda: Llama(CFG).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
+    params = jax.jit(lambda: Decoder(CFG).init(jax.random.key(0), jnp.zeros((1, 1), int)))()["params"]
     for scale in (params["norm"], params["layers"]["attn_norm"], params["layers"]["mlp_norm"]):
         np.testing.assert_array_equal(scale, 1)
     k, v = np.asarray(params["layers"]["wk"]), np.asarray(params["layers"]["wv"])
@@ -132,7 +134,7 @@ def test_a_later_token_changes_no_earlier_logits(random_params):
 
 def values_and_gradients(cfg, params):
     def loss(p):
-        logits = Llama(cfg).apply({"params": p}, TOKENS, key=jax.random.key(3))
+        logits = Decoder(cfg).apply({"params": p}, TOKENS, key=jax.random.key(3))
         return jnp.sum(jax.nn.log_softmax(logits)[..., 5]), logits
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params), hidden(cfg, params, TOKENS)
@@ -168,11 +170,11 @@ def test_scan_and_remat_change_neither_values_nor_gradients(option, plain, rando
 
 def test_every_dropout_has_its_own_key(random_params, monkeypatch):
     used = []
-    monkeypatch.setattr(llama, "dropout", lambda x, rate, key: used.append(jax.random.key_data(key)) or x)
+    monkeypatch.setattr(decoder, "dropout", lambda x, rate, key: used.append(jax.random.key_data(key)) or x)
 
     @jax.jit
     def keys(params):
-        Llama(DROPOUT).apply({"params": params}, TOKENS, key=jax.random.key(3))
+        Decoder(DROPOUT).apply({"params": params}, TOKENS, key=jax.random.key(3))
         return jnp.stack(used)
 
     assert len(np.unique(keys(random_params(DROPOUT)), axis=0)) == 1 + 2 * DROPOUT.num_layers
@@ -254,7 +256,7 @@ def test_last_index_gives_the_same_values_as_all_tokens(option, prefix_len, rand
     @partial(jax.jit, static_argnums=1)
     def values_and_gradients(params, one):
         def loss(params):
-            run = partial(Llama(cfg).apply, {"params": params}, method="hidden_states")
+            run = partial(Decoder(cfg).apply, {"params": params}, method="hidden_states")
             past = []
             if prefix_len:
                 past = [KVSegment(*run(prefix)[1], jnp.ones((1, 1, prefix_len), bool), jnp.arange(prefix_len)[None])]

@@ -1,4 +1,4 @@
-"""A Llama as one Linen module: weights declared once, stacked over layers, applied by pure functions.
+"""The decoder as one Linen module: weights declared once, stacked over layers, applied by pure functions.
 
 The forward pass and the cached forward pass are the same code. A query attends to a list of key/value segments
 (`attention.KVSegment`): the input tokens, and before them any segments that the caller stored from earlier calls. The
@@ -16,8 +16,6 @@ Letters for array axes, the only table of the repository. They are used in suffi
 A digit is the length of an axis: `x_B1` is [B, 1].
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,84 +25,11 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window, soft_cap
-from selfreward_jax.llm.rotary import RopeScaling, Yarn, apply_rope, rope_cos_sin
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import MATRICES, init_params, param_specs
+from selfreward_jax.llm.rotary import apply_rope, rope_cos_sin
 from selfreward_jax.llm.self_attention import attention, to_cache_layout
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
-
-Params = dict[str, Any]
-
-
-class LayerKind(NamedTuple):
-    """How a layer attends, where the layers of a model differ in it."""
-
-    window: int | None = None  # a query attends to this many tokens, itself included
-    rope_theta: float | None = 10_000.0  # None: no rotary embedding (SmolLM3)
-    rope_scaling: RopeScaling | Yarn | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Shapes and options of a Llama, or of a family that differs from it in these options. Hashable, so it can be a
-    static argument of a jitted function."""
-
-    vocab_size: int  # V
-    dim: int  # D
-    num_layers: int  # L
-    num_heads: int  # N
-    num_kv_heads: int  # K; divides N
-    head_dim: int  # H; even, for rotary pairs
-    mlp_dim: int  # F
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | Yarn | None = None
-    rotary_dim: int | None = None  # only the first entries of a head are rotated (Phi-4-mini); None: all
-    norm_eps: float = 1e-5
-    norm_offset: float = 0.0  # added to the weight of every norm (Gemma: 1)
-    pre_norm: bool = True  # a norm before attention and MLP
-    post_norm: bool = False  # a norm on the output of attention and MLP (Gemma; OLMo 2 has only these)
-    activation: str = "silu"  # a key of ACTIVATIONS
-    tie_embeddings: bool = True
-    attention_bias: bool = False  # on q, k, v (Qwen2)
-    qk_norm: str = ""  # RMSNorm on q and k: "head", on each head (Qwen3), or "width", on all heads together (OLMo 2)
-    sliding_window: int | None = None  # a query attends to this many tokens, itself included (Mistral)
-    layer_kinds: tuple[LayerKind, ...] = ()  # of each layer; (): all have sliding_window, rope_theta and rope_scaling
-    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(H)
-    attention_softcap: float | None = None  # c in c tanh(score / c) (Gemma 2)
-    embed_scale: float = 1.0  # of the embeddings (Gemma: sqrt(D))
-    residual_scale: float = 1.0  # of the output of attention and MLP (Granite)
-    logit_scale: float = 1.0
-    logit_softcap: float | None = None  # c in c tanh(logit / c) (Gemma 2)
-    fused_weights: bool = False  # a folder stores q, k, v as one matrix, and gate and up as another (Phi-3)
-    dropout: float = 0.0  # on the embedding and on each residual branch, if a dropout key is passed
-    dtype: str = "float32"  # of the matrix products
-    param_dtype: str = "float32"  # of the stored weights
-    scan_layers: bool = False  # compile one layer and scan it; else compile L copies, which run faster on a CPU
-    remat: str = "none"  # what the backward pass recomputes; a key of REMAT_POLICIES
-    attention: str = "reference"  # one of self_attention.IMPLEMENTATIONS
-    lora_rank: int = 0  # of the adapters; 0: no adapters
-    lora_alpha: float = 16.0  # an adapter's output is scaled by alpha / rank
-    lora_targets: tuple[str, ...] = ()  # the matrices with adapters; keys of MATRICES
-
-    def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}: choose a multiple"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings rotate pairs: choose an even number")
-        if len(self.layer_kinds) not in (0, self.num_layers):
-            raise ValueError(f"layer_kinds has {len(self.layer_kinds)} entries: give one for each of {self.num_layers}")
-
-    @property
-    def kinds(self) -> tuple[LayerKind, ...]:
-        """The kinds of layers that the model has, each once."""
-        return tuple(dict.fromkeys(self.layer_kinds)) or (
-            LayerKind(self.sliding_window, self.rope_theta, self.rope_scaling),
-        )
-
-    def kind_indices(self) -> tuple[int, ...]:
-        """For each layer the index of its kind in `kinds`."""
-        return tuple(map(self.kinds.index, self.layer_kinds)) or (0,) * self.num_layers
-
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -119,75 +44,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 
-# The matrices of a layer, with the number of their leading dimensions that are inputs.
-MATRICES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
-
-
-class ParamSpec(NamedTuple):
-    """The declaration of one weight; initialization, shardings and file formats derive from it."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]  # logical axis names, one for each dimension
-    init: Callable[..., jax.Array]
-
-
-def param_specs(cfg: LlamaConfig) -> dict[str, Any]:
-    """The tree of parameter declarations, shaped like the parameter tree. The first axis of layer weights is L."""
-    L, D, N, K = cfg.num_layers, cfg.dim, cfg.num_heads, cfg.num_kv_heads
-    H, F, V = cfg.head_dim, cfg.mlp_dim, cfg.vocab_size
-    ones, zeros = nn.initializers.constant(1 - cfg.norm_offset), nn.initializers.zeros_init()
-    fan_in = nn.initializers.normal(1 / math.sqrt(D))
-    # Residual branches start small so that the residual stream does not grow with depth (GPT-2's 1/sqrt(2L)).
-    attn_out = nn.initializers.normal(1 / math.sqrt(N * H * 2 * L))
-    mlp_out = nn.initializers.normal(1 / math.sqrt(F * 2 * L))
-    layer = {
-        "wq": ParamSpec((L, D, N, H), ("layers", "embed", "heads", "head"), fan_in),
-        "wk": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), fan_in),
-        "wv": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), fan_in),
-        "wo": ParamSpec((L, N, H, D), ("layers", "heads", "head", "embed"), attn_out),
-        "w_gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in),
-        "w_up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in),
-        "w_down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), mlp_out),
-    }
-    if cfg.attention_bias:
-        layer["bq"] = ParamSpec((L, N, H), ("layers", "heads", "head"), zeros)
-        layer["bk"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)
-        layer["bv"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)
-    places = ("norm",) * cfg.pre_norm + ("post_norm",) * cfg.post_norm
-    layer |= {f"{part}_{p}": ParamSpec((L, D), ("layers", "embed"), ones) for p in places for part in ("attn", "mlp")}
-    if cfg.qk_norm == "head":
-        layer |= {f"{name}_norm": ParamSpec((L, H), ("layers", "head"), ones) for name in "qk"}
-    elif cfg.qk_norm:
-        layer["q_norm"] = ParamSpec((L, N, H), ("layers", "heads", "head"), ones)
-        layer["k_norm"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), ones)
-    if cfg.lora_rank:
-        for name in cfg.lora_targets:
-            layer |= _adapter(name, layer[name], cfg.lora_rank)
-    tree = {
-        "embed": ParamSpec((V, D), ("vocab", "embed"), nn.initializers.normal(0.02)),
-        "layers": layer,
-        "norm": ParamSpec((D,), ("embed",), ones),
-    }
-    if not cfg.tie_embeddings:
-        tree["head"] = ParamSpec((D, V), ("embed", "vocab"), fan_in)
-    return tree
-
-
-def _adapter(name: str, matrix: ParamSpec, rank: int) -> dict[str, ParamSpec]:
-    """The two factors that an adapter adds: A from inputs to rank, and B from rank to outputs. B starts at zero."""
-    cut = 1 + MATRICES[name]  # the dimensions before it are the layers and the inputs
-    fan_in = nn.initializers.normal(1 / math.sqrt(math.prod(matrix.shape[1:cut])))
-    return {
-        f"{name}_a": ParamSpec((*matrix.shape[:cut], rank), (*matrix.axes[:cut], "rank"), fan_in),
-        f"{name}_b": ParamSpec(
-            (matrix.shape[0], rank, *matrix.shape[cut:]),
-            (matrix.axes[0], "rank", *matrix.axes[cut:]),
-            nn.initializers.zeros_init(),
-        ),
-    }
-
-
-def rms_norm(cfg: LlamaConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
+def rms_norm(cfg: DecoderConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
     """RMSNorm over the axes of `scale`, the last ones of `x`, in float32: squares of bfloat16 lose the small
     components, and 1 + scale loses the small scales."""
     x32, axes = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
@@ -204,7 +61,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def project(cfg: LlamaConfig, w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+def project(cfg: DecoderConfig, w: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     """`x` times a matrix of a layer, plus the adapter's output (LoRA, arXiv 2106.09685, eq. 3): x W + x A B alpha / r.
 
     The adapter is applied to `x` and not to the matrix, so that no gradient has the size of the matrix.
@@ -217,7 +74,7 @@ def project(cfg: LlamaConfig, w: dict[str, jax.Array], name: str, x: jax.Array) 
 
 
 def project_qkv(
-    cfg: LlamaConfig, w: dict[str, jax.Array], name: str, y_BTD: jax.Array, rope: Sequence[jax.Array]
+    cfg: DecoderConfig, w: dict[str, jax.Array], name: str, y_BTD: jax.Array, rope: Sequence[jax.Array]
 ) -> jax.Array:
     """The queries ("q"), keys ("k") or values ("v") of a layer's normalized input, [B, T, N or K, H]."""
     x = project(cfg, w, f"w{name}", y_BTD)
@@ -240,7 +97,7 @@ class LayerView(NamedTuple):
         return [KVSegment(k, v, mask) for (k, v), mask in zip(past_kv, self.masks, strict=True)]
 
 
-def layer_views(cfg: LlamaConfig, positions_BT: jax.Array, past: Sequence[KVSegment]) -> list[LayerView]:
+def layer_views(cfg: DecoderConfig, positions_BT: jax.Array, past: Sequence[KVSegment]) -> list[LayerView]:
     """A view for each kind of layer."""
     head_dim = cfg.rotary_dim or cfg.head_dim
     return [
@@ -261,7 +118,7 @@ def of_kind(kind: Any, views: Sequence[LayerView], function: Callable[[LayerView
 
 
 def block(
-    cfg: LlamaConfig,
+    cfg: DecoderConfig,
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
     view: Callable[[Callable[[LayerView], Any]], Any],
@@ -310,7 +167,7 @@ def block(
 
 
 def _add(
-    cfg: LlamaConfig, w: dict[str, jax.Array], x_BTD: jax.Array, part: str, y_BTD: jax.Array, key: jax.Array | None
+    cfg: DecoderConfig, w: dict[str, jax.Array], x_BTD: jax.Array, part: str, y_BTD: jax.Array, key: jax.Array | None
 ) -> jax.Array:
     """The residual stream with the output of a part of the layer, "attn" or "mlp"."""
     if cfg.post_norm:
@@ -331,10 +188,10 @@ def gather_last(x: jax.Array, last_index_B: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, last_index_B.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
 
 
-class Llama(nn.Module):
-    """`Llama(cfg).apply({"params": p}, tokens_BT)` gives logits [B, T, V] in float32."""
+class Decoder(nn.Module):
+    """`Decoder(cfg).apply({"params": p}, tokens_BT)` gives logits [B, T, V] in float32."""
 
-    cfg: LlamaConfig
+    cfg: DecoderConfig
 
     def setup(self) -> None:
         """Declares the weights."""
@@ -438,37 +295,15 @@ class Llama(nn.Module):
         return rms_norm(cfg, x_BTD, self.norm), kv
 
 
-def logits_of(cfg: LlamaConfig, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
+def logits_of(cfg: DecoderConfig, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D] and the output matrix, or some of its columns."""
     logits = jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
     logits = logits if cfg.logit_scale == 1.0 else logits * cfg.logit_scale
     return logits if cfg.logit_softcap is None else soft_cap(logits, cfg.logit_softcap)
 
 
-def unstack_layers(cfg: LlamaConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
+def unstack_layers(cfg: DecoderConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
     """Each layer's own weights. Inside a loop, XLA copies slices of the stack, all weights in total, in every
     iteration. Unstacked before the loop, they are copied once."""
     parts = {name: jax.lax.split(weight, [1] * cfg.num_layers) for name, weight in stacked.items()}
     return [{name: part[i][0] for name, part in parts.items()} for i in range(cfg.num_layers)]
-
-
-def init_params(key: jax.Array, specs: Any, dtype: Any) -> Any:
-    """Randomly initialized weights for a tree of declarations."""
-    leaves, tree = jax.tree.flatten(specs, is_leaf=is_param_spec)
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten([w.init(k, w.shape, dtype) for w, k in zip(leaves, keys, strict=True)])
-
-
-def abstract_params(specs: Any, dtype: Any) -> Any:
-    """Shapes and dtypes of the weights for a tree of declarations."""
-    return jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), specs, is_leaf=is_param_spec)
-
-
-def parameter_count(specs: Any) -> int:
-    """Number of scalars in a tree of declarations."""
-    return sum(math.prod(w.shape) for w in jax.tree.leaves(specs, is_leaf=is_param_spec))
-
-
-def is_param_spec(x: Any) -> bool:
-    """Whether this is a `ParamSpec`: a leaf of a tree of declarations."""
-    return isinstance(x, ParamSpec)
