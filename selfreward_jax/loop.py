@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError, validate
+from selfreward_jax.console import streams
 from selfreward_jax.data.readers import DataError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
@@ -48,7 +49,7 @@ def run(
       StorageError: the working directory cannot be used.
       Stopped: the process was asked to stop.
     """
-    terminal.open_closed_streams()
+    streams.open_closed_streams()
     timing.restart()
     validate.validate(cfg, row_devices=1)
     this = make_run(cfg, workdir)

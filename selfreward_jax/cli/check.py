@@ -7,6 +7,7 @@ from etils import epath
 
 from selfreward_jax.cli import settings
 from selfreward_jax.config import ConfigError
+from selfreward_jax.console import streams
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import check, make_run
 from selfreward_jax.stages import preview
@@ -19,7 +20,7 @@ def main(options: argparse.Namespace) -> int:
     run = make_run(cfg, options.workdir)
     check(run, TABLE.dependents, options.allow_config_changes)
     _check_writable(run.workdir)
-    print(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}", flush=True)
+    streams.result(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
     with preview.seeded(run) as seeded:
         sets = preview.training_sets(seeded)
         _section("Seeds", preview.describe_seeds(seeded, sets))
@@ -31,7 +32,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _section(title: str, lines: list[str]) -> None:
-    print(f"\n{title}\n{'-' * len(title)}", *lines, sep="\n", flush=True)
+    streams.result("", title, "-" * len(title), *lines)
 
 
 def _check_writable(workdir: epath.Path) -> None:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from selfreward_jax.console.escape import escape
 from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.report import time_report
 from selfreward_jax.report.comparison import Versus, points
 from selfreward_jax.report.run_state import RunState
-from selfreward_jax.telemetry.escape import escape
 from selfreward_jax.telemetry.numbers import duration
 
 SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -30,6 +31,7 @@ class EventLog:
         self.path = workdir / EVENTS_FILE
         self._pending: list[str] = []
         self._uploaded = self._timed = time.monotonic()
+        self._size_before: int | None = None  # 0 if it did not exist; None before this process has written to it
 
     def event(self, **fields: Any) -> None:
         """Adds a line. Numbers that JSON does not know (NaN, infinity) become texts."""
@@ -50,6 +52,16 @@ class EventLog:
         self._add_time()
         self._write()
 
+    def discard(self) -> None:
+        """Leaves the file as it was before a start that leaves no trace."""
+        if self._size_before is None or not processes.is_primary():
+            return
+        if self._size_before == 0 or storage.is_remote(self.path):
+            storage.remove(self.path)
+        else:
+            os.truncate(self.path, self._size_before)
+        self._pending = []
+
     def _add_time(self) -> None:
         self._timed = time.monotonic()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -60,6 +72,8 @@ class EventLog:
         if not self._pending or not processes.is_primary():
             return
         lines = "".join(self._pending)
+        if self._size_before is None:
+            self._size_before = self.path.stat().length if self.path.exists() else 0
         if storage.is_remote(self.path):
             self.path.write_text((self.path.read_text() if self.path.exists() else "") + lines)
         else:

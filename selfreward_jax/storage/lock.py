@@ -13,8 +13,8 @@ from typing import IO, Any
 from etils import epath
 
 from selfreward_jax import storage
+from selfreward_jax.console.escape import escape
 from selfreward_jax.parallel import processes
-from selfreward_jax.telemetry.escape import escape
 
 LOCK_FILE = "lock"
 MAX_HOLDER = 200  # characters of the holder's line in the lock file that a message repeats

@@ -16,5 +16,10 @@ def escape(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _ESCAPED else _escape_char(c) for c in text)
 
 
+def escape_line(text: str) -> str:
+    """The text on one line: a line break is escaped too, so that no text can look like a line of ours."""
+    return escape(text).replace("\n", "\\n")
+
+
 def _escape_char(c: str) -> str:
     return c.encode("unicode_escape", "surrogatepass").decode()
