@@ -7,7 +7,6 @@ no response is generated twice, and no request is paid for twice.
 
 import argparse
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from selfreward_jax import storage
 from selfreward_jax.cli.parser import ENDPOINT_FIELDS
 from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.console import streams
+from selfreward_jax.console.escape import shell_word
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> int:
             run.cfg[section][name] = value
     validate.validate(run.cfg, row_devices=1)
     report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_model)
-    shown = f"`selfreward-jax report --workdir={shlex.quote(str(run.workdir))}` shows it on the page"
+    shown = f"`selfreward-jax report --workdir={shell_word(str(run.workdir))}` shows it on the page"
     streams.result(*tables.evaluation_tables(report), "", f"written to {run.workdir / OUTPUT_DIR}; {shown}")
     return 0
 

@@ -140,7 +140,12 @@ def write_json(path: epath.Path, value: Any) -> None:
     Raises:
       StorageError: the file system refuses it.
     """
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, f"{_encode(value)}\n".encode())
+
+
+def _encode(value: Any) -> str:
+    """The value as indented JSON. Names of files that are not UTF-8 hold lone surrogates: those are escaped."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def read_json(path: epath.Path) -> Any:
@@ -158,7 +163,7 @@ def write_checksummed(path: epath.Path, value: dict[str, Any]) -> None:
     Raises:
       StorageError: the file system refuses it.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
+    text = _encode(value).removesuffix("\n}")
     write_atomic(path, f"{text}{_CHECKSUM_FIELD}{_checksum_line(text)}".encode())
     timing.commit()
 
