@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from selfreward_jax.console.escape import shell_word
 from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.report import time_report
 from selfreward_jax.report.comparison import Versus, points
