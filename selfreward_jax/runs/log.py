@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import timing
 
@@ -73,7 +73,7 @@ class EventLog:
             return
         lines = "".join(self._pending)
         if self._size_before is None:
-            self._size_before = self.path.stat().length if self.path.exists() else 0
+            self._size_before = foreign.size(self.path) if self.path.exists() else 0
         if storage.is_remote(self.path):
             self.path.write_text((self.path.read_text() if self.path.exists() else "") + lines)
         else:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.config.diff import config_hash
+from selfreward_jax.config.paths import expand_home
 from selfreward_jax.parallel import processes
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage.artifacts import JsonlArtifact
@@ -45,9 +46,9 @@ class Workspace:
         self.owner = ""  # the digest of the step that is being made (runs/owner.py); outside of one, nobody's
         if not workdir:
             raise ConfigError("workdir is empty: name a folder")
-        self.path = epath.Path(workdir)
+        self.path = epath.Path(expand_home(workdir, "workdir"))
         if "://" not in workdir:
-            self.path = self.path.expanduser().resolve()  # Orbax wants absolute paths
+            self.path = self.path.resolve()  # Orbax wants absolute paths
         try:
             self.path.exists()
         except (ImportError, ValueError) as error:  # the file system of such an address is not installed

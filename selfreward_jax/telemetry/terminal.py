@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from etils import epath
 from tqdm import tqdm
 
+from selfreward_jax import foreign
 from selfreward_jax.console import streams
 from selfreward_jax.console.escape import escape_line
 from selfreward_jax.parallel import processes
@@ -34,7 +35,7 @@ class _LogFile:
         with contextlib.suppress(Exception):
             if path.exists():
                 self._data = path.read_bytes() if self._remote else b""
-                self._size_before = len(self._data) if self._remote else path.stat().length
+                self._size_before = len(self._data) if self._remote else foreign.size(path)
 
     def add(self, line: str) -> None:
         data = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode()
@@ -61,7 +62,7 @@ class _LogFile:
                 self._path.unlink(missing_ok=True)
             elif self._remote:
                 self._path.write_bytes(self._data[: self._size_before])
-            elif self._path.stat().length > self._size_before and not os.path.islink(self._path):
+            elif foreign.size(self._path) > self._size_before and not os.path.islink(self._path):
                 os.truncate(self._path, self._size_before)
 
     def upload(self) -> None:

@@ -20,7 +20,7 @@ def load(name: str, slots: set[str]) -> str:
       TemplateError: there is no such template, it cannot be read, or it does not have all `slots`.
     """
     packaged = resources.files(__package__).joinpath(f"{name}.txt")
-    if packaged.is_file():
+    if "/" not in name and packaged.is_file():
         text = packaged.read_text()
     elif name and epath.Path(name).exists():
         try:
