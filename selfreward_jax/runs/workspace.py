@@ -23,6 +23,7 @@ from selfreward_jax.storage.artifacts import JsonlArtifact
 
 # Names under which stages are hashed into random keys. Another name here would change every measured number.
 _KEY_NAMES = {"pretrain": "base", "responses": "candidates", "probes": "canaries"}
+_RUN_FOLDERS = re.compile(r"seed|tokenizer|sft|m\d+|evaluation")
 
 
 def key_name(stage: str) -> str:
@@ -113,15 +114,15 @@ class Workspace:
         return [(p.parts[0], p.name.removesuffix(suffix)) for p in self.artifacts() if p.name.endswith(suffix)]
 
     def artifacts(self) -> list[epath.Path]:
-        """Files and folders up to two levels below the working directory, relative to it and sorted.
+        """Files and folders of the working directory and of the folders of a run in it, relative to it and sorted.
 
-        Listed, not globbed: the directory's own name may hold any character.
+        Listed, not globbed: the directory's own name may hold any character. Other folders are the user's.
         """
 
         def listing() -> Iterator[str]:
             for entry in self.path.iterdir() if self.path.is_dir() else ():
                 yield entry.name
-                if entry.is_dir():
+                if _RUN_FOLDERS.fullmatch(entry.name) and entry.is_dir():
                     yield from (f"{entry.name}/{inner.name}" for inner in entry.iterdir())
 
         return [epath.Path(name) for name in processes.broadcast_from_primary(lambda: sorted(listing()))]

@@ -232,12 +232,17 @@ def quarantine(path: epath.Path) -> str:
     def move() -> str:
         if not path.exists():
             return ""
-        names = (f"{path.name}.damaged{f'-{n}' * (n > 1)}" for n in range(1, 1 << 20))
-        free_name = next(name for name in names if not path.with_name(name).exists())
-        path.rename(path.with_name(free_name))
-        return free_name
+        target = damaged_path(path)
+        path.rename(target)
+        return target.name
 
     return processes.broadcast_from_primary(move)
+
+
+def damaged_path(path: epath.Path) -> epath.Path:
+    """NAME.damaged beside a file, or the first of NAME.damaged-2, ... that does not exist."""
+    paths = (path.with_name(f"{path.name}.damaged{f'-{n}' * (n > 1)}") for n in range(1, 1 << 20))
+    return next(p for p in paths if not os.path.lexists(p) and not p.exists())
 
 
 def regenerate_damaged(make: Callable[[], T], before_retry: Callable[[], None]) -> T:
