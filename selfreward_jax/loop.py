@@ -94,7 +94,7 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
         page.write()  # the page of a run in progress would wait for it
         timing.restart()  # the writing of the page is no work that is lost
         raise
-    except (TemplateError, ModelFormatError, DataError, ConfigError):
+    except (TemplateError, ModelFormatError, DataError, ConfigError, OSError):
         rollback(run)  # a corrected input may use the same directory
         raise
     result = summary.write(run, TABLE)

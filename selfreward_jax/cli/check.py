@@ -39,6 +39,13 @@ def _check_writable(workdir: epath.Path) -> None:
     """Raises ConfigError if a local working directory could not be written."""
     if "://" in str(workdir):
         return
+    try:
+        os.lstat(workdir)
+        reason = ""
+    except OSError as error:
+        reason = "" if isinstance(error, FileNotFoundError) else error.strerror
     existing = next(p for p in (workdir, *workdir.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"workdir {workdir} cannot be written: use another --workdir")
+        reason = reason or f"{existing} is no folder that you may write to"
+    if reason:
+        raise ConfigError(f"workdir {workdir} cannot be written ({reason}): use another --workdir")

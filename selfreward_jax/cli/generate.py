@@ -7,7 +7,6 @@ question.jsonl and its answers.
 """
 
 import argparse
-import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -74,19 +73,22 @@ def generate_file(options: argparse.Namespace) -> None:
 
 def _check_beside(out: JsonlArtifact) -> None:
     """Raises ConfigError where a file beside the output, which would be overwritten, is not of such a command."""
-    foreign_path = None
-    with contextlib.suppress(FileNotFoundError):
-        data = foreign.read_bytes(out.partial_path, MAX_BYTES)
-        rows, num_damaged = decode_crc(data)
-        if num_damaged or (data and not rows):
-            foreign_path = out.partial_path
+    path = out.partial_path
     try:
-        storage.read_checksummed(out.manifest_path)
-    except storage.CorruptionError:
-        foreign_path = out.manifest_path
-    if foreign_path:
+        data = foreign.read_bytes(path, MAX_BYTES)
+        rows, num_damaged = decode_crc(data)
+        is_ours = not num_damaged and bool(rows) == bool(data)
+    except OSError as error:
+        is_ours = error.errno not in foreign.NO_FILE  # others are reported when it is written
+    if is_ours:
+        path = out.manifest_path
+        try:
+            storage.read_checksummed(path)
+        except storage.CorruptionError:
+            is_ours = False
+    if not is_ours:
         raise ConfigError(
-            f"--out {out.path}: {foreign_path} is not of this program and would be overwritten: give another name"
+            f"--out {out.path}: {path} is not of this program and would be overwritten: rename one of them"
         )
 
 

@@ -271,7 +271,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if name in TAKES_CONFIG:
         fields, words = settings.split(words)
     for before, word in pairwise(["", *words]):
-        option = word[:-1] if word.find("=") == len(word) - 1 else before if not word else ""
+        option, equals, value = word.partition("=")
+        if not equals or value:
+            option = before if not word else ""
         if option.startswith("--") and option != "--compile_cache":
             raise ConfigError(f"{option} is empty: give it a value, or leave it out")
     known = {option for action in parser._actions for option in action.option_strings}
