@@ -1,6 +1,7 @@
 """Compiled programs are cached from run to run, and counted."""
 
 import os
+import pwd
 import subprocess
 import sys
 
