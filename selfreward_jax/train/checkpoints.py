@@ -10,6 +10,7 @@ import errno
 import glob
 import hashlib
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -90,10 +91,19 @@ def _plain_path(path: epath.Path) -> Iterator[epath.Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        link = epath.Path(folder) / "run"
-        os.symlink(path.parent, link)
+    link = epath.Path(processes.broadcast_from_primary(_new_link_name))  # Orbax wants the same in all processes
+    try:
+        with contextlib.suppress(FileExistsError):  # by another process of this machine
+            os.symlink(path.parent, link)
         yield link / path.name
+        processes.barrier(f"{path.name} is saved or loaded")
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+
+
+def _new_link_name() -> str:
+    return os.path.join(tempfile.gettempdir(), f"selfreward_jax-{secrets.token_hex(16)}")
 
 
 def remove_stale_tmp(path: epath.Path) -> None:

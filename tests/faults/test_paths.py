@@ -5,6 +5,7 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -62,7 +63,8 @@ def nobody(monkeypatch):
         *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in ("brackets", "star", "bytes")),
     ],
 )
-def test_checkpoints_are_saved_and_restored_below_any_name(name, tmp_path):
+def test_checkpoints_are_saved_and_restored_below_any_name(name, tmp_path, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("links")))
     tree = {"a": jnp.arange(4.0), "b": {"c": jnp.ones((2, 2))}}
     for folder in ("lr=5", "axb", "xy"):  # what a pattern would match instead
         (tmp_path / folder / "m1" / "checkpoint" / "state" / "ocdbt.process_9").mkdir(parents=True)
@@ -72,6 +74,7 @@ def test_checkpoints_are_saved_and_restored_below_any_name(name, tmp_path):
     restored = checkpoints.restore(path, tree, shardings, "owner")
     np.testing.assert_array_equal(restored["a"], tree["a"])
     np.testing.assert_array_equal(restored["b"]["c"], tree["b"]["c"])
+    assert os.listdir(tempfile.tempdir) == []
     assert sorted(os.listdir(tmp_path)) == sorted([NAMES[name], "lr=5", "axb", "xy"])
     assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint", "checkpoint.json"]
 
