@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import loop, storage
 from selfreward_jax.config import ConfigError, default_config, files
 from selfreward_jax.config.overrides import override, with_default_types
+from selfreward_jax.config.paths import expand_home, expand_settings
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.hf_config import DTYPES, stored_dtype
 from selfreward_jax.method import judge as judging
@@ -96,9 +97,9 @@ def run(
     if not isinstance(config, ConfigDict | str | os.PathLike):
         raise ConfigError(f"config is {config!r}; it must be a name, a path or a ConfigDict: for example 'iter2:micro'")
     cfg = with_default_types(config, "config") if isinstance(config, ConfigDict) else files.load(os.fspath(config))
-    cfg = override(cfg, overrides or {})
+    cfg = expand_settings(override(cfg, overrides or {}))
     _keep_compiled_programs()
-    workdir = os.path.expanduser(os.fspath(workdir))
+    workdir = expand_home(os.fspath(workdir), "workdir")
     loop.run(cfg, workdir, allow_config_changes=allow_config_changes)
     return storage.read_json(epath.Path(workdir) / "summary.json")
 
@@ -118,7 +119,7 @@ def load(path: str | os.PathLike[str], model: str = "", *, max_concurrent: int =
     """
     requests.check_count("max_concurrent", max_concurrent, 1)
     _keep_compiled_programs()
-    return Model(load_model(os.path.expanduser(os.fspath(path)), model), max_concurrent)
+    return Model(load_model(expand_home(os.fspath(path), "path"), model), max_concurrent)
 
 
 def _keep_compiled_programs() -> None:
@@ -360,7 +361,7 @@ class Model:
         Raises:
           ConfigError: the folder exists, there is no such dtype, or the model comes from a Hugging Face folder.
         """
-        folder, shard_bytes = epath.Path(out).expanduser(), shard_gb * 1e9
+        folder, shard_bytes = epath.Path(expand_home(os.fspath(out), "out")), shard_gb * 1e9
         if self.loaded.run is None:
             raise ConfigError(f"{self.name} is no model of a run but a Hugging Face folder already: copy that folder")
         if folder.exists():

@@ -24,13 +24,13 @@ def read_bytes(path: epath.Path, max_bytes: int = MAX_TEXT) -> bytes:
     Raises:
       OSError: there is none, it cannot be read, it is not regular, or it has more than `max_bytes`.
     """
-    _check_size(path, path.stat().length, max_bytes)
+    _check_size(path, size(path), max_bytes)
     with open_regular(path) as file:
-        chunks, size = [], 0
+        chunks, total = [], 0
         while chunk := file.read(CHUNK):  # it may grow, and files of /proc have no size
             chunks.append(chunk)
-            size += len(chunk)
-            _check_size(path, size, max_bytes)
+            total += len(chunk)
+            _check_size(path, total, max_bytes)
     return b"".join(chunks)
 
 
@@ -62,6 +62,15 @@ def open_regular(path: epath.Path) -> IO[bytes]:
     return os.fdopen(descriptor, "rb")
 
 
-def _check_size(path: epath.Path, size: int, max_bytes: int) -> None:
-    if size > max_bytes:
+def size(path: epath.Path) -> int:
+    """The bytes of a file. The path's own `stat` also wants the name of the file's owner, who may have none.
+
+    Raises:
+      OSError: there is none.
+    """
+    return path.stat().length if "://" in str(path) else os.stat(path).st_size
+
+
+def _check_size(path: epath.Path, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))

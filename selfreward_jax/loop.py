@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError, validate
+from selfreward_jax.console import streams
 from selfreward_jax.data.readers import DataError
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.method.templates import TemplateError
@@ -50,7 +51,7 @@ def run(
       StorageError: the working directory cannot be used.
       Stopped: the process was asked to stop.
     """
-    terminal.open_closed_streams()
+    streams.open_closed_streams()
     timing.restart()
     validate.validate(cfg, row_devices=1)
     this = make_run(cfg, workdir)
@@ -95,7 +96,7 @@ def _run_steps(run: Run, replace: Replacements) -> dict[str, Any]:
         page.write()  # the page of a run in progress would wait for it
         timing.restart()  # the writing of the page is no work that is lost
         raise
-    except (TemplateError, ModelFormatError, DataError, ConfigError):
+    except (TemplateError, ModelFormatError, DataError, ConfigError, OSError):
         rollback(run)  # a corrected input may use the same directory
         raise
     result = summary.write(run, TABLE)

@@ -1,6 +1,7 @@
 """Compiled programs are cached from run to run, and counted."""
 
 import os
+import pwd
 import subprocess
 import sys
 
@@ -56,7 +57,11 @@ def test_the_default_is_in_the_users_cache_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert compile_cache._default_directory() == "/caches/selfreward_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert compile_cache._default_directory() == "~/.cache/selfreward_jax"
+    monkeypatch.setenv("HOME", "/home/a")
+    assert compile_cache._default_directory() == "/home/a/.cache/selfreward_jax"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert compile_cache._default_directory() == ""  # no home folder: no cache
 
 
 def test_counts_are_differences():

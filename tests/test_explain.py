@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.cli import explain
+from selfreward_jax.console.escape import escape
 from selfreward_jax.runs.run import open_run
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage import read_checksummed
 from selfreward_jax.storage.artifacts import JsonlArtifact
-from selfreward_jax.telemetry.escape import escape
 
 
 def rows(workdir, name):

@@ -11,7 +11,7 @@ PACKAGE = "selfreward_jax"
 ROOT = Path(__file__).parents[1] / PACKAGE
 # From the ground up. Rooms on one floor do not import each other.
 FLOORS = (
-    ("foreign",),
+    ("foreign", "console"),
     ("config", "worlds", "parallel"),
     ("telemetry",),
     ("storage",),

@@ -98,8 +98,18 @@ def test_printed_lines_are_kept_in_one_object(bucket, monkeypatch):
             terminal.keep("end")
     lines = (epath.Path(bucket) / "log.txt").read_text().splitlines()
     assert [line[20:] for line in lines] == ["first start", "shown", "end", "second start", "shown", "end"]
-    terminal.discard_log(epath.Path(bucket))
-    assert not (epath.Path(bucket) / "log.txt").exists()
+
+
+@pytest.mark.parametrize("before", [None, "an earlier start\n"])
+def test_a_log_that_is_discarded_is_as_it_was_before(bucket, before):
+    log = epath.Path(bucket) / "log.txt"
+    if before is not None:
+        log.write_text(before)
+    with terminal.log_to(epath.Path(bucket)):
+        terminal.log_line("shown")
+        terminal.discard_log()
+        terminal.log_line("only shown")
+    assert (log.read_text() if log.exists() else None) == before
 
 
 def test_a_saved_step_counts_only_with_its_manifest_which_is_written_last(bucket):

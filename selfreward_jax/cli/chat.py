@@ -8,6 +8,7 @@ from typing import TextIO
 import jax
 
 from selfreward_jax.cli.model import check_room, load_named, make_sampling_params
+from selfreward_jax.console import streams
 from selfreward_jax.runs.loading import LoadedModel
 from selfreward_jax.sampling.engine import Request
 from selfreward_jax.telemetry import compile_cache
@@ -27,7 +28,7 @@ def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.s
     check_room(options, engine.max_length)
     sampling_params = make_sampling_params(options)
     messages: list[tuple[str, str]] = []
-    print(f"{model.name}: an empty line starts a new conversation, Ctrl-D ends", file=sys.stderr)
+    streams.message(f"{model.name}: an empty line starts a new conversation, Ctrl-D ends")
     for number, line in enumerate(_lines(source)):
         if not line:
             messages = []
@@ -36,20 +37,20 @@ def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.s
         while len(messages) > 1 and not engine.fits(messages, sampling_params.max_new_tokens):
             messages = messages[2:]  # drop the oldest turn
         if not engine.fits(messages, sampling_params.max_new_tokens):
-            print(f"(too long: message and answer may have {engine.max_length} tokens together)", file=sys.stderr)
+            streams.message(f"(too long: message and answer may have {engine.max_length} tokens together)")
             messages = []
             continue
         (completion,) = engine.generate(
             [Request(f"turn {number}", messages)], sampling_params, jax.random.key(options.seed)
         )
         messages.append(("assistant", completion.text))
-        print(completion.text, flush=True)
+        streams.result(*completion.text.split("\n"))
 
 
 def _lines(source: TextIO) -> Iterator[str]:
     while True:
         if source.isatty():
-            print("> ", end="", flush=True)
+            streams.prompt("> ")
         line = source.readline()
         if not line:
             return

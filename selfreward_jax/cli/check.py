@@ -7,6 +7,7 @@ from etils import epath
 
 from selfreward_jax.cli import settings
 from selfreward_jax.config import ConfigError
+from selfreward_jax.console import streams
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import check, make_run
 from selfreward_jax.stages import preview
@@ -19,7 +20,7 @@ def main(options: argparse.Namespace) -> int:
     run = make_run(cfg, options.workdir)
     check(run, TABLE.dependents, options.allow_config_changes)
     _check_writable(run.workdir)
-    print(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}", flush=True)
+    streams.result(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
     with preview.seeded(run) as seeded:
         sets = preview.training_sets(seeded)
         _section("Seeds", preview.describe_seeds(seeded, sets))
@@ -31,13 +32,20 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _section(title: str, lines: list[str]) -> None:
-    print(f"\n{title}\n{'-' * len(title)}", *lines, sep="\n", flush=True)
+    streams.result("", title, "-" * len(title), *lines)
 
 
 def _check_writable(workdir: epath.Path) -> None:
     """Raises ConfigError if a local working directory could not be written."""
     if "://" in str(workdir):
         return
+    try:
+        os.lstat(workdir)
+        reason = ""
+    except OSError as error:
+        reason = "" if isinstance(error, FileNotFoundError) else error.strerror
     existing = next(p for p in (workdir, *workdir.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"workdir {workdir} cannot be written: use another --workdir")
+        reason = reason or f"{existing} is no folder that you may write to"
+    if reason:
+        raise ConfigError(f"workdir {workdir} cannot be written ({reason}): use another --workdir")

@@ -14,6 +14,8 @@ from typing import Any
 from selfreward_jax import storage
 from selfreward_jax.cli.parser import ENDPOINT_FIELDS
 from selfreward_jax.config import ConfigError, validate
+from selfreward_jax.console import streams
+from selfreward_jax.console.escape import shell_word
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
@@ -45,9 +47,8 @@ def main(options: argparse.Namespace) -> int:
             run.cfg[section][name] = value
     validate.validate(run.cfg, row_devices=1)
     report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_model)
-    print("\n".join(tables.evaluation_tables(report)), flush=True)
-    folder = run.workdir / OUTPUT_DIR
-    print(f"\nwritten to {folder}; `selfreward-jax report --workdir={run.workdir}` shows it on the page")
+    shown = f"`selfreward-jax report --workdir={shell_word(str(run.workdir))}` shows it on the page"
+    streams.result(*tables.evaluation_tables(report), "", f"written to {run.workdir / OUTPUT_DIR}; {shown}")
     return 0
 
 

@@ -12,6 +12,7 @@ from etils import epath
 
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
+from selfreward_jax.console import streams
 from selfreward_jax.method.rows import JudgmentRow, Response
 from selfreward_jax.report import time_report
 from selfreward_jax.runs.run import stored_settings
@@ -19,7 +20,6 @@ from selfreward_jax.runs.workspace import key_name
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage.artifacts import JsonlArtifact
-from selfreward_jax.telemetry.escape import escape
 from selfreward_jax.telemetry.numbers import three_digits
 
 STAGES = ("prompts", "responses", "judgments", "pairs")
@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     """Explains. Returns the exit code."""
     workdir = epath.Path(options.workdir)
     lines = time_report_lines(workdir) if options.time else list(trace_pair(workdir, options.pair))
-    print("\n".join(lines))
+    streams.result(*lines)
     return 0
 
 
@@ -109,7 +109,7 @@ def _describe_response(response: Response, judgment: JudgmentRow | None, pair: d
 
 def _block(head: str, text: str, indent: int = 4) -> Iterator[str]:
     yield head
-    yield from (" " * indent + "| " + line for line in escape(text).split("\n"))
+    yield from (" " * indent + "| " + line for line in text.split("\n"))
 
 
 def _format_key(seed: int, model_name: str, stage: str, row_id: str) -> str:

@@ -7,6 +7,7 @@ import argparse
 from etils import epath
 
 from selfreward_jax.config import ConfigError
+from selfreward_jax.console import streams
 from selfreward_jax.integrations.formats import PAIR_FORMATS
 from selfreward_jax.llm import hub
 from selfreward_jax.report.export import MODEL_FORMATS, write_model, write_pairs
@@ -30,9 +31,10 @@ def export(options: argparse.Namespace) -> None:
         exported = write_pairs(options.workdir, options.pairs, out, form)
     else:
         exported = write_model(options.workdir, options.model, out, form, options.dtype or "", options.shard_gb * 1e9)
-    print(f"{exported} -> {out}")
-    if options.push:
-        print(f"{out} -> {hub.upload(out, _repository(options), private=not options.public)}")
+    lines = [f"{exported} -> {out}"]
+    if options.push:  # before anything is printed: an upload needs no reader
+        lines.append(f"{out} -> {hub.upload(out, _repository(options), private=not options.public)}")
+    streams.result(*lines)
 
 
 def check_options(options: argparse.Namespace) -> str:

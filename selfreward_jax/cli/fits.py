@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import config
 from selfreward_jax.cli import settings
 from selfreward_jax.config import validate
+from selfreward_jax.console import streams
 from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.programs import Program, programs
@@ -64,13 +65,13 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
         rows = []
         for program in programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only):
             rows.append(measure_program(program, topology, mesh))
-            print(json.dumps(rows[-1]) if as_json else _format_row(rows[-1]), flush=True)
+            streams.result(*([json.dumps(rows[-1])] if as_json else _format_row(rows[-1])))
     except ValueError as error:  # sizes that are not divisible; the message has the numbers
         raise config.ConfigError(str(error)) from None
     fits = all(row["fits"] for row in rows)
     if not as_json:
-        print("FITS" if fits else "DOES NOT FIT")
-        print("\n".join(suggest_fix(cfg, row) for row in rows if not row["fits"]), end="" if fits else "\n")
+        streams.result("FITS" if fits else "DOES NOT FIT")
+        streams.result(*(suggest_fix(cfg, row) for row in rows if not row["fits"]))
     return 0 if fits else 1
 
 
@@ -139,16 +140,16 @@ def _peak_from_error(message: str, planned: int, resident: int) -> int:
     return count + (resident if used[1] else planned)
 
 
-def _format_row(row: dict[str, Any]) -> str:
+def _format_row(row: dict[str, Any]) -> list[str]:
     peak, hbm = row["peak"] / GIB, row["hbm"] / GIB
     kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in row["bytes"].items())
     collectives = ", ".join(f"{n['count']} {kind} ({n['bytes'] / GIB:.2f})" for kind, n in row["collectives"].items())
     verdict = "fits" if row["fits"] else "DOES NOT FIT"
-    return (
-        f"{row['program']:8} {peak:7.2f} of {hbm:.0f} GiB per chip, {verdict}: {row['shapes']}\n"
-        f"         GiB: {kinds}\n"
-        f"         collectives, GiB per device: {collectives or 'none'}"
-    )
+    return [
+        f"{row['program']:8} {peak:7.2f} of {hbm:.0f} GiB per chip, {verdict}: {row['shapes']}",
+        f"         GiB: {kinds}",
+        f"         collectives, GiB per device: {collectives or 'none'}",
+    ]
 
 
 def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:

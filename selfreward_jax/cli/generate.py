@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from selfreward_jax import storage
+from selfreward_jax import foreign, storage
 from selfreward_jax.cli.model import check_room, load_named, make_sampling_params
 from selfreward_jax.config import ConfigError
 from selfreward_jax.integrations import formats
@@ -24,7 +24,7 @@ from selfreward_jax.runs.loading import LoadedModel
 from selfreward_jax.sampling import requests
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 from selfreward_jax.sampling.requests import EnginePrompt
-from selfreward_jax.storage.artifacts import JsonlArtifact
+from selfreward_jax.storage.artifacts import MAX_BYTES, JsonlArtifact, decode_crc
 from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.telemetry.progress import Progress
 
@@ -50,6 +50,7 @@ def generate_file(options: argparse.Namespace) -> None:
     out = JsonlArtifact(epath.Path(options.out))
     if out.path.exists():
         raise ConfigError(f"--out {options.out} exists already: give another name, or move it away")
+    _check_beside(out)
     prompts = formats.read_prompts(options.prompts, options.format)
     model = load_named(options)
     engine = model.engine(options.max_concurrent, options.max_length or model.max_length, raw=options.raw)
@@ -68,6 +69,27 @@ def generate_file(options: argparse.Namespace) -> None:
         label = options.label or model.name
         storage.write_atomic(out.path, formats.encode_answers(options.format, prompts, answers, label, time.time()))
         out.partial_path.unlink()
+
+
+def _check_beside(out: JsonlArtifact) -> None:
+    """Raises ConfigError where a file beside the output, which would be overwritten, is not of such a command."""
+    path = out.partial_path
+    try:
+        data = foreign.read_bytes(path, MAX_BYTES)
+        rows, num_damaged = decode_crc(data)
+        is_ours = not num_damaged and bool(rows) == bool(data)
+    except OSError as error:
+        is_ours = error.errno not in foreign.NO_FILE  # others are reported when it is written
+    if is_ours:
+        path = out.manifest_path
+        try:
+            storage.read_checksummed(path)
+        except storage.CorruptionError:
+            is_ours = False
+    if not is_ours:
+        raise ConfigError(
+            f"--out {out.path}: {path} is not of this program and would be overwritten: rename one of them"
+        )
 
 
 def _check_prompt(p: PromptRecord, model: LoadedModel, engine: Engine, options: argparse.Namespace) -> EnginePrompt:

@@ -7,14 +7,17 @@ import argparse
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from selfreward_jax.cli import settings
 from selfreward_jax.config import ConfigError, default_config, files
 from selfreward_jax.config.comments import field_comments, flatten_config
+from selfreward_jax.config.paths import expand_home
 from selfreward_jax.config.presets import PRESETS, SUMMARIES
 
 PROGRAM = "selfreward-jax"
+PATH_OPTIONS = ("config", "workdir", "model", "out", "prompts", "opponent", "compile_cache")  # ~ is the home folder
 DTYPES = ("float32", "bfloat16", "float16")
 ENDPOINT_FIELDS = {
     "endpoint.base_url": str, "endpoint.model": str, "endpoint.max_tokens": int, "endpoint.max_requests": int,
@@ -267,9 +270,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, fields, words = _parser(name), [], list(argv[1:])
     if name in TAKES_CONFIG:
         fields, words = settings.split(words)
-    for word in words:
-        if word.endswith("=") and word != "--compile_cache=":
-            raise ConfigError(f"{word[:-1]} is empty: give it a value, or leave it out")
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if not equals or value:
+            option = before if not word else ""
+        if option.startswith("--") and option != "--compile_cache":
+            raise ConfigError(f"{option} is empty: give it a value, or leave it out")
     known = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
     if not unknown:
@@ -286,6 +292,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise ConfigError(
                 f"--config is missing: for example `{PROGRAM} {name} iter2`, or --config=configs/iter2.py"
             )
+    for option in PATH_OPTIONS:
+        if path := getattr(options, option, None):
+            setattr(options, option, expand_home(path, f"--{option}"))
     return argparse.Namespace(**vars(options), command=name, fields=fields)
 
 

@@ -4,6 +4,7 @@ import argparse
 
 import jax
 
+from selfreward_jax.console import streams
 from selfreward_jax.report.page import Page
 from selfreward_jax.runs.run import open_run
 from selfreward_jax.stages.table import TABLE
@@ -16,5 +17,5 @@ def main(options: argparse.Namespace) -> int:
     run = open_run(options.workdir)
     if not Page(run, TABLE).write(is_running=lock.is_locked(run.workdir)):
         return 2
-    print(run.workdir / "report.html")
+    streams.result(str(run.workdir / "report.html"))
     return 0

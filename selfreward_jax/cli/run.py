@@ -7,14 +7,12 @@ gone. After 75, start all processes again with the same command: the run resumes
 """
 
 import argparse
-import contextlib
-import sys
-import traceback
 from typing import Any
 
 from selfreward_jax import loop
 from selfreward_jax.cli import check, settings
 from selfreward_jax.config import ConfigError, InputError
+from selfreward_jax.console import streams
 from selfreward_jax.parallel import preemption, processes
 from selfreward_jax.telemetry import compile_cache
 
@@ -70,7 +68,7 @@ def run(cfg: Any, options: argparse.Namespace, distributed: dict[str, Any] | Non
         if processes.is_peer_failure(error):
             processes.abort_all(processes.EXIT_RETRY, processes.peer_failure_message(error))
         if distributed is not None:
-            traceback.print_exc()
+            streams.failure()
             processes.abort_all(1, f"{type(error).__name__}: {error}")
         raise
     return 0
@@ -107,6 +105,5 @@ def distributed_options(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def _print_error(line: str, code: int = 2) -> int:
     """Prints a one-line error message. Returns the exit code."""
-    with contextlib.suppress(OSError):  # standard error may be gone, or full
-        print(f"selfreward_jax: {line}", file=sys.stderr, flush=True)
+    streams.message(f"selfreward_jax: {line}")
     return code

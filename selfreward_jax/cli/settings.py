@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from selfreward_jax.config import ConfigError, default_config, files, overrides
+from selfreward_jax.config import ConfigError, default_config, files, overrides, paths
 from selfreward_jax.config.comments import flatten_config
 
 PREFIXES = ("--config.", "--noconfig.")
@@ -35,7 +35,8 @@ def load(spec: str, fields: Sequence[str]) -> ConfigDict:
       fields: words such as "--config.dpo.beta=0.2" and "--noconfig.sft_baseline".
 
     Raises:
-      ConfigError: the configuration does not load; a field does not exist, or its value has another type.
+      ConfigError: the configuration does not load; a field does not exist, or its value has another type; or a path
+        begins with ~, and there is no home folder.
     """
     cfg = files.load(spec)
     known = flatten_config(cfg)
@@ -49,7 +50,7 @@ def load(spec: str, fields: Sequence[str]) -> ConfigDict:
             values(["", word])
         except Exception:  # the parsers raise many types
             raise ConfigError(overrides.wrong_type(name, value, known[name])) from None
-    return cfg
+    return paths.expand_settings(cfg)
 
 
 def _field(word: str) -> str:

@@ -61,7 +61,7 @@ def read_records(source: str) -> Iterator[Located]:
 
 
 def source_files(source: str) -> list[str]:
-    """The local files of a source: the file of that name, or the sorted matches of a glob. Empty for a data set.
+    """The local files of a source: the file of that name, or else the sorted matches of a glob. Empty for a data set.
 
     Raises:
       DataError: a glob matches nothing.
@@ -70,7 +70,10 @@ def source_files(source: str) -> list[str]:
         return []
     if not glob.has_magic(source) or epath.Path(source).exists():
         return [source]
-    matches = sorted(name for name in glob.glob(source, recursive=True) if not epath.Path(name).is_dir())
+    # A folder that exists is no pattern either: data[1]/*.jsonl does not mean data1.
+    folder = next((str(p) for p in epath.Path(source).parents if p.exists()), "")
+    pattern = glob.escape(folder) + source.removeprefix(folder) if source.startswith(folder) else source
+    matches = sorted(name for name in glob.glob(pattern, recursive=True) if not epath.Path(name).is_dir())
     if not matches:
         raise DataError(f"files {source} cannot be read (no file matches): correct the pattern")
     return matches

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 import jax
 from jax.errors import JaxRuntimeError
 
+from selfreward_jax.console import streams
 from selfreward_jax.parallel import coordinator
 
 # Exit code (EX_TEMPFAIL of sysexits): another process is lost, or this one was asked to stop. Run the command again.
@@ -241,10 +241,7 @@ def exit_now(code: int, line: str) -> None:
 
 def write_stderr(line: str) -> None:
     """Writes a line to standard error at once, past all buffers and locks. What cannot be written is lost."""
-    if sys.__stderr__ is not None:  # otherwise it was closed at the start, and its number may be that of another file
-        with contextlib.suppress(OSError):
-            start = "\n" if os.isatty(2) else ""  # below a progress bar, or the ^C of the terminal
-            os.write(2, f"{start}selfreward_jax: {line}\n".encode(errors="backslashreplace"))
+    streams.write_now(f"selfreward_jax: {line}")
 
 
 def is_peer_failure(error: BaseException) -> bool:
@@ -294,10 +291,7 @@ def _run_child(run: Callable[[], int], read_end: int) -> NoReturn:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
-        sys.excepthook(*sys.exc_info())
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError, ValueError):  # gone or full
-            stream.flush()
+        streams.failure()
     os._exit(code)
 
 

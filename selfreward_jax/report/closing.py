@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from selfreward_jax.console.escape import shell_word
 from selfreward_jax.report import model_intervals
 from selfreward_jax.report.comparison import best_model, win_rates
 
@@ -24,7 +25,7 @@ def lines(workdir: epath.Path, summary: Mapping[str, Any]) -> list[str]:
     models = summary["models"]
     rates = win_rates(models, model_intervals.evaluations(workdir))
     model, why = best_model(list(models), rates)
-    folder = shlex.quote(_short(str(workdir)))
+    folder = shell_word(_short(str(workdir)))
     return [
         "",
         f"report:     {_short(str(workdir / 'report.html'))}",

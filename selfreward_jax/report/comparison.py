@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from selfreward_jax.telemetry.escape import escape
+from selfreward_jax.console.escape import escape
 
 _RUN_MODEL = re.compile(r"sft|m\d+")  # names of a run's own models
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from selfreward_jax.console.escape import escape
 from selfreward_jax.method.rows import JudgmentRow, PairRow, ResponsesRow
-from selfreward_jax.telemetry.escape import escape
 
 MAX_CHARACTERS = 4000  # of a displayed text
 MAX_BYTES = 4_000_000  # of all blocks together

@@ -23,6 +23,7 @@ from selfreward_jax.runs.run import CONFIG_FILE, Run, stored_settings
 from selfreward_jax.storage.artifacts import JsonlArtifact, encode_rows
 
 MODEL_FORMATS = ("hf", "peft")
+INCOMPLETE = "INCOMPLETE"  # a file in a folder that is still being written
 
 
 def write_model(
@@ -89,15 +90,20 @@ def write_adapter_folder(run: Run, name: str, out: epath.Path, dtype: str) -> No
 
 @contextlib.contextmanager
 def _complete_folder(out: epath.Path) -> Iterator[epath.Path]:
-    """A new folder that is renamed to `out` at the end."""
+    """A new folder that is renamed to `out` at the end. One that an export left incomplete is removed."""
     partial = out.with_name(out.name + ".partial")
+    mark = partial / INCOMPLETE
     try:
+        if partial.exists() and not mark.exists():
+            raise ConfigError(f"--out {out}: {partial} exists and is not of an export: move it away, or rename --out")
         storage.remove(partial)
         partial.mkdir(parents=True)
+        mark.touch()
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"--out {out} cannot be written ({reason}): give a path in a folder that can") from None
     yield partial
+    mark.unlink()
     partial.rename(out)
 
 

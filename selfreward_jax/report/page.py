@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from markupsafe import Markup
 
 from selfreward_jax import storage
+from selfreward_jax.console.escape import escape
 from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.method.rows import ResponsesRow, Row
 from selfreward_jax.parallel import processes
@@ -33,7 +34,6 @@ from selfreward_jax.report.tables import EXTRA_COLUMNS, JUDGE_COLUMNS
 from selfreward_jax.runs.log import EVENTS_FILE, read_events
 from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
-from selfreward_jax.telemetry.escape import escape
 
 # The reward-model table of arXiv 2401.10020 (section 3.3): Llama 2 70B on Open Assistant.
 PAPER_METRICS = {

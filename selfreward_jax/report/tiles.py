@@ -4,16 +4,15 @@ Every answer has a sign, a symbol with a word, so that it does not depend on col
 contains 0, "none" that nothing is measured.
 """
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from selfreward_jax.console.escape import shell_word
 from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.report import time_report
 from selfreward_jax.report.comparison import Versus, points
 from selfreward_jax.report.run_state import RunState
-from selfreward_jax.telemetry.escape import escape
 from selfreward_jax.telemetry.numbers import duration
 
 SYMBOLS = {"good": "✓", "bad": "✗", "unsure": "?", "none": "○", "running": "▶", "stopped": "■"}
@@ -136,7 +135,7 @@ def progress(state: RunState, time_spent: Mapping[str, Any]) -> Tile:
 
 def commands(workdir: str, model: str) -> dict[str, str]:
     """Commands for a run by name: to talk to a model, export it, have it judged, and write the page again."""
-    place = f"--workdir={shlex.quote(escape(workdir))}"
+    place = f"--workdir={shell_word(workdir)}"
     program = "selfreward-jax"
     return {
         "chat": f"{program} chat {place} --model={model}",

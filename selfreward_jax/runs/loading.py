@@ -100,7 +100,7 @@ def resolve_model(path: str, name: str = "") -> tuple[str, str]:
         return path, _digest(path.encode())
     if _is_hf_folder(path):
         folder = epath.Path(path)
-        sizes = sorted((f.name, f.stat().length) for f in folder.iterdir() if f.name.endswith(".safetensors"))
+        sizes = sorted((f.name, foreign.size(f)) for f in folder.iterdir() if f.name.endswith(".safetensors"))
         return folder.name, _digest(foreign.read_bytes(folder / "config.json"), repr(sizes).encode())
     run, name = open_run_model(path, name)
     return name, _digest(name.encode(), run.files.weights_fingerprint(name).encode())

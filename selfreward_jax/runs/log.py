@@ -42,6 +42,7 @@ class EventLog:
         self.path = workdir / EVENTS_FILE
         self._pending: list[str] = []
         self._uploaded = self._timed = time.monotonic()
+        self._size_before: int | None = None  # 0 if it did not exist; None before this process has written to it
 
     def begin(self, settings: str, before: str) -> None:
         """Adds the line of a start. A log of another run is quarantined.
@@ -55,8 +56,6 @@ class EventLog:
             moved = storage.quarantine(self.path)
             storage.warn(f"{self.path} is of another run: quarantined as {moved}; the log begins anew")
         self.event(begins=True, settings=settings, before=before)
-        if not storage.is_remote(self.path):
-            self._write()
 
     def event(self, **fields: Any) -> None:
         """Adds a line. Numbers that JSON does not know (NaN, infinity) become texts."""
@@ -77,6 +76,16 @@ class EventLog:
         self._add_time()
         self._write()
 
+    def discard(self) -> None:
+        """Leaves the file as it was before a start that leaves no trace."""
+        if self._size_before is None or not processes.is_primary():
+            return
+        if self._size_before == 0 or storage.is_remote(self.path):
+            storage.remove(self.path)
+        else:
+            os.truncate(self.path, self._size_before)
+        self._pending = []
+
     def _add_time(self) -> None:
         self._timed = time.monotonic()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -87,6 +96,8 @@ class EventLog:
         if not self._pending or not processes.is_primary():
             return
         lines = "".join(self._pending)
+        if self._size_before is None:
+            self._size_before = foreign.size(self.path) if self.path.exists() else 0
         if storage.is_remote(self.path):
             self.path.write_text((self.path.read_text() if self.path.exists() else "") + lines)
         else:

@@ -21,7 +21,7 @@ from selfreward_jax.data import readers
 from selfreward_jax.parallel import processes
 from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
-from selfreward_jax.runs.log import EVENTS_FILE, EventLog
+from selfreward_jax.runs.log import EventLog
 from selfreward_jax.runs.models import ModelStore
 from selfreward_jax.runs.workspace import Workspace
 from selfreward_jax.storage.lock import workdir_lock
@@ -221,11 +221,12 @@ def _remove_if_empty(workdir: epath.Path, is_new: bool) -> None:
 
 
 def rollback(run: Run) -> None:
-    """Removes config.json and the logs where no artifact was made, so that other settings may use the directory."""
+    """Removes config.json and what this start logged where no artifact was made, so that other settings may use the
+    directory."""
     if run.files.jsonl("seed", "documents").manifest is None:
-        terminal.discard_log(run.workdir)
-        for name in (CONFIG_FILE, EVENTS_FILE):
-            storage.remove(run.workdir / name)
+        terminal.discard_log()
+        run.log.discard()
+        storage.remove(run.workdir / CONFIG_FILE)
 
 
 def _input_hashes(cfg: ConfigDict) -> dict[str, tuple[str, str]]:

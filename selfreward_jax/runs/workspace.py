@@ -16,12 +16,14 @@ from ml_collections import ConfigDict
 from selfreward_jax import storage
 from selfreward_jax.config import ConfigError
 from selfreward_jax.config.diff import config_hash
+from selfreward_jax.config.paths import expand_home
 from selfreward_jax.parallel import processes
 from selfreward_jax.sampling.engine import stable_hash32
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
 # Names under which stages are hashed into random keys. Another name here would change every measured number.
 _KEY_NAMES = {"pretrain": "base", "responses": "candidates", "probes": "canaries"}
+_RUN_FOLDERS = re.compile(r"seed|tokenizer|sft|m\d+|evaluation")
 
 
 def key_name(stage: str) -> str:
@@ -47,9 +49,9 @@ class Workspace:
         self.owner, self.made_from = "", dict[str, Any]()
         if not workdir:
             raise ConfigError("workdir is empty: name a folder")
-        self.path = epath.Path(workdir)
+        self.path = epath.Path(expand_home(workdir, "workdir"))
         if "://" not in workdir:
-            self.path = self.path.expanduser().resolve()  # Orbax wants absolute paths
+            self.path = self.path.resolve()  # Orbax wants absolute paths
         try:
             self.path.exists()
         except (ImportError, ValueError) as error:  # the file system of such an address is not installed
@@ -118,15 +120,15 @@ class Workspace:
         return [(p.parts[0], p.name.removesuffix(suffix)) for p in self.artifacts() if p.name.endswith(suffix)]
 
     def artifacts(self) -> list[epath.Path]:
-        """Files and folders up to two levels below the working directory, relative to it and sorted.
+        """Files and folders of the working directory and of the folders of a run in it, relative to it and sorted.
 
-        Listed, not globbed: the directory's own name may hold any character.
+        Listed, not globbed: the directory's own name may hold any character. Other folders are the user's.
         """
 
         def listing() -> Iterator[str]:
             for entry in self.path.iterdir() if self.path.is_dir() else ():
                 yield entry.name
-                if entry.is_dir():
+                if _RUN_FOLDERS.fullmatch(entry.name) and entry.is_dir():
                     yield from (f"{entry.name}/{inner.name}" for inner in entry.iterdir())
 
         return [epath.Path(name) for name in processes.broadcast_from_primary(lambda: sorted(listing()))]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from selfreward_jax import storage
+from selfreward_jax.console.escape import escape
 from selfreward_jax.data.seed_sets import format_report
 from selfreward_jax.llm.chat import Chat, Example, chunk_document
 from selfreward_jax.llm.tokenizer import SentencePiece, Tokenizer
@@ -16,7 +17,6 @@ from selfreward_jax.runs.run import Run, make_run
 from selfreward_jax.stages.common import check_inputs, eft_source_set, judge_template, seed_examples
 from selfreward_jax.stages.setup import seed, tokenizer
 from selfreward_jax.stages.training import drop_overlong
-from selfreward_jax.telemetry.escape import escape
 
 MAX_SHOWN = 1200  # characters of an example
 NOTICEABLE_UNKNOWN = 0.01  # share of the characters

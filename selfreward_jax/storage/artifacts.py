@@ -166,7 +166,7 @@ class JsonlArtifact:
         data = _read_file(path)
         rows, num_damaged = decode_crc(data, self.owner)
         if num_damaged:
-            copy = path.with_name(f"{path.name}.damaged")
+            copy = storage.damaged_path(path)
             storage.write_atomic(copy, data)
             storage.warn(
                 f"{path}: {num_damaged} of {num_damaged + len(rows)} lines are damaged or of another run, and are "

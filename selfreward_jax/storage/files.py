@@ -140,7 +140,12 @@ def write_json(path: epath.Path, value: Any) -> None:
     Raises:
       StorageError: the file system refuses it.
     """
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, f"{_encode(value)}\n".encode())
+
+
+def _encode(value: Any) -> str:
+    """The value as indented JSON. Names of files that are not UTF-8 hold lone surrogates: those are escaped."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def read_json(path: epath.Path) -> Any:
@@ -158,7 +163,7 @@ def write_checksummed(path: epath.Path, value: dict[str, Any]) -> None:
     Raises:
       StorageError: the file system refuses it.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False).removesuffix("\n}")
+    text = _encode(value).removesuffix("\n}")
     write_atomic(path, f"{text}{_CHECKSUM_FIELD}{_checksum_line(text)}".encode())
     timing.commit()
 
@@ -227,12 +232,17 @@ def quarantine(path: epath.Path) -> str:
     def move() -> str:
         if not path.exists():
             return ""
-        names = (f"{path.name}.damaged{f'-{n}' * (n > 1)}" for n in range(1, 1 << 20))
-        free_name = next(name for name in names if not path.with_name(name).exists())
-        path.rename(path.with_name(free_name))
-        return free_name
+        target = damaged_path(path)
+        path.rename(target)
+        return target.name
 
     return processes.broadcast_from_primary(move)
+
+
+def damaged_path(path: epath.Path) -> epath.Path:
+    """NAME.damaged beside a file, or the first of NAME.damaged-2, ... that does not exist."""
+    paths = (path.with_name(f"{path.name}.damaged{f'-{n}' * (n > 1)}") for n in range(1, 1 << 20))
+    return next(p for p in paths if not os.path.lexists(p) and not p.exists())
 
 
 def regenerate_damaged(make: Callable[[], T], before_retry: Callable[[], None]) -> T:

@@ -13,10 +13,11 @@ from typing import IO, Any
 from etils import epath
 
 from selfreward_jax import storage
+from selfreward_jax.console.escape import escape
 from selfreward_jax.parallel import processes
-from selfreward_jax.telemetry.escape import escape
 
 LOCK_FILE = "lock"
+_HOLDER = "process "  # how the holder's line begins
 MAX_HOLDER = 200  # characters of the holder's line in the lock file that a message repeats
 
 
@@ -78,8 +79,13 @@ def _acquire(directory: epath.Path) -> IO[Any]:
     if not _is_same_file(file, path):  # the previous holder has removed it since it was opened
         file.close()
         return _acquire(directory)
+    file.seek(0)
+    text = file.read(MAX_HOLDER).strip("\0\n")
+    if not text.startswith(_HOLDER) and not _HOLDER.startswith(text):  # a kill may have cut it off
+        file.close()
+        raise storage.StorageError(f"{path} is a file of yours, and the name of a run's lock: rename it")
     file.truncate(0)
-    file.write(f"process {os.getpid()} of {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.write(f"{_HOLDER}{os.getpid()} of {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()
     return file
 

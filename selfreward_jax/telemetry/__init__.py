@@ -1,1 +1,1 @@
-"""Time accounting, progress lines, the compile cache, and safe display of text."""
+"""Time accounting, progress lines, and the compile cache."""

@@ -38,13 +38,14 @@ def enable(directory: str | None = None) -> None:
     if not directory:
         jax.config.update("jax_compilation_cache_dir", None)
         return
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser() / _processor_name()))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(directory, _processor_name()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def _default_directory() -> str:
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "selfreward_jax")
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return "" if folder.startswith("~") else os.path.join(folder, "selfreward_jax")  # this user has no home folder
 
 
 def _processor_name() -> str:

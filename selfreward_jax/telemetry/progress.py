@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from selfreward_jax.console.escape import escape_line
 from selfreward_jax.parallel import processes
 from selfreward_jax.telemetry import schedule, timing
 from selfreward_jax.telemetry.numbers import counted, duration, three_digits
@@ -49,7 +50,7 @@ class Progress:
     def __init__(self, name: str, total: int, done_before: int = 0, unit: str = "rows") -> None:
         self.name, self.total, self.count, self.unit = name, total, done_before, unit
         self.done_before, self.tokens = done_before, 0
-        self.label = schedule.current().numbered(name)
+        self.label = escape_line(schedule.current().numbered(name))  # may be the name of a user's folder
         timing.begin_stage(name)
         self.start = self._line_at = time.monotonic()
         self._first: _Mark | None = None
@@ -91,7 +92,7 @@ class Progress:
         state = ", ".join(part for part in (self._rate(), self._left(), note) if part)
         if self.bar is not None:
             with contextlib.suppress(OSError):  # the terminal is gone
-                self.bar.set_postfix_str(state, refresh=False)
+                self.bar.set_postfix_str(escape_line(state), refresh=False)
                 self.bar.update(rows)
         if self._latest.time - self._line_at >= (self.LINE_EVERY if self.bar is None else self.KEEP_EVERY):
             self._line_at = self._latest.time

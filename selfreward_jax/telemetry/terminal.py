@@ -9,11 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from typing import TextIO
 
 from etils import epath
 from tqdm import tqdm
 
+from selfreward_jax import foreign
+from selfreward_jax.console import streams
+from selfreward_jax.console.escape import escape_line
 from selfreward_jax.parallel import processes
 
 LOG_FILE = "log.txt"
@@ -29,13 +31,14 @@ class _LogFile:
         self._path, self._remote = path, "://" in str(path)
         self._uploaded = time.monotonic()
         self._data = b""  # in an object store: all that it holds
+        self._size_before: int | None = None
         with contextlib.suppress(Exception):
-            if self._remote and path.exists():
-                self._data = path.read_bytes()
+            if path.exists():
+                self._data = path.read_bytes() if self._remote else b""
+                self._size_before = len(self._data) if self._remote else foreign.size(path)
 
-    def add(self, text: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S ")
-        data = "".join(f"{stamp}{line}\n" for line in text.split("\n")).encode(errors="backslashreplace")
+    def add(self, line: str) -> None:
+        data = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode()
         with contextlib.suppress(Exception):
             if not self._remote:
                 self._append(data)
@@ -52,6 +55,16 @@ class _LogFile:
         if size > self.MAX_BYTES:
             self._path.write_bytes(self._path.read_bytes()[-self.MAX_BYTES // 2 :])
 
+    def discard(self) -> None:
+        """Leaves the file as it was before."""
+        with contextlib.suppress(Exception):
+            if self._size_before is None:
+                self._path.unlink(missing_ok=True)
+            elif self._remote:
+                self._path.write_bytes(self._data[: self._size_before])
+            elif foreign.size(self._path) > self._size_before and not os.path.islink(self._path):
+                os.truncate(self._path, self._size_before)
+
     def upload(self) -> None:
         """Writes what an object store does not hold yet."""
         self._uploaded = time.monotonic()
@@ -66,21 +79,21 @@ _log: _LogFile | None = None
 def log_line(line: str) -> None:
     """Prints a line on standard error and keeps it in log.txt, on the primary process only."""
     if processes.is_primary():
-        _print(sys.stderr, line)
+        _print("stderr", line)
         keep(line)
 
 
 def show(line: str) -> None:
     """Prints a line of the results on standard output and keeps it in log.txt, on the primary process only."""
     if processes.is_primary():
-        _print(sys.stdout, line)
+        _print("stdout", line)
         keep(line)
 
 
 def keep(line: str) -> None:
     """Adds a line to log.txt of the run that this process holds, if it holds one. Prints nothing."""
     if _log is not None:
-        _log.add(line)
+        _log.add(escape_line(line))
 
 
 @contextlib.contextmanager
@@ -92,7 +105,8 @@ def log_to(workdir: epath.Path) -> Iterator[None]:
         yield
     except BaseException as error:
         ours = type(error).__module__.startswith("selfreward_jax.")
-        keep(str(error) if ours else traceback.format_exc().rstrip())
+        for line in [str(error)] if ours else traceback.format_exc().rstrip().split("\n"):
+            keep(line)
         raise
     finally:
         if _log is not None:
@@ -100,51 +114,23 @@ def log_to(workdir: epath.Path) -> Iterator[None]:
         _log = None
 
 
-def discard_log(workdir: epath.Path) -> None:
-    """Removes log.txt of a start that leaves no trace. Later lines are only printed."""
+def discard_log() -> None:
+    """Leaves log.txt as it was before a start that leaves no trace. Later lines are only printed."""
     global _log
+    if _log is not None:
+        _log.discard()
     _log = None
-    with contextlib.suppress(OSError):
-        if processes.is_primary():
-            (workdir / LOG_FILE).unlink(missing_ok=True)
 
 
-def open_closed_streams() -> None:
-    """Connects closed standard streams to the null device. Otherwise the next file to be opened would get the number
-    of a closed one, and with it all that libraries print there."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            _connect_to_null(number)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 (stays open)
-
-
-def _print(stream: TextIO | None, line: str) -> None:
+def _print(name: str, line: str) -> None:
+    stream = getattr(sys, name)
     if stream is None:  # closed from the start
         return
     try:
         with tqdm.external_write_mode(file=stream):  # above a progress bar
-            print(line, file=stream, flush=True)
-    except UnicodeEncodeError:
-        _print(stream, line.encode("ascii", "backslashreplace").decode())
-    except BlockingIOError:  # a pipe that its reader does not empty: the line may come later
-        pass
-    except (OSError, ValueError):
-        silence(stream)
-
-
-def silence(stream: TextIO) -> None:
-    """Connects a stream that cannot be written to the null device. Otherwise what its buffer still holds would fail
-    again with every line, and at the end turn the exit code into 120."""
-    with contextlib.suppress(OSError, ValueError):  # no file: a stream of a notebook or of a test
-        _connect_to_null(stream.fileno())
-        stream.flush()
-
-
-def _connect_to_null(number: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    if null != number:
-        os.dup2(null, number)
-        os.close(null)
+            fault = streams.write(stream, line)
+    except (OSError, ValueError) as error:  # the bar cannot be cleared
+        streams.silence(stream)
+        fault = str(error)
+    if fault:
+        keep(f"selfreward_jax: sys.{name} cannot be written ({fault}): from here on its lines are in this file alone")

@@ -7,9 +7,13 @@ compares files and arrays with the manifest.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import secrets
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,8 +51,8 @@ def save(path: epath.Path, tree: Any, owner: str = "") -> str:
     # write has one line of its own, so these logs stay off.
     logging.set_verbosity(logging.FATAL)
     try:
-        with _without_timeouts():
-            ocp.save(path, tree, overwrite=True)
+        with _without_timeouts(), _plain_path(path) as plain:
+            ocp.save(plain, tree, overwrite=True)
     except Exception as error:  # of several types; their message has the operating system's
         reason = next((message for message in _WRITE_ERRORS if message.lower() in str(error).lower()), None)
         if reason is None:
@@ -72,6 +76,34 @@ def _without_timeouts() -> ocp.Context:
     context.asynchronous.timeout_secs = 2**31
     context.asynchronous.create_directories_asynchronously = False
     return context
+
+
+@contextlib.contextmanager
+def _plain_path(path: epath.Path) -> Iterator[epath.Path]:
+    """The path under a name that Orbax and TensorStore can use, where its own is none.
+
+    Orbax looks for the shares of the processes with a glob over the whole path: below `lr=[1e-5]` it would find none,
+    and below `a*` those of another run. TensorStore takes only UTF-8.
+    """
+    name = str(path)
+    is_utf8 = name == name.encode(errors="replace").decode()
+    if storage.is_remote(path) or (is_utf8 and not glob.has_magic(name)):
+        yield path
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    link = epath.Path(processes.broadcast_from_primary(_new_link_name))  # Orbax wants the same in all processes
+    try:
+        with contextlib.suppress(FileExistsError):  # by another process of this machine
+            os.symlink(path.parent, link)
+        yield link / path.name
+        processes.barrier(f"{path.name} is saved or loaded")
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+
+
+def _new_link_name() -> str:
+    return os.path.join(tempfile.gettempdir(), f"selfreward_jax-{secrets.token_hex(16)}")
 
 
 def remove_stale_tmp(path: epath.Path) -> None:
@@ -102,7 +134,8 @@ def restore(path: epath.Path, abstract_tree: Any, shardings: Any, owner: str = "
     if difference := _difference(manifest["files"], _file_hashes(path)):
         raise _corruption(path, difference)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_tree, shardings)
-    tree = ocp.load(path, abstract)
+    with _plain_path(path) as plain:
+        tree = ocp.load(plain, abstract)
     if (digest := fingerprint(tree)) != manifest["fingerprint"]:
         raise _corruption(path, f"the arrays have fingerprint {digest}, and {manifest['fingerprint']} was saved")
     return tree

@@ -19,19 +19,14 @@ def load(name: str, slots: set[str]) -> str:
     Raises:
       TemplateError: there is no such template, it cannot be read, or it does not have all `slots`.
     """
-    packaged = resources.files(__package__).joinpath(f"{name}.txt")
-    if packaged.is_file():
-        text = packaged.read_text()
-    elif name and epath.Path(name).exists():
-        try:
-            text = foreign.read_text(epath.Path(name))
-        except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(f"template {name!r} cannot be read ({error}): give a text file in UTF-8") from None
-    else:
-        names = sorted(
-            p.name.removesuffix(".txt") for p in resources.files(__package__).iterdir() if p.name.endswith(".txt")
-        )
-        raise TemplateError(f"no template {name!r}: give the path of a file or one of {', '.join(names)}")
+    packaged = {p.name.removesuffix(".txt"): p for p in resources.files(__package__).iterdir() if p.suffix == ".txt"}
+    names = ", ".join(sorted(packaged))
+    try:
+        text = packaged[name].read_text() if name in packaged or not name else foreign.read_text(epath.Path(name))
+    except (KeyError, FileNotFoundError):
+        raise TemplateError(f"no template {name!r}: give the path of a file or one of {names}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"template {name!r} cannot be read ({error}): give a text file in UTF-8") from None
     missing = sorted(slots - set(re.findall(r"\{(\w+)\}", text)))
     if missing:
         raise TemplateError(f"template {name!r} has no slot {{{missing[0]}}}: add it")
