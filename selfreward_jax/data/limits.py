@@ -41,7 +41,7 @@ class Malformed(NamedTuple):
 class Unreadable:
     """Takes the place of a value that has no counterpart in JSON, such as a date in the year 200,000."""
 
-    def __init__(self, fault: str):
+    def __init__(self, fault: str) -> None:
         self.fault = fault
 
     def __repr__(self) -> str:

@@ -67,7 +67,7 @@ def unpack(file: BinaryIO, limit: SizeLimit) -> BinaryIO:
     Raises:
       DataError: they are more than the limit.
     """
-    unpacked = tempfile.SpooledTemporaryFile(MAX_LINE)
+    unpacked = tempfile.SpooledTemporaryFile(MAX_LINE)  # noqa: SIM115 (the caller closes it)
     for chunk in chunks(file, limit, _CHUNK):
         unpacked.write(chunk)
     unpacked.seek(0)
@@ -107,7 +107,7 @@ def _rows(batch: Any) -> Iterator[Any]:
 
 
 def _value(scalar: Any) -> Any:
-    """A pyarrow scalar in JSON's types. In a list or an object, each value is converted by itself where one cannot be."""
+    """A pyarrow scalar in JSON's types. Where one value in it cannot be converted, the others are."""
     try:
         return to_json_types(scalar.as_py())
     except _NO_VALUE as error:

@@ -75,7 +75,8 @@ def _read_file(name: str) -> Iterator[Located]:
             if packed:
                 file, limit = io.BufferedReader(gzip.GzipFile(fileobj=raw)), unpacked_limit(name, size)
             if plain_name.endswith(".parquet"):
-                yield from read_parquet(name, unpack(file, limit) if packed else file, size)
+                with unpack(file, limit) if packed else file as seekable:
+                    yield from read_parquet(name, seekable, size)
             else:
                 yield from read_json(name, file, limit)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
