@@ -2,7 +2,6 @@
 
 import io
 import os
-import reprlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
@@ -17,10 +16,6 @@ MAX_DEPTH = 256  # lists and objects inside each other
 MAX_ANSWERS = 10_000  # answers in one record
 # A compressed file may unpack to this many bytes, or to this many times its size. Text seldom exceeds ten times.
 MAX_UNPACKED, MAX_RATIO = 1 << 30, 200
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
-_SHORT.maxlevel = 3
 
 
 class DataError(InputError, ValueError):
@@ -118,14 +113,24 @@ def is_too_deep(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, at most 60 characters, in a time that does not depend on its size."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value!r:.60}" if abs(value) < 10**4000 else brief(value)  # Python writes out at most 4,300 digits
-    if isinstance(value, dict):  # reprlib would sort all its keys
-        value = dict(islice(value.items(), 4))
-    return _SHORT.repr(value)[:60]
+    """A value in a message, at most 60 characters. It may be deeper than Python can write out."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**4000:
+        return brief(value)  # Python writes out at most 4,300 digits
+    return repr(_beginning(value, 4))[:60]
+
+
+def _beginning(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return value[:60]
+    if isinstance(value, list):
+        return [_beginning(item, depth - 1) for item in value[:20]] if depth else []
+    if isinstance(value, dict):
+        first = islice(value.items(), 20)
+        return {_beginning(key, 0): _beginning(item, depth - 1) for key, item in first} if depth else {}
+    return value
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of an error's message, or its class name. Bytes of a file in it are written as escapes."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
