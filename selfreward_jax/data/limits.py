@@ -11,7 +11,7 @@ from selfreward_jax.config.errors import brief
 
 MAX_FILE = 64 << 30  # bytes of a file, unpacked
 MAX_ROWS = 20_000_000  # rows of a file, or lines
-MAX_LINE = 64 << 20  # bytes of a line or of a Parquet row, characters of an item of a JSON list
+MAX_LINE = 16 << 20  # bytes of a line or of a Parquet row, characters of an item of a JSON list
 MAX_DEPTH = 256  # lists and objects inside each other
 MAX_ANSWERS = 10_000  # answers in one record
 # A compressed file may unpack to this many bytes, or to this many times its size. Text seldom exceeds ten times.
