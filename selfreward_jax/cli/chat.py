@@ -3,12 +3,15 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import count
 from typing import TextIO
 
 import jax
 
 from selfreward_jax.cli.model import check_room, load_named, make_sampling_params
+from selfreward_jax.config import ConfigError
 from selfreward_jax.console import streams
+from selfreward_jax.data.parsers import MAX_CHARACTERS
 from selfreward_jax.runs.loading import LoadedModel
 from selfreward_jax.sampling.engine import Request
 from selfreward_jax.telemetry import compile_cache
@@ -48,10 +51,21 @@ def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.s
 
 
 def _lines(source: TextIO) -> Iterator[str]:
-    while True:
+    """The lines of a source, without white space around them.
+
+    Raises:
+      ConfigError: a line is too long or not UTF-8.
+    """
+    for number in count(1):
         if source.isatty():
             streams.prompt("> ")
-        line = source.readline()
+        try:
+            line = source.readline(MAX_CHARACTERS + 1)
+            line.encode()
+        except UnicodeError:
+            raise ConfigError(f"line {number} of the input is not UTF-8: correct it") from None
         if not line:
             return
+        if len(line) > MAX_CHARACTERS:
+            raise ConfigError(f"line {number} of the input has more than {MAX_CHARACTERS:,} characters: shorten it")
         yield line.strip()

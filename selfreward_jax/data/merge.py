@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from selfreward_jax.data.limits import DataError, Located
 from selfreward_jax.data.parsers import (
     ASSISTANT_ROLES,
     DROP_REASONS,
@@ -16,10 +17,12 @@ from selfreward_jax.data.parsers import (
     message_role,
     parse_record,
 )
-from selfreward_jax.data.readers import DataError, Located, read_records
+from selfreward_jax.data.readers import read_records
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.method.rows import Row
+
+MAX_FAULTS = 10  # malformed rows of a source that are described
 
 
 class PromptWithResponses(NamedTuple):
@@ -35,7 +38,7 @@ class ParsedSource(NamedTuple):
 
     prompts: those with at least one answer, in order of first appearance.
     counts: "records", "read" (answers) and those of DROP_REASONS.
-    faults: the location of each malformed row, and what is wrong with it.
+    faults: the location of each of the first MAX_FAULTS malformed rows, and what is wrong with it.
     """
 
     prompts: list[PromptWithResponses]
@@ -44,9 +47,13 @@ class ParsedSource(NamedTuple):
 
 
 class _MergedPrompt(NamedTuple):
-    """A prompt while records are merged: answers by their text."""
+    """A prompt while records are merged: answers by their text.
+
+    symbols: the prompt's; those of another record's prompt must be equal.
+    """
 
     prompt: str
+    symbols: str
     location: str
     answers: dict[str, Answer]
 
@@ -67,42 +74,51 @@ def read_prompts_with_responses(source: str, language: str, max_malformed_frac: 
     counts: Counter[str] = Counter(records=0, read=0, **dict.fromkeys(DROP_REASONS, 0))
     merged: dict[str, _MergedPrompt] = {}
     faults: list[str] = []
-    remedy = ""  # for the first fault
+    num_faults, remedy = 0, ""  # for the first fault
     for location, record in _records(source, counts):
         prompt, parsed = parse_record(record, language)
         counts["read"] += len(parsed)
-        for item in parsed:
-            dropped = _merge(merged, prompt, location, item) if isinstance(item, Answer) else item
-            if dropped:
-                counts[dropped.reason] += 1
-                if dropped.detail:
+        for dropped in _merge(merged, prompt, location, parsed):
+            counts[dropped.reason] += 1
+            if dropped.detail:
+                num_faults, remedy = num_faults + 1, remedy or dropped.remedy
+                if len(faults) < MAX_FAULTS:
                     faults.append(f"{location}: {dropped.detail}")
-                    remedy = remedy or dropped.remedy
     if not counts["records"]:
         raise DataError(f"{source} is empty, it holds no row: {ROW_REMEDY}")
-    if len(faults) > max_malformed_frac * counts["read"] or (faults and not merged):
+    if num_faults > max_malformed_frac * counts["read"] or (faults and not merged):
         raise DataError(
-            f"{faults[0]} ({len(faults):,} of {counts['read']:,} rows are malformed, data.max_malformed_frac allows "
+            f"{faults[0]} ({num_faults:,} of {counts['read']:,} rows are malformed, data.max_malformed_frac allows "
             f"{max_malformed_frac:.0%}): {remedy}"
         )
     prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location) for m in merged.values()]
     return ParsedSource(prompts, counts, faults)
 
 
-def _merge(merged: dict[str, _MergedPrompt], prompt: str, location: str, answer: Answer) -> Dropped | None:
-    """Adds an answer to its prompt; returns why it, or the one it replaces, is dropped."""
-    entry = merged.setdefault(normalize(prompt), _MergedPrompt(prompt, location, {}))
-    if _symbols(entry.prompt) != _symbols(prompt):
-        return Dropped("prompt differs only in punctuation")
-    known = entry.answers.get(answer.response)
-    if known is None or (known.score is None and known.judgment is None):
-        entry.answers[answer.response] = answer
-    return None if known is None else Dropped("duplicate answer")
+def _merge(
+    merged: dict[str, _MergedPrompt], prompt: str, location: str, parsed: Sequence[Answer | Dropped]
+) -> list[Dropped]:
+    """Adds a record's answers to their prompt; returns why answers, or those they replace, are dropped."""
+    dropped = [item for item in parsed if isinstance(item, Dropped)]
+    answers = [item for item in parsed if isinstance(item, Answer)]
+    if not answers:
+        return dropped
+    symbols = _symbols(prompt)
+    entry = merged.setdefault(normalize(prompt), _MergedPrompt(prompt, symbols, location, {}))
+    if entry.symbols != symbols:
+        return dropped + [Dropped("prompt differs only in punctuation")] * len(answers)
+    for answer in answers:
+        known = entry.answers.get(answer.response)
+        if known is None or (known.score is None and known.judgment is None):
+            entry.answers[answer.response] = answer
+        if known is not None:
+            dropped.append(Dropped("duplicate answer"))
+    return dropped
 
 
-def _symbols(prompt: str) -> list[str]:
+def _symbols(prompt: str) -> str:
     # `normalize` removes symbols, but 2 + 3 is another question than 2 * 3, and C another language than C++.
-    return re.findall(r"[^\w\s.,;:!?()\[\]\"'`\u00b4\u2010-\u201e\u2026\xab\xbb-]|-(?=\s*\d)", prompt)
+    return "".join(re.findall(r"[^\w\s.,;:!?()\[\]\"'`\u00b4\u2010-\u201e\u2026\xab\xbb-]|-(?=\s*\d)", prompt))
 
 
 def _records(source: str, counts: Counter[str]) -> Iterator[Located]:
@@ -176,7 +192,7 @@ def normalize_scores(
         )
     normalized = {}
     for prompt in prompts:
-        ranks = sorted({a.score for a in prompt.answers if _score_source(a) == "rank"})
+        ranks = {s: i for i, s in enumerate(sorted({a.score for a in prompt.answers if _score_source(a) == "rank"}))}
         answers = []
         for answer in prompt.answers:
             score_source = _score_source(answer)
@@ -189,7 +205,7 @@ def normalize_scores(
             if score_source == "judgment":
                 score = _judgment_score(answer)
             elif score_source == "rank":
-                score = 5 * ranks.index(answer.score) / (len(ranks) - 1)
+                score = 5 * ranks[answer.score] / (len(ranks) - 1)
             else:
                 score = 5 * (answer.score - low) / (high - low)
             answers.append(answer._replace(score=score))

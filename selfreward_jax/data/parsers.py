@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
-from selfreward_jax.data.readers import Malformed
+from selfreward_jax.data.limits import MAX_ANSWERS, Malformed, shown
 from selfreward_jax.data.unread import READ_KINDS
 from selfreward_jax.method.rows import Row
 
@@ -15,6 +16,10 @@ FIELD_NAMES = {
     "score": ("score", "quality_score"),
     "judgment": ("judgment", "judgement"),
 }
+# Fields of a record that its answers inherit, and others up to this number, which only a message names.
+_INHERITED = {*FIELD_NAMES["prompt"], "input", "lang", "language", "deleted", "review_result"}
+_INHERITED |= {"messages", "conversations", "chosen"}
+_MAX_NAMED = 50
 MAX_CHARACTERS = 1_000_000  # of one text: more means a broken file, and would be tokenized before the length check
 # Why an answer is dropped during reading. The first three are faults of the file itself.
 DROP_REASONS = (
@@ -86,7 +91,7 @@ def parse_record(record: Any, language: str) -> ParsedRecord:
       language: as in `merge.read_prompts_with_responses`.
     """
     if isinstance(record, Malformed):
-        return "", [Dropped("malformed", record.reason, f"files hold {READ_KINDS}; {ROW_REMEDY}")]
+        return "", [Dropped("malformed", record.reason, record.remedy or f"files hold {READ_KINDS}; {ROW_REMEDY}")]
     if not isinstance(record, dict):
         return "", [Dropped("malformed", "not a JSON object")]
     if isinstance(record.get("prompt"), dict):
@@ -107,16 +112,19 @@ def _parse_flat(rows: list[Row], language: str) -> ParsedRecord:
     prompt, alpaca_input = _first_present(rows[0], "prompt"), rows[0].get("input")
     if "instruction" in rows[0] and isinstance(prompt, str) and isinstance(alpaca_input, str) and alpaca_input.strip():
         prompt = f"{prompt}\n\n{alpaca_input}"
-    return prompt, [_parse_answer(prompt, row, language) for row in rows]
+    return prompt, _parse_responses(prompt, rows, language)
 
 
 def _parse_answers(record: Row, language: str) -> ParsedRecord:
     answers = _as_objects(record["answers"])
     if answers is None:
         return "", [Dropped("malformed", "answers is not a list of objects")]
+    if len(answers) > MAX_ANSWERS:
+        return "", [_too_many("answers", len(answers))]
     # Answers do not inherit these fields from the record.
     own_fields = {*FIELD_NAMES["response"], *FIELD_NAMES["score"], *FIELD_NAMES["judgment"], "rank"}
-    shared = {name: value for name, value in record.items() if name not in own_fields}
+    inherited = (name for i, name in enumerate(record) if i < _MAX_NAMED or name in _INHERITED)
+    shared = {name: record[name] for name in inherited if name not in own_fields}
     prompt, parsed = _parse_flat([{**shared, **answer} for answer in answers] or [record], language)
     return prompt, parsed if answers else [Dropped("no answer")]
 
@@ -151,7 +159,7 @@ def _parse_pair(record: Row, language: str) -> ParsedRecord:
     if scores and scores[0] == scores[1]:
         return "", [Dropped("pair of equal scores")] * 2
     rows = [{**record, "response": t, "score": s} for t, s in zip(texts, scores or (1, 0), strict=True)]
-    parsed = [_parse_answer(prompt, row, language) for row in rows]
+    parsed = _parse_responses(prompt, rows, language)
     return prompt, [a._replace(ranked=not scores) if isinstance(a, Answer) else a for a in parsed]
 
 
@@ -174,8 +182,8 @@ def _parse_conversation(record: Row, language: str) -> ParsedRecord:
         return "", [Dropped("no prompt")] * max(1, num_answers)
     if not later_turns or later_turns[0][0] not in ASSISTANT_ROLES:
         return "", [Dropped("no answer")] + [Dropped("later turn")] * num_answers
-    first = _parse_answer(prompt, {**record, "response": later_turns[0][1]}, language)
-    return prompt, [first] + [Dropped("later turn")] * (num_answers - 1)
+    first = _parse_responses(prompt, [{**record, "response": later_turns[0][1]}], language)
+    return prompt, first + [Dropped("later turn")] * (num_answers - 1)
 
 
 def _parse_tree(root: Row, language: str) -> ParsedRecord:
@@ -184,8 +192,11 @@ def _parse_tree(root: Row, language: str) -> ParsedRecord:
     if replies is None or message_role(root) not in USER_ROLES | {""}:
         return "", [Dropped("malformed", "the tree's prompt is not a user message with a list of replies")]
     rows = [{**reply, "response": reply.get("text")} for reply in replies if message_role(reply) in ASSISTANT_ROLES]
+    if len(rows) > MAX_ANSWERS:
+        return "", [_too_many("replies", len(rows))]
     prompt, root_dropped = root.get("text"), _unwanted_reason(root, language)
-    parsed = [root_dropped or _parse_answer(prompt, row, language) for row in rows] or [Dropped("no answer")]
+    parsed = [root_dropped] * len(rows) if root_dropped else _parse_responses(prompt, rows, language)
+    parsed = parsed or [Dropped("no answer")]
     later = sum(message_role(node) in ASSISTANT_ROLES for node in descendants(root)) - len(rows)
     return prompt, parsed + [Dropped("later turn")] * later
 
@@ -221,8 +232,9 @@ def _turns(value: Any, role: str) -> Turns | None:
 
 
 def message_role(message: Row) -> str:
-    """The role of a message in lower case; empty if it has none."""
-    return str(message.get("role", message.get("from", ""))).lower()
+    """The role of a message in lower case; empty if it has none, the name of its type if it is no text."""
+    role = message.get("role", message.get("from", ""))
+    return role.lower() if isinstance(role, str) else type(role).__name__
 
 
 def _as_objects(value: Any) -> list[Row] | None:
@@ -236,11 +248,21 @@ def _first_present(row: Row, field: str) -> Any:
     return next((row[name] for name in FIELD_NAMES[field] if row.get(name) is not None), None)
 
 
-def _parse_answer(prompt: Any, row: Row, language: str) -> Answer | Dropped:
+def _too_many(field: str, count: int) -> Dropped:
+    return Dropped("malformed", f"{field} has {count:,} items, more than {MAX_ANSWERS:,}", "divide the record")
+
+
+def _parse_responses(prompt: Any, rows: list[Row], language: str) -> list[Answer | Dropped]:
+    """The answers of flat rows with one prompt, which is checked once: it may be long, and they may be many."""
+    prompt_fault = None if prompt is None else _text_fault("prompt", prompt)
+    return [_parse_answer(prompt is None, prompt_fault, row, language) for row in rows]
+
+
+def _parse_answer(no_prompt: bool, prompt_fault: Dropped | None, row: Row, language: str) -> Answer | Dropped:
     """The answer of a flat row, or why it is dropped."""
     response, judgment = _first_present(row, "response"), _first_present(row, "judgment") or None
     faults = (
-        _missing("prompt", row) if prompt is None else _text_fault("prompt", prompt),
+        _missing("prompt", row) if no_prompt else prompt_fault,
         _missing("response", row) if response is None else _text_fault("response", response),
         judgment and _text_fault("judgment", judgment),
     )
@@ -256,10 +278,14 @@ def _parse_answer(prompt: Any, row: Row, language: str) -> Answer | Dropped:
 
 def _missing(field: str, row: Row) -> Dropped:
     """That a row has no prompt or response, and the keys that it has instead."""
-    if field == "response" and row.keys() & {"messages", "conversations", "chosen"}:
+    if field == "response" and any(name in row for name in ("messages", "conversations", "chosen")):
         return Dropped("malformed", "an answer has neither content nor value", "give the text of each message")
     made_here = {"response", "score"} if "chosen" in row else {}  # by `_parse_pair`
-    keys = ", ".join(k if value is not None else f"{k} (null)" for k, value in row.items() if k not in made_here)
+    keys = ", ".join(
+        k[:200] if value is not None else f"{k[:200]} (null)"
+        for k, value in islice(row.items(), 200)
+        if k not in made_here
+    )
     *names, last = FIELD_NAMES[field]
     remedy = f"give one under the key {', '.join(names)} or {last}, or a list of messages; docs/data.md lists all forms"
     return Dropped("malformed", f"it has no {field}, its keys are {keys!r:.200}", remedy)
@@ -273,18 +299,18 @@ def _number_fault(name: str, number: Any) -> Dropped | None:
         return None
     if is_number:
         remedy = "give a finite number"
-    elif isinstance(number, str) and re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*", number):
+    elif isinstance(number, str) and re.fullmatch(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)\s*", number[:60]):
         remedy = "write the number without quotes"
     else:
         remedy = SCORE_REMEDY
-    return Dropped("malformed", f"{name} is {number!r:.60}, not a number", remedy)
+    return Dropped("malformed", f"{name} is {shown(number)}, not a number", remedy)
 
 
 def _unwanted_reason(row: Row, language: str) -> Dropped | None:
     """Why a well-formed message is not wanted."""
     row_language = row.get("lang", row.get("language"))
     if language and isinstance(row_language, str) and row_language:
-        tag, wanted = row_language.lower().replace("_", "-"), language.lower().replace("_", "-")
+        tag, wanted = row_language[:100].lower().replace("_", "-"), language.lower().replace("_", "-")
         if tag != wanted and not tag.startswith(f"{wanted}-"):
             return Dropped("other language")
     if row.get("deleted") is True:
@@ -295,13 +321,15 @@ def _unwanted_reason(row: Row, language: str) -> Dropped | None:
 def _text_fault(field: str, text: Any) -> Dropped | None:
     """What is wrong with a text, None if nothing is."""
     if not isinstance(text, str):
-        return Dropped("malformed", f"{field} is {text!r:.60}, not a string", "write it as one text in quotes")
+        return Dropped("malformed", f"{field} is {shown(text)}, not a string", "write it as one text in quotes")
     if not text.strip():
-        return Dropped("empty text", f"{field} is {text!r:.60}, an empty text", "fill it in, or leave the row out")
+        return Dropped("empty text", f"{field} is {shown(text)}, an empty text", "fill it in, or leave the row out")
     if len(text) > MAX_CHARACTERS:
         fault = f"{field} has {len(text):,} characters, more than {MAX_CHARACTERS:,}"
         return Dropped("malformed", fault, "leave the row out, or divide it")
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         fault = f"{field} contains a lone surrogate (half of a character)"
         return Dropped("lone surrogate", fault, "write the whole character, or leave it out")
     return None

@@ -3,34 +3,20 @@
 import contextlib
 import glob
 import gzip
-import json
-import math
+import io
 import zlib
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 from etils import epath
 
 from selfreward_jax import foreign
-from selfreward_jax.config import InputError
+from selfreward_jax.data.json_files import read_json
+from selfreward_jax.data.limits import DataError as DataError  # also part of this module's API
+from selfreward_jax.data.limits import Located, file_size, first_line, stored_limit, unpacked_limit
+from selfreward_jax.data.limits import Malformed as Malformed
+from selfreward_jax.data.parquet_files import read_parquet, to_json_types, unpack
 from selfreward_jax.data.unread import READ_KINDS, describe_unread
-
-Located = tuple[str, Any]  # the location of a record, such as "seeds.jsonl line 3", and the record
-
-
-class DataError(InputError, ValueError):
-    """Seed data that cannot be used; the message names the location, the fault and the remedy."""
-
-
-class Malformed(NamedTuple):
-    """Takes the place of a record that cannot be read.
-
-    reason: what is wrong with it.
-    """
-
-    reason: str
 
 
 @contextlib.contextmanager
@@ -84,26 +70,27 @@ def _read_file(name: str) -> Iterator[Located]:
     plain_name = name.removesuffix(".gz")
     try:
         with foreign.open_regular(epath.Path(name)) as raw:
+            limit = stored_limit(name)
+            limit.check(size := file_size(raw))
             if unread := describe_unread(name, raw):
                 raise DataError(f"file {name} {unread}")
-            file = gzip.GzipFile(fileobj=raw) if plain_name != name else raw
+            file, packed = raw, plain_name != name
+            if packed:
+                file, limit = io.BufferedReader(gzip.GzipFile(fileobj=raw)), unpacked_limit(name, size)
             if plain_name.endswith(".parquet"):
-                yield from _read_parquet(name, file)
-            elif _is_json_list(file):
-                yield from _read_json_list(name, file)
+                with unpack(file, limit) if packed else file as seekable:
+                    yield from read_parquet(name, seekable, size)
             else:
-                yield from _read_json_lines(name, file)
+                yield from read_json(name, file, limit)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"file {name} is damaged ({_first_line(error)}): download or compress it again") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"file {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+        raise DataError(f"file {name} is damaged ({first_line(error)}): download or compress it again") from None
     except OSError as error:
-        reason = error.strerror or _first_line(error)
+        reason = error.strerror or first_line(error)
         raise DataError(f"file {name} cannot be read ({reason}): {_remedy(name, error)}") from None
     except DataError:
         raise
     except (ValueError, ImportError) as error:  # a name with a NUL byte, a file system that epath does not know
-        raise DataError(f"file {name} cannot be read ({_first_line(error)}): give a local file") from None
+        raise DataError(f"file {name} cannot be read ({first_line(error)}): give a local file") from None
 
 
 def _remedy(name: str, error: OSError) -> str:
@@ -114,72 +101,6 @@ def _remedy(name: str, error: OSError) -> str:
     return "make it readable" if isinstance(error, PermissionError) else f"give a file of {READ_KINDS}"
 
 
-def _is_json_list(file: BinaryIO) -> bool:
-    """Whether the first character of the file opens a JSON list. Rewinds the file."""
-    text = b""
-    while (chunk := file.read(4096)) and not (text := chunk.removeprefix(b"\xef\xbb\xbf").lstrip()):
-        pass
-    file.seek(0)
-    return text.startswith(b"[")
-
-
-def _read_json_list(name: str, file: BinaryIO) -> Iterator[Located]:
-    text = file.read().decode("utf-8-sig")
-    try:
-        values = json.loads(text, object_pairs_hook=_unique_fields)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"file {name} is not a JSON list ({_first_line(error)}): repair it, or write JSON lines"
-        ) from None
-    yield from ((f"{name} item {number}", value) for number, value in enumerate(values, 1))
-
-
-def _read_json_lines(name: str, file: BinaryIO) -> Iterator[Located]:
-    offset = 0
-    for number, line in enumerate(file, 1):  # bytes, because only \n ends a line, not the other separators of Unicode
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"file {name} is not UTF-8 at byte {offset + error.start} (line {number}): save it as UTF-8"
-            ) from None
-        offset += len(line)
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text, object_pairs_hook=_unique_fields)
-        except json.JSONDecodeError as error:
-            value = Malformed(f"not JSON ({error.msg})")
-        except (ValueError, RecursionError) as error:  # a duplicate field, thousands of digits or brackets
-            value = Malformed(f"not JSON ({_first_line(error)})")
-        yield f"{name} line {number}", value
-
-
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. A field that appears twice is refused: nobody knows which value is meant."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        duplicate = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"the field {duplicate!r:.60} appears twice")
-    return fields
-
-
-def _read_parquet(name: str, file: BinaryIO) -> Iterator[Located]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise DataError(f"file {name} is Parquet, which needs pyarrow: pip install pyarrow") from None
-    try:
-        batches = ParquetFile(file).iter_batches(batch_size=1024)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from ((f"{name} row {number}", _to_json_types(row)) for number, row in enumerate(rows, 1))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"file {name} is not a complete Parquet file ({_first_line(error)}): download it again"
-        ) from None
-
-
 def _read_tfds(source: str) -> Iterator[Located]:
     name, _, split = source.removeprefix("tfds:").rpartition("/")
     if not name or not split:
@@ -188,10 +109,10 @@ def _read_tfds(source: str) -> Iterator[Located]:
         import tensorflow_datasets
 
         for number, value in enumerate(tensorflow_datasets.data_source(name, split=split), 1):
-            yield f"{source} row {number}", _to_json_types(value)
+            yield f"{source} row {number}", to_json_types(value)
     except Exception as error:  # from TFDS, the data set's own code or the network: there is no common class
         raise DataError(
-            f"source {source} cannot be read ({_first_line(error)}): give a data set and a split that TFDS has, or one "
+            f"source {source} cannot be read ({first_line(error)}): give a data set and a split that TFDS has, or one "
             "prepared under TFDS_DATA_DIR in the array_record format"
         ) from None
 
@@ -207,31 +128,9 @@ def _read_hub(source: str) -> Iterator[Located]:
         raise DataError(f'source {source} needs the package datasets: pip install "selfreward-jax[hf]"') from None
     try:
         for number, value in enumerate(datasets.load_dataset(f"{owner}/{name}", *config, split=split), 1):
-            yield f"{source} row {number}", _to_json_types(value)
+            yield f"{source} row {number}", to_json_types(value)
     except Exception as error:  # from the package, the hub or the network: there is no common class
         raise DataError(
-            f"source {source} cannot be read ({_first_line(error)}): "
+            f"source {source} cannot be read ({first_line(error)}): "
             "give a data set, configuration and split that the hub has"
         ) from None
-
-
-def _to_json_types(value: Any) -> Any:
-    """A record in JSON's types.
-
-    Bytes become text; those that are not UTF-8 leave lone surrogates, which make that text alone invalid. NaN becomes
-    None: in a column of numbers it marks a missing value.
-    """
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, np.ndarray | np.generic):
-        return _to_json_types(value.tolist())
-    if isinstance(value, dict):
-        return {key: _to_json_types(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json_types(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

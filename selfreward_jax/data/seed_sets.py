@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
+from selfreward_jax.data.limits import DataError as DataError  # also part of this module's API
 from selfreward_jax.data.merge import (
     ParsedSource,
     PromptWithResponses,
@@ -14,7 +15,6 @@ from selfreward_jax.data.merge import (
     read_prompts_with_responses,
 )
 from selfreward_jax.data.parsers import DROP_REASONS, FIELD_NAMES
-from selfreward_jax.data.readers import DataError as DataError  # also part of this module's API
 from selfreward_jax.data.readers import naming
 from selfreward_jax.method.prompt_generation import few_shot_prompt, normalize
 from selfreward_jax.method.rows import InstructionRow, JudgedRow, RankedResponse, RankedRow, Row
@@ -35,7 +35,6 @@ DECIDING_SETTINGS = {
     "assigned to eft": "data.shared_to_ift",
     "assigned to ift": "data.shared_to_ift",
 }
-MAX_FAULTS = 10  # malformed rows that a report describes
 MIN_RANKABLE = 8  # prompts that a judge can be measured on: a quarter is held out for each of two sets, 2 in each
 
 
@@ -139,7 +138,7 @@ def from_files(
         "heldout_prompts": settings.heldout_prompts,
         "judge_eval_prompts": settings.judge_eval_prompts,
     }
-    report["faults"] = {name: loaded[settings[name]].faults[:MAX_FAULTS] for name in ("ift", "eft")}
+    report["faults"] = {name: loaded[settings[name]].faults for name in ("ift", "eft")}
     _check_sizes(settings, report, len(rankable))
     return sets, report
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from selfreward_jax.config import ConfigError
-from selfreward_jax.data.readers import Malformed, read_records
+from selfreward_jax.data.limits import Malformed, Unreadable, shown
+from selfreward_jax.data.readers import naming, read_records
 from selfreward_jax.method.rows import PairRow, Row
 from selfreward_jax.storage.artifacts import encode_rows
 
@@ -56,6 +58,7 @@ FORMATS = {
     "mt_bench": Format(("turns",), "a list of texts", "question_id", ("question_id",), ".jsonl"),
 }
 PAIR_FORMATS = ("conversational", "standard")
+MAX_ID = 1000  # characters of a row's id, which each answer repeats
 
 
 def check_options(format_name: str, out: str, num_samples: int, logprobs: bool) -> None:
@@ -84,18 +87,19 @@ def read_prompts(path: str, format_name: str = "rows") -> list[PromptRecord]:
       format_name: one of FORMATS.
 
     Raises:
-      ConfigError: a row is malformed, two rows share an id, or there are no rows.
+      ConfigError: a row is malformed or cannot be repeated in JSON, two rows share an id, or there are no rows.
       DataError: the file cannot be read.
     """
     file_format = FORMATS[format_name]
     prompts: dict[str, PromptRecord] = {}
-    for number, (location, row) in enumerate(read_records(path), 1):
-        if isinstance(row, Malformed):
-            raise ConfigError(f"{location} is {row.reason}")
-        record = _parse_prompt(file_format, str(location), row, number)
-        if record.id in prompts:
-            raise ConfigError(f"{location}: the id {record.id!r} occurs twice; give each row its own id")
-        prompts[record.id] = record
+    with naming("--prompts"):
+        for number, (location, row) in enumerate(read_records(path), 1):
+            if isinstance(row, Malformed):
+                raise ConfigError(f"{location} is {row.reason}: {row.remedy or 'correct it'}")
+            record = _parse_prompt(file_format, location, row, number)
+            if record.id in prompts:
+                raise ConfigError(f"{location}: the id {shown(record.id)} occurs twice; give each row its own id")
+            prompts[record.id] = record
     if not prompts:
         raise ConfigError(f'{path} has no prompts: give a row {{"{file_format.prompt_fields[0]}": ...}} for each')
     return list(prompts.values())
@@ -106,13 +110,37 @@ def _parse_prompt(file_format: Format, location: str, row: Any, number: int) -> 
     prompt = next((row[f] for f in fields if row.get(f) is not None), None) if isinstance(row, dict) else None
     turns = prompt if "turns" in fields else [prompt]
     if not isinstance(turns, list) or not turns or not all(_is_turn(turn, "messages" in fields) for turn in turns):
-        has = f"it has {', '.join(map(repr, row)) or 'no keys'}" if isinstance(row, dict) else "it is no object"
+        keys = ", ".join(shown(key) for key in islice(row, 20)) if isinstance(row, dict) else ""
+        has = f"it has {keys or 'no keys'}" if isinstance(row, dict) else "it is no object"
         wanted = " or ".join(f'"{field}"' for field in fields)
         raise ConfigError(f"{location} must be an object with {wanted}: {file_format.description}, not empty; {has}")
     if file_format.id_field in file_format.passthrough and file_format.id_field not in row:
         raise ConfigError(f'{location} has no "{file_format.id_field}", which identifies the answer: add one')
     passthrough = {k: row[k] for k in file_format.passthrough if k in row}
-    return PromptRecord(str(row.get(file_format.id_field, number)), tuple(turns), passthrough)
+    record = PromptRecord(_row_id(location, row.get(file_format.id_field, number)), tuple(turns), passthrough)
+    _check_writable(location, record)
+    return record
+
+
+def _row_id(location: str, value: Any) -> str:
+    text = "" if isinstance(value, Unreadable) else str(value)
+    if isinstance(value, Unreadable) or len(text) > MAX_ID:
+        raise ConfigError(f"{location}: the id is {shown(value)}; give a text of at most {MAX_ID:,} characters")
+    return text
+
+
+def _check_writable(location: str, record: PromptRecord) -> None:
+    """Raises ConfigError for what the answer's row could not repeat: it would be lost only after all the work."""
+    for name, value in {"id": record.id, "prompt": record.turns, **record.passthrough}.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            fault = "contains a lone surrogate (half of a character)"
+        except TypeError:  # a date of Parquet
+            fault = f"is {shown(value)}, which JSON cannot hold"
+        else:
+            continue
+        raise ConfigError(f"{location}: its {name} {fault}: correct it, or leave it out")
 
 
 def _is_turn(turn: Any, may_be_messages: bool) -> bool:

@@ -82,9 +82,10 @@ def test_texts_pass_through_a_whole_run_as_texts(files, tmp_path, capfd):
 
 GOOD = {"prompt": "a question of some words", "response": "an answer", "score": 3}
 REFUSED = {
-    "a line of 100 MB": (
-        json.dumps(GOOD | {"response": "x" * 100_000_000}).encode(),
-        r"line 2\b.*\bresponse\b.*100,000,000",
+    "a line of 100 MB": (json.dumps(GOOD | {"response": "x" * 100_000_000}).encode(), r"line 2\b.*\b16,777,216\b"),
+    "a text of 10 MB": (
+        json.dumps(GOOD | {"response": "x" * 10_000_000}).encode(),
+        r"line 2\b.*\bresponse\b.*10,000,000",
     ),
     "invalid UTF-8": (b'{"prompt": "\xff\xfe", "response": "r", "score": 1}', r"UTF-8.*\d.*\bline 2\b"),
     "a raw NUL": (b'{"prompt": "a\x00b", "response": "r", "score": 1}', r"line 2\b.*JSON"),
