@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.config import InputError
 from selfreward_jax.config.errors import brief
+from selfreward_jax.console.escape import escape
 from selfreward_jax.llm import rendering, worker_process
 from selfreward_jax.llm.tokenizer import PrecededBy, Tokenizer
-from selfreward_jax.telemetry.escape import escape
 
 MAX_LITERAL = 200_000  # characters that a template adds to the texts of a conversation
 BUILTIN_TEMPLATES = ("control", "plain")  # roles are special tokens, or words

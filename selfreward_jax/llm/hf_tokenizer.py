@@ -7,11 +7,11 @@ from etils import epath
 
 from selfreward_jax import foreign
 from selfreward_jax.config.errors import brief
+from selfreward_jax.console.escape import escape
 from selfreward_jax.llm import worker_process
 from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
 from selfreward_jax.llm.tokenizer import Piece, SentencePiece, Tokenizer, TokenizerJson
-from selfreward_jax.telemetry.escape import escape
 
 # The files of a folder's tokenizer. A run that starts from a folder stores a copy of them.
 TOKENIZER_FILES = (

@@ -14,7 +14,7 @@ import sentencepiece as spm
 import tokenizers
 
 from selfreward_jax.config import InputError
-from selfreward_jax.telemetry.escape import escape
+from selfreward_jax.console.escape import escape
 
 # Special tokens of models trained here. SentencePiece never produces them from text, so no user or model can write one.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
