@@ -272,7 +272,6 @@ def test_large_numbers_are_scores(tmp_path, number):
 @pytest.mark.parametrize(
     ("row", "fact"),
     [
-        ({"prompt": "\ud800"}, "prompt"),
         ({"prompt": [{"role": "user", "content": "\udfff"}]}, "prompt"),
         ({"prompt": "p", "id": "\ud800"}, "id"),
         ({"prompt": "p", "id": "x" * 1001}, "1,000"),
