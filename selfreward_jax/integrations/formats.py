@@ -131,7 +131,10 @@ def _row_id(location: str, value: Any) -> str:
 
 def _check_writable(location: str, record: PromptRecord) -> None:
     """Raises ConfigError for what the answer's row could not repeat: it would be lost only after all the work."""
-    for name, value in {"id": record.id, "prompt": record.turns, **record.passthrough}.items():
+    messages = [
+        turn for turn in record.turns if not isinstance(turn, str)
+    ]  # texts are checked with the model's options
+    for name, value in {"id": record.id, "prompt": messages, **record.passthrough}.items():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:

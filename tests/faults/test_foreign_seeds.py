@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from selfreward_jax.config import InputError, get_config
 from selfreward_jax.data.seed_sets import format_report, from_files
 from selfreward_jax.integrations import formats
+from selfreward_jax.sampling.requests import check_text
 from selfreward_jax.storage.artifacts import encode_rows
 
 USER, BOT = {"role": "user", "content": "What is a duck?"}, {"role": "assistant", "content": "A bird."}
@@ -168,6 +169,8 @@ def use_seeds(path, malformed):
 
 def use_prompts(path, format_name):
     prompts = formats.read_prompts(path, format_name)
+    for turn in (t for p in prompts for t in p.turns if isinstance(t, str)):  # as the command does before its work
+        check_text("prompt", turn, may_be_empty=True)
     answers = {p.id: [["answer"] * len(p.turns)] for p in prompts}
     if format_name != "rows":
         formats.encode_answers(format_name, prompts, answers, "m", 0.0)
