@@ -28,7 +28,7 @@ ALLOWED = {
     "telemetry/progress.py": ({"sys.stderr", "tqdm"}, "asks whether it is a terminal; a bar draws itself"),
     "telemetry/terminal.py": ({"tqdm"}, "prints above a bar"),
     "integrations/lm_eval.py": ({"tqdm"}, "a bar of numbers, as lm-eval draws them"),
-    "llm/template_worker.py": ({"print", "sys.stdin"}, "its output is a pipe, of JSON"),
+    "llm/worker.py": ({"print", "sys.stdin"}, "its output is a pipe, of JSON"),
     "cli/chat.py": ({"sys.stdin"}, "reads"),
     "train/checkpoints.py": ({"logging"}, "makes a library silent"),
     "report/charts.py": ({"logging"}, "makes a library silent"),

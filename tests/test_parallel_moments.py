@@ -11,6 +11,7 @@ from test_trainer import ADAMW, TEXTS
 
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.train import sft, trainer
 
@@ -24,7 +25,7 @@ def two_steps(offload=False, **changed):
     cfg, mesh = DecoderConfig(**vars(TINY) | {"num_layers": 1}), one_device()
     params = random_weights(cfg, mesh)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | changed))
-    of_params = param_shardings(params.param_specs(cfg), mesh)
+    of_params = param_shardings(param_specs(cfg), mesh)
     shardings = trainer.state_shardings(optimizer, params, of_params, mesh, offload)
     initial = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
     state = jax.jit(initial, out_shardings=shardings)(params)

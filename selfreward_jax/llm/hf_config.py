@@ -51,7 +51,7 @@ _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
 _NUMBER_FIELDS = (
     *("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping"),
     *("final_logit_softcapping", "embedding_multiplier", "residual_multiplier", "attention_multiplier"),
-    *("logits_scaling", "partial_rotary_factor"),
+    "logits_scaling",
 )
 MAX_NUMBER = 1e12  # of the rotary base, and of factors
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null has a meaning of its own
@@ -123,7 +123,7 @@ def _parse(raw: Json) -> DecoderConfig:
     c = DEFAULTS | family.defaults | {k: v for k, v in raw.items() if v is not None or k in _NULLABLE}
     _check_types(c)
     activation = c.get("hidden_activation", c["hidden_act"])
-    if activation not in ACTIVATIONS or c["mlp_bias"]:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS or c["mlp_bias"]:
         raise ModelFormatError(
             f"hidden_act {brief(activation)} with mlp_bias {c['mlp_bias']} is not supported; supported without bias: "
             f"{', '.join(ACTIVATIONS)}"
@@ -134,7 +134,7 @@ def _parse(raw: Json) -> DecoderConfig:
         raise ModelFormatError("use_bidirectional_attention: a model that sees later tokens writes no text")
     heads, kinds = c["num_attention_heads"], _layer_kinds(family, c)
     head_dim = c.get("head_dim", c["hidden_size"] // heads)
-    shares = {p.get("partial_rotary_factor", 1.0) for p in (c, *_rope_parameters(c).values())} - {1.0}
+    rotary_share = _rotary_share(c)
     first, *others = dict.fromkeys(kinds)
     try:
         return DecoderConfig(
@@ -149,7 +149,7 @@ def _parse(raw: Json) -> DecoderConfig:
             rope_scaling=first.rope_scaling,
             sliding_window=first.window,
             layer_kinds=tuple(kinds) if others else (),
-            rotary_dim=int(head_dim * min(shares)) // 2 * 2 if shares else None,
+            rotary_dim=None if rotary_share == 1 else int(head_dim * rotary_share) // 2 * 2,
             norm_eps=c["rms_norm_eps"],
             activation=ACTIVATIONS[activation],
             tie_embeddings=c["tie_word_embeddings"],
@@ -159,6 +159,14 @@ def _parse(raw: Json) -> DecoderConfig:
         )
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise ModelFormatError(str(error)) from None
+
+
+def _rotary_share(c: Json) -> float:
+    """The part of each head that is rotated, from its front."""
+    share = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
+    if not _is_positive(share) or share > 1:
+        raise ModelFormatError(f"partial_rotary_factor is {brief(share)}; it must be a number above 0, up to 1")
+    return share
 
 
 def _layer_kinds(family: Family, c: Json) -> list[LayerKind]:

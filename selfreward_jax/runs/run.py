@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax import config, storage
+from selfreward_jax import config, foreign, storage
 from selfreward_jax.config import diff, validate
 from selfreward_jax.config.comments import flatten_config
 from selfreward_jax.data import readers
@@ -247,7 +247,10 @@ def _input_hashes(cfg: ConfigDict) -> dict[str, tuple[str, str]]:
 
 def _hash(field: str, path: epath.Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        with foreign.open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise config.ConfigError(
             f"{field}: {path} cannot be read ({error.strerror}): give a file that can be read"
