@@ -2,8 +2,8 @@
 
 import copy
 import re
-import shlex
 import shutil
+import subprocess
 
 import pytest
 
@@ -14,6 +14,14 @@ from selfreward_jax.stages.table import TABLE
 pytestmark = pytest.mark.browser
 
 OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+
+
+def read_by_a_shell(command):
+    """The words that a shell makes of a command."""
+    out = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True).stdout
+    return out.decode().split("\0")[:-1]
+
+
 HOSTILE = {
     "script": "<script>window.hacked = 1</script>",
     "image": '<img src=x onerror="window.hacked = 2">',
@@ -323,9 +331,9 @@ def test_hostile_text_stays_text(opened, parts):
     assert max(map(len, examples)) < 700
     command = page.locator("#next code").first.inner_text()
     assert HOSTILE["script"] in command
-    assert r"good \u202e dab'" in command
-    words = shlex.split(entries(page).first.locator("p code").inner_text())
-    workdir = f"runs/o'brien {HOSTILE['script']}good \\u202e dab"
+    assert "\u202e" not in command
+    words = read_by_a_shell(entries(page).first.locator("p code").inner_text())
+    workdir = f"runs/o'brien {HOSTILE['script']}{HOSTILE['override']}"
     assert words == ["selfreward-jax", "explain", f"--workdir={workdir}", "--pair=m2/9000"]
     texts = page.locator("#pairs .side.chosen > .content").all_text_contents()
     assert texts[:3] == list(HOSTILE.values())[:3]
