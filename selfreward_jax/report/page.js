@@ -92,7 +92,7 @@ async function browsePairs(root) {
         side(`chosen, ${score(row.chosen_score)}`, "chosen", row.chosen, chosen),
         side(`rejected, ${score(row.rejected_score)}`, "rejected", row.rejected, rejected)),
       make("p", "soft", votes ? "All answers, votes and keys: " : "This page has no room for its votes. All answers, votes and keys: ",
-        command(["selfreward-jax", "explain", `--workdir=${quoted(root.dataset.workdir)}`, `--pair=${quoted(row.id)}`])));
+        command(["selfreward-jax", "explain", `--workdir=${root.dataset.workdir}`, `--pair=${quoted(row.id)}`])));
   };
   const list = new List(root, rows, head, fill, "pairs");
   const [search, round, gap, order] = ["search", "round", "gap", "order"].map((name) => root.querySelector(`[name=${name}]`));

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from markupsafe import Markup
 
 from selfreward_jax import storage
-from selfreward_jax.console.escape import escape
+from selfreward_jax.console.escape import escape, shell_word
 from selfreward_jax.method.round_checks import CHECKS, switched_off, violated
 from selfreward_jax.method.rows import ResponsesRow, Row
 from selfreward_jax.parallel import processes
@@ -120,6 +120,7 @@ def render(results: Mapping[str, Any], rows: Mapping[str, Any], metadata: dict[s
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"escape_controls": lambda value: escape(str(value)), "number": _format_number}
+    environment.filters["shell_word"] = shell_word
     policy = (
         f"default-src 'none'; style-src '{_csp_hash(style)}'; script-src '{_csp_hash(script)}'; base-uri 'none'; "
         "form-action 'none'"
