@@ -27,9 +27,10 @@ from selfreward_jax.llm.parameters import Params, ParamSpec, param_specs
 
 ROOT = Path(__file__).parents[1]
 
-# The same few examples each time; HYPOTHESIS_PROFILE=thorough looks at many, and at others each time.
+# The same few examples each time; HYPOTHESIS_PROFILE=thorough (or exhaustive) looks at many, and at others.
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
+settings.register_profile("exhaustive", max_examples=2_500, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -11,6 +11,7 @@ from etils import epath
 from selfreward_jax.cli import explain
 from selfreward_jax.parallel import processes
 from selfreward_jax.report import time_report
+from selfreward_jax.runs.log import EventLog, read_events
 from selfreward_jax.stages.table import TABLE
 from selfreward_jax.telemetry import compile_cache, timing
 
@@ -158,6 +159,14 @@ def test_the_log_of_a_run_covers_all_its_time(finished_run, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[1:] == [*time_report.KINDS]
     assert re.findall(r"\d+", table[-1]) == ["1"]
+
+
+def test_what_follows_a_torn_line_is_not_lost_with_it(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"begins": true}\n{"step": 1, "lo')
+    EventLog(epath.Path(tmp_path)).event(step=2)
+    EventLog(epath.Path(tmp_path)).event(step=3)
+    assert [event.get("step") for event in read_events(epath.Path(path))] == [None, 2, 3]
 
 
 def test_torn_lines_are_skipped(tmp_path):
