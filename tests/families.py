@@ -24,3 +24,4 @@ OLMO = {
     "residual_scale": 0.5,
     "logit_scale": 2.0,
 }
+EXPERTS = {"num_experts": 4, "experts_per_token": 2}

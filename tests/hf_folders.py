@@ -105,6 +105,15 @@ FAMILIES |= {
         "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "qwen3_moe": FAMILIES["qwen3"]
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 20,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
     "yarn": FAMILIES["qwen3"] | {"rope_scaling": _YARN},
     "gemma2": _GEMMA
     | {
@@ -197,16 +206,21 @@ def tensors(config: dict) -> dict[str, np.ndarray]:
         if kind == "phi3":
             shapes[f"{layer}.self_attn.qkv_proj.weight"] = ((N + 2 * K) * H, D)
             shapes[f"{layer}.mlp.gate_up_proj.weight"] = (2 * F, D)
+            shapes[f"{layer}.mlp.down_proj.weight"] = (D, F)
         else:
             shapes |= {f"{layer}.self_attn.{name}_proj.weight": (n * H, D) for name, n in rows.items()}
-            shapes |= {f"{layer}.mlp.{name}_proj.weight": (F, D) for name in ("gate", "up")}
+            mlps = [f"experts.{e}." for e in range(config.get("num_experts", 0))] or [""]
+            E = config.get("moe_intermediate_size", F)
+            shapes |= {f"{layer}.mlp.{m}{name}_proj.weight": (E, D) for m in mlps for name in ("gate", "up")}
+            shapes |= {f"{layer}.mlp.{m}down_proj.weight": (D, E) for m in mlps}
+            if kind == "qwen3_moe":
+                shapes[f"{layer}.mlp.gate.weight"] = (len(mlps), D)
         if kind == "qwen2":
             shapes |= {f"{layer}.self_attn.{name}_proj.bias": (n * H,) for name, n in rows.items()}
-        if kind in ("qwen3", "gemma3_text", "olmo2", "olmo3"):
-            size = H if kind in ("qwen3", "gemma3_text") else 0
+        if kind in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2", "olmo3"):
+            size = 0 if "olmo" in kind else H
             shapes |= {f"{layer}.self_attn.{name}_norm.weight": (size or rows[name] * H,) for name in "qk"}
         shapes[f"{layer}.self_attn.o_proj.weight"] = (D, N * H)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (D, F)
         norms = ["post_attention"] + ["input"] * ("olmo" not in kind)
         norms += ["pre_feedforward"] * ("gemma" in kind) + ["post_feedforward"] * ("gemma" in kind or "olmo" in kind)
         shapes |= {f"{layer}.{name}_layernorm.weight": (D,) for name in norms}

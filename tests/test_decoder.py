@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import GEMMA, OLMO
+from families import EXPERTS, GEMMA, OLMO
 
-from selfreward_jax.llm import attention, decoder
+from selfreward_jax.llm import attention, decoder, experts
 from selfreward_jax.llm.attention import KVSegment, attend, packed_mask
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
@@ -149,7 +149,21 @@ def plain(random_params):
     return values_and_gradients(DROPOUT, random_params(DROPOUT))
 
 
-@pytest.mark.parametrize("family", [GEMMA, OLMO])
+def test_experts_are_a_weighted_sum_of_the_chosen_ones(random_params):
+    """Against each expert on its own, one token at a time."""
+    cfg = replace(CFG, **EXPERTS)
+    w = {name: x[0] for name, x in random_params(cfg)["layers"].items()}
+    x = np.random.default_rng(0).normal(size=(2, 5, cfg.dim)).astype(np.float32)
+    out = jax.jit(partial(experts.mixture, cfg, activation=jax.nn.silu))(w, x)
+    for b, t in np.ndindex(2, 5):
+        probs = jax.nn.softmax(x[b, t] @ w["router"])
+        chosen = np.argsort(-probs)[:2]
+        outputs = [(jax.nn.silu(x[b, t] @ w["w_gate"][e]) * (x[b, t] @ w["w_up"][e])) @ w["w_down"][e] for e in chosen]
+        expected = sum(probs[e] * y for e, y in zip(chosen, outputs, strict=True)) / probs[chosen].sum()
+        np.testing.assert_allclose(out[b, t], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [GEMMA, OLMO, EXPERTS])
 def test_scanned_layers_may_be_of_several_kinds(family, random_params):
     cfg = replace(CFG, **family)
     params = random_params(cfg)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import GEMMA, OLMO
+from families import EXPERTS, GEMMA, OLMO
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
 from selfreward_jax.llm.attention import KVSegment
@@ -238,7 +238,7 @@ def on_eight_devices():
     assert jax.device_count() == 8
     one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=2, tensor=2)
     assert dict(eight.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
-    for packed, options in ((False, OLMO), (True, GEMMA | {"scan_layers": True, "remat": "full"})):
+    for packed, options in ((False, OLMO | EXPERTS), (True, GEMMA | {"scan_layers": True, "remat": "full"})):
         cfg = DecoderConfig(**vars(CFG) | options)
         expected = logits_and_gradients(cfg, one, packed)
         actual = logits_and_gradients(DecoderConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)

@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from selfreward_jax.llm import experts
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window, soft_cap
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, init_params, param_specs
@@ -158,12 +159,16 @@ def block(
     x_BTD = _add(cfg, w, x_BTD, "attn", project(cfg, w, "wo", o_BTNH), attn_key)
 
     y = rms_norm(cfg, x_BTD, w["mlp_norm"]) if cfg.pre_norm else x_BTD
-    gate, up = (project(cfg, w, name, y) for name in ("w_gate", "w_up"))
-    if y.shape[1] == 1:  # small enough for float32; in bfloat16 the CPU backend decides where it rounds in between
+    y = experts.mixture(cfg, w, y, ACTIVATIONS[cfg.activation]) if cfg.num_experts else _mlp(cfg, w, y)
+    return _add(cfg, w, x_BTD, "mlp", y, mlp_key), to_cache_layout(k, v)
+
+
+def _mlp(cfg: DecoderConfig, w: dict[str, jax.Array], y_BTD: jax.Array) -> jax.Array:
+    gate, up = (project(cfg, w, name, y_BTD) for name in ("w_gate", "w_up"))
+    if y_BTD.shape[1] == 1:  # small enough for float32; in bfloat16 the CPU backend decides where it rounds in between
         gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
-    y = (ACTIVATIONS[cfg.activation](gate) * up).astype(x_BTD.dtype)
-    y = constrain(y, BATCH_AXES, None, "tensor")
-    return _add(cfg, w, x_BTD, "mlp", project(cfg, w, "w_down", y), mlp_key), to_cache_layout(k, v)
+    y = (ACTIVATIONS[cfg.activation](gate) * up).astype(y_BTD.dtype)
+    return project(cfg, w, "w_down", constrain(y, BATCH_AXES, None, "tensor"))
 
 
 def _add(

@@ -46,6 +46,25 @@ def _qwen_window(c: Json, i: int) -> bool:
 _QWEN: Json = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
 
+def _qwen3_moe(c: Json) -> Json:
+    return {
+        "qk_norm": "head",
+        "mlp_dim": c["moe_intermediate_size"],
+        "num_experts": c["num_experts"],
+        "experts_per_token": c["num_experts_per_tok"],
+        "normalize_routing": c["norm_topk_prob"],
+    }
+
+
+_QWEN3_MOE: Json = {
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,  # each layer
+}
+
+
 def _gemma(c: Json) -> Json:
     return {
         "norm_offset": 1.0,
@@ -98,6 +117,7 @@ FAMILIES: dict[str, Family] = {
     "MistralForCausalLM": Family({"sliding_window": 4096}, has_window=lambda c, i: True),
     "Qwen2ForCausalLM": Family(_QWEN | {"attention_bias": True}, has_window=_qwen_window),
     "Qwen3ForCausalLM": Family(_QWEN | {"head_dim": 128}, lambda c: {"qk_norm": "head"}, has_window=_qwen_window),
+    "Qwen3MoeForCausalLM": Family(_QWEN | {"head_dim": 128} | _QWEN3_MOE, _qwen3_moe, has_window=lambda c, i: True),
     "Gemma2ForCausalLM": Family(
         _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         _gemma,

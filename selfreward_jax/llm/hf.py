@@ -36,7 +36,7 @@ SINGLE_FILE = "model.safetensors"
 class HfParam(NamedTuple):
     """Where a parameter is stored in a folder.
 
-    name: the tensor's name, with {} for the layer.
+    name: the tensor's name, with {} for the layer, and a second {} for the expert.
     inputs: how many leading dimensions of the parameter are inputs. The stored matrix is [outputs, inputs], with the
       dimensions of each side flattened. None: the stored tensor has the same shape (a bias or a norm is flattened).
     first_row, rows: where several parameters are stored as one matrix, the first row of this one, and all rows.
@@ -85,6 +85,10 @@ def hf_params(cfg: DecoderConfig) -> dict[str, HfParam]:
             "mlp_norm": HfParam("model.layers.{}.pre_feedforward_layernorm.weight", None),
             "mlp_post_norm": HfParam("model.layers.{}.post_feedforward_layernorm.weight", None),
         }
+    if cfg.num_experts:
+        params["router"] = HfParam(_MLP + "gate.weight", 1)
+        for name in ("gate", "up", "down"):
+            params[f"w_{name}"] = HfParam(f"{_MLP}experts.{{}}.{name}_proj.weight", 1)
     if cfg.fused_weights:
         for name, parts in (
             (_ATTENTION + "qkv_proj.weight", {"wq": cfg.num_heads, "wk": cfg.num_kv_heads, "wv": cfg.num_kv_heads}),
@@ -114,19 +118,21 @@ def hf_shape(param: HfParam, shape: tuple[int, ...]) -> tuple[int, ...]:
 def expected_tensors(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the folder of this model holds, by the tensor's name."""
     shapes, params = {}, hf_params(cfg)
-    for name, layer, spec in _iter_specs(cfg):
-        shape = spec.shape if layer is None else spec.shape[1:]
-        shapes[params[name].name.format(layer)] = hf_shape(params[name], shape)
+    for name, index, spec in _iter_specs(cfg):
+        shapes[params[name].name.format(*index)] = hf_shape(params[name], spec.shape[len(index) :])
     return shapes
 
 
-def _iter_specs(cfg: DecoderConfig) -> Iterator[tuple[str, int | None, ParamSpec]]:
-    """The name, layer index (None outside layers) and declaration of each stored tensor."""
+def _iter_specs(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...], ParamSpec]]:
+    """The parameter's name, index and declaration for each stored tensor. The index is empty outside of layers; else it
+    is the layer, and for experts also the expert."""
     for name, specs in param_specs(cfg).items():
         if name == "layers":
-            yield from ((n, i, spec) for n, spec in specs.items() for i in range(cfg.num_layers))
+            for n, spec in specs.items():
+                stacked = spec.shape[: 2 if "experts" in spec.axes else 1]
+                yield from ((n, index, spec) for index in np.ndindex(stacked))
         else:
-            yield name, None, specs
+            yield name, (), specs
 
 
 class StoredTensor(NamedTuple):
@@ -283,7 +289,10 @@ def load(path: epath.Path, cfg: DecoderConfig, shardings: Any) -> Params:
 
     def read_tensor(name: str, param: HfParam, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
         def read_shard(index: tuple[slice, ...]) -> np.ndarray:
-            return folder.read(name, param, shape, index).astype(dtype, copy=False)
+            if "{}" not in name:
+                return folder.read(name, param, shape, index).astype(dtype, copy=False)
+            experts = [name.format(e) for e in range(shape[0])[index[0]]]
+            return np.stack([folder.read(n, param, shape[1:], index[1:]).astype(dtype, copy=False) for n in experts])
 
         return jax.make_array_from_callback(shape, sharding, read_shard)
 
@@ -297,7 +306,7 @@ def load(path: epath.Path, cfg: DecoderConfig, shardings: Any) -> Params:
             jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding
         )
         for i in range(cfg.num_layers):
-            layer = read_tensor(param.name.format(i), param, shape[1:], layer_sharding)
+            layer = read_tensor(param.name.format(i, "{}"), param, shape[1:], layer_sharding)
             # Wait for each layer: otherwise the host would run ahead and hold all of them.
             stack = jax.block_until_ready(update(stack, layer, i, 0))
         return stack
@@ -313,7 +322,7 @@ def _check_finite(path: epath.Path, cfg: DecoderConfig, params: Params) -> None:
     finite = jax.tree.map(np.isfinite, fetch(max_abs(params)))
     for key_path, is_finite in jax.tree_util.tree_leaves_with_path(finite):
         if not is_finite.all():
-            name = hf_params(cfg)[key_path[-1].key].name.format(int(np.argmin(is_finite)))
+            name = hf_params(cfg)[key_path[-1].key].name.format(int(np.argmin(is_finite)), "*")
             raise ModelFormatError(
                 f"{path}: {name} has weights that are not finite: the folder is damaged (download it again), or the "
                 "model diverged in training"
@@ -346,9 +355,9 @@ def save(path: epath.Path, cfg: DecoderConfig, params: Params, dtype: str, shard
     num_bytes = {name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, shape in expected_tensors(cfg).items()}
     hf_params_of = hf_params(cfg)
     # The parameters that a tensor is made of, one below the other.
-    parts: dict[str, list[tuple[str, int | None]]] = {name: [] for name in num_bytes}
-    for name, layer, _ in _iter_specs(cfg):
-        parts[hf_params_of[name].name.format(layer)].append((name, layer))
+    parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {name: [] for name in num_bytes}
+    for name, index, _ in _iter_specs(cfg):
+        parts[hf_params_of[name].name.format(*index)].append((name, index))
     shards: list[list[str]] = [[]]
     filled = 0
     for hf_name in parts:
@@ -361,7 +370,7 @@ def save(path: epath.Path, cfg: DecoderConfig, params: Params, dtype: str, shard
     for number, shard in enumerate(shards, 1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {
-            hf_name: np.concatenate([_to_hf(params, hf_params_of[n], n, layer, dtype) for n, layer in parts[hf_name]])
+            hf_name: np.concatenate([_to_hf(params, hf_params_of[n], n, index, dtype) for n, index in parts[hf_name]])
             for hf_name in shard
         }
         write_safetensors(path / file, tensors)
@@ -371,7 +380,7 @@ def save(path: epath.Path, cfg: DecoderConfig, params: Params, dtype: str, shard
         (path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _to_hf(params: Params, param: HfParam, name: str, layer: int | None, dtype: str) -> np.ndarray:
-    x = np.asarray(params[name] if layer is None else params["layers"][name][layer]).astype(jnp.dtype(dtype))
+def _to_hf(params: Params, param: HfParam, name: str, index: tuple[int, ...], dtype: str) -> np.ndarray:
+    x = np.asarray(params["layers"][name][index] if index else params[name]).astype(jnp.dtype(dtype))
     shape = hf_shape(param._replace(rows=0), x.shape)
     return np.ascontiguousarray(x.reshape(shape) if param.inputs is None else x.reshape(shape[::-1]).T)

@@ -46,6 +46,10 @@ _INTEGER_FIELDS = {
     "max_position_embeddings": 1 << 31,
     "sliding_window_pattern": 10_000,
     "no_rope_layer_interval": 10_000,
+    "moe_intermediate_size": 1 << 22,
+    "num_experts": 1 << 16,
+    "num_experts_per_tok": 1 << 16,
+    "decoder_sparse_step": 1,
 }
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NUMBER_FIELDS = (
@@ -130,6 +134,10 @@ def _parse(raw: Json) -> DecoderConfig:
         )
     if c["attention_bias"] and architecture != "Qwen2ForCausalLM":
         raise ModelFormatError(f"attention_bias in {architecture} is not supported, only Qwen2's")
+    if c.get("mlp_only_layers"):
+        raise ModelFormatError(
+            f"mlp_only_layers is {brief(c['mlp_only_layers'])}: experts in only some layers are not supported"
+        )
     if c.get("use_bidirectional_attention"):
         raise ModelFormatError("use_bidirectional_attention: a model that sees later tokens writes no text")
     heads, kinds = c["num_attention_heads"], _layer_kinds(family, c)
@@ -144,7 +152,6 @@ def _parse(raw: Json) -> DecoderConfig:
             num_heads=heads,
             num_kv_heads=c.get("num_key_value_heads", heads),
             head_dim=head_dim,
-            mlp_dim=c["intermediate_size"],
             rope_theta=first.rope_theta,
             rope_scaling=first.rope_scaling,
             sliding_window=first.window,
@@ -155,7 +162,7 @@ def _parse(raw: Json) -> DecoderConfig:
             tie_embeddings=c["tie_word_embeddings"],
             attention_bias=c["attention_bias"],
             param_dtype=stored_dtype(c),
-            **family.options(c),
+            **{"mlp_dim": c["intermediate_size"]} | family.options(c),
         )
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise ModelFormatError(str(error)) from None
@@ -200,7 +207,7 @@ def _check_types(c: Json) -> None:
             f"num_attention_heads is {c['num_attention_heads']}; without head_dim it must be at most hidden_size "
             f"{c['hidden_size']}"
         )
-    for field in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+    for field in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob"):
         if not isinstance(c.get(field, False), bool):
             raise ModelFormatError(f"{field} is {brief(c[field])}; it must be true or false")
     for field in _NUMBER_FIELDS:

@@ -34,6 +34,9 @@ class DecoderConfig:
     pre_norm: bool = True  # a norm before attention and MLP
     post_norm: bool = False  # a norm on the output of attention and MLP (Gemma; OLMo 2 has only these)
     activation: str = "silu"  # a key of ACTIVATIONS
+    num_experts: int = 0  # MLPs of a layer, of which a router chooses some for each token (Qwen3-MoE); 0: one MLP
+    experts_per_token: int = 0
+    normalize_routing: bool = True  # the weights of the chosen experts sum to 1
     tie_embeddings: bool = True
     attention_bias: bool = False  # on q, k, v (Qwen2)
     qk_norm: str = ""  # RMSNorm on q and k: "head", on each head (Qwen3), or "width", on all heads together (OLMo 2)
@@ -65,6 +68,12 @@ class DecoderConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings rotate pairs: choose an even number")
         if len(self.layer_kinds) not in (0, self.num_layers):
             raise ValueError(f"layer_kinds has {len(self.layer_kinds)} entries: give one for each of {self.num_layers}")
+        if not 0 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token {self.experts_per_token} must be at most num_experts {self.num_experts}"
+            )
+        if self.num_experts and (adapted := {"w_gate", "w_up", "w_down"} & {*self.lora_targets}) and self.lora_rank:
+            raise ValueError(f"lora.targets {', '.join(sorted(adapted))}: adapters of experts are not supported")
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:

@@ -42,10 +42,16 @@ def param_specs(cfg: DecoderConfig) -> dict[str, Any]:
         "wk": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), fan_in),
         "wv": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head"), fan_in),
         "wo": ParamSpec((L, N, H, D), ("layers", "heads", "head", "embed"), attn_out),
-        "w_gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in),
-        "w_up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in),
-        "w_down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), mlp_out),
     }
+    if E := cfg.num_experts:
+        layer["router"] = ParamSpec((L, D, E), ("layers", "embed", "router"), fan_in)
+        layer["w_gate"] = ParamSpec((L, E, D, F), ("layers", "experts", "embed", "expert_mlp"), fan_in)
+        layer["w_up"] = ParamSpec((L, E, D, F), ("layers", "experts", "embed", "expert_mlp"), fan_in)
+        layer["w_down"] = ParamSpec((L, E, F, D), ("layers", "experts", "expert_mlp", "embed"), mlp_out)
+    else:
+        layer["w_gate"] = ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in)
+        layer["w_up"] = ParamSpec((L, D, F), ("layers", "embed", "mlp"), fan_in)
+        layer["w_down"] = ParamSpec((L, F, D), ("layers", "mlp", "embed"), mlp_out)
     if cfg.attention_bias:
         layer["bq"] = ParamSpec((L, N, H), ("layers", "heads", "head"), zeros)
         layer["bk"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head"), zeros)

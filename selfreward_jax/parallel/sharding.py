@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # gathered when it is used. Sampling reads each weight once a token, and gathering it would cost more than the product
 # itself. So for sampling weights are not sharded over `fsdp`.
 TRAINING = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+TRAINING |= {"experts": "tensor"}  # each device has some experts as a whole
 SAMPLING = {name: axis for name, axis in TRAINING.items() if axis == "tensor"}
 BATCH_AXES = ("replica", "data", "fsdp")  # mesh axes that share the rows of a batch
 
