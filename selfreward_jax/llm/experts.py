@@ -61,6 +61,9 @@ def _experts(
         tokens      a b a c b | c a      one matrix product for each expert,
         expert      0 0 1 1 1 | 2 3      over its own rows
     """
+    if axis is not None:
+        # Explicitly: the gradient of a gather whose indices alone vary over the mesh is wrong (jax 0.10).
+        x_BTD, weight_BTk = (jax.lax.pcast(x, axis, to="varying") for x in (x_BTD, weight_BTk))
     (B, T, D), k, E = x_BTD.shape, index_BTk.shape[-1], gate_EDF.shape[0]
     expert_A = index_BTk.reshape(-1) - (0 if axis is None else jax.lax.axis_index(axis) * E)
     is_here_A = (expert_A >= 0) & (expert_A < E)
