@@ -210,3 +210,12 @@ def test_a_configuration_file_may_use_references(tmp_path):
     (tmp_path / "good.py").write_text(GIVEN + "c.dpo.lr_end = c.dpo.get_ref('lr') / 4; c.seed = 3; return c")
     cfg = files.load(str(tmp_path / "good.py"))
     assert (cfg.seed, cfg.dpo.lr_end) == (3, cfg.dpo.lr / 4)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_an_integer_beyond_all_floats_is_out_of_range(value):
+    stored = json.loads(config.default_config().to_json())
+    stored["dpo"]["beta"] = value
+    with pytest.raises(ConfigError) as caught:
+        config.from_stored(stored)
+    assert_mentions(str(caught.value), "dpo.beta", "inf")

@@ -1,6 +1,7 @@
 """Changes single settings, by dotted names."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -110,7 +111,10 @@ def _convert(value: Any, default: Any) -> Any:
     if isinstance(default, int) and isinstance(value, Integral):
         return type(default)(value)
     if isinstance(default, float) and isinstance(value, Real):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer beyond all floats; its range refuses it
+            return math.inf if value > 0 else -math.inf
     if isinstance(default, str) and isinstance(value, str):
         return value
     if isinstance(default, tuple) and isinstance(value, tuple | list) and all(isinstance(v, str) for v in value):
