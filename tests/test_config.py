@@ -1,6 +1,7 @@
 """Settings: presets, configuration files, and which settings are refused."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -212,10 +213,10 @@ def test_a_configuration_file_may_use_references(tmp_path):
     assert (cfg.seed, cfg.dpo.lr_end) == (3, cfg.dpo.lr / 4)
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400)])
-def test_an_integer_beyond_all_floats_is_out_of_range(value):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_integer_beyond_all_floats_is_out_of_range(sign):
     stored = json.loads(config.default_config().to_json())
-    stored["dpo"]["beta"] = value
+    stored["dpo"]["beta"] = sign * 10**400
     with pytest.raises(ConfigError) as caught:
         config.from_stored(stored)
     assert_mentions(str(caught.value), "dpo.beta", "inf")
