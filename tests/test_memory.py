@@ -12,6 +12,8 @@ from conftest import ROOT, assert_mentions, ended
 
 from selfreward_jax import config
 from selfreward_jax.cli import fits
+from selfreward_jax.config import presets
+from selfreward_jax.llm import hub
 from selfreward_jax.llm.hf_config import write_config
 from selfreward_jax.llm.parameters import param_specs, parameter_count
 from selfreward_jax.memory import collectives, models
@@ -75,15 +77,30 @@ def test_collectives_are_counted_with_the_iterations_of_their_loops():
 
 
 def test_known_models_have_the_parameter_counts_of_their_names():
-    billions = {name: parameter_count(param_specs(cfg)) / 1e9 for name, cfg in models.KNOWN_MODELS.items()}
+    counts = {name: parameter_count(param_specs(cfg)) for name, cfg in models.KNOWN_MODELS.items()}
     expected = {
-        "SmolLM2-135M": 0.1345,
-        "TinyLlama-1.1B": 1.1,
-        "Llama-3.1-8B": 8.03,
-        "Qwen3-8B-Base": 8.19,
-        "Llama-2-70b-hf": 68.98,
+        "SmolLM2-135M": 134_515_008,
+        "TinyLlama-1.1B-intermediate-step-1431k-3T": 1_100_048_384,
+        "gemma-3-270m": 268_098_176,
+        "gemma-3-1b-pt": 999_885_952,
+        "gemma-3-27b-pt": 27_009_346_304,
+        "Qwen3-0.6B-Base": 596_049_920,
+        "SmolLM3-3B-Base": 3_075_098_624,
+        "Llama-3.1-8B": 8_030_261_248,
+        "Qwen3-8B-Base": 8_190_735_360,
+        "Qwen3-30B-A3B-Base": 30_532_122_624,
+        "Llama-2-70b-hf": 68_976_648_192,
     }
-    assert billions == pytest.approx(expected, rel=2e-3)
+    assert counts == expected
+
+
+def test_every_preset_with_a_model_has_a_known_one():
+    inits = {name: config.get_config(name).model.init for name in presets.PRESETS}
+    assert len([init for init in inits.values() if init]) >= 9
+    for init in filter(None, inits.values()):
+        owner_and_name, revision = hub.parse_name(init)
+        assert revision == "main"
+        assert owner_and_name.rpartition("/")[2] in models.KNOWN_MODELS
 
 
 def test_a_folder_precedes_a_known_name_and_an_unknown_name_is_refused(tmp_path):
@@ -91,7 +108,8 @@ def test_a_folder_precedes_a_known_name_and_an_unknown_name_is_refused(tmp_path)
     assert models.known_config(c) == models.KNOWN_MODELS["SmolLM2-135M"]
     folder = tmp_path / "SmolLM2-135M"
     folder.mkdir()
-    described = write_config(models.KNOWN_MODELS["TinyLlama-1.1B"], None, "float32", max_position_embeddings=2048)
+    tiny_llama = models.KNOWN_MODELS["TinyLlama-1.1B-intermediate-step-1431k-3T"]
+    described = write_config(tiny_llama, None, "float32", max_position_embeddings=2048)
     (folder / "config.json").write_text(json.dumps(described))
     c.model.init = str(folder)
     assert models.known_config(c).num_layers == 22

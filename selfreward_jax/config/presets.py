@@ -147,14 +147,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.heldout_prompts": 64,
         "data.judge_eval_prompts": 120,
     },
-    # Pretrained models, each from a folder: --config.model.init=FOLDER
-    "smollm2_135m": _SMALL | {"model.init": "SmolLM2-135M"},
-    "tinyllama": _SMALL | {"model.init": "TinyLlama-1.1B"},
-    "llama3_8b": _PAPER | {"model.init": "Llama-3.1-8B", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},
-    "qwen3_8b": _PAPER | {"model.init": "Qwen3-8B-Base", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},
+    # Pretrained models, each downloaded from the hub; or from a folder: --config.model.init=FOLDER
+    "smollm2_135m": _SMALL | {"model.init": "hub:HuggingFaceTB/SmolLM2-135M@main"},
+    "gemma3_270m": _SMALL | {"model.init": "hub:google/gemma-3-270m@main"},
+    "qwen3_0_6b": _SMALL | {"model.init": "hub:Qwen/Qwen3-0.6B-Base@main"},
+    "gemma3_1b": _SMALL | {"model.init": "hub:google/gemma-3-1b-pt@main"},
+    "tinyllama": _SMALL | {"model.init": "hub:TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T@main"},
+    "smollm3_3b": _SMALL | {"model.init": "hub:HuggingFaceTB/SmolLM3-3B-Base@main", "parallel.fsdp": 4},
+    "llama3_8b": _PAPER
+    | {"model.init": "hub:meta-llama/Llama-3.1-8B@main", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},
+    "qwen3_8b": _PAPER
+    | {"model.init": "hub:Qwen/Qwen3-8B-Base@main", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},
     "llama2_70b": _PAPER
     | {
-        "model.init": "Llama-2-70b-hf",
+        "model.init": "hub:meta-llama/Llama-2-70b-hf@main",
         "parallel.fsdp": 16,
         "parallel.tensor": 4,
         "parallel.sampling_tensor": 8,
@@ -167,7 +173,11 @@ SUMMARIES = {
     "micro": "every stage in a minute or two on a CPU, and nothing is learned: a trial of the set-up or of your data",
     "scratch": "your own data, from random weights on a CPU: tens of minutes; with model.init a small pretrained model",
     "smollm2_135m": "SmolLM2-135M on one device of 16 GB (untested)",
+    "gemma3_270m": "Gemma 3 270M on one device of 16 GB (untested)",
+    "qwen3_0_6b": "Qwen3-0.6B-Base on one device of 80 GB (untested)",
+    "gemma3_1b": "Gemma 3 1B on one device of 80 GB (untested)",
     "tinyllama": "TinyLlama-1.1B on one device of 80 GB (untested)",
+    "smollm3_3b": "SmolLM3-3B-Base on 4 devices of 80 GB (untested)",
     "llama3_8b": "Llama-3.1-8B on 8 devices of 80 GB (untested)",
     "qwen3_8b": "Qwen3-8B-Base on 8 devices of 80 GB (untested)",
     "llama2_70b": "Llama-2-70b, the model of the paper, on 64 devices of 95 GB (untested)",

@@ -89,7 +89,7 @@ def read_config(folder: epath.Path) -> tuple[DecoderConfig, Json]:
     raw = read_json_object(path)
     try:
         raw = _text_part(raw)
-        return _parse(raw), raw
+        return parse_config(raw), raw
     except ModelFormatError as error:
         raise ModelFormatError(f"{path}: {error}") from None
 
@@ -121,7 +121,12 @@ def _text_part(raw: Json) -> Json:
     return defaults | outer | text | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
 
 
-def _parse(raw: Json) -> DecoderConfig:
+def parse_config(raw: Json) -> DecoderConfig:
+    """The model that the fields of a config.json describe.
+
+    Raises:
+      ModelFormatError: they require something that is not supported.
+    """
     architecture = architecture_of(raw)
     family = FAMILIES[architecture]
     c = DEFAULTS | family.defaults | {k: v for k, v in raw.items() if v is not None or k in _NULLABLE}
