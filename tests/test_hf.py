@@ -14,13 +14,14 @@ from conftest import assert_mentions, on_eight_devices
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from selfreward_jax.llm import hf
+from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config, write_config
 from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
+from selfreward_jax.runs.loading import load_model
 
 GOLDEN = np.load(Path(__file__).parent / "goldens" / "hf_logits.npz")
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k" / "hf"
@@ -69,9 +70,13 @@ def decode_token(cfg, params, tokens, positions, k, v, mask, key_positions):
     return Decoder(cfg).apply({"params": params}, hidden, method="unembed"), kv
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_cached_decoding_of_padded_batches_equals_transformers(model, side):
+def test_cached_decoding_of_padded_batches_equals_transformers(model):
     """Both texts in one batch: the prompts are prefilled, the other tokens decoded one by one."""
+    for side in ("left", "right"):
+        decode_padded(model, side)
+
+
+def decode_padded(model, side):
     family, cfg, params = model
     texts, shortest_prompt = hf_folders.tokens(), 8
     longest = max(map(len, texts))
@@ -162,7 +167,7 @@ EIGHT = """
 import json, sys
 import jax, numpy as np
 from etils import epath
-from selfreward_jax.llm import hf
+from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.hf_config import read_config
 from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
@@ -370,6 +375,64 @@ def test_a_folder_with_only_a_pickle_is_refused_without_reading_it(folder):
 )
 def test_an_unsupported_config_is_refused_with_the_supported_values(tmp_path, changed, facts):
     refused(hf_folders.write(tmp_path, "llama2", **changed), "config.json", *facts)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8"])
+def test_quantised_weights_are_refused_by_their_name(tmp_path, method):
+    refused(hf_folders.write(tmp_path, "llama2", quantization_config={"quant_method": method}), "quantised", method)
+
+
+def test_adapters_alone_are_refused_with_what_to_do(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "r": 4}')
+    refused(tmp_path, "owner/base", "merge_and_unload")
+    for load in (hub.resolve_model_dir, load_model):
+        with pytest.raises(ModelFormatError, match=r"owner/base.*merge_and_unload"):
+            load(str(tmp_path))
+
+
+def test_weights_beyond_float16_are_told_from_damaged_ones(tmp_path):
+    folder = hf_folders.write(tmp_path, "llama2")
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": np.full(32, 1e6, np.float32)}))
+    cfg, _ = read_config(epath.Path(folder))
+    assert cfg.param_dtype == "float16"
+    with pytest.raises(ModelFormatError, match=r"model\.norm\.weight.*65504.*float16.*torch_dtype"):
+        hf.load(epath.Path(folder), cfg, param_shardings(param_specs(cfg), make_mesh()))
+    assert np.isfinite(read(folder)[1]["norm"]).all()  # in float32
+
+
+def renamed(tensors, family):
+    """The tensors as other programs name them."""
+    yield "without a prefix", {name.removeprefix("model."): x for name, x in tensors.items()}
+    for prefix in ("language_model.model.", "model.language_model."):
+        seen = {f"{prefix}{name.removeprefix('model.')}": x for name, x in tensors.items()}
+        yield prefix, seen | {"vision_tower.patch.weight": np.zeros((2, 2), np.float32)}
+    if family == "smollm2":
+        yield "tied head", {name.replace("model.embed_tokens", "lm_head"): x for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("family", ["smollm2", "gemma3"])
+def test_other_names_of_tensors_are_read(family, tmp_path):
+    folder = hf_folders.write(tmp_path, family)
+    _, expected = read(folder)
+    for _, tensors in renamed(load_file(folder / "model.safetensors"), family):
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        jax.tree.map(np.testing.assert_array_equal, read(folder)[1], expected)
+
+
+def test_the_text_part_of_a_model_that_sees_images(tmp_path):
+    """Its config.json leaves out what the class fills in, and names the text part apart."""
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    text |= {"model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(outer | {"vision_config": {}, "eos_token_id": [1, 106]}))
+    cfg, raw = read_config(epath.Path(tmp_path))
+    assert (cfg.dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.vocab_size) == (2560, 8, 4, 256, 262_208)
+    assert [kind.window for kind in cfg.layer_kinds[:6]] == [1024] * 5 + [None]
+    assert [kind.rope_theta for kind in cfg.kinds] == [1e4, 1e6]
+    assert [kind.rope_scaling and kind.rope_scaling.factor for kind in cfg.kinds] == [None, 8.0]
+    assert raw["architectures"] == ["Gemma3ForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(write_config(cfg, raw, "bfloat16")))
+    assert read_config(epath.Path(tmp_path))[0] == cfg
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])

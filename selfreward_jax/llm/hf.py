@@ -323,6 +323,11 @@ def _check_finite(path: epath.Path, cfg: DecoderConfig, params: Params) -> None:
     for key_path, is_finite in jax.tree_util.tree_leaves_with_path(finite):
         if not is_finite.all():
             name = hf_params(cfg)[key_path[-1].key].name.format(int(np.argmin(is_finite)), "*")
+            if jnp.dtype(cfg.param_dtype) == jnp.float16:
+                raise ModelFormatError(
+                    f"{path}: {name} has weights beyond {jnp.finfo(jnp.float16).max:g}, which float16 cannot hold: set "
+                    "torch_dtype in its config.json to float32 or bfloat16"
+                )
             raise ModelFormatError(
                 f"{path}: {name} has weights that are not finite: the folder is damaged (download it again), or the "
                 "model diverged in training"

@@ -86,12 +86,24 @@ def read_config(folder: epath.Path) -> tuple[DecoderConfig, Json]:
       ModelFormatError: there is no readable config.json, or it requires something that is not supported.
     """
     path = folder / "config.json"
+    check_no_adapter(folder)
     raw = read_json_object(path)
     try:
         raw = _text_part(raw)
         return parse_config(raw), raw
     except ModelFormatError as error:
         raise ModelFormatError(f"{path}: {error}") from None
+
+
+def check_no_adapter(folder: epath.Path) -> None:
+    """Raises ModelFormatError where a folder holds adapters (peft) and no model."""
+    path = folder / "adapter_config.json"
+    if path.exists() and not (folder / "config.json").exists():
+        base = read_json_object(path).get("base_model_name_or_path", "its base model")
+        raise ModelFormatError(
+            f"{folder} holds adapters of {brief(base)}, not a model: merge them into it (merge_and_unload of peft) and "
+            "give the folder of the result"
+        )
 
 
 def architecture_of(raw: Json) -> str:
@@ -131,6 +143,12 @@ def parse_config(raw: Json) -> DecoderConfig:
     family = FAMILIES[architecture]
     c = DEFAULTS | family.defaults | {k: v for k, v in raw.items() if v is not None or k in _NULLABLE}
     _check_types(c)
+    if quantization := c.get("quantization_config"):
+        method = quantization.get("quant_method", "") if isinstance(quantization, dict) else quantization
+        raise ModelFormatError(
+            f"its weights are quantised (quantization_config: {brief(method)}), which is not supported: give the model "
+            "that it was made from"
+        )
     activation = c.get("hidden_activation", c["hidden_act"])
     if not isinstance(activation, str) or activation not in ACTIVATIONS or c["mlp_bias"]:
         raise ModelFormatError(

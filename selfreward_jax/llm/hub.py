@@ -6,7 +6,7 @@ import re
 from etils import epath
 
 from selfreward_jax.config import InputError
-from selfreward_jax.llm.hf_config import ModelFormatError
+from selfreward_jax.llm.hf_config import ModelFormatError, check_no_adapter
 
 HUB_PREFIX = "hub:"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,6 +38,7 @@ def resolve_model_dir(name: str) -> epath.Path:
     """
     name = with_prefix(name)
     if not name.startswith(HUB_PREFIX):
+        check_no_adapter(epath.Path(name))
         if not (epath.Path(name) / "config.json").exists():
             raise ModelFormatError(
                 f"model {name!r}: no such folder with a config.json; give a Hugging Face model folder, "

@@ -13,7 +13,7 @@ from selfreward_jax import foreign
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import hf, hub
 from selfreward_jax.llm.chat import Chat
-from selfreward_jax.llm.hf_config import read_config, read_json_object
+from selfreward_jax.llm.hf_config import check_no_adapter, read_config, read_json_object
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params, param_specs
@@ -120,6 +120,7 @@ def _with_hub_prefix(path: str) -> str:
     if path.startswith(hub.HUB_PREFIX) or (epath.Path(path) / "config.json").exists():
         return path
     folder = epath.Path(path)
+    check_no_adapter(folder)
     if (folder.parent / "config.json").exists():
         raise ConfigError(
             f"model {path!r} is inside a run: give the workdir {folder.parent}, and the model by its name"
