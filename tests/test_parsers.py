@@ -29,7 +29,7 @@ def load(tmp_path):
     def run(*records, language="en", max_malformed_frac=0.0):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        merged, counts, _ = read_prompts_with_responses(str(path), language, max_malformed_frac)
+        merged, counts, *_ = read_prompts_with_responses(str(path), language, max_malformed_frac)
         assert counts["read"] == sum(len(a.answers) for a in merged) + sum(
             counts[name] for name in parsers.DROP_REASONS
         )
@@ -414,5 +414,5 @@ def test_any_record_can_be_parsed(record):
 def test_any_message_rows_can_be_read(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("messages") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "q", "response": "r"}, *rows]))
-    merged, counts, _ = read_prompts_with_responses(str(path), "en", 1.0)
+    merged, counts, *_ = read_prompts_with_responses(str(path), "en", 1.0)
     assert counts["read"] == sum(len(a.answers) for a in merged) + sum(counts[name] for name in parsers.DROP_REASONS)
