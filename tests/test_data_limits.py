@@ -351,7 +351,7 @@ def write_parquet(path, columns):
 @pytest.mark.parametrize("name", columns())
 def test_a_column_of_parquet_that_is_not_used_breaks_nothing(tmp_path, name):
     path = write_parquet(tmp_path / "x.parquet", {"prompt": ["p", "q"], "response": ["r", "s"], "x": columns()[name]})
-    prompts, counts, faults = read_prompts_with_responses(path, "en", 0.0)
+    prompts, counts, faults, _ = read_prompts_with_responses(path, "en", 0.0)
     assert ([p.prompt for p in prompts], counts["read"], faults) == (["p", "q"], 2, [])
     assert [p.turns for p in formats.read_prompts(path)] == [("p",), ("q",)]
 

@@ -101,7 +101,9 @@ def first_user_turn(turns: Turns) -> tuple[Any, Turns]:
         return None, turns
     texts = [text for _, text in turns[: start + 1]]
     not_strings = [text for text in texts if not isinstance(text, str)]
-    return not_strings[0] if not_strings else "\n\n".join(t for t in texts if t.strip()), turns[start + 1 :]
+    if not_strings or not start:
+        return not_strings[0] if not_strings else texts[0], turns[start + 1 :]
+    return "\n\n".join(t for t in texts if t.strip()), turns[start + 1 :]
 
 
 def message_role(message: Row) -> str:

@@ -197,16 +197,16 @@ def format_report(report: dict[str, Any]) -> list[str]:
             f"{heldout['heldout_prompts']:,}: a file gives a quarter of its ranked prompts, at most "
             f"data.judge_eval_prompts {heldout['judge_eval_prompts']:,}"
         )
-    shown: list[str] = []  # one file may be the source of both sets
-    for name, faults in report.get("faults", {}).items():
-        if faults and faults != shown:
-            shown, count = faults, sum(report[name][reason] for reason in DROP_REASONS[:3])
-            lines.append(f"{name}: {counted(count, 'malformed row')} dropped, the first: {faults[0]}")
     shown_notices: list[str] = []
     for name, notices in report.get("notices", {}).items():
         if notices != shown_notices:
             lines += [f"{name}: {notice}" for notice in notices]
             shown_notices = notices
+    shown: list[str] = []  # one file may be the source of both sets
+    for name, faults in report.get("faults", {}).items():
+        if faults and faults != shown:
+            shown, count = faults, sum(report[name][reason] for reason in DROP_REASONS[:3])
+            lines.append(f"{name}: {counted(count, 'malformed row')} dropped, the first: {faults[0]}")
     return lines
 
 
