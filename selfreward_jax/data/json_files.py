@@ -25,7 +25,8 @@ from selfreward_jax.data.limits import (
 
 _CHUNK = 1 << 20  # bytes
 _BOM = b"\xef\xbb\xbf"
-_OPEN_LINE = re.compile(rb'\{\s*("[^"\\]*"\s*:\s*[\[{])?\s*')  # the first line of an object over several lines
+# The first line of an object over several lines, and what the next one begins with.
+_OPEN_LINE = re.compile(rb'\{\s*\n\s*["}]|\{\s*"[^"\\]*"\s*:\s*[\[{]\s*\n')
 _WRAPPERS = ("data", "rows", "examples", "items", "records", "train")  # fields that hold all records of a file
 
 
@@ -55,8 +56,7 @@ def _kind(file: BinaryIO, limit: SizeLimit) -> str:
     file.seek(0)
     if text.startswith(b"["):
         return "list"
-    first, newline, _ = text.partition(b"\n")
-    return "objects" if newline and _OPEN_LINE.fullmatch(first) else "lines"
+    return "objects" if _OPEN_LINE.match(text) else "lines"
 
 
 def _read_lines(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]:

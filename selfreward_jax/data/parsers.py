@@ -96,7 +96,7 @@ def _is_tree(prompt: Any) -> bool:
     return "content" not in prompt and "messages" not in prompt and as_objects(prompt) is None
 
 
-def _read_prompt(record: Row, turns: Turns | None = None) -> tuple[Any, str, Turns]:
+def read_prompt(record: Row, turns: Turns | None = None) -> tuple[Any, str, Turns]:
     """A record's prompt, why the record cannot be used ("" if it can), and what follows the prompt.
 
     An Alpaca input and a context are below the prompt, a system text is above it, as a system message is.
@@ -139,7 +139,7 @@ def _parse_flat(rows: list[Row], language: str) -> ParsedRecord:
     outputs = rows[0].get("output")
     if len(rows) == 1 and isinstance(outputs, list) and len(outputs) == 2 and all(map(_is_filled, outputs)):
         return _parse_pair({**rows[0], "chosen": outputs[0], "rejected": outputs[1]}, language)
-    prompt, reason, _ = _read_prompt(rows[0])
+    prompt, reason, _ = read_prompt(rows[0])
     if reason:
         return "", [Dropped(reason)] * len(rows)
     return prompt, parse_responses(prompt, rows, language)
@@ -180,7 +180,7 @@ def _parse_pair(record: Row, language: str) -> ParsedRecord:
         context, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     elif not has(record, "prompt"):
         context = turns_of(first_value(record, "messages"), "user") or None
-    prompt, reason, later_turns = _read_prompt(record, context)
+    prompt, reason, later_turns = read_prompt(record, context)
     if later_turns or len(chosen) > 1 or len(rejected) > 1:
         reason = "later turn"
     if reason:
@@ -225,7 +225,7 @@ def _parse_conversation(record: Row, language: str) -> ParsedRecord:
     turns = turns_of(record[name], "user")
     if not turns or isinstance(record[name], str):
         return "", [Dropped("malformed", f"{name} is not a list of messages")]
-    prompt, reason, later_turns = _read_prompt(record, turns)
+    prompt, reason, later_turns = read_prompt(record, turns)
     num_answers = sum(role in ASSISTANT_ROLES for role, _ in later_turns)
     if reason:
         return "", [Dropped(reason)] * max(1, num_answers)
