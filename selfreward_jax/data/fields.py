@@ -79,19 +79,25 @@ def unused_fields(record: Any) -> Iterator[str]:
     prompt = first_name(record, "prompt")
     if not is_empty(record.get("input")) and "instruction" not in record and prompt != "input":
         yield "input (it follows an instruction only)"
-    if not isinstance(context := record.get("context"), str) and not is_empty(context):
-        yield "context (it is no text)"
+    if not is_empty(context := record.get("context")):
+        if not isinstance(context, str):
+            yield "context (it is no text)"
+        elif has(record, "messages") and not has(record, "prompt"):
+            yield "context (the prompt is in messages)"
+    system = first_value(record, "system")
+    if not isinstance(system, str | dict) and not is_empty(system):
+        yield "system (it is no text)"
     if isinstance(record.get("history"), str) and not is_empty(record["history"]) and "human_ref_A" not in record:
         yield "history (it is no list of turns)"
     if not is_empty(label := record.get("label")) and as_label(label) is None:
         yield "label (it is neither true nor false)"
-    if not is_empty(record.get("weight")) and not isinstance(record["weight"], bool) and record["weight"] not in (0, 1):
+    if not is_empty(record.get("weight")) and record["weight"] != 1:
         yield "weight (all rows count alike)"
     if has(record, "response") and (has(record, "chosen") or has(record, "messages")) and not has(record, "answers"):
         yield "response" if has(record, "chosen") else "messages"
     yield from (name for name in _NEVER_USED if not is_empty(record.get(name)))
     if any(map(_has_tools, _messages(record))):
-        yield "the tool calls of messages"
+        yield "tool_calls (of messages)"
 
 
 def _messages(record: Row) -> Iterable[Any]:

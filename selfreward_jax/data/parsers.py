@@ -194,6 +194,8 @@ def _parse_pair(record: Row, language: str) -> ParsedRecord:
     shared_fields = {name: value for name, value in record.items() if name not in _OWN_FIELDS}
     rows = [{**shared_fields, "response": t, "score": s} for t, s in zip(texts, scores or (1, 0), strict=True)]
     parsed = parse_responses(prompt, rows, language)
+    if isinstance(parsed[0], Dropped) and isinstance(parsed[1], Answer):
+        parsed[1] = parsed[1]._replace(label=False)  # alone it would be the prompt's best answer
     return prompt, [a._replace(ranked=not scores) if isinstance(a, Answer) else a for a in parsed]
 
 
