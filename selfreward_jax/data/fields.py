@@ -31,17 +31,28 @@ KNOWN_NAMES = frozenset(name for names in FIELD_NAMES.values() for name in names
 STRICT_SCORES = ("score", "quality_score")
 # Fields that change what a row means, and that no form uses.
 _NEVER_USED = ("tools", "functions", "images", "image")
+# Fields of which something may not be used. Most records have none of them.
+_DOUBTFUL = {"input", *_NEVER_USED}.union(
+    *(FIELD_NAMES[field] for field in ("context", "system", "history", "label", "weight", "chosen", "messages"))
+)
 
 
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, white space, or a list or object without items."""
-    return value is None or (isinstance(value, str) and not value.strip()) or (value == [] or value == {})
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, list | dict) and not value)
 
 
 def first_name(row: Row, field: str) -> str | None:
     """The name under which a row has a field: the first that is not empty, or else the first that is not null."""
-    names = [name for name in FIELD_NAMES[field] if row.get(name) is not None]
-    return next((name for name in names if not is_empty(row[name])), names[0] if names else None)
+    empty_name = None
+    for name in FIELD_NAMES[field]:
+        if (value := row.get(name)) is not None:
+            if not is_empty(value):
+                return name
+            empty_name = empty_name or name
+    return empty_name
 
 
 def first_value(row: Row, field: str) -> Any:
@@ -52,7 +63,8 @@ def first_value(row: Row, field: str) -> Any:
 
 def has(row: Row, field: str) -> bool:
     """Whether a row has a field that is not empty."""
-    return any(not is_empty(row.get(name)) for name in FIELD_NAMES[field])
+    name = first_name(row, field)
+    return name is not None and not is_empty(row[name])
 
 
 def rename(record: Any, columns: Mapping[str, str]) -> Any:
@@ -74,7 +86,7 @@ def rename(record: Any, columns: Mapping[str, str]) -> Any:
 
 def unused_fields(record: Any) -> Iterator[str]:
     """The fields of a record that change what it means, and are not used, each with what is not used of it."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or _DOUBTFUL.isdisjoint(record):
         return
     prompt = first_name(record, "prompt")
     if not is_empty(record.get("input")) and "instruction" not in record and prompt != "input":

@@ -1,5 +1,7 @@
 """Names and codes of human languages, as data sets write them."""
 
+from functools import lru_cache
+
 # Codes of ISO 639-1.
 _CODES = set(
     "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee "
@@ -35,12 +37,17 @@ def language_tag(text: str) -> str:
 
     What is no human language ("python") becomes "".
     """
-    primary, *rest = text[:100].strip().lower().replace("_", "-").split("-")
+    primary, *rest = text.strip().lower().replace("_", "-").split("-")
     code = _BY_NAME.get(primary) or (primary if primary in _CODES else "")
     return "-".join([code, *rest]) if code else ""
 
 
 def is_other_language(given: str, wanted: str) -> bool:
     """Whether `given` is a human language other than `wanted`. A region of the wanted language is not."""
+    return _is_other(given[:100], wanted)
+
+
+@lru_cache(1000)  # most rows of a file name the same one
+def _is_other(given: str, wanted: str) -> bool:
     tag, wanted_tag = language_tag(given), language_tag(wanted) or wanted.lower().replace("_", "-")
     return bool(tag) and tag != wanted_tag and not tag.startswith(f"{wanted_tag}-")

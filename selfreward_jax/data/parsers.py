@@ -39,6 +39,10 @@ _INHERITED = {
     *("deleted", "review_result"),
 }
 _MAX_NAMED = 50
+# Fields of the forms that are not flat.
+_STRUCTURED = {"human_ref_A"}.union(
+    *(FIELD_NAMES[field] for field in ("chosen", "rejected", "instances", "answers", "messages"))
+)
 
 ParsedRecord = tuple[Any, list[Answer | Dropped]]  # a record's prompt, and each answer or why it is dropped
 
@@ -57,6 +61,8 @@ def parse_record(record: Any, language: str) -> ParsedRecord:
         return "", [Dropped("malformed", record.reason, record.remedy or f"files hold {READ_KINDS}; {ROW_REMEDY}")]
     if not isinstance(record, dict):
         return "", [Dropped("malformed", "not a JSON object")]
+    if isinstance(record.get("prompt"), str) and _STRUCTURED.isdisjoint(record):
+        return _parse_flat([record], language)  # as below, for most records
     if _is_tree(prompt := record.get("prompt")):
         return _parse_tree(prompt, language)
     if "human_ref_A" in record and "human_ref_B" in record:
