@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,13 @@ def test_marks_of_speakers_come_off():
     assert parsed({"chosen": text + "d", "rejected": text + "e"}) == ("", "dropped: later turn, dropped: later turn")
     assert parsed({"prompt": "Human: a\n\nAssistant:", "chosen": "b", "rejected": "c"}) == ("a", "b > c")
     assert parsed({"prompt": "Write Human: and\n\nAssistant: twice", "response": "r"})[0].startswith("Write Human:")
+
+
+def test_marks_take_linear_time():
+    text = "Human: a" + "\n" * 1_000_000 + "\n\nAssistant: b"
+    start = time.perf_counter()
+    assert parsed({"prompt": text, "response": "r"}) == ("", "dropped: later turn")
+    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(

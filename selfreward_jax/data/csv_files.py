@@ -1,6 +1,7 @@
 """Records of CSV and TSV files, one at a time. The first line names the fields."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import BinaryIO
@@ -39,7 +40,7 @@ def read_table(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]
         if not header or not all(field.strip() for field in header):
             raise DataError(f"file {name} has no header: its first line must name each column, such as prompt,response")
         header = [field.strip() for field in header]
-        if twice := next((field for field in header if header.count(field) > 1), None):
+        if twice := next((field for field, count in Counter(header).items() if count > 1), None):
             raise DataError(f"file {name} has two columns {twice!r:.60}: rename one of them")
         while True:
             lines.size, number = 0, reader.line_num + 1

@@ -26,7 +26,7 @@ from selfreward_jax.data.limits import (
 _CHUNK = 1 << 20  # bytes
 _BOM = b"\xef\xbb\xbf"
 # The first line of an object over several lines, and what the next one begins with.
-_OPEN_LINE = re.compile(rb'\{\s*\n\s*["}]|\{\s*"[^"\\]*"\s*:\s*[\[{]\s*\n')
+_OPEN_LINE = re.compile(rb'\{[^\S\n]*\n\s*["}]|\{\s*"[^"\\]*"\s*:\s*[\[{][^\S\n]*\n')
 _WRAPPERS = ("data", "rows", "examples", "items", "records", "train")  # fields that hold all records of a file
 
 
