@@ -15,7 +15,7 @@ from conftest import ROOT, assert_mentions
 
 from selfreward_jax.cli import chat
 from selfreward_jax.config import ConfigError, InputError
-from selfreward_jax.data import json_files, limits
+from selfreward_jax.data import csv_files, json_files, limits
 from selfreward_jax.data.merge import normalize_scores, read_prompts_with_responses
 from selfreward_jax.data.readers import DataError, Malformed, naming, read_records
 from selfreward_jax.integrations import formats
@@ -351,7 +351,7 @@ def write_parquet(path, columns):
 @pytest.mark.parametrize("name", columns())
 def test_a_column_of_parquet_that_is_not_used_breaks_nothing(tmp_path, name):
     path = write_parquet(tmp_path / "x.parquet", {"prompt": ["p", "q"], "response": ["r", "s"], "x": columns()[name]})
-    prompts, counts, faults = read_prompts_with_responses(path, "en", 0.0)
+    prompts, counts, faults, _ = read_prompts_with_responses(path, "en", 0.0)
     assert ([p.prompt for p in prompts], counts["read"], faults) == (["p", "q"], 2, [])
     assert [p.turns for p in formats.read_prompts(path)] == [("p",), ("q",)]
 
@@ -418,3 +418,20 @@ def test_parquet_is_read_gzipped_too(tmp_path, name):
     data = (tmp_path / "y.parquet").read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     assert [v for _, v in read_records(str(tmp_path / name))] == [v for _, v in read_records(path)]
+
+
+def test_a_record_of_a_table_is_bounded(tmp_path, monkeypatch):
+    """A quote that is not closed would take the rest of the file as one text."""
+    monkeypatch.setattr(csv_files, "MAX_LINE", 1000)
+    path = tmp_path / "x.csv"
+    path.write_text('prompt,response\np,"r\n' + "more\n" * 10_000)
+    with pytest.raises(DataError, match=r"x\.csv has a record longer than 1,000 bytes at byte \d+"):
+        list(read_records(str(path)))
+    path.write_text("prompt,response\n" + "p,r\n" * 1000)
+    assert len(list(read_records(str(path)))) == 1000
+    path.write_text(",".join(f"c{i}" for i in range(200_000)) + ",c7\n")
+    monkeypatch.setattr(csv_files, "MAX_LINE", 16 << 20)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match="'c7'"):
+        list(read_records(str(path)))
+    assert time.perf_counter() - start < 5

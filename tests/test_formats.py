@@ -171,7 +171,7 @@ def test_a_prompt_may_be_a_conversation(exported, tmp_path):
         ({"prompt": "a \ud83d"}, [], ["prompt 1", r"'\ud83d'", "2"]),
         ({"messages": [{"role": "assistant", "content": "a"}]}, [], ["prompt 1", "'assistant'", "'user'"]),
         ({"messages": [{"role": "user", "content": "a"}]}, ["--raw"], ["prompt 1", "raw"]),
-        ({"question": "a"}, [], ["line 1", '"prompt"', '"messages"', "'question'"]),
+        ({"ask": "a"}, [], ["line 1", '"prompt"', '"messages"', "'ask'"]),
         ({"prompt": "a"}, ["--max_new_tokens=256"], ["--max_new_tokens", "256"]),
     ],
 )

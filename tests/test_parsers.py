@@ -29,7 +29,7 @@ def load(tmp_path):
     def run(*records, language="en", max_malformed_frac=0.0):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        merged, counts, _ = read_prompts_with_responses(str(path), language, max_malformed_frac)
+        merged, counts, *_ = read_prompts_with_responses(str(path), language, max_malformed_frac)
         assert counts["read"] == sum(len(a.answers) for a in merged) + sum(
             counts[name] for name in parsers.DROP_REASONS
         )
@@ -140,7 +140,7 @@ def test_a_system_message_precedes_the_prompt():
         ({**PAIR, "rejected": []}, {"malformed": 2}),
         ({**PAIR, "prompt": 3}, {"malformed": 2}),
         ({"chosen": "good", "rejected": "bad"}, {"malformed": 2}),
-        ({**PAIR, "score_chosen": "9", "score_rejected": 8}, {"malformed": 1}),
+        ({**PAIR, "score_chosen": "nine", "score_rejected": 8}, {"malformed": 1}),
         ({**PAIR, "rejected": " "}, {"empty text": 1}),
         (
             {
@@ -291,7 +291,8 @@ def test_duplicate_message_rows_count_once(load):
         ("en-GB", "en", True),
         ("EN_us", "en", True),
         ("de", "en", False),
-        ("eng", "en", False),
+        ("eng", "en", True),
+        ("deu", "en", False),
         ("pt-BR", "pt-BR", True),
         ("pt", "pt-BR", False),
         ("de", "", True),
@@ -357,7 +358,7 @@ def test_too_many_faults_are_refused(load, tmp_path):
         ({"messages": [user("p"), {"role": "assistant"}]}, ["content", "value"]),
         ({"prompt": "p", "response": "r", "score": "A"}, ["score", "'A'", "number", "A = 5", "rank"]),
         ({"prompt": "p", "response": "r", "quality_score": "good"}, ["quality_score", "'good'", "number", "rank"]),
-        ({"prompt": "p", "response": "r", "score": "4.5"}, ["score", "'4.5'", "number", "quotes"]),
+        ({"prompt": "p", "response": "r", "score": "4/5"}, ["score", "'4/5'", "number", "rank"]),
         ({"prompt": "p", "response": "r", "rank": "first"}, ["rank", "'first'", "number"]),
         ({"prompt": "p\n", "a\nb": "r"}, ["response", r"a\nb"]),
     ],
@@ -414,5 +415,5 @@ def test_any_record_can_be_parsed(record):
 def test_any_message_rows_can_be_read(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("messages") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "q", "response": "r"}, *rows]))
-    merged, counts, _ = read_prompts_with_responses(str(path), "en", 1.0)
+    merged, counts, *_ = read_prompts_with_responses(str(path), "en", 1.0)
     assert counts["read"] == sum(len(a.answers) for a in merged) + sum(counts[name] for name in parsers.DROP_REASONS)

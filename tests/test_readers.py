@@ -138,12 +138,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "facts"),
     [
-        ("a.csv", b"prompt,response\np,r\n", ["CSV", "JSON Lines", ".parquet", "read_csv('a.csv')", "'a.jsonl'"]),
-        ("a.CSV", b"prompt,response\np,r\n", ["CSV", "read_csv('a.CSV')"]),
-        ("a.csv.gz", gzip.compress(b"prompt,response\n", mtime=0), ["CSV", "read_csv('a.csv.gz')"]),
-        ("a.tsv", b"prompt\tresponse\np\tr\n", ["TSV", "read_csv"]),
-        ("a.csv", b"", ["CSV"]),
-        ("a.xlsx", b"PK\x03\x04...", ["Excel", "read_excel('a.xlsx')"]),
+        ("a.csv", b"", ["header"]),
+        ("a.csv", b"prompt,prompt\n", ["two columns", "'prompt'"]),
+        ("a.csv", b'prompt,response\np,"r" s\n', ["not CSV", "line 2", "quotes"]),
+        ("a.csv", b'prompt,response\np,"r', ["not CSV", "quotes"]),
+        ("a.csv", "prompt,response\np,é\n".encode("latin-1"), ["UTF-8", "18"]),
+        ("a.xlsx", b"PK\x03\x04...", ["Excel", "JSON Lines", ".parquet", "read_excel('a.xlsx')", "'a.jsonl'"]),
         ("a.pkl", b"\x80\x04...", ["pickle", "read_pickle('a.pkl')"]),
         ("a.jsonl", b"\x80\x05...", ["pickle"]),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), [".gz"]),
@@ -158,6 +158,52 @@ def test_a_kind_that_is_not_read_is_named_with_its_conversion(tmp_path, name, da
     message = fault(tmp_path / name)
     for fact in [str(tmp_path / name), *facts]:
         assert fact in message, (fact, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b'prompt,score\n"p, ""q""\nr",\n\ns,5\n'),
+        ("a.CSV", b'\xef\xbb\xbfprompt;score\r\n"p, ""q""\nr";\r\ns;5'),
+        ("a.tsv", b'prompt\tscore\n"p, ""q""\nr"\t\ns\t5\n'),
+        ("a.csv.gz", gzip.compress(b'prompt,score\n"p, ""q""\nr",\ns,5\n', mtime=0)),
+    ],
+)
+def test_a_table_with_a_header_is_read(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert values(tmp_path / name) == [{"prompt": 'p, "q"\nr', "score": None}, {"prompt": "s", "score": "5"}]
+
+
+def test_a_row_of_a_table_with_other_fields_than_the_header_is_malformed(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,response\np,r,s\nq,t\n")
+    (location, bad), (_, good) = read_records(str(tmp_path / "a.csv"))
+    assert location.endswith("a.csv line 2")
+    assert "3 fields" in bad.reason
+    assert good == {"prompt": "q", "response": "t"}
+
+
+OBJECT = '{\n "prompt": "p",\n "response": [\n "r"]\n}'
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (f"{OBJECT}\n{OBJECT}\n", 2),
+        (f"\ufeff{OBJECT},\n{OBJECT}", 2),
+        (f'{{\n"version": 1, "data": [{OBJECT}, {OBJECT}, {OBJECT}]}}', 3),
+        (f'{{"rows": [{OBJECT}, {OBJECT}]}}'.replace("\n", ""), 2),
+        (f'{{"rows": [\n{OBJECT}\n]}}\n', 1),
+        (OBJECT.replace("\n", "") + ", \n" + OBJECT.replace("\n", "") + ",", 2),
+    ],
+)
+def test_objects_over_several_lines_and_around_all_records_are_read(tmp_path, text, count):
+    (tmp_path / "a.json").write_text(text)
+    assert values(tmp_path / "a.json") == [{"prompt": "p", "response": ["r"]}] * count
+
+
+def test_an_object_that_is_cut_is_named(tmp_path):
+    (tmp_path / "a.json").write_text(f"{OBJECT}\n" + "{\n")
+    assert_mentions(fault(tmp_path / "a.json"), "a.json", "item 2")
 
 
 def test_json_lines_are_read_whatever_the_name(tmp_path):
@@ -254,7 +300,8 @@ def test_a_data_set_of_tfds_needs_no_tensorflow(tmp_path):
     # TFDS gives a sequence of objects as an object of lists.
     assert len(answers_by_prompt) == 5
     assert all(
-        [(score, ranked) for _, score, _, ranked in answers] == [(0, True), (-1, True)] for answers in answers_by_prompt
+        [(score, ranked) for _, score, _, ranked, _ in answers] == [(0, True), (-1, True)]
+        for answers in answers_by_prompt
     )
 
 

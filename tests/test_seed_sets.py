@@ -193,7 +193,7 @@ MALFORMED = [
     ({"prompt": " ", "response": "r", "score": 1}, r"\bprompt\b.*' '"),
     ({"prompt": "p", "response": "", "score": 1}, r"\bresponse\b.*''"),
     ({"prompt": ["p"], "response": "r", "score": 1}, r"\bprompt\b.*\['p'\]"),
-    ({"prompt": "p", "response": "r", "score": "4"}, r"\bscore\b.*'4'"),
+    ({"prompt": "p", "response": "r", "score": "4 of 5"}, r"\bscore\b.*'4 of 5'"),
     ({"prompt": "p", "response": "r", "score": True}, r"\bscore\b.*\bTrue\b"),
     ({"prompt": "p", "response": "r", "score": float("nan")}, r"\bscore\b.*\bnan\b"),
     ({"prompt": "p", "answers": "r"}, r"\banswers\b"),

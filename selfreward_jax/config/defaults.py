@@ -15,6 +15,7 @@ def default_config() -> ConfigDict:
     c.data = ConfigDict()  # seed data
     c.data.ift = ""  # source of instructions with responses (IFT; forms in docs/data.md); empty: the toy world
     c.data.eft = ""  # source of ranked or scored responses (EFT); empty: the toy world
+    c.data.columns = ""  # your own names of columns, as FIELD=COLUMN with commas: "prompt=task,response=solution"
     c.data.language = "en"  # language code; rows that name another language are dropped; empty: keep all rows
     c.data.shared_to_ift = 0.5  # of the prompts that IFT and EFT share: fraction that goes to IFT, the rest to EFT
     c.data.ift_rows = 6000  # instruction rows; 0: all rows of the file

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from selfreward_jax.config.columns import parse_columns
 from selfreward_jax.config.comments import flatten_config
 from selfreward_jax.config.errors import ConfigError
 from selfreward_jax.config.ranges import check_ranges
@@ -74,6 +75,8 @@ def _check_data(c: ConfigDict) -> None:
     if has_files != bool(c.data.eft):
         given, missing = ("ift", "eft") if has_files else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{missing} is empty: give both, or neither")
+    if parse_columns(c.data.columns) and not has_files:
+        raise _refuse("data.columns", c.data.columns, "empty without data.ift and data.eft", "remove it, or give both")
     if c.eft.source == "baseline" and not c.sft_baseline:
         raise ConfigError(
             "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes the judgments; set "

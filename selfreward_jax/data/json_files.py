@@ -1,11 +1,13 @@
-"""Records of JSON Lines and of JSON lists, one at a time."""
+"""Records of JSON Lines, of JSON lists, and of JSON objects over several lines, one at a time."""
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from json.decoder import WHITESPACE
 from typing import Any, BinaryIO
 
+from selfreward_jax.data.fields import KNOWN_NAMES
 from selfreward_jax.data.limits import (
     MAX_DEPTH,
     MAX_LINE,
@@ -23,10 +25,13 @@ from selfreward_jax.data.limits import (
 
 _CHUNK = 1 << 20  # bytes
 _BOM = b"\xef\xbb\xbf"
+# The first line of an object over several lines, and what the next one begins with.
+_OPEN_LINE = re.compile(rb'\{[^\S\n]*\n\s*["}]|\{\s*"[^"\\]*"\s*:\s*[\[{][^\S\n]*\n')
+_WRAPPERS = ("data", "rows", "examples", "items", "records", "train")  # fields that hold all records of a file
 
 
 def read_json(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]:
-    """The records of a file of JSON Lines, or of one JSON list.
+    """The records of a file of JSON Lines, of one JSON list, or of objects over several lines.
 
     Args:
       name: its name, for messages.
@@ -36,17 +41,22 @@ def read_json(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]:
     Raises:
       DataError: the file as a whole cannot be read. One line that is not JSON gives `Malformed`.
     """
-    return _read_list(name, file, limit) if _is_list(file, limit) else _read_lines(name, file, limit)
+    kind = _kind(file, limit)
+    if kind == "list":
+        return _read_list(name, file, limit)
+    return _read_objects(name, file, limit) if kind == "objects" else _read_lines(name, file, limit)
 
 
-def _is_list(file: BinaryIO, limit: SizeLimit) -> bool:
-    """Whether the first character of the file opens a JSON list. Rewinds the file."""
+def _kind(file: BinaryIO, limit: SizeLimit) -> str:
+    """What the beginning of a file shows: "list", "objects" over several lines, or "lines". Rewinds the file."""
     text = b""
     for chunk in chunks(file, limit):
         if text := chunk.removeprefix(_BOM).lstrip():
             break
     file.seek(0)
-    return text.startswith(b"[")
+    if text.startswith(b"["):
+        return "list"
+    return "objects" if _OPEN_LINE.match(text) else "lines"
 
 
 def _read_lines(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]:
@@ -70,13 +80,30 @@ def _read_lines(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located
                 f"file {name} is not UTF-8 at byte {start + error.start} (line {number}): save it as UTF-8"
             ) from None
         if text.strip():
-            yield f"{name} line {number}", _parse_line(text)
+            yield from _unwrap(f"{name} line {number}", _parse_line(text))
+
+
+def _unwrap(location: str, value: Any) -> Iterator[Located]:
+    """A record, or the records in it where it is the one object around them: {"version": 1, "data": [...]}."""
+    name = next((n for n in _WRAPPERS if n in value), None) if isinstance(value, dict) else None
+    items = value[name] if name else None
+    if not isinstance(items, list) or not items or KNOWN_NAMES & value.keys() or not KNOWN_NAMES & _keys(items[0]):
+        yield location, value
+        return
+    for number, item in enumerate(items, 1):
+        yield f"{location} {name} {number}", item
+
+
+def _keys(value: Any) -> set[str]:
+    return set(value) if isinstance(value, dict) else set()
 
 
 def _parse_line(text: str) -> Any:
     try:
         return _bounded(json.loads(text, object_pairs_hook=_unique_fields), text, 0, len(text))
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text[error.pos :].strip() == ",":  # of a list without its brackets
+            return _parse_line(text[: error.pos])
         return Malformed(f"not JSON ({error.msg})")
     except (ValueError, RecursionError) as error:  # a duplicate field, thousands of digits or brackets
         return Malformed(f"not JSON ({first_line(error)})")
@@ -121,6 +148,26 @@ def _read_list(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]
         reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
         raise DataError(
             f"file {name} is not a JSON list (item {number}: {reason}): repair it, or write JSON lines"
+        ) from None
+
+
+def _read_objects(name: str, file: BinaryIO, limit: SizeLimit) -> Iterator[Located]:
+    """The records of a file of JSON objects over several lines, with or without commas between them."""
+    text = _ListText(_decode(name, file, limit))
+    number = 0
+    try:
+        while text.peek():
+            number += 1
+            check_rows(name, number)
+            yield from _unwrap(f"{name} item {number}", text.next_value(in_list=False))
+            if text.peek() == ",":
+                text.expect(",")
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise DataError(
+            f"file {name} is not made of JSON objects (item {number}: {reason}): write each record on a line of its own"
         ) from None
 
 
@@ -176,14 +223,18 @@ class _ListText:
         self.text, self.position = "".join(rest), 0
         return len(rest) > 1
 
-    def next_value(self) -> Any:
-        """The next item. Of one that has no end yet, more is read: twice as much each time, so the time is linear."""
+    def next_value(self, in_list: bool = True) -> Any:
+        """The next item, behind which a list goes on or ends.
+
+        Of one that has no end yet, more is read: twice as much each time, so the time is linear.
+        """
         self.peek()
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
                 after = WHITESPACE.match(self.text, end).end()
-                fault = None if self.text[after : after + 1] in (",", "]") else ValueError("Expecting ',' or ']'")
+                ends = not in_list or self.text[after : after + 1] in (",", "]")
+                fault = None if ends else ValueError("Expecting ',' or ']'")
             except json.JSONDecodeError as error:
                 end, fault = len(self.text), error
             if end - self.position > MAX_LINE:

@@ -2,21 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from selfreward_jax.data.answers import DROP_REASONS, ROW_REMEDY, Answer, Dropped
+from selfreward_jax.data.fields import rename, unused_fields
 from selfreward_jax.data.limits import DataError, Located
-from selfreward_jax.data.parsers import (
-    ASSISTANT_ROLES,
-    DROP_REASONS,
-    ROW_REMEDY,
-    USER_ROLES,
-    Answer,
-    Dropped,
-    descendants,
-    message_role,
-    parse_record,
-)
+from selfreward_jax.data.messages import ASSISTANT_ROLES, USER_ROLES, message_role
+from selfreward_jax.data.parsers import descendants, parse_record
 from selfreward_jax.data.readers import read_records
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
@@ -39,11 +32,14 @@ class ParsedSource(NamedTuple):
     prompts: those with at least one answer, in order of first appearance.
     counts: "records", "read" (answers) and those of DROP_REASONS.
     faults: the location of each of the first MAX_FAULTS malformed rows, and what is wrong with it.
+    notices: the fields that change what a row means and are not used, each with the first row that has it, and the
+      columns that no row has.
     """
 
     prompts: list[PromptWithResponses]
     counts: Counter[str]
     faults: list[str]
+    notices: list[str]
 
 
 class _MergedPrompt(NamedTuple):
@@ -58,7 +54,9 @@ class _MergedPrompt(NamedTuple):
     answers: dict[str, Answer]
 
 
-def read_prompts_with_responses(source: str, language: str, max_malformed_frac: float) -> ParsedSource:
+def read_prompts_with_responses(
+    source: str, language: str, max_malformed_frac: float, columns: Mapping[str, str] | None = None
+) -> ParsedSource:
     """Prompts and answers of a source.
 
     Records whose prompts are equal after `normalize` are merged. An answer that the prompt already has is dropped.
@@ -67,6 +65,7 @@ def read_prompts_with_responses(source: str, language: str, max_malformed_frac: 
       source: as `read_records` takes it.
       language: language code such as "en"; rows that name another one are dropped. Empty: no row is.
       max_malformed_frac: fraction of faulty answers above which the source is refused.
+      columns: the column of each field that has a name of the user's own, as `fields.rename` takes it.
 
     Raises:
       DataError: the source cannot be read, is empty or has too many faults.
@@ -75,7 +74,11 @@ def read_prompts_with_responses(source: str, language: str, max_malformed_frac: 
     merged: dict[str, _MergedPrompt] = {}
     faults: list[str] = []
     num_faults, remedy = 0, ""  # for the first fault
-    for location, record in _records(source, counts):
+    unused: dict[str, str] = {}  # what is not used of a field, and the first row with it
+    absent = dict(columns or {})
+    for location, record in _records(source, counts, columns or {}, absent):
+        for what in unused_fields(record):
+            unused.setdefault(what, location)
         prompt, parsed = parse_record(record, language)
         counts["read"] += len(parsed)
         for dropped in _merge(merged, prompt, location, parsed):
@@ -92,7 +95,9 @@ def read_prompts_with_responses(source: str, language: str, max_malformed_frac: 
             f"{max_malformed_frac:.0%}): {remedy}"
         )
     prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location) for m in merged.values()]
-    return ParsedSource(prompts, counts, faults)
+    notices = [f"{what} is not used, first in {location}" for what, location in unused.items()]
+    notices += [f"no row has the column {column!r}, which data.columns names" for column in absent.values()]
+    return ParsedSource(prompts, counts, faults, notices)
 
 
 def _merge(
@@ -109,7 +114,7 @@ def _merge(
         return dropped + [Dropped("prompt differs only in punctuation")] * len(answers)
     for answer in answers:
         known = entry.answers.get(answer.response)
-        if known is None or (known.score is None and known.judgment is None):
+        if known is None or (known.score is None and known.judgment is None and known.label is None):
             entry.answers[answer.response] = answer
         if known is not None:
             dropped.append(Dropped("duplicate answer"))
@@ -121,11 +126,19 @@ def _symbols(prompt: str) -> str:
     return "".join(re.findall(r"[^\w\s.,;:!?()\[\]\"'`\u00b4\u2010-\u201e\u2026\xab\xbb-]|-(?=\s*\d)", prompt))
 
 
-def _records(source: str, counts: Counter[str]) -> Iterator[Located]:
-    """The records of a source. Rows that are single messages come last, joined into trees."""
+def _records(
+    source: str, counts: Counter[str], columns: Mapping[str, str], absent: dict[str, str]
+) -> Iterator[Located]:
+    """The records of a source, with our names. Rows that are single messages come last, joined into trees.
+
+    Columns that a record has are taken out of `absent`.
+    """
     messages = []
-    for location, record in read_records(source):
+    for location, raw in read_records(source):
         counts["records"] += 1
+        for field in [field for field, column in absent.items() if isinstance(raw, dict) and column in raw]:
+            del absent[field]
+        record = rename(raw, columns)
         if isinstance(record, dict) and {"message_id", "role", "text"} <= record.keys():
             messages.append((location, record))
         else:
@@ -159,12 +172,19 @@ def _message_trees(messages: Iterable[Located], counts: Counter[str]) -> Iterato
 
 
 def keep_best(prompts: Iterable[PromptWithResponses], counts: Counter[str]) -> dict[str, PromptWithResponses]:
-    """Each prompt, by its normalized text, with its best answer; with all of them if none has a score."""
+    """Each prompt, by its normalized text, with its best answer; with all of them if none has a score.
+
+    An answer whose label is false is no good answer.
+    """
     best = {}
     for prompt in prompts:
-        scored = [a for a in prompt.answers if a.score is not None]
-        answers = [max(scored, key=lambda a: a.score)] if scored else prompt.answers
-        counts["not the best answer"] += len(prompt.answers) - len(answers)
+        good = [a for a in prompt.answers if a.label is not False]
+        counts["label is false"] += len(prompt.answers) - len(good)
+        if not good:
+            continue
+        scored = [a for a in good if a.score is not None]
+        answers = [max(scored, key=lambda a: a.score)] if scored else good
+        counts["not the best answer"] += len(good) - len(answers)
         best[normalize(prompt.prompt)] = prompt._replace(answers=answers)
     return best
 
@@ -175,7 +195,8 @@ def normalize_scores(
     """Maps the scores of all answers to 0-5, and drops the answers that have none.
 
     The score at the end of a written judgment is used as it is. Numeric scores are mapped linearly from their range in
-    the file. The ranked answers of a prompt are equally spaced from 0 to 5; a single ranked answer is dropped.
+    the file. The ranked answers of a prompt are equally spaced from 0 to 5; a single ranked answer is dropped. A
+    label is 5 or 0.
 
     Returns:
       The prompts by their normalized text, and the range of the numeric scores.
@@ -204,6 +225,8 @@ def normalize_scores(
                 continue
             if score_source == "judgment":
                 score = _judgment_score(answer)
+            elif score_source == "label":
+                score = 5.0 if answer.label else 0.0
             elif score_source == "rank":
                 score = 5 * ranks[answer.score] / (len(ranks) - 1)
             else:
@@ -215,10 +238,12 @@ def normalize_scores(
 
 
 def _score_source(answer: Answer) -> str:
-    """Where an answer's score comes from: judgment, rank, number or none."""
+    """Where an answer's score comes from: judgment, rank, number, label or none."""
     if _judgment_score(answer) is not None:
         return "judgment"
-    return "none" if answer.score is None else "rank" if answer.ranked else "number"
+    if answer.score is None:
+        return "none" if answer.label is None else "label"
+    return "rank" if answer.ranked else "number"
 
 
 def _judgment_score(answer: Answer) -> float | None:

@@ -11,6 +11,7 @@ from itertools import chain
 from etils import epath
 
 from selfreward_jax import foreign
+from selfreward_jax.data.csv_files import is_table, read_table
 from selfreward_jax.data.json_files import read_json
 from selfreward_jax.data.limits import DataError as DataError  # also part of this module's API
 from selfreward_jax.data.limits import Located, file_size, first_line, stored_limit, unpacked_limit
@@ -33,8 +34,8 @@ def read_records(source: str) -> Iterator[Located]:
 
     Args:
       source: a file or a glob of local files (`**` matches any folders); or tfds:NAME/SPLIT; or
-        hf:OWNER/NAME[/CONFIG]/SPLIT. A file holds JSON lines, one JSON list (both may be gzipped) or Parquet. A TFDS or
-        hub data set is downloaded if it is not there yet.
+        hf:OWNER/NAME[/CONFIG]/SPLIT. A file holds JSON lines, JSON objects, one JSON list, CSV (all may be gzipped) or
+        Parquet. A TFDS or hub data set is downloaded if it is not there yet.
 
     Raises:
       DataError: the source, or a whole file of it, cannot be read. One line that is not JSON gives `Malformed`.
@@ -80,6 +81,8 @@ def _read_file(name: str) -> Iterator[Located]:
             if plain_name.endswith(".parquet"):
                 with unpack(file, limit) if packed else file as seekable:
                     yield from read_parquet(name, seekable, size)
+            elif is_table(name, file):
+                yield from read_table(name, file, limit)
             else:
                 yield from read_json(name, file, limit)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
+from selfreward_jax.config.columns import parse_columns
+from selfreward_jax.data.answers import DROP_REASONS
+from selfreward_jax.data.fields import FIELD_NAMES
 from selfreward_jax.data.limits import DataError as DataError  # also part of this module's API
 from selfreward_jax.data.merge import (
     ParsedSource,
@@ -14,7 +17,6 @@ from selfreward_jax.data.merge import (
     parseable_judgment,
     read_prompts_with_responses,
 )
-from selfreward_jax.data.parsers import DROP_REASONS, FIELD_NAMES
 from selfreward_jax.data.readers import naming
 from selfreward_jax.method.prompt_generation import few_shot_prompt, normalize
 from selfreward_jax.method.rows import InstructionRow, JudgedRow, RankedResponse, RankedRow, Row
@@ -25,7 +27,7 @@ SeedSets = dict[str, list[Any]]  # rows of method/rows.py, by the name of the se
 AnswersByPrompt = dict[str, PromptWithResponses]  # by the normalized text of the prompt
 # Why answers are dropped after reading, in addition to parsers.DROP_REASONS.
 SPLIT_DROP_REASONS = {
-    "ift": ("not the best answer", "held out", "assigned to eft", "over the limit"),
+    "ift": ("label is false", "not the best answer", "held out", "assigned to eft", "over the limit"),
     "eft": ("no score", "single ranked answer", "held out", "nothing to order", "assigned to ift", "over the limit"),
 }
 # The settings that decide how many answers are dropped for a reason.
@@ -139,6 +141,7 @@ def from_files(
         "judge_eval_prompts": settings.judge_eval_prompts,
     }
     report["faults"] = {name: loaded[settings[name]].faults for name in ("ift", "eft")}
+    report["notices"] = {name: loaded[settings[name]].notices for name in ("ift", "eft")}
     _check_sizes(settings, report, len(rankable))
     return sets, report
 
@@ -146,9 +149,12 @@ def from_files(
 def _read(settings: Any) -> dict[str, ParsedSource]:
     """What each source holds; a file that serves as both is read once."""
     loaded = {}
+    columns = parse_columns(settings.columns)
     for source in dict.fromkeys((settings.ift, settings.eft)):
         with naming(" and ".join(f"data.{name}" for name in ("ift", "eft") if settings[name] == source)):
-            loaded[source] = read_prompts_with_responses(source, settings.language, settings.max_malformed_frac)
+            loaded[source] = read_prompts_with_responses(
+                source, settings.language, settings.max_malformed_frac, columns
+            )
     return loaded
 
 
@@ -191,6 +197,11 @@ def format_report(report: dict[str, Any]) -> list[str]:
             f"{heldout['heldout_prompts']:,}: a file gives a quarter of its ranked prompts, at most "
             f"data.judge_eval_prompts {heldout['judge_eval_prompts']:,}"
         )
+    shown_notices: list[str] = []
+    for name, notices in report.get("notices", {}).items():
+        if notices != shown_notices:
+            lines += [f"{name}: {notice}" for notice in notices]
+            shown_notices = notices
     shown: list[str] = []  # one file may be the source of both sets
     for name, faults in report.get("faults", {}).items():
         if faults and faults != shown:

@@ -3,12 +3,10 @@
 from pathlib import PurePath
 from typing import BinaryIO
 
-READ_KINDS = "JSON Lines, a JSON list (both also gzipped, as .gz) and Parquet (.parquet)"
+READ_KINDS = "JSON Lines, a JSON list, CSV with a header (all also gzipped, as .gz) and Parquet (.parquet)"
 
 # By the end of the name: what the file is, and what pandas reads it with.
 _TABLES = {
-    ".csv": ("CSV", "read_csv({name!r})"),
-    ".tsv": ("TSV", "read_csv({name!r}, sep='\\t')"),
     ".xlsx": ("an Excel workbook", "read_excel({name!r})"),
     ".xls": ("an Excel workbook", "read_excel({name!r})"),
     ".ods": ("a spreadsheet", "read_excel({name!r})"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.data.limits import Malformed, Unreadable, shown
+from selfreward_jax.data.parsers import read_prompt
 from selfreward_jax.data.readers import naming, read_records
 from selfreward_jax.method.rows import PairRow, Row
 from selfreward_jax.storage.artifacts import encode_rows
@@ -38,7 +39,8 @@ class PromptRecord(NamedTuple):
 class Format(NamedTuple):
     """The format of a prompt file.
 
-    prompt_fields: the fields with the prompt; the first one that a row has counts.
+    prompt_fields: the fields with the prompt; the first one that a row has counts. A text of `rows` may have any name
+      that seed data have.
     description: what the field must hold, in an error.
     id_field: the field with the row's id; a row without it gets its number as id.
     passthrough: fields that the answer's row repeats.
@@ -107,7 +109,7 @@ def read_prompts(path: str, format_name: str = "rows") -> list[PromptRecord]:
 
 def _parse_prompt(file_format: Format, location: str, row: Any, number: int) -> PromptRecord:
     fields = file_format.prompt_fields
-    prompt = next((row[f] for f in fields if row.get(f) is not None), None) if isinstance(row, dict) else None
+    prompt = _prompt_of(fields, row) if isinstance(row, dict) else None
     turns = prompt if "turns" in fields else [prompt]
     if not isinstance(turns, list) or not turns or not all(_is_turn(turn, "messages" in fields) for turn in turns):
         keys = ", ".join(shown(key) for key in islice(row, 20)) if isinstance(row, dict) else ""
@@ -120,6 +122,15 @@ def _parse_prompt(file_format: Format, location: str, row: Any, number: int) -> 
     record = PromptRecord(_row_id(location, row.get(file_format.id_field, number)), tuple(turns), passthrough)
     _check_writable(location, record)
     return record
+
+
+def _prompt_of(fields: Sequence[str], row: Row) -> Any:
+    """The prompt of a row. Where it may be a conversation, a text is read as that of an instruction row is."""
+    prompt = next((row[f] for f in fields if row.get(f) is not None), None)
+    if "messages" not in fields or isinstance(prompt, list):
+        return prompt
+    text, reason, _ = read_prompt(row)
+    return text if isinstance(text, str) and not reason else prompt
 
 
 def _row_id(location: str, value: Any) -> str:

@@ -47,6 +47,9 @@ SHAPES = {
         {"message_id": "1", "parent_id": None, "role": "prompter", "text": "t", "lang": "en", "deleted": False},
         {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "a", "review_result": True},
     ],
+    "marks": [{"chosen": "\n\nHuman: h\n\nAssistant: a", "rejected": "\n\nHuman: h\n\nAssistant: b"}],
+    "labels": [{"prompt": [USER], "completion": [BOT | {"weight": 0}], "label": False, "system": "s", "history": []}],
+    "votes": [{"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 2, "score_B": 1}],
     "MT-Bench": [{"question_id": 81, "category": "writing", "turns": ["a", "b"], "reference": []}],
 }
 KEYS = sorted({key for rows in SHAPES.values() for row in rows for key in row} | {"", "\ud800", "a\0b", "language"})
