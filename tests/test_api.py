@@ -276,7 +276,7 @@ SYSTEM_TURN = {"role": "system", "content": "c"}
         ([USER_TURN, USER_TURN], ["messages[1]", "'user'", "'assistant'"]),
         ([USER_TURN, ASSISTANT_TURN], ["messages[1]", "'assistant'", "'user'"]),
         ([USER_TURN, SYSTEM_TURN], ["messages[1]", "'system'", "'assistant'"]),
-        ([SYSTEM_TURN, USER_TURN], ["messages[0]", "'system'"]),
+        ([SYSTEM_TURN, SYSTEM_TURN, USER_TURN], ["messages[1]", "'system'", "'user'"]),
         ("a " * 300, ["messages", "max_new_tokens", "128", "256"]),
     ],
 )
@@ -300,6 +300,10 @@ class Bytes:
         return bytes(i - 5 for i in ids if i >= 5).decode()
 
 
+NO_SYSTEM = (
+    "{% for m in messages %}{{ raise_exception('no system') if m.role == 'system' }}{{ m.role + ':' + m.content }}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
 IN_ORDER = (
     "{% for m in messages %}{% if m.role == 'user' and loop.first %}{% set ns = 1 %}{% endif %}"
     "{% if loop.first and m.role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
@@ -308,8 +312,9 @@ IN_ORDER = (
 
 
 def test_a_system_message_needs_a_template_that_has_one():
-    with_system, without = (Chat(Bytes(), t, BOS, EOS, [1]) for t in (IN_ORDER, builtin_template("control")))
+    with_system, without = (Chat(Bytes(), t, BOS, EOS, [1]) for t in (IN_ORDER, NO_SYSTEM))
     assert (with_system.has_system_role(), without.has_system_role()) == (True, False)
+    assert all(Chat(Bytes(), builtin_template(name), BOS, EOS, [1]).has_system_role() for name in ("control", "plain"))
     prompt = requests.to_engine_prompt([SYSTEM_TURN, USER_TURN], "messages", with_system)
     assert prompt == (("system", "c"), ("user", "a"))
     text = with_system.tokenizer.decode(with_system.message_ids(prompt))

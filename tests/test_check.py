@@ -194,11 +194,12 @@ def test_a_range_of_scores_is_shown(own, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["control", "plain"])
 def test_a_builtin_template_refuses_a_role_that_it_does_not_have(name):
     values = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
-    for role in ("system", "tool"):
-        messages = [{"role": role, "content": "Be kind."}, {"role": "user", "content": "Hi."}]
+    user, system, tool = ({"role": role, "content": f"{role}."} for role in ("user", "system", "tool"))
+    for messages in ([tool, user], [user, system, user], [system, system, user]):
         with pytest.raises(ChatError, match="user and assistant"):
             render(builtin_template(name), messages=messages, **values)
-    assert "Hi." in render(builtin_template(name), messages=messages[1:], **values)
+    text = render(builtin_template(name), messages=[system, user], **values)
+    assert text.index("system.") < text.index("user.")
 
 
 def test_special_tokens_and_targets_are_shown():

@@ -187,7 +187,7 @@ BAD_FILES = {
     "exit in the function": ("def get_config():\n    raise SystemExit", ["SystemExit"]),
     "no function": ("x = 1", ["AttributeError"]),
     "no settings": ("def get_config():\n    return {}", ["TypeError", "dict"]),
-    "other settings": ("from ml_collections import ConfigDict\nget_config = ConfigDict", ["checkpoint_every"]),
+    "other settings": ("from ml_collections import ConfigDict\nget_config = ConfigDict", ["chat.thinking"]),
     "one more": (GIVEN + "c.unlock(); c.extra = 1; return c", ["extra", "1"]),
     "one less": (GIVEN + "c.unlock(); del c.dpo.beta; return c", ["dpo.beta"]),
     "a group gone": (GIVEN + "c.unlock(); c.dpo = 3; return c", ["dpo"]),

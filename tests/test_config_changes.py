@@ -195,7 +195,7 @@ def test_artifacts_without_config_json_keep_their_settings(finished_run, tmp_pat
         ("null", ["None"]),
         ("[]", ["[]"]),
         ("3", ["3"]),
-        ("{}", ["checkpoint_every"]),
+        ("{}", ["chat"]),
         ("[" * 100_000, ["damaged"]),
         ('"\udc80"', ["damaged"]),
         ({"dpo": 3}, ["dpo", "3"]),

@@ -56,6 +56,9 @@ def default_config() -> ConfigDict:
     c.model.attention = "auto"  # kernel: reference, xla, cudnn or splash; auto: chosen by platform
     c.model.max_length = 256  # maximum tokens of prompt and completion together
 
+    c.chat = ConfigDict()  # the chat format of model.init
+    c.chat.thinking = "off"  # if its template has thinking blocks; off: answers alone; on: the model thinks first
+
     c.optimizer = ConfigDict()  # the optimizer of all training stages
     c.optimizer.name = "muon"  # adamw, or muon (for the matrices of the layers, with adamw for the rest)
     c.optimizer.b1 = 0.9  # adamw: decay of the first moment

@@ -10,6 +10,7 @@ from selfreward_jax.config.errors import ConfigError
 from selfreward_jax.config.ranges import check_ranges
 
 CHOICES = {
+    "chat.thinking": ("off", "on"),
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
     "eft.agreement": ("strict", "weak"),
     "eft.source": ("scores", "baseline"),

@@ -1,6 +1,8 @@
 """The tokenizer files of a Hugging Face folder -> Chat: vocabulary, chat template, and all ids that end a response."""
 
 import json
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from etils import epath
@@ -9,9 +11,13 @@ from selfreward_jax import foreign
 from selfreward_jax.config.errors import brief
 from selfreward_jax.console.escape import escape
 from selfreward_jax.llm import worker_process
-from selfreward_jax.llm.chat import Chat, ChatError, builtin_template
-from selfreward_jax.llm.hf_config import ModelFormatError, read_json_object
-from selfreward_jax.llm.tokenizer import Piece, SentencePiece, Tokenizer, TokenizerJson
+from selfreward_jax.llm.added_tokens import MAX_ID, AddedToken, named_token, read_added_tokens, read_optional_json
+from selfreward_jax.llm.chat import Chat
+from selfreward_jax.llm.chat_check import check_chat
+from selfreward_jax.llm.chat_templates import ChatError, builtin_template, read_template
+from selfreward_jax.llm.hf_config import ModelFormatError
+from selfreward_jax.llm.tokenizer import Piece, SentencePiece, TokenizerError, TokenizerJson, without_normalizer
+from selfreward_jax.telemetry.terminal import log_line
 
 # The files of a folder's tokenizer. A run that starts from a folder stores a copy of them.
 TOKENIZER_FILES = (
@@ -19,30 +25,36 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "config.json",
 )
 
 
-MAX_ID = 1 << 31  # ids are int32
-
-
-def read_chat(folder: epath.Path) -> Chat:
+def read_chat(folder: epath.Path, thinks: bool = False) -> Chat:
     """The chat format of a folder: its own template, or the built-in "plain" where it has none.
 
+    Args:
+      folder: the folder of a model.
+      thinks: whether the model thinks before it answers, as in `Chat`.
+
     Raises:
-      ModelFormatError: a file is missing or damaged, or the tokenizer has more ids than the embedding has rows.
+      ModelFormatError: a file is missing or damaged, the tokenizer has ids that the embedding has no rows for, or a
+        reply that the template teaches is not the reply that is read back.
     """
-    tokenizer = _read_tokenizer(folder)
-    tokenizer_config, generation_config, config = (
-        _read_optional_json(folder / name)
-        for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+    tokenizer_config, generation_config, config, special_map = (
+        read_optional_json(folder / name)
+        for name in ("tokenizer_config.json", "generation_config.json", "config.json", "special_tokens_map.json")
     )
+    tokenizer = _read_tokenizer(folder, tokenizer_config)
     vocab_size = config.get("vocab_size", tokenizer.vocab_size)
     if type(vocab_size) is not int:
         raise ModelFormatError(f"{folder / 'config.json'}: vocab_size is {brief(vocab_size)}; it must be an integer")
-    if tokenizer.vocab_size > vocab_size:
+    # Added tokens that nothing uses may lie beyond the embedding. No text may give one of them.
+    beyond = tokenizer.tokens_from(vocab_size)
+    if not set(beyond) <= tokenizer.added:
         raise ModelFormatError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding {vocab_size} rows: give a folder "
             "whose tokenizer and weights belong to one model"
@@ -50,8 +62,8 @@ def read_chat(folder: epath.Path) -> Chat:
     token_of = {i: token for token, i in tokenizer.special_tokens.items()}
     bos_eos = {}
     for name in ("bos", "eos"):
-        token = tokenizer_config.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        field = f"{name}_token"
+        token = named_token(tokenizer_config if field in tokenizer_config else special_map, field)
         if token is None:
             ids = _id_list(generation_config.get(f"{name}_token_id")) or _id_list(config.get(f"{name}_token_id"))
             token = token_of.get(ids[0]) if ids else None
@@ -63,23 +75,40 @@ def read_chat(folder: epath.Path) -> Chat:
     stop_ids = {*_id_list(generation_config.get("eos_token_id")), *_id_list(config.get("eos_token_id"))}
     if bos_eos["eos"]:
         stop_ids.add(tokenizer.special_tokens[bos_eos["eos"]])
-    template = _read_template(folder, tokenizer_config) or builtin_template("plain")
+    template, notice = read_template(folder, tokenizer_config)
+    _say(notice)
     try:
-        return Chat(tokenizer, template, bos_eos["bos"], bos_eos["eos"], sorted(stop_ids))
-    except ChatError as error:
+        tokenizer.reserve(beyond)
+        chat = Chat(
+            tokenizer, template or builtin_template("plain"), bos_eos["bos"], bos_eos["eos"], sorted(stop_ids), thinks
+        )
+        check_chat(chat, vocab_size)
+    except (ChatError, TokenizerError) as error:
         raise ModelFormatError(f"{folder}: {error}") from None
+    if chat.spelled_marks:
+        marks = ", ".join(map(brief, chat.spelled_marks))
+        _say(f"{folder}: {marks} of the chat template are no tokens of the tokenizer: they are encoded as text")
+    return chat
 
 
-def _read_tokenizer(folder: epath.Path) -> Tokenizer:
+@cache
+def _say(line: str) -> None:
+    """Logs a line once."""
+    if line:
+        log_line(f"  {line}")
+
+
+def _read_tokenizer(folder: epath.Path, tokenizer_config: dict[str, Any]) -> SentencePiece | TokenizerJson:
+    added = read_added_tokens(folder, tokenizer_config)
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path := folder / name).exists():
             try:
                 data = foreign.read_bytes(path, foreign.MAX_TOKENIZER)
                 if name == "tokenizer.json":
                     worker_process.try_tokenizer("json", data)
-                    return TokenizerJson(data.decode())
+                    return TokenizerJson(data.decode(), added)
                 worker_process.try_tokenizer("sentencepiece", data)
-                return SentencePiece(data)
+                return _read_sentencepiece(data, added, tokenizer_config)
             except (OSError, ValueError) as error:
                 reason = escape(" ".join(str(error).split()))[:500]
                 raise ModelFormatError(f"{path} cannot be read ({reason}): download it again") from None
@@ -88,32 +117,20 @@ def _read_tokenizer(folder: epath.Path) -> Tokenizer:
     )
 
 
-def _read_optional_json(path: epath.Path) -> dict[str, Any]:
-    return read_json_object(path) if path.exists() else {}
+def _read_sentencepiece(data: bytes, added: Sequence[AddedToken], tokenizer_config: dict[str, Any]) -> SentencePiece:
+    """A SentencePiece model, as its own library reads it. A Llama to which tokens were added was trained further with
+    transformers. That changes no characters, and adds a space behind a special token only where the folder says legacy.
+    """
+    tokenizer, legacy = SentencePiece(data, added), tokenizer_config.get("legacy")
+    if tokenizer.added and "Llama" in str(tokenizer_config.get("tokenizer_class")):
+        return SentencePiece(without_normalizer(data), added, "always" if legacy is True else "first")
+    return tokenizer if legacy is not False else SentencePiece(data, added, "first")
 
 
 def _id_list(value: Any) -> list[int]:
     """The ids of a field that holds one id, a list of ids, or none. What is no id is left out."""
     ids = value if isinstance(value, list) else [value]
     return [i for i in ids if type(i) is int and 0 <= i < MAX_ID]
-
-
-def _read_template(folder: epath.Path, tokenizer_config: dict[str, Any]) -> str | None:
-    if (path := folder / "chat_template.jinja").exists():
-        try:
-            return foreign.read_text(path)
-        except (OSError, ValueError) as error:
-            raise ModelFormatError(f"{path} cannot be read ({error}): it must be a text file") from None
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):  # several templates, by name
-        defaults = [t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        template = defaults[-1] if defaults else None
-    if not isinstance(template, str | None):
-        raise ModelFormatError(
-            f"{folder / 'tokenizer_config.json'}: chat_template is {brief(template)}; it must be a text, or a list of "
-            "named texts"
-        )
-    return template
 
 
 def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, trained_here: bool) -> None:
@@ -131,8 +148,8 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, trained_
     for name in TOKENIZER_FILES:
         if name != "config.json" and (source / name).exists():
             (folder / name).write_bytes(foreign.read_bytes(source / name, foreign.MAX_TOKENIZER))
-    (folder / "chat_template.jinja").write_text(chat.template)
-    tokenizer_config = _read_optional_json(source / "tokenizer_config.json")
+    (folder / "chat_template.jinja").write_text(chat.exported_template())
+    tokenizer_config = read_optional_json(source / "tokenizer_config.json")
     if trained_here:
         (folder / "tokenizer.json").write_text(sentencepiece_json(chat.tokenizer, chat.bos))
         tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -143,7 +160,7 @@ def write_tokenizer(folder: epath.Path, chat: Chat, source: epath.Path, trained_
     tokenizer_config |= {"bos_token": chat.bos, "eos_token": chat.eos, "clean_up_tokenization_spaces": False}
     tokenizer_config.pop("chat_template", None)  # chat_template.jinja holds it
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2, ensure_ascii=False) + "\n")
-    generation_config = _read_optional_json(source / "generation_config.json") | {"eos_token_id": list(chat.stop_ids)}
+    generation_config = read_optional_json(source / "generation_config.json") | {"eos_token_id": list(chat.stop_ids)}
     if chat.bos:
         generation_config["bos_token_id"] = chat.tokenizer.special_tokens[chat.bos]
     (folder / "generation_config.json").write_text(json.dumps(generation_config, indent=2) + "\n")

@@ -168,7 +168,7 @@ def open_run_model(path: str, name: str, parallel: ConfigDict | None = None) -> 
 
 def _load_folder(folder: epath.Path, mesh_from: Run | None) -> LoadedModel:
     cfg, hf_config = read_config(folder)
-    chat = read_chat(folder)
+    chat = read_chat(folder, mesh_from is not None and mesh_from.cfg.chat.thinking == "on")
     cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype)
     mesh = mesh_from.models.mesh if mesh_from else make_mesh(replicas=num_slices(jax.devices()))
     return LoadedModel(

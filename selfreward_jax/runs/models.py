@@ -51,7 +51,7 @@ class ModelStore:
     def chat(self) -> Chat:
         """The tokenizer and the chat template."""
         if self._chat is None:
-            self._chat = read_chat(self.files.path / "tokenizer")
+            self._chat = read_chat(self.files.path / "tokenizer", self.cfg.chat.thinking == "on")
         return self._chat
 
     def model_config(self, dropout: float = 0.0, adapters: bool = False) -> DecoderConfig:

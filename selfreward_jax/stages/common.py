@@ -45,7 +45,7 @@ def check_inputs(run: Run) -> None:
         pretrained, raw = read_config(folder)
         SafetensorsFolder(folder).check(pretrained)
         run.models.check_divisible(pretrained)
-        read_chat(folder)
+        read_chat(folder, run.cfg.chat.thinking == "on")
         limit = raw.get("max_position_embeddings", run.cfg.model.max_length)
         if limit < run.cfg.model.max_length:
             raise ModelFormatError(

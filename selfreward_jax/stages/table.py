@@ -74,7 +74,7 @@ TOKENIZER = Stage(
     folders=("tokenizer",),
     reads=("seed/ift.jsonl", "seed/eft.jsonl", "seed/documents.jsonl"),
     writes=("tokenizer/*",),
-    settings=("tokenizer", "model"),
+    settings=("tokenizer", "model", "chat"),
     manifest="tokenizer/manifest.json",
 )
 PRETRAIN = Stage(
