@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from selfreward_jax import foreign
 from selfreward_jax.llm import hub
-from selfreward_jax.llm.chat import Chat, render
+from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_config import read_json_object
 from selfreward_jax.llm.model_config import DecoderConfig
@@ -141,10 +141,10 @@ class HarnessLM(TemplateLM):
     def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation, rendered by the chat template. Without `add_generation_prompt` the text ends inside the last
         message, which the model continues."""
-        tokens = {"bos_token": self.chat.bos or "", "eos_token": self.chat.eos or ""}
-        text = render(self.chat.template, messages=chat_history, add_generation_prompt=add_generation_prompt, **tokens)
+        messages = [(message["role"], message["content"]) for message in chat_history]
         if add_generation_prompt:
-            return text
+            return self.chat.prompt_text(messages)
+        text = self.chat.render(messages, add_generation_prompt=False)
         last = chat_history[-1]["content"].strip()
         return text[: text.rindex(last) + len(last)]
 

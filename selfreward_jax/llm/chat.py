@@ -105,6 +105,10 @@ class Chat:
             raise ChatError(f"the chat template writes {len(text):,} characters, at most {MAX_LITERAL:,} are read")
         return text
 
+    def prompt_text(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The text of a conversation up to the assistant's answer, as the model is asked with it."""
+        return self.render(messages, add_generation_prompt=True) + self._layout.prompt_end
+
     def _render(self, roles: tuple[str, ...], add_generation_prompt: bool) -> str:
         """The text of a conversation of these roles, with placeholders for the contents."""
         return self.render([(role, _PLACEHOLDER.format(i)) for i, role in enumerate(roles)], add_generation_prompt)
