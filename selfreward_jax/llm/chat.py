@@ -106,7 +106,7 @@ class Chat:
         return text
 
     def prompt_text(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The text of a conversation up to the assistant's answer, as the model is asked with it."""
+        """The text of a conversation up to the assistant's answer, as the model reads it."""
         return self.render(messages, add_generation_prompt=True) + self._layout.prompt_end
 
     def _render(self, roles: tuple[str, ...], add_generation_prompt: bool) -> str:
