@@ -11,6 +11,7 @@ import optax
 import pytest
 from conftest import on_eight_devices
 from etils import epath
+from families import EXPERTS
 
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.decoder import Decoder
@@ -187,9 +188,10 @@ def test_schedule_warms_up_from_0_and_decays_to_the_end():
     assert float(trainer.make_schedule(1, 2e-3, 2e-4, 20)(0)) == pytest.approx(2e-3)
 
 
-def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_matrix(random_params):
+@pytest.mark.parametrize("family", [{}, EXPERTS])
+def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_matrix(family, random_params):
     cfg = DecoderConfig(
-        **vars(CFG) | {"qk_norm": "head", "attention_bias": True, "tie_embeddings": False, "num_layers": 2}
+        **vars(CFG) | {"qk_norm": "head", "attention_bias": True, "tie_embeddings": False, "num_layers": 2} | family
     )
     params = random_params(cfg)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
@@ -204,10 +206,10 @@ def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_mat
     D, F, heads, kv = cfg.dim, cfg.mlp_dim, cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     shapes = {"wq": (D, heads), "wk": (D, kv), "wv": (D, kv), "wo": (heads, D)}
     for name, shape in (shapes | {"w_gate": (D, F), "w_up": (D, F), "w_down": (F, D)}).items():
-        for layer in moved["layers"][name]:
-            values = np.linalg.svd(layer.reshape(shape), compute_uv=False)
+        for matrix in moved["layers"][name].reshape(-1, *shape):  # of each layer, and of each expert
+            values = np.linalg.svd(matrix, compute_uv=False)
             assert values.max() < 3 * np.quantile(values, 0.25), (name, values)
-            assert np.sqrt(np.mean(layer**2)) == pytest.approx(0.2, rel=0.3), name
+            assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.3), name
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ _SETTINGS = {
     "kv_heads": ("model.num_kv_heads", "num_key_value_heads"),
     "head": ("model.head_dim", "head_dim"),
     "vocab": ("tokenizer.vocab_size", "vocab_size"),
+    "experts": ("model.init", "num_experts"),
+    "router": ("model.init", "num_experts"),
+    "expert_mlp": ("model.init", "moe_intermediate_size"),
     "rank": ("lora.rank", "lora.rank"),
 }
 

@@ -18,6 +18,7 @@ Params = dict[str, Any]
 
 # The matrices of a layer, with the number of their leading dimensions that are inputs.
 MATRICES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
+MLP_MATRICES = ("w_gate", "w_up", "w_down")  # each expert has its own
 
 
 class ParamSpec(NamedTuple):

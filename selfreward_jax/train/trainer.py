@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from selfreward_jax.llm import lora
-from selfreward_jax.llm.parameters import MATRICES, Params
+from selfreward_jax.llm.parameters import MATRICES, MLP_MATRICES, Params
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import batch_sharding, replicated
@@ -89,11 +89,14 @@ def make_optimizer(settings: Any, max_nonfinite_steps: int = 0) -> optax.Gradien
 def muon_dimensions(params: Params) -> Any:
     """The matrix axes of each stacked weight: Muon trains the matrices of the layers, Adam the rest."""
 
+    has_experts = "router" in params["layers"]
+
     def axes(name: str, weight: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         if name not in MATRICES:
             return None
-        first_output = 1 + MATRICES[name]  # after the layer axis and the input axes
-        inputs, outputs = range(1, first_output), range(first_output, weight.ndim)
+        first_input = 2 if has_experts and name in MLP_MATRICES else 1  # after the axes of layers and of experts
+        first_output = first_input + MATRICES[name]
+        inputs, outputs = range(first_input, first_output), range(first_output, weight.ndim)
         return optax.contrib.MuonDimensionNumbers(tuple(inputs), tuple(outputs))
 
     layers = {name: axes(name, weight) for name, weight in params["layers"].items()}

@@ -8,6 +8,7 @@ import jax
 import pytest
 from conftest import arguments, assert_mentions, ended, on_eight_devices
 from etils import epath
+from families import EXPERTS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from selfreward_jax import main
@@ -17,10 +18,11 @@ from selfreward_jax.llm import capacity, hf, tokenizer, worker_process
 from selfreward_jax.llm.chat import builtin_template
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
-from selfreward_jax.llm.parameters import param_specs, parameter_count
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import is_param_spec, param_specs, parameter_count
 from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import param_shardings
+from selfreward_jax.parallel.sharding import param_shardings, replicated
 
 REGEX = {"type": "Split", "behavior": "Isolated", "invert": False}
 GROW = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaa"}
@@ -205,7 +207,7 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.parallel.sharding import param_shardings
+from selfreward_jax.parallel.sharding import param_shardings, replicated
 
 specs = param_specs(DecoderConfig(256, 64, 2, 8, 8, 8, 128))
 whole = 4 * capacity.parameter_count(specs)
@@ -225,3 +227,16 @@ def test_each_device_holds_its_part_and_cpu_devices_share_the_memory():
     eighth, *fits = on_eight_devices(SHARDED).split()
     assert int(eighth) == device_memory()[0] * jax.local_device_count() // 8
     assert fits == ["fits", "refused"]
+
+
+@pytest.mark.parametrize("family", [{}, EXPERTS, {"lora_rank": 4, "lora_targets": ("wq",)}])
+def test_every_large_dimension_has_a_name(family, monkeypatch):
+    """Whichever parameter is the largest, the message says what makes it large."""
+    shapes = {"vocab_size": 48, "dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+    specs = param_specs(DecoderConfig(**shapes, mlp_dim=24, attention_bias=True, qk_norm="width", **family))
+    monkeypatch.setattr(capacity, "device_memory", lambda: (1, "cpu"))
+    for spec in jax.tree.leaves(specs, is_leaf=is_param_spec):
+        for from_folder in (False, True):
+            with pytest.raises(ConfigError) as caught:
+                capacity.check_capacity({"w": spec}, {"w": replicated(make_mesh())}, "float32", from_folder)
+            assert_mentions(str(caught.value), *spec.shape)
