@@ -73,10 +73,10 @@ def decode_token(cfg, params, tokens, positions, k, v, mask, key_positions):
 def test_cached_decoding_of_padded_batches_equals_transformers(model):
     """Both texts in one batch: the prompts are prefilled, the other tokens decoded one by one."""
     for side in ("left", "right"):
-        decode_padded(model, side)
+        assert_decoding_equals_transformers(model, side)
 
 
-def decode_padded(model, side):
+def assert_decoding_equals_transformers(model, side):
     family, cfg, params = model
     texts, shortest_prompt = hf_folders.tokens(), 8
     longest = max(map(len, texts))

@@ -139,11 +139,13 @@ def block(
     scores = {"scale": cfg.attention_scale, "softcap": cfg.attention_softcap}
 
     y = rms_norm(cfg, x_BTD, w["attn_norm"]) if cfg.pre_norm else x_BTD
-    rope = view(lambda v: v.rope)
+    rope = view(lambda seen: seen.rope)
     if last_index_B is None:
         q, k, v = (project_qkv(cfg, w, name, y, rope) for name in "qkv")
         o_BTNH = view(
-            lambda of: attention(cfg.attention, q, k, v, segment_ids_BT, of.window, of.segments(past_kv), **scores)
+            lambda seen: attention(
+                cfg.attention, q, k, v, segment_ids_BT, seen.window, seen.segments(past_kv), **scores
+            )
         )
     else:
         k, v = (project_qkv(cfg, w, name, y, rope) for name in "kv")
@@ -151,9 +153,9 @@ def block(
         x_BTD, y, *rope = (gather_last(x, last_index_B) for x in (x_BTD, y, *rope))
         q, kv = project_qkv(cfg, w, "q", y, rope), to_cache_layout(k, v)
 
-        def attend_last(of: LayerView) -> jax.Array:
-            past = [s._replace(mask=gather_last(s.mask, last_index_B)) for s in of.segments(past_kv)]
-            return attend(q, [*past, KVSegment(*kv, causal_mask_row(last_index_B, T, of.window))], **scores)
+        def attend_last(seen: LayerView) -> jax.Array:
+            past = [s._replace(mask=gather_last(s.mask, last_index_B)) for s in seen.segments(past_kv)]
+            return attend(q, [*past, KVSegment(*kv, causal_mask_row(last_index_B, T, seen.window))], **scores)
 
         o_BTNH = view(attend_last)
     x_BTD = _add(cfg, w, x_BTD, "attn", project(cfg, w, "wo", o_BTNH), attn_key)
@@ -268,6 +270,24 @@ class Decoder(nn.Module):
         if key is not None:
             x_BTD = dropout(x_BTD, cfg.dropout, jax.random.fold_in(key, cfg.num_layers))
 
+        run = partial(self._run_layers, views=views, segment_ids_BT=segment_ids_BT, past=past, key=key)
+        x_BTD, kv = run(x_BTD, layers=layers, last_index_B=last_index_B)
+        return rms_norm(cfg, x_BTD, self.norm), kv
+
+    def _run_layers(
+        self,
+        x_BTD: jax.Array,
+        *,
+        views: Sequence[LayerView],
+        segment_ids_BT: jax.Array | None,
+        past: Sequence[KVSegment],
+        key: jax.Array | None,
+        layers: Sequence[dict[str, jax.Array]] | None,
+        last_index_B: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The residual stream after all layers, and their keys and values. Arguments as in `hidden_states`."""
+        cfg = self.cfg
+
         def layer(x: jax.Array, inputs: Any, kind: Any, last_index_B: jax.Array | None = None) -> tuple[jax.Array, Any]:
             index, w, kv = inputs
             layer_key = None if key is None else jax.random.fold_in(key, index)
@@ -297,7 +317,7 @@ class Decoder(nn.Module):
                 x_BTD, kv = apply_layer(x_BTD, (i, w, [(s.k[i], s.v[i]) for s in past]))
                 kvs.append(kv)
             kv = tuple(zip(*kvs, strict=True))
-        return rms_norm(cfg, x_BTD, self.norm), kv
+        return x_BTD, kv
 
 
 def logits_of(cfg: DecoderConfig, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:

@@ -22,10 +22,11 @@ from selfreward_jax.telemetry import timing
 EVENTS_FILE = "events.jsonl"
 MAX_LOG = 1 << 34  # bytes
 MAX_NUMBER = 1e30  # of a metric
+# What readers of events rely on.
 _TYPES = {"begins": bool, "committed": bool, "seconds": dict, "peak_memory_bytes": int, "step": int}
-_NAME = re.compile(r"[\w ./-]{0,100}", re.ASCII)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES |= dict.fromkeys(("model", "stage", "stopped", "settings", "before"), str)
+_NAME = re.compile(r"[\w ./-]{0,100}", re.ASCII)  # of a model or a stage
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EventLog:
