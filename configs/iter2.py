@@ -10,11 +10,13 @@ Presets, after a colon:
   micro           a check of a minute
   scratch         your own data, a model of a million parameters from random weights:
                   --config.data.ift=FILE --config.data.eft=FILE
-  smollm2_135m    one GPU or TPU chip of 16 GB
-  tinyllama       one of 80 GB
+  smollm2_135m, gemma3_270m          one GPU or TPU chip of 16 GB
+  qwen3_0_6b, gemma3_1b, tinyllama   one of 80 GB
+  smollm3_3b      4 of 80 GB
   llama3_8b, qwen3_8b    8 of 80 GB
   llama2_70b      64 of 95 GB; the paper's model and rates
-The last five need your own data and --config.model.init=FOLDER. They have not been run on such machines yet.
+All from smollm2_135m on need your own data. They download their model from the hub, or take a folder:
+--config.model.init=FOLDER. They have not been run on such machines yet.
 """
 
 from ml_collections import ConfigDict
