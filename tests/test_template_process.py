@@ -54,10 +54,16 @@ def test_a_template_that_needs_too_much_is_refused(template):
     assert render(GOOD, messages=MESSAGES) == "Hi!"
 
 
-def test_a_process_that_somebody_ended_is_started_again():
+@pytest.mark.parametrize("text", ["Hi", "Hi" * 100_000])  # shorter and longer than a pipe holds
+@pytest.mark.parametrize("gone", [True, False])  # at the next request, or perhaps not yet
+def test_a_process_that_somebody_ended_is_started_again(gone, text):
     assert render(GOOD, messages=MESSAGES) == "Hi!"
-    os.kill(worker_process._process.pid, signal.SIGKILL)
-    assert render(GOOD, messages=MESSAGES) == "Hi!"
+    process = worker_process._process
+    os.kill(process.pid, signal.SIGKILL)
+    if gone:
+        process.wait()
+    assert render(GOOD, messages=[{"role": "user", "content": text}]) == f"{text}!"
+    assert worker_process._process is not process
 
 
 @pytest.mark.parametrize("text", ["a\nb", "\u2028", "\ud800", "\x00", "é" * 100_000])

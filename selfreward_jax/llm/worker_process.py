@@ -4,6 +4,7 @@ A chat template is a program, and a damaged tokenizer can end the process that r
 """
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -62,13 +63,13 @@ def try_tokenizer(kind: str, data: bytes) -> None:
 def end() -> None:
     """Ends the process, if there is one."""
     global _process
-    if _process is not None:
-        _process.kill()
-        _process.wait()
-        for pipe in (_process.stdin, _process.stdout):
-            if pipe:
-                pipe.close()
-        _process = None
+    process, _process = _process, None
+    if process is not None:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(BrokenPipeError):  # it closes what it could not write, too
+                pipe.close()  # type: ignore[union-attr]
 
 
 atexit.register(end)
