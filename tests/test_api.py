@@ -313,8 +313,8 @@ IN_ORDER = (
 
 def test_a_system_message_needs_a_template_that_has_one():
     with_system, without = (Chat(Bytes(), t, BOS, EOS, [1]) for t in (IN_ORDER, NO_SYSTEM))
-    assert (with_system.has_system_role(), without.has_system_role()) == (True, False)
-    assert all(Chat(Bytes(), builtin_template(name), BOS, EOS, [1]).has_system_role() for name in ("control", "plain"))
+    assert (with_system.has_system_role, without.has_system_role) == (True, False)
+    assert all(Chat(Bytes(), builtin_template(name), BOS, EOS, [1]).has_system_role for name in ("control", "plain"))
     prompt = requests.to_engine_prompt([SYSTEM_TURN, USER_TURN], "messages", with_system)
     assert prompt == (("system", "c"), ("user", "a"))
     text = with_system.tokenizer.decode(with_system.message_ids(prompt))

@@ -289,6 +289,23 @@ def test_unused_ids_beyond_the_embedding_are_tolerated(folder):
         folder(config={"vocab_size": size}, tokenizer_config=NAMES | {"bos_token": "<image>", "chat_template": OPENS})
 
 
+@pytest.mark.parametrize("name", ["control", "plain"])
+def test_a_system_text_is_taught_as_a_turn_of_its_own(name):
+    chat = make(builtin_template(name))
+    example = chat.example("Be kind.\n\nHi\n\nyou", "Yes", "Be kind.")
+    prompt = chat.message_ids([("system", "Be kind."), ("user", "Hi\n\nyou")])
+    assert example.ids[: len(prompt)] == prompt
+    assert example.target == [False] * len(prompt) + [True] * (len(example.ids) - len(prompt))
+    assert chat.with_system("Be kind.\n\nHi", "") == [("user", "Be kind.\n\nHi")]
+    assert chat.with_system("Hi", "Be kind.") == [("user", "Hi")]
+
+
+def test_a_system_text_stands_above_the_prompt_where_the_template_has_no_such_role():
+    chat = make(builtin_template("plain").replace('"system"', '"none"'))
+    assert not chat.has_system_role
+    assert chat.example("s\n\np", "r", "s") == chat.example("s\n\np", "r")
+
+
 GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}"
     "{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
@@ -301,7 +318,7 @@ GEMMA = (
 @pytest.mark.parametrize("template", [GEMMA, builtin_template("plain")], ids=["gemma", "plain"])
 def test_a_system_text_stands_before_the_first_user_text(template):
     chat = make(template)
-    assert chat.has_system_role()
+    assert chat.has_system_role
     ids = chat.message_ids([("system", "Be kind."), ("user", "Hi"), ("assistant", "Yes"), ("user", "Why?")])
     text = chat.tokenizer.decode(ids)
     assert text.index("Be kind.") < text.index("Hi") < text.index("Yes") < text.index("Why?")

@@ -123,17 +123,32 @@ def test_what_would_stop_the_run_is_refused_on_one_line(changed, facts, own, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_system_message_is_a_turn_of_its_own(own, tmp_path, capsys):
+    for name in ("ift", "eft"):
+        rows = [json.loads(line) for line in (own / f"{name}.jsonl").read_text().splitlines()]
+        lines = [json.dumps({"system": "Be brief.", **row}) + "\n" for row in rows]
+        (own / f"system_{name}.jsonl").write_text("".join(lines))
+    data = [f"--config.data.{name}={own}/system_{name}.jsonl" for name in ("ift", "eft")]
+    code, out, err = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new")
+    assert code == 0, err
+    shown = out[out.index("ift, 1 of") : out.index("prompts, 1 of")]
+    system, user = shown.index("Be brief."), shown.index(rows[0]["prompt"][:5])
+    assert system < user
+    assert "<" in shown[system:user], shown  # the marks that end one turn and begin the next
+    assert "Be brief." not in out[out.index("prompts, 1 of") :].split("documents")[0]  # no part of an example
+
+
 def test_prompts_that_cannot_be_few_shot_examples_are_explained(own, tmp_path, capsys):
     rows = [json.loads(line) for line in (own / "ift.jsonl").read_text().splitlines()]
-    for row in rows:
-        system, user, answer = "Be brief.", row.pop("prompt"), row.pop("response")
-        roles = zip(("system", "user", "assistant"), (system, user, answer), strict=True)
-        row["messages"] = [{"role": role, "content": text} for role, text in roles]
-    (own / "system.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = [f"--config.data.ift={own}/system.jsonl", f"--config.data.eft={own}/eft.jsonl"]
+    rows = [row | {"prompt": f"Please answer this.\n{row['prompt']}"} for row in rows]
+    (own / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"--config.data.ift={own}/lines.jsonl", f"--config.data.eft={own}/eft.jsonl"]
     code, _, err = checked(capsys, *OWN, *data, f"--workdir={tmp_path}/new")
     assert (code, err.count("\n")) == (2, 1)
-    assert_mentions(err, "data.ift", f"{own}/system.jsonl", 0, 5, 32, "several lines", "system message")
+    assert_mentions(err, "data.ift", f"{own}/lines.jsonl", 0, 5, 32, "several lines", "prompts.multiline")
+    code, out, err = checked(capsys, *OWN, *data, "--config.prompts.multiline=True", f"--workdir={tmp_path}/new")
+    assert code == 0, err
+    assert "<request>" in out
 
 
 def test_a_run_with_refused_seeds_leaves_nothing(own, tmp_path, capsys):

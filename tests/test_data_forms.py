@@ -42,7 +42,7 @@ def in_words(items):
 
 @pytest.mark.parametrize(("form", "row", "prompt", "answers"), FORMS, ids=[form for form, *_ in FORMS])
 def test_each_form_of_the_page_is_read_as_it_says(form, row, prompt, answers):
-    read, items = parse_record(json.loads(row), "en")
+    read, items, _ = parse_record(json.loads(row), "en")
     assert in_words(items) == answers
     assert read == (json.loads(prompt) if prompt else "")
 
@@ -203,7 +203,7 @@ def bot(text, **fields):
 
 def parsed(record):
     """A record's prompt and its answers in words."""
-    prompt, items = parse_record(record, "en")
+    prompt, items, _ = parse_record(record, "en")
     return prompt, in_words(items)
 
 
@@ -227,6 +227,27 @@ def test_all_system_messages_stand_above_the_prompt(role):
     assert parsed({"prompt": [first, user("p")], "chosen": "r", "rejected": "q"}) == ("s\n\np", "r > q")
 
 
+def test_the_system_text_of_every_form_is_known_by_itself():
+    system, conversation = {"role": "system", "content": "s"}, [user("p"), bot("r")]
+    for record in (
+        {"messages": [system, *conversation]},
+        {"messages": [system, *conversation], "system": "s"},
+        {"conversations": conversation, "system": "s"},
+        {"prompt": [system, user("p")], "completion": [bot("r")]},
+        {"prompt": [system, user("p")], "chosen": [bot("r")], "rejected": [bot("q")]},
+        {"chosen": [system, *conversation], "rejected": [system, user("p"), bot("q")]},
+        {"system_prompt": "s", "question": "p", "response": "r"},
+        {"system": "s", "prompt": "p", "answers": [{"response": "r", "score": 1}]},
+        {"system": "s", "instruction": "p", "instances": [{"output": "r"}]},
+        {"system": "s", "prompt": "s\n\np", "response": "r"},
+    ):
+        parsed_record = parse_record(record, "en")
+        assert (parsed_record.prompt, parsed_record.system) == ("s\n\np", "s"), record
+    system_alone = parse_record({"messages": [system, user(" "), bot("r")]}, "en")
+    assert (system_alone.prompt, system_alone.system) == ("s", "")
+    assert parse_record({"prompt": "p\n\nq", "response": "r"}, "en").system == ""
+
+
 def test_a_system_field_stands_above_every_form():
     for record in (
         {"question": "p", "answer": "r"},
@@ -240,7 +261,7 @@ def test_a_system_field_stands_above_every_form():
 
 def test_content_that_is_no_text_is_named():
     picture = [{"type": "text", "text": "p"}, {"type": "image_url", "image_url": {"url": "x"}}]
-    _, (dropped,) = parse_record({"messages": [user(picture), bot("r")]}, "en")
+    _, (dropped,), _ = parse_record({"messages": [user(picture), bot("r")]}, "en")
     assert dropped.reason == "malformed"
     assert "not a string" in dropped.detail
     thought = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "r"}, {"type": "text", "text": "s"}]

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from selfreward_jax.llm.chat import Chat, builtin_template
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
+from selfreward_jax.method.responses import generate_responses
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling import batching, sampler
 from selfreward_jax.sampling.engine import Engine, NonFiniteLogitsError, Request, SamplingParams, sample_keys
+from selfreward_jax.stages.sampling import drop_long_prompts
 
 
 class Letters:
@@ -207,6 +209,25 @@ def test_logits_that_are_not_finite_are_an_error_of_the_row(value, random_params
         engine.generate(REQUESTS[2:3], PARAMS._replace(num_samples=1), KEY)
     with pytest.raises(NonFiniteLogitsError, match=r"\bquery 1\b"):
         engine.next_logprobs([[5, 6], [5, 12]], [[6, 7]] * 2)
+
+
+def test_responses_are_sampled_under_the_system_text_of_their_prompt(make_engine):
+    engine = make_engine()
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ '<|assistant|>' if m.role == 'assistant' else '<|user|>' }}"
+        "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    engine.chat = Chat(Letters(), template, BOS, EOS, [1])
+    rows = [{"id": "p", "prompt": "ab\n\ncd", "system": "ab"}, {"id": "q", "prompt": "cd"}]
+    made = {row["id"]: row for batch in generate_responses(engine, rows, PARAMS, KEY) for row in batch}
+    messages = [("system", "ab"), ("user", "cd")]
+    expected = engine.generate([Request("p", messages), Request("q", "cd")], PARAMS, KEY)
+    assert [r["text"] for i in "pq" for r in made[i]["responses"]] == [c.text for c in expected]
+    assert made["p"]["prompt"] == rows[0]["prompt"]
+    engine.max_length = len(engine.encode(messages)) + 8
+    assert drop_long_prompts(engine, rows, 8, "") == rows
+    engine.max_length -= 1
+    assert drop_long_prompts(engine, rows, 8, "") == rows[1:]
 
 
 def test_repeated_ids_are_refused(make_engine):

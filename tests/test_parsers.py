@@ -15,7 +15,7 @@ from selfreward_jax.data.readers import DataError
 
 def parsed(record, language="en"):
     """A record's prompt and answers, and a count of what was dropped."""
-    prompt, items = parse_record(record, language)
+    prompt, items, _ = parse_record(record, language)
     dropped = Counter(item.reason for item in items if isinstance(item, Dropped))
     return prompt, [item for item in items if isinstance(item, Answer)], dict(dropped)
 
@@ -395,7 +395,7 @@ values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(NAMES), values, max_size=6) | values)
 def test_any_record_can_be_parsed(record):
-    prompt, items = parse_record(record, "en")
+    prompt, items, _ = parse_record(record, "en")
     assert items
     for item in items:
         if isinstance(item, Dropped):

@@ -87,7 +87,9 @@ def test_an_added_prompt_is_no_longer_new(max_rouge):
     ],
 )
 def test_form_of_a_prompt(text, fault):
-    assert rejection_reason(text, min_words=4, max_words=10) == fault
+    assert rejection_reason(text, SimpleNamespace(min_words=4, max_words=10, multiline=False)) == fault
+    in_lines = None if "\n" in text else fault
+    assert rejection_reason(text, SimpleNamespace(min_words=4, max_words=10, multiline=True)) == in_lines
 
 
 # --- batches -----------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def test_form_of_a_prompt(text, fault):
 SEEDS = [f"seed request number s{i}" for i in range(8)]
 GENERATED = [f"own earlier request o{i}" for i in range(4)]
 SETTINGS = {"count": 5, "batch_size": 3, "max_attempts": 12, "num_seed_examples": 3, "num_generated_examples": 2}
-SETTINGS |= {"max_rouge": 1.0, "min_words": 1, "max_words": 20}
+SETTINGS |= {"max_rouge": 1.0, "min_words": 1, "max_words": 20, "multiline": False}
 SAMPLING_PARAMS = SamplingParams(num_samples=1, temperature=1.0, top_p=1.0, max_new_tokens=8)
 
 
@@ -174,6 +176,14 @@ def test_a_few_shot_prompt_has_the_configured_number_of_examples():
         assert len(set(examples(request))) == 5
         assert sum(s in SEEDS for s in examples(request)) == 3
         assert sum(s in GENERATED for s in examples(request)) == 2
+
+
+def test_examples_of_several_lines_are_between_marks():
+    examples = ["Sort these:\n- a\n- b", "Write {} here."]
+    assert prompt_generation.few_shot_prompt("More:\n{examples}\nOne more:", examples, multiline=True) == (
+        "More:\n<request>\nSort these:\n- a\n- b\n</request>\n<request>\nWrite {} here.\n</request>\nOne more:"
+    )
+    assert prompt_generation.few_shot_prompt("{examples}", ["a", "b"]) == "- a\n- b"
 
 
 def test_seeds_replace_generated_prompts_until_there_are_any():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ from selfreward_jax import config
 from selfreward_jax.data import parsers, seed_sets
 from selfreward_jax.data.seed_sets import DataError, from_files, from_world
 from selfreward_jax.method.judge_parsing import PARSERS, parse_score
-from selfreward_jax.method.prompt_generation import normalize
+from selfreward_jax.method.prompt_generation import few_shot_prompt, normalize
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 TRAINING = ("ift", "eft")
@@ -301,7 +302,7 @@ def test_a_file_that_is_not_utf_8_is_refused(load):
 
 def test_prompt_rows_have_a_target_that_is_no_example():
     known = [f"request {chr(97 + i)}" for i in range(6)]
-    rows = seed_sets.prompt_rows(known, 20, 3, "{examples}", Random(0))
+    rows = seed_sets.prompt_rows(known, 20, 3, partial(few_shot_prompt, "{examples}"), Random(0))
     for row in rows:
         shown = [line.removeprefix("- ") for line in row["prompt"].splitlines()]
         assert len({*shown, row["response"]}) == 4

@@ -72,7 +72,7 @@ def test_every_request_can_be_parsed_and_passes_the_prompt_filter():
     settings = config.default_config().prompts
     for text in generator.prompts(1000, Random("requests")):
         assert set(oracle.points(text, "")) == set(oracle.CRITERIA)  # no ValueError
-        assert rejection_reason(text, settings.min_words, settings.max_words) is None, text
+        assert rejection_reason(text, settings) is None, text
 
 
 def test_a_text_without_the_form_of_an_answer_earns_nothing():

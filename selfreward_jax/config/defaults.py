@@ -99,6 +99,7 @@ def default_config() -> ConfigDict:
     c.prompts.top_p = 0.95  # nucleus sampling: probability mass to sample from
     c.prompts.max_new_tokens = 24  # maximum tokens of a prompt
     c.prompts.max_rouge = 1.0  # drop prompts with a higher ROUGE-L to a known prompt; 1: drop duplicates only
+    c.prompts.multiline = False  # prompts may have several lines; few-shot examples are then between <request> marks
     c.prompts.min_words = 4  # minimum words of a prompt
     c.prompts.max_words = 20  # maximum words of a prompt
 

@@ -9,7 +9,7 @@ from selfreward_jax.data.answers import DROP_REASONS, ROW_REMEDY, Answer, Droppe
 from selfreward_jax.data.fields import rename, unused_fields
 from selfreward_jax.data.limits import DataError, Located
 from selfreward_jax.data.messages import ASSISTANT_ROLES, USER_ROLES, message_role
-from selfreward_jax.data.parsers import descendants, parse_record
+from selfreward_jax.data.parsers import ParsedRecord, descendants, parse_record
 from selfreward_jax.data.readers import read_records
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.method.prompt_generation import normalize
@@ -19,11 +19,13 @@ MAX_FAULTS = 10  # malformed rows of a source that are described
 
 
 class PromptWithResponses(NamedTuple):
-    """A prompt, its answers, and the location of the record that it was first read from."""
+    """A prompt, its answers, the location of the record that it was first read from, and the system text that it begins
+    with."""
 
     prompt: str
     answers: list[Answer]
     location: str
+    system: str = ""
 
 
 class ParsedSource(NamedTuple):
@@ -51,6 +53,7 @@ class _MergedPrompt(NamedTuple):
     prompt: str
     symbols: str
     location: str
+    system: str
     answers: dict[str, Answer]
 
 
@@ -79,9 +82,9 @@ def read_prompts_with_responses(
     for location, record in _records(source, counts, columns or {}, absent):
         for what in unused_fields(record):
             unused.setdefault(what, location)
-        prompt, parsed = parse_record(record, language)
-        counts["read"] += len(parsed)
-        for dropped in _merge(merged, prompt, location, parsed):
+        parsed = parse_record(record, language)
+        counts["read"] += len(parsed.answers)
+        for dropped in _merge(merged, location, parsed):
             counts[dropped.reason] += 1
             if dropped.detail:
                 num_faults, remedy = num_faults + 1, remedy or dropped.remedy
@@ -94,22 +97,20 @@ def read_prompts_with_responses(
             f"{faults[0]} ({num_faults:,} of {counts['read']:,} rows are malformed, data.max_malformed_frac allows "
             f"{max_malformed_frac:.0%}): {remedy}"
         )
-    prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location) for m in merged.values()]
+    prompts = [PromptWithResponses(m.prompt, list(m.answers.values()), m.location, m.system) for m in merged.values()]
     notices = [f"{what} is not used, first in {location}" for what, location in unused.items()]
     notices += [f"no row has the column {column!r}, which data.columns names" for column in absent.values()]
     return ParsedSource(prompts, counts, faults, notices)
 
 
-def _merge(
-    merged: dict[str, _MergedPrompt], prompt: str, location: str, parsed: Sequence[Answer | Dropped]
-) -> list[Dropped]:
+def _merge(merged: dict[str, _MergedPrompt], location: str, parsed: ParsedRecord) -> list[Dropped]:
     """Adds a record's answers to their prompt; returns why answers, or those they replace, are dropped."""
-    dropped = [item for item in parsed if isinstance(item, Dropped)]
-    answers = [item for item in parsed if isinstance(item, Answer)]
+    dropped = [item for item in parsed.answers if isinstance(item, Dropped)]
+    answers = [item for item in parsed.answers if isinstance(item, Answer)]
     if not answers:
         return dropped
-    symbols = _symbols(prompt)
-    entry = merged.setdefault(normalize(prompt), _MergedPrompt(prompt, symbols, location, {}))
+    prompt, symbols = parsed.prompt, _symbols(parsed.prompt)
+    entry = merged.setdefault(normalize(prompt), _MergedPrompt(prompt, symbols, location, parsed.system, {}))
     if entry.symbols != symbols:
         return dropped + [Dropped("prompt differs only in punctuation")] * len(answers)
     for answer in answers:

@@ -91,19 +91,20 @@ def marked_turns(text: str) -> Turns | None:
     return turns[:-1] if turns[-1] == ("assistant", "") else turns
 
 
-def first_user_turn(turns: Turns) -> tuple[Any, Turns]:
-    """The first user text, after the system texts if there are any; and the later turns. None if no user turn is first.
+def first_user_turn(turns: Turns) -> tuple[Any, str, Turns]:
+    """The first user text; the system texts before it, if there are any; and the later turns. None if no user turn is
+    first.
 
     A text that is not a string is returned as it is, for the caller's check.
     """
     start = next((i for i, (role, _) in enumerate(turns) if role not in SYSTEM_ROLES), len(turns))
     if len(turns) <= start or turns[start][0] not in USER_ROLES:
-        return None, turns
-    texts = [text for _, text in turns[: start + 1]]
-    not_strings = [text for text in texts if not isinstance(text, str)]
-    if not_strings or not start:
-        return not_strings[0] if not_strings else texts[0], turns[start + 1 :]
-    return "\n\n".join(t for t in texts if t.strip()), turns[start + 1 :]
+        return None, "", turns
+    *system, user = (text for _, text in turns[: start + 1])
+    not_strings = [text for text in (*system, user) if not isinstance(text, str)]
+    if not_strings:
+        return not_strings[0], "", turns[start + 1 :]
+    return user, "\n\n".join(text for text in system if text.strip()), turns[start + 1 :]
 
 
 def message_role(message: Row) -> str:

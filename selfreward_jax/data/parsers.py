@@ -1,7 +1,7 @@
 """Record forms: a raw record becomes a prompt with its answers."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfreward_jax.data.answers import DROP_REASONS as DROP_REASONS
 from selfreward_jax.data.answers import MAX_CHARACTERS as MAX_CHARACTERS
@@ -44,7 +44,23 @@ _STRUCTURED = {"human_ref_A"}.union(
     *(FIELD_NAMES[field] for field in ("chosen", "rejected", "instances", "answers", "messages"))
 )
 
-ParsedRecord = tuple[Any, list[Answer | Dropped]]  # a record's prompt, and each answer or why it is dropped
+
+class ParsedRecord(NamedTuple):
+    """A record's prompt; each answer, or why it is dropped; and the system text that the prompt begins with."""
+
+    prompt: Any
+    answers: list[Answer | Dropped]
+    system: str = ""
+
+
+class ReadPrompt(NamedTuple):
+    """A record's prompt, the system text that it begins with, why the record cannot be used ("" if it can), and what
+    follows the prompt."""
+
+    prompt: Any
+    system: str = ""
+    reason: str = ""
+    later: Turns = []
 
 
 def parse_record(record: Any, language: str) -> ParsedRecord:
@@ -58,9 +74,11 @@ def parse_record(record: Any, language: str) -> ParsedRecord:
       language: as in `merge.read_prompts_with_responses`.
     """
     if isinstance(record, Malformed):
-        return "", [Dropped("malformed", record.reason, record.remedy or f"files hold {READ_KINDS}; {ROW_REMEDY}")]
+        return ParsedRecord(
+            "", [Dropped("malformed", record.reason, record.remedy or f"files hold {READ_KINDS}; {ROW_REMEDY}")]
+        )
     if not isinstance(record, dict):
-        return "", [Dropped("malformed", "not a JSON object")]
+        return ParsedRecord("", [Dropped("malformed", "not a JSON object")])
     if isinstance(record.get("prompt"), str) and _STRUCTURED.isdisjoint(record):
         return _parse_flat([record], language)  # as below, for most records
     if _is_tree(prompt := record.get("prompt")):
@@ -85,7 +103,7 @@ def _parse_empty(record: Row, language: str) -> ParsedRecord:
     if first_name(record, "chosen") and first_name(record, "rejected"):
         return _parse_pair(record, language)
     if has(record, "chosen") or has(record, "rejected"):
-        return "", [Dropped("malformed", "only one of chosen and rejected is given")] * 2
+        return ParsedRecord("", [Dropped("malformed", "only one of chosen and rejected is given")] * 2)
     if "instances" in record:
         return _parse_instances(record, language)
     if first_name(record, "answers"):
@@ -102,8 +120,8 @@ def _is_tree(prompt: Any) -> bool:
     return "content" not in prompt and "messages" not in prompt and as_objects(prompt) is None
 
 
-def read_prompt(record: Row, turns: Turns | None = None) -> tuple[Any, str, Turns]:
-    """A record's prompt, why the record cannot be used ("" if it can), and what follows the prompt.
+def read_prompt(record: Row, turns: Turns | None = None) -> ReadPrompt:
+    """A record's prompt.
 
     An Alpaca input and a context are below the prompt, a system text is above it, as a system message is.
 
@@ -111,29 +129,31 @@ def read_prompt(record: Row, turns: Turns | None = None) -> tuple[Any, str, Turn
       record: any.
       turns: the conversation that begins with the prompt; None: the record's field with the prompt is read.
     """
-    name, later = first_name(record, "prompt"), []
+    name = first_name(record, "prompt")
     value = record[name] if name else None
     from_field = turns is None
     if from_field:
         turns = turns_of(value, "user")
     if turns is None:
-        return value, "", []  # no text: the check of the prompt says so
+        return ReadPrompt(value)  # no text: the check of the prompt says so
     if not turns:
-        return None, "", []
-    prompt, later = first_user_turn(turns)
+        return ReadPrompt(None)
+    prompt, system, later = first_user_turn(turns)
     if prompt is None:
-        return None, "no prompt", later
+        return ReadPrompt(None, reason="no prompt", later=later)
     if isinstance(prompt, str) and prompt.strip():
         alpaca_input, context = record.get("input"), record.get("context")
         if from_field and "instruction" in record and name != "input" and _is_filled(alpaca_input):
             prompt = f"{prompt}\n\n{alpaca_input}"
         if from_field and _is_filled(context):
             prompt = f"{prompt}\n\n{context}"
-        system = text_of(first_value(record, "system"))
-        if _is_filled(system) and not prompt.startswith(f"{system}\n\n"):
+        system = "\n\n".join(dict.fromkeys(filter(_is_filled, (text_of(first_value(record, "system")), system))))
+        if system and not prompt.startswith(f"{system}\n\n"):
             prompt = f"{system}\n\n{prompt}"
+    elif system:
+        prompt, system = system, ""
     has_history = isinstance(record.get("history"), list) and not is_empty(record["history"])
-    return prompt, "later turn" if has_history or (later and from_field) else "", later
+    return ReadPrompt(prompt, system, "later turn" if has_history or (later and from_field) else "", later)
 
 
 def _is_filled(text: Any) -> bool:
@@ -145,40 +165,42 @@ def _parse_flat(rows: list[Row], language: str) -> ParsedRecord:
     outputs = rows[0].get("output")
     if len(rows) == 1 and isinstance(outputs, list) and len(outputs) == 2 and all(map(_is_filled, outputs)):
         return _parse_pair({**rows[0], "chosen": outputs[0], "rejected": outputs[1]}, language)
-    prompt, reason, _ = read_prompt(rows[0])
+    prompt, system, reason, _ = read_prompt(rows[0])
     if reason:
-        return "", [Dropped(reason)] * len(rows)
-    return prompt, parse_responses(prompt, rows, language)
+        return ParsedRecord("", [Dropped(reason)] * len(rows))
+    return ParsedRecord(prompt, parse_responses(prompt, rows, language), system)
 
 
 def _parse_answers(record: Row, language: str) -> ParsedRecord:
     name = first_name(record, "answers")
     answers = as_objects(record[name])
     if answers is None:
-        return "", [Dropped("malformed", f"{name} is not a list of objects")]
+        return ParsedRecord("", [Dropped("malformed", f"{name} is not a list of objects")])
     if len(answers) > MAX_ANSWERS:
-        return "", [_too_many(name, len(answers))]
+        return ParsedRecord("", [_too_many(name, len(answers))])
     inherited = (name for i, name in enumerate(record) if i < _MAX_NAMED or name in _INHERITED)
     shared = {name: record[name] for name in inherited if name not in _OWN_FIELDS}
-    prompt, parsed = _parse_flat([{**shared, **answer} for answer in answers] or [record], language)
-    return prompt, parsed if answers else [Dropped("no answer")]
+    parsed = _parse_flat([{**shared, **answer} for answer in answers] or [record], language)
+    return parsed if answers else parsed._replace(answers=[Dropped("no answer")])
 
 
 def _parse_instances(record: Row, language: str) -> ParsedRecord:
     instances = as_objects(record["instances"])
     if instances is None:
-        return "", [Dropped("malformed", "instances is not a list of objects")]
+        return ParsedRecord("", [Dropped("malformed", "instances is not a list of objects")])
     if not instances:
-        return "", [Dropped("no answer")]
-    prompt, parsed = _parse_flat([{**record, **instances[0]}], language)
-    return prompt, parsed + [Dropped("later instance")] * (len(instances) - 1)
+        return ParsedRecord("", [Dropped("no answer")])
+    parsed = _parse_flat([{**record, **instances[0]}], language)
+    return parsed._replace(answers=parsed.answers + [Dropped("later instance")] * (len(instances) - 1))
 
 
 def _parse_pair(record: Row, language: str) -> ParsedRecord:
     """A chosen and a rejected answer. If they are whole conversations, their common beginning is the prompt."""
     chosen, rejected = (turns_of(first_value(record, field), "assistant") for field in ("chosen", "rejected"))
     if not chosen or not rejected:
-        return "", [Dropped("malformed", "chosen and rejected are neither strings nor lists of messages")] * 2
+        return ParsedRecord(
+            "", [Dropped("malformed", "chosen and rejected are neither strings nor lists of messages")] * 2
+        )
     context = None
     if chosen[0][0] not in ASSISTANT_ROLES:
         limit = min(len(chosen), len(rejected)) - 1
@@ -186,23 +208,24 @@ def _parse_pair(record: Row, language: str) -> ParsedRecord:
         context, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     elif not has(record, "prompt"):
         context = turns_of(first_value(record, "messages"), "user") or None
-    prompt, reason, later_turns = read_prompt(record, context)
+    prompt, system, reason, later_turns = read_prompt(record, context)
     if later_turns or len(chosen) > 1 or len(rejected) > 1:
         reason = "later turn"
     if reason:
-        return "", [Dropped(reason)] * 2
+        return ParsedRecord("", [Dropped(reason)] * 2)
     texts = chosen[0][1], rejected[0][1]
     if texts[0] == texts[1]:
-        return "", [Dropped("pair of equal texts")] * 2
+        return ParsedRecord("", [Dropped("pair of equal texts")] * 2)
     scores = next((s for s in map(_pair_scores, (record, record.get("metadata"))) if s), None)
     if scores and (scores[0] == scores[1] or as_number(scores[0]) == as_number(scores[1]) is not None):
-        return "", [Dropped("pair of equal scores")] * 2
+        return ParsedRecord("", [Dropped("pair of equal scores")] * 2)
     shared_fields = {name: value for name, value in record.items() if name not in _OWN_FIELDS}
     rows = [{**shared_fields, "response": t, "score": s} for t, s in zip(texts, scores or (1, 0), strict=True)]
     parsed = parse_responses(prompt, rows, language)
     if isinstance(parsed[0], Dropped) and isinstance(parsed[1], Answer):
         parsed[1] = parsed[1]._replace(label=False)  # alone it would be the prompt's best answer
-    return prompt, [a._replace(ranked=not scores) if isinstance(a, Answer) else a for a in parsed]
+    answers = [a._replace(ranked=not scores) if isinstance(a, Answer) else a for a in parsed]
+    return ParsedRecord(prompt, answers, system)
 
 
 def _pair_scores(fields: Any) -> tuple[Any, Any] | None:
@@ -232,31 +255,33 @@ def _parse_conversation(record: Row, language: str) -> ParsedRecord:
     name = first_name(record, "messages") or next(name for name in FIELD_NAMES["messages"] if name in record)
     turns = turns_of(record[name], "user")
     if not turns or isinstance(record[name], str):
-        return "", [Dropped("malformed", f"{name} is not a list of messages")]
-    prompt, reason, later_turns = read_prompt(record, turns)
+        return ParsedRecord("", [Dropped("malformed", f"{name} is not a list of messages")])
+    prompt, system, reason, later_turns = read_prompt(record, turns)
     num_answers = sum(role in ASSISTANT_ROLES for role, _ in later_turns)
     if reason:
-        return "", [Dropped(reason)] * max(1, num_answers)
+        return ParsedRecord("", [Dropped(reason)] * max(1, num_answers))
     if not later_turns or later_turns[0][0] not in ASSISTANT_ROLES:
-        return "", [Dropped("no answer")] + [Dropped("later turn")] * num_answers
+        return ParsedRecord("", [Dropped("no answer")] + [Dropped("later turn")] * num_answers)
     row = {field: value for field, value in record.items() if field not in FIELD_NAMES["response"]}
     first = parse_responses(prompt, [{**row, "response": later_turns[0][1]}], language)
-    return prompt, first + [Dropped("later turn")] * (num_answers - 1)
+    return ParsedRecord(prompt, first + [Dropped("later turn")] * (num_answers - 1), system)
 
 
 def _parse_tree(root: Row, language: str) -> ParsedRecord:
     """The prompt of an Open Assistant tree and the answers to it. Deeper answers belong to later turns."""
     replies = as_objects(root.get("replies") or [])
     if replies is None or message_role(root) not in USER_ROLES | {""}:
-        return "", [Dropped("malformed", "the tree's prompt is not a user message with a list of replies")]
+        return ParsedRecord(
+            "", [Dropped("malformed", "the tree's prompt is not a user message with a list of replies")]
+        )
     rows = [{**reply, "response": reply.get("text")} for reply in replies if message_role(reply) in ASSISTANT_ROLES]
     if len(rows) > MAX_ANSWERS:
-        return "", [_too_many("replies", len(rows))]
+        return ParsedRecord("", [_too_many("replies", len(rows))])
     prompt, root_dropped = root.get("text"), unwanted_reason(root, language)
     parsed = [root_dropped] * len(rows) if root_dropped else parse_responses(prompt, rows, language)
     parsed = parsed or [Dropped("no answer")]
     later = sum(message_role(node) in ASSISTANT_ROLES for node in descendants(root)) - len(rows)
-    return prompt, parsed + [Dropped("later turn")] * later
+    return ParsedRecord(prompt, parsed + [Dropped("later turn")] * later)
 
 
 def descendants(root: Row) -> Iterator[Row]:

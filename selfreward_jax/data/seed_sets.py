@@ -18,7 +18,7 @@ from selfreward_jax.data.merge import (
     read_prompts_with_responses,
 )
 from selfreward_jax.data.readers import naming
-from selfreward_jax.method.prompt_generation import few_shot_prompt, normalize
+from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.method.rows import InstructionRow, JudgedRow, RankedResponse, RankedRow, Row
 from selfreward_jax.telemetry.numbers import counted
 from selfreward_jax.worlds.toy import generator
@@ -233,13 +233,13 @@ def one_line_judgment(score: int, output_format: str = "points") -> str:
 
 
 def prompt_rows(
-    prompts: Sequence[str], count: int, num_examples: int, template: str, rng: Random
+    prompts: Sequence[str], count: int, num_examples: int, few_shot_prompt: Callable[[list[str]], str], rng: Random
 ) -> list[InstructionRow]:
     """Rows that teach prompt generation: a few-shot prompt of `num_examples` prompts, and another prompt to write."""
     rows: list[InstructionRow] = []
     for _ in range(count):
         *examples, target = rng.sample(prompts, num_examples + 1)
-        rows.append({"prompt": few_shot_prompt(template, examples), "response": target})
+        rows.append({"prompt": few_shot_prompt(examples), "response": target})
     return rows
 
 
@@ -269,7 +269,7 @@ def _held_out_sets(prompts: Sequence[PromptWithResponses], num_prompts: int) -> 
     sets: SeedSets = {}
     for name, part in (("heldout", prompts[:half]), ("validation", prompts[half:])):
         sets[f"ranked_{name}"] = [_ranked_row(prompt) for prompt in part]
-        sets[name] = [{"prompt": prompt.prompt} for prompt in part][:num_prompts]
+        sets[name] = [_prompt_fields(prompt) for prompt in part][:num_prompts]
     return sets
 
 
@@ -287,7 +287,11 @@ def _split_shared_prompts(
 
 
 def _instruction_rows(prompts: Iterable[PromptWithResponses]) -> list[InstructionRow]:
-    return [{"prompt": p.prompt, "response": answer.response} for p in prompts for answer in p.answers]
+    return [{**_prompt_fields(p), "response": answer.response} for p in prompts for answer in p.answers]
+
+
+def _prompt_fields(prompt: PromptWithResponses) -> dict[str, str]:
+    return {"prompt": prompt.prompt} | ({"system": prompt.system} if prompt.system else {})
 
 
 def _judged_rows(prompts: Iterable[PromptWithResponses], output_format: str) -> list[JudgedRow]:

@@ -129,8 +129,8 @@ def _prompt_of(fields: Sequence[str], row: Row) -> Any:
     prompt = next((row[f] for f in fields if row.get(f) is not None), None)
     if "messages" not in fields or isinstance(prompt, list):
         return prompt
-    text, reason, _ = read_prompt(row)
-    return text if isinstance(text, str) and not reason else prompt
+    read = read_prompt(row)
+    return read.prompt if isinstance(read.prompt, str) and not read.reason else prompt
 
 
 def _row_id(location: str, value: Any) -> str:

@@ -9,6 +9,7 @@ A response is what is read back from its ids: text that the template writes arou
 the template knows thinking blocks, the answer alone is read (`thinking.py`).
 """
 
+import functools
 import itertools
 import json
 import re
@@ -203,6 +204,7 @@ class Chat:
 
     # --- texts to ids ---
 
+    @functools.cached_property
     def has_system_role(self) -> bool:
         """Whether the template renders a system message, and not as if the assistant had written it."""
         try:
@@ -227,11 +229,21 @@ class Chat:
         """Prompt ids of a conversation with the single user message `prompt`."""
         return self.message_ids([("user", prompt)])
 
-    def example(self, prompt: str, response: str) -> Example:
-        """A prompt and its response. The response and the id that closes it are the targets. A thinking block at the
-        beginning of the response is taught as reasoning if the model thinks, and else left out."""
-        prompt_ids = self.prompt_ids(prompt)
-        preceded_by = "control" if isinstance(self._prompt_parts[("user",)][-1], int) else "text"
+    def with_system(self, prompt: str, system: str) -> list[tuple[str, str]]:
+        """A prompt as messages. The system text that it begins with is one of its own if the template has that role."""
+        text = prompt.removeprefix(f"{system}\n\n")
+        if not system or text == prompt or not self.has_system_role:
+            return [("user", prompt)]
+        return [("system", system), ("user", text)]
+
+    def example(self, prompt: str, response: str, system: str = "") -> Example:
+        """A prompt, which begins with the system text if there is one, and its response. The response and the id that
+        closes it are the targets. A thinking block at the beginning of the response is taught as reasoning if the model
+        thinks, and else left out."""
+        messages = self.with_system(prompt, system)
+        prompt_ids = self.message_ids(messages)
+        last = self._prompt_parts[tuple(role for role, _ in messages)][-1]
+        preceded_by = "control" if isinstance(last, int) else "text"
         reply = self._split(response)
         if self.thinks and not self._layout.close:  # the template leaves the block to the response
             reply = thinking.Reply("", response)

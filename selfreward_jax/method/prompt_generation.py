@@ -14,9 +14,10 @@ from selfreward_jax.worlds.toy import generator
 _NON_TEXT = re.compile(r"\b(image|picture|photo|graph|video|audio|file|map|draw|plot|link|url)s?\b", re.IGNORECASE)
 
 
-def few_shot_prompt(template: str, examples: Iterable[str]) -> str:
-    """The prompt that asks for one more prompt like `examples`."""
-    return fill(template, examples="\n".join(f"- {e}" for e in examples))
+def few_shot_prompt(template: str, examples: Iterable[str], multiline: bool = False) -> str:
+    """The prompt that asks for one more prompt like `examples`: one on each line, or each between marks."""
+    form = "<request>\n{}\n</request>" if multiline else "- {}"
+    return fill(template, examples="\n".join(form.replace("{}", e) for e in examples))
 
 
 def normalize(text: str) -> str:
@@ -89,14 +90,14 @@ class NoveltyFilter:
         )
 
 
-def rejection_reason(text: str, min_words: int, max_words: int) -> str | None:
-    """Why the form of a prompt is rejected, None if it is accepted."""
+def rejection_reason(text: str, settings: Any) -> str | None:
+    """Why the form of a prompt is rejected by `settings`, config.prompts; None if it is accepted."""
     words = text.split()
-    if len(words) < min_words:
+    if len(words) < settings.min_words:
         return "too short"
-    if len(words) > max_words:
+    if len(words) > settings.max_words:
         return "too long"
-    if "\n" in text.strip() or text.lstrip().startswith("-"):
+    if ("\n" in text.strip() and not settings.multiline) or text.lstrip().startswith("-"):
         return "list or several lines"
     if not text[0].isalnum():
         return "starts with punctuation"
@@ -202,10 +203,10 @@ def _few_shot_request(
     examples = rng.sample(inputs.seed_prompts, num_seeds)
     examples += rng.sample(inputs.generated_prompts, num_generated)
     rng.shuffle(examples)
-    prompt = few_shot_prompt(inputs.template, examples)
+    prompt = few_shot_prompt(inputs.template, examples, settings.multiline)
     while len(examples) > 1 and not engine.fits(prompt, sampling_params.max_new_tokens):
         examples.remove(max(examples, key=len))
-        prompt = few_shot_prompt(inputs.template, examples)
+        prompt = few_shot_prompt(inputs.template, examples, settings.multiline)
     return Request(f"{inputs.id_prefix}/{i}", prompt)
 
 
@@ -214,5 +215,5 @@ def _fault(completion: Completion, settings: Any, novelty: NoveltyFilter) -> str
         return "unfinished"
     if not completion.text:
         return "too short"
-    fault = rejection_reason(completion.text, settings.min_words, settings.max_words)
+    fault = rejection_reason(completion.text, settings)
     return fault or (None if novelty.is_new(completion.text) else "duplicate")

@@ -11,7 +11,7 @@ from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
 def generate_responses(
     engine: Engine, prompts: Sequence[PromptRow], sampling_params: SamplingParams, key: Any, done: Collection[str] = ()
 ) -> Iterator[list[ResponsesRow]]:
-    """Samples responses to prompts {id, prompt}, batch by batch.
+    """Samples responses to prompts {id, prompt[, system]}, batch by batch.
 
     Args:
       engine: the model that responds.
@@ -24,7 +24,7 @@ def generate_responses(
       Rows {id, prompt, responses: [{text, finished}], tokens}.
     """
     texts = {row["id"]: row["prompt"] for row in prompts}
-    requests = [Request(row["id"], row["prompt"]) for row in prompts]
+    requests = [Request(row["id"], engine.chat.with_system(row["prompt"], row.get("system", ""))) for row in prompts]
     for batch in engine.stream(requests, sampling_params, key, done):
         yield [
             {

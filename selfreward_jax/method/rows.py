@@ -10,11 +10,20 @@ Row = dict[str, Any]  # a row of any file, where code does not use its fields
 
 
 class InstructionRow(TypedDict):
-    """seed/ift.jsonl: an instruction and a good response to it. Also a row of a task that M1 is trained on."""
+    """seed/ift.jsonl: an instruction and a good response to it. Also a row of a task that M1 is trained on.
+
+    system: the text that the prompt begins with if it is a system message.
+    """
 
     id: NotRequired[str]  # added when the row is written
     prompt: str
+    system: NotRequired[str]
     response: str
+
+
+def without_system(row: "InstructionRow | PromptRow") -> str:
+    """The prompt of a row without its system text."""
+    return row["prompt"].removeprefix(f"{row.get('system', '')}\n\n")
 
 
 class JudgedRow(TypedDict):
@@ -52,10 +61,11 @@ class DocumentRow(TypedDict):
 
 
 class PromptRow(TypedDict):
-    """seed/validation.jsonl, seed/heldout.jsonl and m_t/prompts.jsonl: a prompt."""
+    """seed/validation.jsonl, seed/heldout.jsonl and m_t/prompts.jsonl: a prompt; `system` as in an InstructionRow."""
 
     id: str
     prompt: str
+    system: NotRequired[str]
 
 
 class AttemptRow(TypedDict):

@@ -59,7 +59,7 @@ def _to_message(message: Any, label: str) -> tuple[str, str]:
 def _check_roles(roles: Sequence[str], label: str, chat: Chat) -> None:
     turns = list(roles)
     if turns[0] == "system":
-        if not chat.has_system_role():
+        if not chat.has_system_role:
             raise ConfigError(
                 f"{label}[0] has the role 'system', which the model's chat template does not have: put its text into "
                 "the first user message"

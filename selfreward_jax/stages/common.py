@@ -13,7 +13,7 @@ from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
-from selfreward_jax.method.rows import InstructionRow
+from selfreward_jax.method.rows import InstructionRow, without_system
 from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.runs.run import Run
 
@@ -88,8 +88,9 @@ def eft_source_set(run: Run) -> str:
 
 
 def held_out_prompts(run: Run) -> list[str]:
-    """The prompts that no training may see."""
-    return [row["prompt"] for name in HELD_OUT_SETS for row in run.files.jsonl("seed", name).rows()]
+    """The prompts that no training may see, with and without their system texts."""
+    rows = [row for name in HELD_OUT_SETS for row in run.files.jsonl("seed", name).rows()]
+    return [*(row["prompt"] for row in rows), *(without_system(row) for row in rows if "system" in row)]
 
 
 def few_shot_pool(run: Run) -> list[str]:
@@ -98,20 +99,19 @@ def few_shot_pool(run: Run) -> list[str]:
 
 
 def filter_few_shot(run: Run, rows: Iterable[InstructionRow]) -> list[str]:
-    """Those prompts of instruction rows."""
-    c = run.cfg.prompts
-    prompts = (row["prompt"] for row in rows)
-    return [p for p in prompts if not prompt_generation.rejection_reason(p, c.min_words, c.max_words)]
+    """Those prompts of instruction rows, without system texts."""
+    return [p for p in map(without_system, rows) if not prompt_generation.rejection_reason(p, run.cfg.prompts)]
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
     """Training examples of the seed sets: ift, eft (the judge's task), prompts (the task of writing prompts)."""
     rows = {name: _task_rows(run, name) for name in names}
-    return {name: [run.models.chat.example(r["prompt"], r["response"]) for r in of] for name, of in rows.items()}
+    example = run.models.chat.example
+    return {name: [example(r["prompt"], r["response"], r.get("system", "")) for r in of] for name, of in rows.items()}
 
 
 def _task_rows(run: Run, name: str) -> list[InstructionRow]:
-    """A seed set as rows {prompt, response}."""
+    """A seed set as rows {prompt, response[, system]}."""
     if name == "ift":
         return run.files.jsonl("seed", "ift").rows()
     if name == "eft":
@@ -120,4 +120,5 @@ def _task_rows(run: Run, name: str) -> list[InstructionRow]:
     c = run.cfg.prompts
     num_examples = c.num_seed_examples + c.num_generated_examples
     rng = Random(f"{run.cfg.seed} prompt rows")
-    return seed_sets.prompt_rows(few_shot_pool(run), run.cfg.data.prompt_rows, num_examples, prompt_template(run), rng)
+    few_shot_prompt = partial(prompt_generation.few_shot_prompt, prompt_template(run), multiline=c.multiline)
+    return seed_sets.prompt_rows(few_shot_pool(run), run.cfg.data.prompt_rows, num_examples, few_shot_prompt, rng)

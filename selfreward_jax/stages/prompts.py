@@ -88,8 +88,11 @@ def _examples(run: Run, writer: Any, template: str, label: str) -> list[str]:
       StageError: there are too few.
     """
     settings = run.cfg.prompts
-    few_shot = prompt_generation.few_shot_prompt
-    pool = [p for p in few_shot_pool(run) if writer.fits(few_shot(template, [p]), settings.max_new_tokens)]
+    pool = [
+        p
+        for p in few_shot_pool(run)
+        if writer.fits(prompt_generation.few_shot_prompt(template, [p], settings.multiline), settings.max_new_tokens)
+    ]
     if len(pool) < settings.num_seed_examples + settings.num_generated_examples:
         raise StageError(
             f"{label}: only {len(pool)} seed prompts and prompts.max_new_tokens {settings.max_new_tokens} fit into the "

@@ -128,7 +128,8 @@ def drop_long_prompts(engine: Engine, rows: Sequence[Any], max_new_tokens: int, 
       StageError: none does.
     """
     room = engine.max_length - max_new_tokens
-    short = [row for row in rows if engine.fits(row["prompt"], max_new_tokens)]
+    request = engine.chat.with_system
+    short = [r for r in rows if engine.fits(request(r["prompt"], r.get("system", "")), max_new_tokens)]
     if len(short) < len(rows):
         log_line(f"{label}: {len(rows) - len(short)} of {len(rows)} prompts have more than {room} tokens: left out")
     if rows and not short:

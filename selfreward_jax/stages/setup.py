@@ -21,10 +21,10 @@ from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
 from selfreward_jax.llm.parameters import Params, param_specs, parameter_count
 from selfreward_jax.llm.tokenizer import BOS, EOS, PAD, train_sentencepiece
 from selfreward_jax.method import prompt_generation
-from selfreward_jax.method.rows import InstructionRow, JudgedRow, JudgeInput, RankedRow, Row
+from selfreward_jax.method.rows import InstructionRow, JudgedRow, JudgeInput, RankedRow, Row, without_system
 from selfreward_jax.parallel import processes
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, eft_source_set, judge_template, prompt_template
+from selfreward_jax.stages.common import StageError, eft_source_set, few_shot_pool, judge_template, prompt_template
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.stages.sft import train_packed
 from selfreward_jax.stages.training import is_trained
@@ -77,15 +77,15 @@ def _check_few_shot(run: Run, rows: Sequence[InstructionRow]) -> None:
     """Raises DataError where too few prompts have the form of a few-shot example, and says why the others have not."""
     c, data = run.cfg.prompts, run.cfg.data
     num_examples = c.num_seed_examples + c.num_generated_examples
-    reasons = Counter(prompt_generation.rejection_reason(row["prompt"], c.min_words, c.max_words) for row in rows)
+    reasons = Counter(prompt_generation.rejection_reason(without_system(row), c) for row in rows)
     pool = reasons.pop(None, 0)
     if pool > num_examples:
         return
     raise seed_sets.DataError(
         f"data.ift {data.ift}: {pool} of {counted(len(rows), 'instruction row')} can be few-shot examples for prompt "
         f"generation, and {num_examples + 1} are needed (the others: {counts(reasons)}): give more prompts of "
-        f"{c.min_words} to {c.max_words} words (prompts.min_words, prompts.max_words) on one line, without a system "
-        "message, or lower prompts.num_seed_examples"
+        f"{c.min_words} to {c.max_words} words (prompts.min_words, prompts.max_words) on one line, set "
+        "prompts.multiline=True for several lines, or lower prompts.num_seed_examples"
     )
 
 
@@ -142,6 +142,8 @@ def _train_tokenizer(run: Run, folder: epath.Path) -> None:
     rows = [row for name in names for row in run.files.jsonl("seed", name).rows()]
     texts = [row[f] for row in rows for f in ("prompt", "response", "judgment", "text") if f in row]
     texts += [judge_template(run), prompt_template(run)]
+    if run.cfg.prompts.multiline:  # its marks are in no other text
+        texts += [prompt_generation.few_shot_prompt("{examples}", [p], multiline=True) for p in few_shot_pool(run)]
     settings = run.cfg.tokenizer
     try:
         model = train_sentencepiece(texts, settings.vocab_size, settings.byte_fallback)

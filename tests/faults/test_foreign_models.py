@@ -174,7 +174,7 @@ def flipped(data, rng):
 def use_chat(folder):
     """Does with a folder's tokenizer and template what a run does."""
     chat = read_chat(epath.Path(folder))
-    chat.has_system_role()
+    chat.example(f"{TEXT}\n\n{TEXT}", TEXT, system=TEXT)
     example = chat.example(TEXT, TEXT)
     chat.response_text([*example.ids, chat.tokenizer.vocab_size + 5])
     chat.message_ids([("user", TEXT), ("assistant", TEXT), ("user", "")])
