@@ -2,12 +2,12 @@
 
     python -m benchmarks.dpo_step [--shapes=6.5m] [--peer_python=PYTHON]
 
-A step has 8 pairs of 256 ids, half of them the prompt, with AdamW. There are two cases. In the first each step includes
-the reference model's forward pass, as by default in TRL (ours then also runs the reference on the same pairs). In the
-second the reference log-probs are precomputed. TRL runs in float32, with bfloat16 autocast, and with bfloat16 weights;
-ours has float32 weights and products in either dtype. Prints a JSON line per case, with the fraction of our time that
-the machine needs at least. A second line has the peak memory of new processes before and after the case, compilation
-included.
+A step has 8 pairs (--pairs) of 256 ids, half of them the prompt, with AdamW. There are two cases. In the first each
+step includes the reference model's forward pass, as by default in TRL (ours then also runs the reference on the same
+pairs). In the second the reference log-probs are precomputed. TRL runs in float32, with bfloat16 autocast, and with
+bfloat16 weights; ours has float32 weights and products in either dtype. Prints a JSON line per case, with the fraction
+of our time that the machine needs at least. A second line has the peak memory of new processes before and after the
+case, compilation included.
 """
 
 import itertools
@@ -17,10 +17,11 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import roofline
+from benchmarks import cases, roofline
 from benchmarks.side_by_side import SHAPES, candidate_dtypes, compare, dpo_settings, start_workers
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps of a run.")
+_PAIRS = flags.DEFINE_integer("pairs", 8, "Pairs of a step.")
 
 
 def peak_memory(side: str, case: dict[str, Any]) -> list[float]:
@@ -38,12 +39,14 @@ def main(_: list[str]) -> None:
         with start_workers() as (ours, theirs, folder):
             model_dir = str(Path(folder) / shape)
             ours.request(task="save", case={"shape": shape, "folder": model_dir})
-            case = {"shape": shape, "folder": model_dir, "pairs": 8, "prompt": 128, "response": 128}
+            case = {"shape": shape, "folder": model_dir, "pairs": _PAIRS.value, "prompt": 128, "response": 128}
             case |= {"steps": _STEPS.value, "reference": reference}
             settings = dpo_settings(*candidate_dtypes())
-            trial = {"pairs": 2} if shape == "135m" else {}
+            trial = {"pairs": min(2, _PAIRS.value)} if cases.SHAPES[shape][2] > 6 else {}
             row = compare(ours, theirs, "dpo_step", case, settings, trial)
-            flops = roofline.training_flops(shape, 8, 128, 16, 128) * (4 / 3 if reference else 1)
+            flops = roofline.training_flops(shape, _PAIRS.value, 128, 2 * _PAIRS.value, 128) * (
+                4 / 3 if reference else 1
+            )
             row |= roofline.machine_share(ours, row["ours"]["dtype"], [(0.0, flops, 1)], row["ours"]["seconds"])
             print(json.dumps(row), flush=True)
             for worker in (ours, theirs):

@@ -1,5 +1,6 @@
 """The worker process of our side of a comparison. See side_by_side.py."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from selfreward_jax import config
 from selfreward_jax.llm import hf
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.decoder import Decoder
-from selfreward_jax.llm.hf_config import write_config
+from selfreward_jax.llm.hf_config import parse_config, read_config, write_config
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params, init_params, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
@@ -42,7 +43,10 @@ class TokenIdChat:
 
 def model(shape: str, dtype: str) -> tuple[DecoderConfig, Params]:
     """Random weights of a shape, float32."""
-    cfg = DecoderConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
+    if shape in cases.GEMMA3:
+        cfg = dataclasses.replace(parse_config(cases.gemma3_config(shape)), dtype=dtype)
+    else:
+        cfg = DecoderConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
     return cfg, jax.jit(lambda key: init_params(key, param_specs(cfg), jnp.float32))(jax.random.key(0))
 
 
@@ -51,10 +55,19 @@ def save(case: dict[str, Any]) -> Run:
     folder = epath.Path(case["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     cfg, params = model(case["shape"], "float32")
-    hf_config = write_config(cfg, None, "float32", max_position_embeddings=4096)
+    described = cases.gemma3_config(case["shape"]) if case["shape"] in cases.GEMMA3 else None
+    hf_config = write_config(cfg, described, "float32", max_position_embeddings=4096)
     (folder / "config.json").write_text(json.dumps(hf_config))
     hf.save(folder, cfg, params, "float32")
     return lambda: {}
+
+
+def load(case: dict[str, Any]) -> Run:
+    """Reads the folder into the memory of the device, in float32."""
+    folder = epath.Path(case["folder"])
+    cfg, _ = read_config(folder)
+    params = jax.block_until_ready(hf.load(folder, cfg, param_shardings(param_specs(cfg), make_mesh())))
+    return lambda: {"bytes": sum(x.nbytes for x in jax.tree.leaves(params))}
 
 
 def generate(case: dict[str, Any]) -> Run:
@@ -139,4 +152,4 @@ def machine(case: dict[str, Any]) -> Run:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (save, generate, dpo_step, machine)}, {"jax": jax.__version__})
+    serve({f.__name__: f for f in (save, load, generate, dpo_step, machine)}, {"jax": jax.__version__})

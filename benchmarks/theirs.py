@@ -30,6 +30,16 @@ def _model(case: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(case["folder"], dtype=getattr(torch, case["dtype"])).to(DEVICE)
 
 
+def load(case: dict[str, Any]) -> Run:
+    """Reads the folder into the memory of the device."""
+    model = _model(case)
+    # A sum reads what was only mapped.
+    return lambda: {
+        "bytes": sum(p.nbytes for p in model.parameters()),
+        "sum": sum(float(p.sum()) for p in model.parameters()),
+    }
+
+
 def generate(case: dict[str, Any]) -> Run:
     """Samples with `generate`, `batch` prompts at a time, each with all its samples."""
     model = _model(case).eval()
@@ -122,4 +132,4 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     with contextlib.redirect_stdout(sys.stderr):
-        serve({f.__name__: f for f in (generate, dpo_step)}, versions)
+        serve({f.__name__: f for f in (load, generate, dpo_step)}, versions)

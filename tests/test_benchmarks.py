@@ -76,8 +76,15 @@ def test_a_worker_replies_with_one_line_per_request():
 @pytest.mark.parametrize("shape", cases.SHAPES)
 def test_shapes_have_the_published_parameter_counts(shape):
     V, D, L, N, K, H, F = cases.SHAPES[shape]
-    count = V * D * (1 if shape in cases.TIED else 2) + L * (D * H * (2 * N + 2 * K) + 3 * D * F + 2 * D) + D
-    published = {"135m": 134_515_008, "1b": 1_235_814_400, "8b": 8_030_261_248}
+    norms = 4 * D + 2 * H if shape in cases.GEMMA3 else 2 * D
+    count = V * D * (1 if shape in cases.TIED else 2) + L * (D * H * (2 * N + 2 * K) + 3 * D * F + norms) + D
+    published = {
+        "135m": 134_515_008,
+        "gemma3_270m": 268_098_176,
+        "gemma3_270m_cut": 121_297_536,
+        "1b": 1_235_814_400,
+        "8b": 8_030_261_248,
+    }
     assert count == ({"tiny": 392_352, "6.5m": 6_450_432} | published)[shape]
 
 
