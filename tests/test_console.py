@@ -13,7 +13,7 @@ import warnings
 import pytest
 from conftest import ROOT
 from etils import epath
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfreward_jax.cli import chat, program
@@ -211,5 +211,6 @@ def test_a_shell_reads_the_word_that_was_meant(text):
 
 
 @given(st.text())
+@example("a\tb\nc")
 def test_any_text_is_one_line(text):
     assert_inert(escape_line(text), 0)

@@ -19,8 +19,8 @@ def escape(text: str) -> str:
 
 
 def escape_line(text: str) -> str:
-    """The text on one line: a line break is escaped too, so that no text can look like a line of ours."""
-    return escape(text).replace("\n", "\\n")
+    """The text on one line: line breaks and tabs are escaped too, so that no text can look like a line of ours."""
+    return escape(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def shell_word(text: str) -> str:
