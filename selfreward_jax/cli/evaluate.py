@@ -31,6 +31,7 @@ from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.sampling import sample_with_engine
 from selfreward_jax.stages.table import MEASURE
 from selfreward_jax.telemetry import compile_cache
+from selfreward_jax.worlds import world_of
 
 ResponseRows = list[ResponsesRow]
 Judge = Callable[[str, str, dict[str, ResponseRows]], list[list[int]]]  # two model names, rows by name -> verdicts
@@ -121,7 +122,9 @@ def _choose_models(run: Run, models: str, judge: str) -> tuple[list[str], str]:
         if name not in trained:
             raise ConfigError(f"--models={models}: {name!r} is not one of {', '.join(trained)}, the models of this run")
     if judge == "oracle" and not _has_oracle(run):
-        raise ConfigError(f"--judge=oracle: only the toy world has one; give endpoint, or one of {', '.join(trained)}")
+        raise ConfigError(
+            f"--judge=oracle: only the embedded worlds have one; give endpoint, or one of {', '.join(trained)}"
+        )
     judges = ["oracle"] * _has_oracle(run) + ["endpoint", *trained]
     if judge not in judges:
         raise ConfigError(
@@ -140,7 +143,7 @@ def _common_prompts(responses: dict[str, ResponseRows], a: str, b: str) -> dict[
 
 
 def _has_oracle(run: Run) -> bool:
-    return not run.cfg.data.ift
+    return bool(world_of(run.cfg))
 
 
 def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[str, Any]]:
@@ -151,7 +154,7 @@ def _make_judge(run: Run, judge: str, parsed: list[bool]) -> tuple[Judge, dict[s
       EndpointError: the endpoint's settings cannot work.
     """
     if judge == "oracle":
-        return lambda ours, theirs, rows: oracle_verdicts(rows[ours], rows[theirs]), {"judge": judge}
+        return lambda ours, theirs, rows: oracle_verdicts(rows[ours], rows[theirs], world_of(run.cfg)), {"judge": judge}
     if judge == "endpoint":
         # One object for the whole evaluation, since it counts the requests.
         settings, endpoint = run.cfg.endpoint, Endpoint(run.cfg.endpoint, run.workdir / OUTPUT_DIR / "endpoint.jsonl")

@@ -11,6 +11,7 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # random seed of the whole run
     c.iterations = 2  # N: train the models M1 to M_N
+    c.world = "toy"  # toy: the embedded task, unless data.ift is given; checkable: instructions added to data.ift
 
     c.data = ConfigDict()  # seed data
     c.data.ift = ""  # source of instructions with responses (IFT; forms in docs/data.md); empty: the toy world

@@ -14,6 +14,7 @@ CHOICES = {
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
     "eft.agreement": ("strict", "weak"),
     "eft.source": ("scores", "baseline"),
+    "world": ("toy", "checkable"),
     "evaluate.split": ("heldout", "validation"),
     "judge.aggregation": ("mean", "expected"),
     "judge.kind": ("model", "random"),
@@ -71,8 +72,25 @@ def _check_choices(c: ConfigDict) -> None:
         raise _refuse("sft.sets", c.sft.sets, f"some of {', '.join(SEED_SETS)}", "name a set to train M1 on")
 
 
+def _check_checkable(c: ConfigDict) -> None:
+    """The checkable world takes requests from a file, and judges answers itself."""
+    if not c.data.ift:
+        raise ConfigError("data.ift is empty, but world is 'checkable': name a file with requests and answers")
+    if c.data.eft or c.eft.source != "scores":
+        raise ConfigError(
+            f"data.eft is {c.data.eft!r} and eft.source {c.eft.source!r}, but world is 'checkable', which writes the "
+            "judgments: leave data.eft empty and eft.source at scores"
+        )
+    for field in ("data.ift_rows", "data.eft_rows"):
+        if not _get(c, field):
+            raise _refuse(field, 0, "at least 1 where world is 'checkable'", "say how many rows to make")
+
+
 def _check_data(c: ConfigDict) -> None:
     has_files = bool(c.data.ift)
+    if c.world == "checkable":
+        _check_checkable(c)
+        return
     if has_files != bool(c.data.eft):
         given, missing = ("ift", "eft") if has_files else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{missing} is empty: give both, or neither")

@@ -186,6 +186,8 @@ def _check_sizes(settings: Any, report: dict[str, Any], num_rankable: int) -> No
 def format_report(report: dict[str, Any]) -> list[str]:
     """A report of `from_files` or `from_world` as lines: what each filter dropped from IFT and from EFT."""
     lines = _count_lines(report)
+    if tasks := report.get("tasks"):
+        lines.insert(0, f"tasks: {tasks['used']:,} of {tasks['read']:,} answers, {tasks['training']:,} to train on")
     if scores := report.get("scores"):
         lines.append(f"eft: scores from {scores['lowest']:g} to {scores['highest']:g} are mapped to 0 to 5")
     if count := report.get("written judgments"):

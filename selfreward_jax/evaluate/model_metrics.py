@@ -70,28 +70,31 @@ def _judged_and_lengths(
     return instructions, lengths
 
 
-def score_interval(rows: Sequence[ResponsesRow]) -> list[float] | None:
+def score_interval(rows: Sequence[ResponsesRow], world: str) -> list[float] | None:
     """The 95 % confidence interval of the oracle's mean score."""
-    return oracle.mean_interval(rows)
+    return oracle.mean_interval(rows, world)
 
 
-def response_metrics(rows: Sequence[ResponsesRow], has_oracle: bool) -> dict[str, Any]:
-    """Mean length in characters, fraction of finished responses, and the oracle's metrics where there is an oracle."""
+def response_metrics(rows: Sequence[ResponsesRow], world: str) -> dict[str, Any]:
+    """Mean length in characters, fraction of finished responses, and the metrics of the world's oracle, if any."""
     responses = [response for row in rows for response in row["responses"]]
     metrics = {
         "mean_length": sum(len(r["text"]) for r in responses) / len(responses),
         "finished": sum(r["finished"] for r in responses) / len(responses),
     }
-    return metrics | ({"oracle": oracle.metrics(rows)} if has_oracle else {})
+    return metrics | ({"oracle": oracle.metrics(rows, world)} if world else {})
 
 
-def pairwise_win_rates(workdir: epath.Path, models: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+def pairwise_win_rates(workdir: epath.Path, models: Sequence[str], world: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Win rates of each model against every other, by the oracle, from their responses in the working directory."""
     rows = {m: JsonlArtifact(workdir / m / "eval_answers.jsonl").rows() for m in models}
-    return {a: {b: head_to_head.win_rates(oracle_verdicts(rows[a], rows[b])) for b in models if b != a} for a in models}
+    return {
+        a: {b: head_to_head.win_rates(oracle_verdicts(rows[a], rows[b], world)) for b in models if b != a}
+        for a in models
+    }
 
 
-def oracle_verdicts(ours: Sequence[ResponsesRow], theirs: Sequence[ResponsesRow]) -> list[list[int]]:
+def oracle_verdicts(ours: Sequence[ResponsesRow], theirs: Sequence[ResponsesRow], world: str) -> list[list[int]]:
     """The oracle's verdicts on two models' responses to the same prompts, per prompt and sample: 1 ours, 0 tie, -1
     theirs."""
-    return oracle.verdicts(ours, theirs)
+    return oracle.verdicts(ours, theirs, world)

@@ -9,6 +9,7 @@ from selfreward_jax.llm import peft
 from selfreward_jax.llm.peft import BaseModel
 from selfreward_jax.report.meanings import MEANINGS
 from selfreward_jax.runs.run import Run
+from selfreward_jax.worlds import world_of
 
 _DATA = {"ift": "instructions", "eft": "judgments", "prompts": "prompt writing"}  # by training set
 
@@ -117,10 +118,10 @@ def _metrics(run: Run, name: str) -> str:
 
 def _win_rates(run: Run, name: str) -> dict[str, dict[str, Any]]:
     """Against every other model that was evaluated, by the oracle; none where there is no oracle."""
-    if run.cfg.data.ift:
+    if not (world := world_of(run.cfg)):
         return {}
     names = [m for m in run.files.model_names() if run.files.jsonl(m, "eval_answers").manifest]
-    return model_metrics.pairwise_win_rates(run.workdir, names).get(name, {})
+    return model_metrics.pairwise_win_rates(run.workdir, names, world).get(name, {})
 
 
 def _hashes(run: Run, name: str) -> str:

@@ -2,9 +2,9 @@
 
 MEANINGS = {  # by part and name in eval.json; "" is the model itself
     "oracle": {
-        "mean": "mean points of its answers, 0 to 5, by the toy task's oracle",
+        "mean": "mean points of its answers, 0 to 5, by the world's oracle",
         "perfect": "fraction of answers with 5 points",
-        "repeats": "fraction of answers that name something twice",
+        "repeats": "fraction of answers that name or say something twice",
     },
     "judge": {
         "pairwise_accuracy": "fraction of answer pairs that it puts in the right order; a tie counts half",

@@ -9,6 +9,7 @@ from selfreward_jax import storage
 from selfreward_jax.evaluate import model_metrics
 from selfreward_jax.report.comparison import named
 from selfreward_jax.runs.run import Run
+from selfreward_jax.worlds import world_of
 
 
 def measure(run: Run, models: Sequence[str]) -> dict[str, Any]:
@@ -24,9 +25,10 @@ def measure(run: Run, models: Sequence[str]) -> dict[str, Any]:
       were made of the run, an outside judge first.
     """
     ranked = _rows(run, "seed", f"ranked_{run.cfg.evaluate.split}")
-    answers = {} if run.cfg.data.ift else {name: _rows(run, name, "eval_answers") for name in models}
+    world = world_of(run.cfg)
+    answers = {name: _rows(run, name, "eval_answers") for name in models} if world else {}
     return {
-        "score_intervals": {name: model_metrics.score_interval(rows) for name, rows in answers.items()},
+        "score_intervals": {name: model_metrics.score_interval(rows, world) for name, rows in answers.items()},
         "judges": {name: model_metrics.lead_over_length(ranked, _rows(run, name, "eval_judgments")) for name in models},
         "evaluations": evaluations(run.workdir),
     }

@@ -13,6 +13,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.runs.stage import StageTable
 from selfreward_jax.telemetry import timing
 from selfreward_jax.telemetry.terminal import show
+from selfreward_jax.worlds import world_of
 
 
 def write(run: Run, table: StageTable) -> dict[str, Any]:
@@ -34,8 +35,8 @@ def gather(run: Run, table: StageTable) -> dict[str, Any]:
     """The figures of what is made so far: models, rounds, stages, seeds."""
     names = [name for name in run.files.model_names() if storage.exists(run.workdir / name / "eval.json")]
     models = {name: _figures(run.workdir / name / "eval.json") for name in names}
-    if not run.cfg.data.ift:
-        for name, others in model_metrics.pairwise_win_rates(run.workdir, names).items():
+    if world := world_of(run.cfg):
+        for name, others in model_metrics.pairwise_win_rates(run.workdir, names, world).items():
             models[name]["versus"] = others
     rounds = takewhile(lambda name: _is_judged(run, name), (f"m{t}" for t in count(2)))
     return {

@@ -62,13 +62,23 @@ def response_table(models: dict[str, Any]) -> list[str]:
         return lines + [
             f"  {n.upper():8s}  {models[n]['mean_length']:7.1f}  {models[n]['finished']:8.2f}" for n in names
         ]
-    criteria = [*models[names[0]]["oracle"]["criteria"], "repeats"]
-    lines = ["", "answers      mean  perfect  length   " + "  ".join(criteria)]
-    for name in names:
-        m, o = models[name], models[name]["oracle"]
-        fractions = o["criteria"] | {"repeats": o["repeats"]}
-        cells = "  ".join(f"{v:{len(c)}.2f}" for c, v in fractions.items())
-        lines.append(f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {m['mean_length']:6.1f}   {cells}")
+    oracles = {name: models[name]["oracle"] for name in names}
+    grouped = "taught" in oracles[names[0]]  # too many criteria for one line
+    columns = ["taught", "transfer"] if grouped else list(oracles[names[0]]["criteria"])
+    lines = ["", "answers      mean  perfect  length   " + "  ".join([*columns, "repeats"])]
+    for name, o in oracles.items():
+        fractions = {c: (o if grouped else o["criteria"])[c] for c in columns} | {"repeats": o["repeats"]}
+        cells = "  ".join(f"{v:{len(c)}.2f}" if v is not None else f"{'-':>{len(c)}s}" for c, v in fractions.items())
+        length = models[name]["mean_length"]
+        lines.append(f"  {name.upper():8s}  {o['mean']:5.2f}  {o['perfect']:7.3f}  {length:6.1f}   {cells}")
+    return lines + (_criteria_table(oracles) if grouped else [])
+
+
+def _criteria_table(oracles: dict[str, Any]) -> list[str]:
+    """For each criterion a line with the fraction of answers of each model that meet it."""
+    lines = ["", f"{'criterion met':16s}" + "".join(f"{name.upper():>8s}" for name in oracles)]
+    for criterion in next(iter(oracles.values()))["criteria"]:
+        lines.append(f"  {criterion:14s}" + "".join(f"{o['criteria'][criterion]:8.2f}" for o in oracles.values()))
     return lines
 
 

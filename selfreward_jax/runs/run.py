@@ -239,7 +239,7 @@ def _input_hashes(cfg: ConfigDict) -> dict[str, tuple[str, str]]:
         section, name = field.split(".")
         source = cfg[section][name]
         with readers.naming(field):
-            names = readers.source_files(source) if field.startswith("data.") else [source]
+            names = readers.source_files(source) if source and field.startswith("data.") else [source]
         for path in map(epath.Path, filter(None, names)):
             hashes.setdefault(str(path), (field, _hash(field, path)))
     return hashes

@@ -8,6 +8,7 @@ from selfreward_jax import storage
 from selfreward_jax.evaluate import model_metrics
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.sampling import judge, sample_best_of_n
+from selfreward_jax.worlds import world_of
 
 
 def eval_answers(run: Run, model: str) -> None:
@@ -29,6 +30,6 @@ def eval_metrics(run: Run, model: str) -> None:
         return
     ranked = run.files.jsonl("seed", f"ranked_{run.cfg.evaluate.split}").rows()
     answers = run.files.jsonl(model, "eval_answers").rows()
-    figures = model_metrics.response_metrics(answers, has_oracle=not run.cfg.data.ift)
+    figures = model_metrics.response_metrics(answers, world_of(run.cfg))
     figures["judge"] = model_metrics.judge_metrics(ranked, run.files.jsonl(model, "eval_judgments").rows())
     storage.write_checksummed(path, {"owner": run.files.owner, **figures})

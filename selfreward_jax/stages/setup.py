@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from selfreward_jax import foreign, storage
-from selfreward_jax.data import seed_sets
+from selfreward_jax.data import checkable_seeds, seed_sets
 from selfreward_jax.data.eft import build_eft, format_counts
 from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.decoder import Decoder
@@ -53,7 +53,9 @@ def seed(run: Run, model: str) -> None:
 
 def _make_seeds(run: Run, model: str) -> None:
     progress, c = Progress(f"{model} documents", 0), run.cfg
-    if c.data.ift:
+    if c.world == "checkable":
+        sets, report = checkable_seeds.from_tasks(c.data, c.seed, c.judge.output_format)
+    elif c.data.ift:
         sets, report = seed_sets.from_files(c.data, c.seed, c.eft, c.judge.output_format)
     else:
         sets, report = seed_sets.from_world(c.data, c.seed, c.judge.output_format)

@@ -15,10 +15,11 @@ from selfreward_jax.stages.check_round import check_round
 from selfreward_jax.stages.dpo import dpo
 from selfreward_jax.stages.prompts import prompts
 from selfreward_jax.stages.sft import sft, sft_baseline
+from selfreward_jax.worlds import world_of
 
 
 def _own_data(cfg: ConfigDict) -> bool:
-    return bool(cfg.data.ift)
+    return not world_of(cfg)
 
 
 def _votes(cfg: ConfigDict, responses: int, num_samples: int = 0) -> Cost:
@@ -62,8 +63,9 @@ SEED = Stage(
     reads=(),
     writes=("seed/*",),
     settings=(
-        *("seed", "inputs", "data", "eft", "judge.template", "judge.output_format", "prompts.template"),
+        *("seed", "world", "inputs", "data", "eft", "judge.template", "judge.output_format", "prompts.template"),
         *("prompts.num_seed_examples", "prompts.num_generated_examples", "prompts.min_words", "prompts.max_words"),
+        "prompts.multiline",
     ),
     manifest="seed/documents.manifest.json",
     cost=_documents,
@@ -74,7 +76,7 @@ TOKENIZER = Stage(
     folders=("tokenizer",),
     reads=("seed/ift.jsonl", "seed/eft.jsonl", "seed/documents.jsonl"),
     writes=("tokenizer/*",),
-    settings=("tokenizer", "model", "chat"),
+    settings=("tokenizer", "model", "chat", "prompts.multiline"),
     manifest="tokenizer/manifest.json",
 )
 PRETRAIN = Stage(

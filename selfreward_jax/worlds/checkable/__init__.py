@@ -1,0 +1,1 @@
+"""Requests of people with instructions that a program can check."""

@@ -1,0 +1,184 @@
+"""The checkable world's exact oracle: reads the instructions of a prompt, and says which of them an answer meets.
+
+It only evaluates. Only evaluate/ imports it, so it cannot influence training, judging, the building of pairs or the
+choice of a model. It shares the wording of the instructions with the generator, and no code. Where IFEval
+(arXiv 2311.07911) has the same kind of instruction, the rule is IFEval's.
+"""
+
+import functools
+import re
+from typing import NamedTuple
+
+from selfreward_jax.worlds.checkable.phrasings import KINDS, NUMBERS, TRANSFER
+
+CRITERIA = tuple(KINDS)
+UNTAUGHT = TRANSFER
+
+# Other wordings, as a model may write them. Each is matched in a sentence that has no known wording.
+_LOOSE = {
+    "lowercase": r"\blower-?\s?case\b|(?:\b(?:no|not|without|avoid)|n't)\b[^.]*\b(?:capital|upper-?\s?case)",
+    "capitals": r"\b(?:all|in|only|use|everything)\b[^.]*\b(?:capitals?|upper-?\s?case|caps)\b",
+    "no_commas": r"(?:\b(?:no|not|without|avoid)|n't)\b[^.]*\bcommas?\b",
+    "bullets": r"\b(?P<slot>two|three|four)\b[^.]*\bbullets?\b",
+    "sentences": r"\b(?P<slot>two|three|four)\s+sentences\b",
+    "avoid": r"(?:\b(?:not?|without|avoid)|n't)\b[^.\"]*\bword \"(?P<slot>[^\"]+)\"",
+    "keyword": r"\bword \"(?P<slot>[^\"]+)\"",
+    "ending": r"\b(?:end|finish|close|last words)\b[^\"]*\"(?P<slot>[^\"]+)\"",
+    "opening": r"\b(?:begin|start|open|first words)\b[^\"]*\"(?P<slot>[^\"]+)\"",
+    "title": r"\btitle\b",
+    "postscript": r"\bpost-?script\b|\bP\.\s?S\.",
+    "quotation": r"\bquotation marks\b|\bdouble quotes\b",
+    "paragraphs": r"\b(?P<slot>two|three|four)\s+paragraphs\b",
+    "max_words": r"\b(?:at most|not? more than|fewer than|maximum of)\s+(?P<slot>\d+)\s+words\b",
+    "placeholders": r"\b(?P<slot>two|three|four)\s+placeholders\b",
+    "repeat": r"\brepeat\b[^.]*\brequest\b",
+}
+# A sentence with one of these words, and no instruction that is known, may hold one that is not.
+_ABOUT_FORM = re.compile(
+    r"\b(?:words?|letters?|capitals?|commas?|bullets?|sentences?|titles?|postscript|quotation|quotes?|paragraphs?|brackets"
+    r"|placeholders?|(?:lower|upper)case)\b",
+    re.IGNORECASE,
+)
+
+
+class Instruction(NamedTuple):
+    """What a prompt asks for: a kind, and what it names."""
+
+    kind: str
+    slot: str
+
+
+class Reading(NamedTuple):
+    """What was read from a prompt.
+
+    request: what is before the first instruction.
+    instructions: those that were found, in order.
+    unread: sentences that seem to hold an instruction that is not known.
+    """
+
+    request: str
+    instructions: tuple[Instruction, ...]
+    unread: tuple[str, ...]
+
+
+@functools.cache
+def _known() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """A pattern for each known wording."""
+    slots = {"{n}": f"(?P<slot>{'|'.join(NUMBERS)})", "{number}": r"(?P<slot>\d+)", "{text}": '(?P<slot>[^"]+)'}
+    patterns = []
+    for kind, (phrasings, _) in KINDS.items():
+        for phrasing in phrasings:
+            pattern = re.escape(phrasing)
+            for slot, form in slots.items():
+                pattern = pattern.replace(re.escape(slot), form)
+            patterns.append((kind, re.compile(pattern)))
+    return tuple(patterns)
+
+
+def read(prompt: str) -> Reading:
+    """The instructions of any prompt, as far as they can be read."""
+    found: list[tuple[int, int, Instruction]] = []
+    for kind, pattern in _known():
+        for match in pattern.finditer(prompt):
+            slot = match["slot"] if "slot" in pattern.groupindex else ""
+            found.append((match.start(), match.end(), Instruction(kind, slot)))
+    rest, unread = prompt, []
+    for start, end, _ in found:
+        rest = rest[:start] + "\x00" * (end - start) + rest[end:]
+    for sentence in re.finditer(r'(?:[^.!?"\x00]|"[^"]*"|\.(?=\w)|(?<=P\.S)\.)+[.!?]*', rest):
+        loose = _read_loosely(sentence[0])
+        if loose:
+            found.append((sentence.start(), sentence.end(), loose))
+        elif _ABOUT_FORM.search(sentence[0]):
+            unread.append(sentence[0].strip())
+    found.sort()
+    request = prompt[: found[0][0]].strip() if found else prompt.strip()
+    return Reading(request, tuple(instruction for *_, instruction in found), tuple(unread))
+
+
+def _read_loosely(sentence: str) -> Instruction | None:
+    for kind, pattern in _LOOSE.items():
+        match = re.search(pattern, sentence, re.IGNORECASE)
+        if match:
+            slot = match["slot"] if "slot" in match.groupdict() else ""
+            return Instruction(kind, slot if '"' in sentence else slot.lower())
+    return None
+
+
+def meets(instruction: Instruction, response: str, request: str) -> bool:
+    """Whether a response meets an instruction; an empty one meets none.
+
+    Args:
+      instruction: what is asked for.
+      response: the whole response.
+      request: the prompt without its instructions, which a response may have to repeat.
+    """
+    text, (kind, slot) = response.strip(), instruction
+    if not text:
+        return False
+    bare = text.strip('"')
+    match kind:
+        case "lowercase":
+            return text.islower()
+        case "capitals":
+            return text.isupper()
+        case "no_commas":
+            return "," not in text
+        case "bullets":
+            return sum(bool(re.match(r"\s*(\*[^*]|-)", line)) for line in bare.splitlines()) == NUMBERS[slot]
+        case "sentences":
+            return _count_sentences(text) == NUMBERS[slot]
+        case "keyword":
+            return slot.lower() in text.lower()
+        case "avoid":
+            return not re.search(rf"\b{re.escape(slot)}\b", text, re.IGNORECASE)
+        case "ending":
+            return bare.lower().endswith(slot.strip().lower())
+        case "opening":
+            return bare.lower().startswith(slot.strip().lower())
+        case "title":
+            return any(title.strip("<> ") for title in re.findall(r"<<[^\n]+>>", text))
+        case "postscript":
+            return bool(re.search(r"p\.\s?s\.", text.lower()))
+        case "quotation":
+            return len(text) > 1 and text.startswith('"') and text.endswith('"')
+        case "paragraphs":
+            parts = [part.strip() for part in text.split("***")]
+            return all(parts[1:-1]) and sum(map(bool, parts)) == NUMBERS[slot]
+        case "max_words":
+            return len(re.findall(r"\w+", text)) <= int(slot)
+        case "placeholders":
+            return len(re.findall(r"\[.*?\]", text)) >= NUMBERS[slot]
+        case "repeat":
+            return text.lower().startswith(request.strip().lower())
+    raise ValueError(f"not a kind of instruction: {kind!r}")
+
+
+def _count_sentences(text: str) -> int:
+    """Sentences between a title line and a postscript: each ends in a full stop, question or exclamation mark, or its
+    line."""
+    lines = text.strip('"').splitlines()
+    if lines and re.fullmatch(r"<<.*>>\s*", lines[0]):
+        lines = lines[1:]
+    count = 0
+    for line in lines:
+        if re.match(r"\s*p\.\s?s\.", line, re.IGNORECASE):
+            break
+        count += sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?]+(?=\s|$)", line))
+    return count
+
+
+def points(prompt: str, response: str) -> dict[str, bool]:
+    """Which of a prompt's instructions a response meets, by kind. A kind that is asked for twice counts once."""
+    reading = read(prompt)
+    met: dict[str, bool] = {}
+    for instruction in reading.instructions:
+        met[instruction.kind] = met.get(instruction.kind, True) and meets(instruction, response, reading.request)
+    return met
+
+
+def repeats(response: str) -> bool:
+    """Whether a response says a sentence twice. It costs no point, and is reported for that reason."""
+    sentences = [" ".join(s.lower().split()) for s in re.split(r"[.!?\n]+", response)]
+    long = [s for s in sentences if len(s.split()) > 2]
+    return len(set(long)) < len(long)
