@@ -45,6 +45,8 @@ COMPILED = [
     ("1b", "tinyllama", "v4:2x2x1", "--config.parallel.fsdp=4"),
     ("1b", "tinyllama", "v5p:2x2x1", "--config.parallel.fsdp=4"),
     ("1b", "tinyllama", "v6e:2x2", "--config.parallel.fsdp=4"),
+    ("1b gemma3", "gemma3_1b", "v5e:2x2", "--config.parallel.fsdp=4"),
+    ("1b gemma3", "gemma3_1b", "v5p:2x2x1", "--config.parallel.fsdp=4"),
     ("8b", "llama3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8 {_BATCH_64}"),
     ("8b", "llama3_8b", "v5e:2x4", f"--config.parallel.fsdp=8 --config.parallel.sampling_tensor=8 {_BATCH_64}"),
     ("8b", "llama3_8b", "v5p:2x2x2", "--config.parallel.fsdp=8 --config.parallel.sampling_tensor=2"),
@@ -57,6 +59,20 @@ COMPILED = [
         "v5e:2x2",
         "--config.lora.rank=16 --config.parallel.fsdp=4 --config.parallel.sampling_tensor=4 "
         "--config.sampling.max_concurrent=16 --config.sft.grad_accum_steps=4 --config.dpo.grad_accum_steps=4",
+    ),
+    (
+        "27b gemma3",
+        "llama3_8b",
+        "v5p:4x4x4",
+        "--config.model.init=hub:google/gemma-3-27b-pt@main --config.parallel.fsdp=16 --config.parallel.tensor=4 "
+        "--config.parallel.sampling_tensor=8",
+    ),
+    (
+        "30b qwen3 moe",
+        "qwen3_8b",
+        "v5p:4x4x4",
+        "--config.model.init=hub:Qwen/Qwen3-30B-A3B-Base@main --config.parallel.fsdp=8 --config.parallel.tensor=8 "
+        "--config.parallel.sampling_tensor=8",
     ),
     ("70b", "llama2_70b", "v5p:4x4x4", "--config.parallel.sampling_tensor=8"),
     ("70b", "llama2_70b", "v5p:2x2x4", "--config.parallel.fsdp=4 --config.parallel.sampling_tensor=8"),

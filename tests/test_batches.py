@@ -79,6 +79,20 @@ def test_packed_batch_arrays():
         np.testing.assert_array_equal(batch[name], rows, name)
 
 
+def test_slots_are_those_of_the_targets():
+    batch = batches.packed_batch(EXAMPLES, [[1, 0], [2], []], 6, num_slots=4)
+    np.testing.assert_array_equal(batch["slots"], [[1, 3, 4, 0], [3, 0, 0, 0], [0] * 4])
+
+
+def test_targets_are_selected_where_logits_are_large(monkeypatch):
+    monkeypatch.setattr(batches, "SLOT_STEP", 2)
+    monkeypatch.setattr(batches, "MIN_SELECTED", 6 * 100)
+    assert batches.target_slots(EXAMPLES, [[1, 0], [2], []], 6, 101) == 4  # three targets in the first row
+    assert batches.target_slots(EXAMPLES, [[1, 0], [2], []], 6, 100) == 0
+    assert batches.target_slots(EXAMPLES, [[1, 0]], 5, 200) == 4
+    assert batches.target_slots(EXAMPLES, [[1, 0]], 4, 200) == 0  # nearly all of them
+
+
 def test_padded_batch_arrays():
     batch = batches.padded_batch(EXAMPLES[:2], 4)
     np.testing.assert_array_equal(batch["tokens"], [[11, 12, 13, 0], [21, 22, 0, 0]])

@@ -1,6 +1,7 @@
 """Log-probs and losses against values computed by hand."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -54,6 +55,21 @@ def test_sft_loss_is_the_mean_over_targets_not_over_rows():
     np.testing.assert_allclose(logprobs.sft_loss(Bigram(), LOGITS, tokens, target), expected, rtol=1e-6)
     halves = [logprobs.sft_loss(Bigram(), LOGITS, tokens[r : r + 1], target[r : r + 1], 3.0) for r in (0, 1)]
     np.testing.assert_allclose(sum(halves), expected, rtol=1e-6)
+
+
+def test_logits_of_targets_alone_give_the_same_loss_and_gradient(random_params):
+    params, model = random_params(CFG), Decoder(CFG)
+    slots = np.array([[2, 3, 4, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7], [6, 5, 0, 0, 0, 0, 0]], np.int32)
+    target = TARGET.copy()
+    target[:, 0] = 1  # it has no log-prob, and counts for nothing
+
+    def loss(params, slots):
+        return logprobs.sft_loss(model, params, TOKENS, jnp.asarray(target), 12.0, slots)
+
+    value, gradient = jax.value_and_grad(loss)(params, None)
+    selected, selected_gradient = jax.value_and_grad(loss)(params, slots)
+    np.testing.assert_allclose(selected, value, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), selected_gradient, gradient)
 
 
 def test_token_logprobs_are_the_log_softmax_of_the_models_logits(random_params):

@@ -29,7 +29,7 @@ from selfreward_jax.parallel.arrays import fetch, put, reshard
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding, param_shardings, replicated
 from selfreward_jax.sampling import sampler
-from selfreward_jax.train import dpo, logprobs, sft, trainer
+from selfreward_jax.train import batches, dpo, logprobs, sft, trainer
 
 ON_EIGHT = {}
 
@@ -287,7 +287,7 @@ def train_step(loss, mesh, grad_accum_steps=1, **options):
         loss_fn = dpo.loss_fn(model, settings)
     else:
         settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=grad_accum_steps)
-        batch, loss_fn = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1](0), sft.loss_fn(model)
+        batch, loss_fn = sft.make_batch_fn(TEXTS, settings, 3, mesh, cfg.vocab_size)[1](0), sft.loss_fn(model)
     if cfg.lora_rank:
         adapters = {name: params["layers"].pop(name) for name in lora.adapter_specs(cfg)["layers"]}
         params, frozen = {"layers": adapters}, params
@@ -344,6 +344,18 @@ def reference_logprobs_are_the_same_on_eight_devices():
 def training_of_adapters_is_the_same_on_eight_devices():
     run = (replicated_mesh(), 2, {"scan_layers": True, "remat": "dots"})
     assert_equals_one_device("sft", run, lora_rank=3, lora_targets=("wq", "wo", "w_down"))
+
+
+@on_eight
+def logits_of_targets_alone_are_the_same_on_eight_devices():
+    expected = train_step("sft", one_device())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "MIN_SELECTED", 0)
+        patch.setattr(batches, "SLOT_STEP", 4)
+        settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=1)
+        assert "slots" in sft.make_batch_fn(TEXTS, settings, 3, one_device(), 30)[1](0)["arrays"]
+        for mesh in (one_device(), eight(), replicated_mesh()):
+            assert_close(train_step("sft", mesh), expected, 1e-5)
 
 
 @on_eight

@@ -11,6 +11,9 @@ from selfreward_jax.llm.chat import Example
 
 Batch = dict[str, np.ndarray]
 
+SLOT_STEP = 64  # numbers of slots are multiples of it, so that few programs are compiled
+MIN_SELECTED = 1 << 24  # logits of a batch; of fewer, all are computed
+
 
 def epoch_permutation(num_rows: int, seed: int, epochs: float) -> np.ndarray:
     """Row numbers for `epochs` epochs, each with its own shuffle; a fraction takes the start of an epoch."""
@@ -49,10 +52,23 @@ def pack(lengths: Sequence[int], order: Sequence[int], seq_len: int) -> list[lis
     return rows
 
 
-def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int) -> Batch:
+def target_slots(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int, logits_per_slot: int) -> int:
+    """How many slots of a packed row need logits, at most: those of targets; 0 where it saves little to select them.
+
+    Args:
+      examples, rows, seq_len: as in `pack`.
+      logits_per_slot: of a batch.
+    """
+    most = max((sum(sum(examples[i].target) for i in row) for row in rows), default=0)
+    slots = -(-most // SLOT_STEP) * SLOT_STEP
+    return slots if seq_len * logits_per_slot > MIN_SELECTED and slots < 0.9 * seq_len else 0
+
+
+def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int, num_slots: int = 0) -> Batch:
     """Arrays [B, T] of packed rows: tokens, target, positions and segments.
 
-    Positions start from 0 in each text. Segments are numbered from 1; 0 is padding.
+    Positions start from 0 in each text. Segments are numbered from 1; 0 is padding. With `num_slots` there is also
+    `slots` [B, num_slots], the slots of the targets, padded with 0.
     """
     shape = (len(rows), seq_len)
     batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
@@ -66,6 +82,11 @@ def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq
             batch["positions"][r, start : start + n] = np.arange(n)
             batch["segments"][r, start : start + n] = number
             start += n
+    if num_slots:
+        batch["slots"] = np.zeros((len(rows), num_slots), np.int32)
+        for r, row in enumerate(batch["target"]):
+            (targets,) = np.nonzero(row)
+            batch["slots"][r, : len(targets)] = targets
     return batch
 
 

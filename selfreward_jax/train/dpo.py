@@ -221,6 +221,7 @@ def make_batch_fn(
             shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
             rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
             epoch += 1
+    num_slots = batches.target_slots(replay, rows, settings.replay_seq_len, settings.replay_batch_size * cfg.vocab_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         indices = order[step * settings.batch_size : (step + 1) * settings.batch_size]
@@ -228,7 +229,7 @@ def make_batch_fn(
         totals = {"pair_total": np.float32(settings.batch_size)}
         if rows:
             batch_rows = rows[step * settings.replay_batch_size : (step + 1) * settings.replay_batch_size]
-            packed = batches.packed_batch(replay, batch_rows, settings.replay_seq_len)
+            packed = batches.packed_batch(replay, batch_rows, settings.replay_seq_len, num_slots)
             arrays |= {f"replay_{name}": x for name, x in packed.items()}
             totals["replay_target_total"] = max(1.0, packed["target"].sum())
         return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)

@@ -37,6 +37,15 @@ def token_logprobs(model: Decoder, params: Params, tokens_BT: jax.Array, **input
     return jnp.pad(_next_token_logprobs(model, params, hidden_BTD[:, :-1], tokens_BT[:, 1:]), ((0, 0), (1, 0)))
 
 
+def logprobs_at(model: Decoder, params: Params, tokens_BT: jax.Array, slots_BS: jax.Array, **inputs: Any) -> jax.Array:
+    """`token_logprobs` at the slots of each row, float32 [B, S]: no others need logits. At slot 0 it is of no use."""
+    params = _cast(model, params)
+    hidden_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden_states", **inputs)
+    before_BS = jnp.maximum(slots_BS - 1, 0)
+    states_BSD = jnp.take_along_axis(hidden_BTD, before_BS[..., None], axis=1)
+    return _next_token_logprobs(model, params, states_BSD, jnp.take_along_axis(tokens_BT, slots_BS, axis=1))
+
+
 def token_logprobs_and_greedy(model: Decoder, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs`, and whether each token is the one with the highest logit, [B, T]; True in column 0."""
     params = _cast(model, params)
@@ -217,6 +226,7 @@ def sft_loss(
     tokens_BT: jax.Array,
     target_BT: jax.Array,
     total: jax.Array | None = None,
+    slots_BS: jax.Array | None = None,
     **inputs: Any,
 ) -> jax.Array:
     """Mean negative log-prob of the target tokens (nats per token), a float32 scalar.
@@ -227,7 +237,11 @@ def sft_loss(
       target_BT: 1 or True where a token carries loss.
       total: the divisor; by default the number of targets. A microbatch passes the number of targets of the full
         batch, so that the losses of microbatches sum to the loss of the batch.
+      slots_BS: the slots of the targets, padded with 0: logits are computed there alone. By default everywhere.
       **inputs: as in `token_logprobs`.
     """
     total = jnp.sum(target_BT) if total is None else total
-    return -jnp.sum(sequence_logprobs(model, params, tokens_BT, target_BT, **inputs)) / total
+    if slots_BS is None:
+        return -jnp.sum(sequence_logprobs(model, params, tokens_BT, target_BT, **inputs)) / total
+    weights_BS = jnp.take_along_axis(target_BT.at[:, 0].set(0), slots_BS, axis=1)
+    return -jnp.sum(logprobs_at(model, params, tokens_BT, slots_BS, **inputs) * weights_BS) / total

@@ -21,6 +21,7 @@ def packed_loss(model: Decoder, params: Params, batch: dict[str, Any], key: jax.
         batch["tokens"],
         batch["target"],
         batch["target_total"],
+        slots_BS=batch.get("slots"),
         positions_BT=batch["positions"],
         segment_ids_BT=batch["segments"],
         key=key,
@@ -37,21 +38,23 @@ def loss_fn(model: Decoder) -> LossFn:
 
 
 def make_batch_fn(
-    examples: Sequence[Example], settings: Any, seed: int, mesh: Mesh
+    examples: Sequence[Example], settings: Any, seed: int, mesh: Mesh, vocab_size: int = 0
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
-    """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch."""
+    """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch. Where
+    the vocabulary is large, logits are computed for targets alone."""
     rows = batches.pack(
         [len(e.ids) for e in examples],
         batches.epoch_permutation(len(examples), seed, settings.epochs),
         settings.seq_len,
     )
     steps = -(-len(rows) // settings.batch_size)
+    num_slots = batches.target_slots(examples, rows, settings.seq_len, settings.batch_size * vocab_size)
 
     def batch_at(step: int) -> dict[str, Any]:
         # The last batch is padded with empty rows.
         batch_rows = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
         batch_rows = batch_rows + [[]] * (settings.batch_size - len(batch_rows))
-        arrays = batches.packed_batch(examples, batch_rows, settings.seq_len)
+        arrays = batches.packed_batch(examples, batch_rows, settings.seq_len, num_slots)
         totals = {"target_total": max(1.0, arrays["target"].sum())}
         return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)
 
