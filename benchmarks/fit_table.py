@@ -19,7 +19,7 @@ from absl import app, flags
 from selfreward_jax import config
 from selfreward_jax.config import validate
 from selfreward_jax.llm.parameters import is_param_spec, param_specs, parameter_count
-from selfreward_jax.memory.models import KNOWN_MODELS
+from selfreward_jax.memory.models import known_config
 from selfreward_jax.train.logprobs import MAX_LOGITS
 
 _ROWS = flags.DEFINE_string("rows", "", "Only rows whose name contains one of these, separated by commas.")
@@ -71,8 +71,8 @@ COMPILED = [
         "30b qwen3 moe",
         "qwen3_8b",
         "v5p:4x4x4",
-        "--config.model.init=hub:Qwen/Qwen3-30B-A3B-Base@main --config.parallel.fsdp=8 --config.parallel.tensor=8 "
-        "--config.parallel.sampling_tensor=8",
+        "--config.model.init=hub:Qwen/Qwen3-30B-A3B-Base@main --config.parallel.fsdp=16 --config.parallel.tensor=4 "
+        "--config.parallel.sampling_tensor=4",
     ),
     ("70b", "llama2_70b", "v5p:4x4x4", "--config.parallel.sampling_tensor=8"),
     ("70b", "llama2_70b", "v5p:2x2x4", "--config.parallel.fsdp=4 --config.parallel.sampling_tensor=8"),
@@ -151,7 +151,7 @@ def estimate_gpu(name: str, preset: str, gpu: str, count: int, memory: int, tens
       tensor, sampling_tensor: devices that share each matrix product in training and in sampling.
     """
     c = config.get_config(preset)
-    model = KNOWN_MODELS[c.model.init]
+    model = known_config(c)
     c.data.ift = c.data.eft = "any"
     validate.validate(c, count // tensor)
     total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch_size * tensor // count

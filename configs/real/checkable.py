@@ -1,0 +1,85 @@
+"""A real base model improves by judging itself: people's requests with instructions that a program can check.
+
+    python -m selfreward_jax.main --config=configs/real/checkable.py --workdir=runs/real \
+        --config.model.init=FOLDER --config.data.ift=FILE
+
+FOLDER is a base model such as Gemma 3 270M (on a CPU, one with a vocabulary cut to English is half the work); FILE has
+people's requests and answers, of which those are used that are plain sentences. A stopped run goes on where it was.
+
+Machines, after a colon:
+  cpu   two cores, 8 GB: hours (default)
+  gpu   one GPU of 16 GB or more: four times the rows
+"""
+
+from ml_collections import ConfigDict
+
+from selfreward_jax import config
+
+# What both have in common. Rates and rows were chosen on validation prompts.
+COMMON = {
+    "world": "checkable",
+    "iterations": 3,
+    "optimizer.name": "adamw",
+    "optimizer.b2": 0.95,
+    "model.max_length": 512,
+    "data.judge_eval_answers": 4,
+    "sft.epochs": 1.0,
+    "sft.seq_len": 512,
+    "sft.lr": 1.5e-4,
+    "sft.lr_end": 1.5e-5,
+    "prompts.temperature": 0.7,
+    "prompts.max_new_tokens": 96,
+    "prompts.min_words": 8,
+    "prompts.max_words": 60,
+    "prompts.max_rouge": 0.7,
+    "responses.temperature": 0.8,
+    "responses.max_new_tokens": 128,
+    "judge.max_new_tokens": 128,
+    "pairwise.max_new_tokens": 128,
+    "dpo.epochs": 2.0,
+    "dpo.lr": 2e-5,
+    "dpo.lr_end": 2e-6,
+    "dpo.nll_weight": 0.2,
+    "dpo.replay_weight": 1.0,
+    "dpo.replay_seq_len": 512,
+    "evaluate.max_new_tokens": 128,
+}
+MACHINES = {
+    "cpu": {
+        "data.ift_rows": 1500,
+        "data.eft_rows": 2400,
+        "data.prompt_rows": 250,
+        "data.heldout_prompts": 128,
+        "data.judge_eval_prompts": 100,
+        "sft.batch_size": 4,
+        "prompts.count": 200,
+        "prompts.batch_size": 64,
+        "prompts.max_attempts": 800,
+        "dpo.batch_size": 8,
+        "dpo.replay_batch_size": 2,
+        "sampling.max_concurrent": 64,
+        "evaluate.num_samples": 1,
+        "checkpoint_every": 40,
+    },
+    "gpu": {
+        "model.dtype": "bfloat16",
+        "data.ift_rows": 6000,
+        "data.eft_rows": 9600,
+        "data.prompt_rows": 1000,
+        "data.heldout_prompts": 384,
+        "data.judge_eval_prompts": 200,
+        "sft.batch_size": 16,
+        "prompts.count": 800,
+        "dpo.batch_size": 32,
+        "dpo.replay_batch_size": 8,
+    },
+}
+
+
+def get_config(machine: str = "cpu") -> ConfigDict:
+    """The settings for a machine, up to M3."""
+    if machine not in MACHINES:
+        raise config.ConfigError(f"machine is {machine!r}; it must be one of: {', '.join(MACHINES)}")
+    c = config.default_config()
+    c.update_from_flattened_dict(COMMON | MACHINES[machine])
+    return c
