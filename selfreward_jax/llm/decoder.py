@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from selfreward_jax.llm import experts
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window, soft_cap
+from selfreward_jax.llm.matmul import matmul
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, init_params, param_specs
 from selfreward_jax.llm.rotary import apply_rope, rope_cos_sin
@@ -67,10 +68,10 @@ def project(cfg: DecoderConfig, w: dict[str, jax.Array], name: str, x: jax.Array
 
     The adapter is applied to `x` and not to the matrix, so that no gradient has the size of the matrix.
     """
-    y = jnp.tensordot(x, w[name], MATRICES[name])
+    y = matmul(x, w[name], MATRICES[name])
     if f"{name}_a" in w:
-        down = jnp.tensordot(x, w[f"{name}_a"], MATRICES[name])
-        y = y + jnp.tensordot(down, w[f"{name}_b"], 1) * (cfg.lora_alpha / cfg.lora_rank)
+        down = matmul(x, w[f"{name}_a"], MATRICES[name])
+        y = y + matmul(down, w[f"{name}_b"], 1) * (cfg.lora_alpha / cfg.lora_rank)
     return y
 
 
