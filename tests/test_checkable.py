@@ -1,11 +1,13 @@
 """The checkable world: people's requests with instructions, answers that meet or break them, and the oracle."""
 
 import json
+import re
 from collections import Counter
 from random import Random
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -358,3 +360,15 @@ def test_the_size_of_a_set_changes_no_other(tmp_path):
 def test_too_few_requests_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"data\.ift.*\b19 of 19\b.*\b20\b"):
         made_sets(tmp_path, rows=ROWS[:19])
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_kind_with_a_wording_of_its_own():
+    page = (ROOT / "docs/checkable.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (.+) \| (all sets|held-out prompts) \|$", page, re.M)
+    assert {kind: where for kind, _, where in rows} == {
+        kind: "held-out prompts" if kind in TRANSFER else "all sets" for kind in KINDS
+    }
+    assert all(wording in KINDS[kind].phrasings for kind, wording, _ in rows)
