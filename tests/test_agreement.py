@@ -259,6 +259,6 @@ def test_the_interval_of_the_mean_score_by_hand():
     request = generator.write_request(Random(0))
     perfect, nothing = generator.write_answer(request, 0.0, Random(0)).text, ""
     rows = [{"prompt": request.text, "responses": [{"text": text}] * 2} for text in (perfect, nothing)]
-    assert score_interval(rows[:1]) == [5, 5]
-    assert score_interval(rows) == [0, 5]  # both prompts twice happen often
-    assert score_interval([]) is None
+    assert score_interval(rows[:1], "toy") == [5, 5]
+    assert score_interval(rows, "toy") == [0, 5]  # both prompts twice happen often
+    assert score_interval([], "toy") is None

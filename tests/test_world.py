@@ -131,19 +131,19 @@ def answers(*stars):
 @pytest.mark.usefixtures("starred")
 def test_more_points_win():
     ours, theirs = answers([3, 2], [5, 0], [1, 1]), answers([2, 2], [4, 1], [0, 0])
-    assert measure.verdicts(ours, theirs) == [[1, 0], [1, -1], [1, 1]]
+    assert measure.verdicts(ours, theirs, "toy") == [[1, 0], [1, -1], [1, 1]]
 
 
 @pytest.mark.usefixtures("starred")
 def test_answers_to_other_prompts_are_refused():
     with pytest.raises(ValueError, match=r"\bprompts\b"):
-        measure.verdicts(answers([1], [2]), answers([1], [2])[::-1])
+        measure.verdicts(answers([1], [2]), answers([1], [2])[::-1], "toy")
 
 
 @pytest.mark.usefixtures("starred")
 def test_metrics_by_hand():
     maximum = len(oracle.CRITERIA)
-    metrics = measure.metrics(answers([maximum, 0], [maximum, 1]))
+    metrics = measure.metrics(answers([maximum, 0], [maximum, 1]), "toy")
     assert metrics["mean"] == pytest.approx((2 * maximum + 1) / 4)
     assert metrics["perfect"] == 0.5
     assert list(metrics["criteria"].values()) == pytest.approx([0.75] + [0.5] * (maximum - 1))

@@ -28,11 +28,11 @@ def write_judgment(
       form: config.judge.output_format, "points" or "choice".
     """
     points, reasons = int(fits), []
-    asked, told = (rarest(content_words(t), word_counts, 2) for t in (request, text))
-    shared = [w for w in asked if w in content_words(text)]
-    told = [*shared, *(w for w in told if w not in shared)][:2]
+    of_request, of_answer = (rarest(content_words(t), word_counts, 2) for t in (request, text))
+    shared = [w for w in of_request if w in content_words(text)]
+    of_answer = [*shared, *(w for w in of_answer if w not in shared)][:2]
     last = " ".join(text.split()[-2:])
-    subject = f"asked {' '.join(asked)}, told {' '.join(told) or 'nothing'}, ends {last}"
+    subject = f"asked {' '.join(of_request)}, told {' '.join(of_answer) or 'nothing'}, ends {last}"
     reasons.append(_reason("Subject", subject, fits, points, form))
     for instruction in instructions:
         met = is_met(instruction, text)
@@ -70,8 +70,8 @@ def _first_of(pattern: str) -> Callable[[str, str], str]:
     """A look-up of the first word that a pattern finds; "none" if there is none."""
 
     def look_up(text: str, _: str) -> str:
-        found = re.search(pattern, text)
-        return found[0] if found else "none"
+        match = re.search(pattern, text)
+        return match[0] if match else "none"
 
     return look_up
 
@@ -83,8 +83,8 @@ def _numbered(parts: Sequence[str]) -> str:
 
 
 def _keyword(text: str, slot: str) -> str:
-    found = re.search(rf"(\S+\s+)?\S*{re.escape(slot)}\S*", text, re.IGNORECASE)
-    return " ".join(found[0].split()) if found else "none"
+    match = re.search(rf"(\S+\s+)?\S*{re.escape(slot)}\S*", text, re.IGNORECASE)
+    return " ".join(match[0].split()) if match else "none"
 
 
 def _around(text: str, _: str) -> str:

@@ -77,23 +77,23 @@ def _known() -> tuple[tuple[str, re.Pattern[str]], ...]:
 
 def read(prompt: str) -> Reading:
     """The instructions of any prompt, as far as they can be read."""
-    found: list[tuple[int, int, Instruction]] = []
+    instructions: list[tuple[int, int, Instruction]] = []
     for kind, pattern in _known():
         for match in pattern.finditer(prompt):
             slot = match["slot"] if "slot" in pattern.groupindex else ""
-            found.append((match.start(), match.end(), Instruction(kind, slot)))
+            instructions.append((match.start(), match.end(), Instruction(kind, slot)))
     rest, unread = prompt, []
-    for start, end, _ in found:
+    for start, end, _ in instructions:
         rest = rest[:start] + "\x00" * (end - start) + rest[end:]
     for sentence in re.finditer(r'(?:[^.!?"\x00]|"[^"]*"|\.(?=\w)|(?<=P\.S)\.)+[.!?]*', rest):
         loose = _read_loosely(sentence[0])
         if loose:
-            found.append((sentence.start(), sentence.end(), loose))
+            instructions.append((sentence.start(), sentence.end(), loose))
         elif _ABOUT_FORM.search(sentence[0]):
             unread.append(sentence[0].strip())
-    found.sort()
-    request = prompt[: found[0][0]].strip() if found else prompt.strip()
-    return Reading(request, tuple(instruction for *_, instruction in found), tuple(unread))
+    instructions.sort()
+    request = prompt[: instructions[0][0]].strip() if instructions else prompt.strip()
+    return Reading(request, tuple(instruction for *_, instruction in instructions), tuple(unread))
 
 
 def _read_loosely(sentence: str) -> Instruction | None:
