@@ -213,6 +213,7 @@ def make_batch_fn(
     order = np.resize(order, steps * settings.batch_size)
     layout = layout or choose_layout(pairs, cfg)
     rows: list[list[int]] = []
+    num_slots = 0
     if settings.replay_weight and replay:
         lengths = [len(e.ids) for e in replay]
         epoch = 0
@@ -221,7 +222,8 @@ def make_batch_fn(
             shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
             rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
             epoch += 1
-    num_slots = batches.target_slots(replay, rows, settings.replay_seq_len, settings.replay_batch_size * cfg.vocab_size)
+        logits_per_slot = settings.replay_batch_size * cfg.vocab_size
+        num_slots = batches.target_slots(replay, rows, settings.replay_seq_len, logits_per_slot)
 
     def batch_at(step: int) -> dict[str, Any]:
         indices = order[step * settings.batch_size : (step + 1) * settings.batch_size]
