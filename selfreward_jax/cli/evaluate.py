@@ -29,6 +29,7 @@ from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.runs.stage import Step
 from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.sampling import sample_with_engine
+from selfreward_jax.stages.suite_eval import format_suites, run_suites
 from selfreward_jax.stages.table import MEASURE
 from selfreward_jax.telemetry import compile_cache
 from selfreward_jax.worlds import world_of
@@ -47,10 +48,32 @@ def main(options: argparse.Namespace) -> int:
             section, name = field.split(".")
             run.cfg[section][name] = value
     validate.validate(run.cfg, row_devices=1)
+    if options.suite:
+        streams.result(*_suites(run, options))
+        return 0
     report = evaluate(run, options.models, options.judge, options.opponent, options.opponent_model)
     shown = f"`selfreward-jax report --workdir={shell_word(str(run.workdir))}` shows it on the page"
     streams.result(*tables.evaluation_tables(report), "", f"written to {run.workdir / OUTPUT_DIR}; {shown}")
     return 0
+
+
+def _suites(run: Run, options: argparse.Namespace) -> list[str]:
+    """Measures models on suites; the lines that tell it."""
+    if not options.suite_dir:
+        raise ConfigError("--suite needs --suite_dir: name the folder with a folder for each suite")
+    if not 1 <= options.suite_tokens < run.cfg.model.max_length:
+        raise ConfigError(
+            f"--suite_tokens={options.suite_tokens}: it must be at least 1 and below model.max_length "
+            f"{run.cfg.model.max_length}, which holds prompt and answer"
+        )
+    trained = run.files.model_names()
+    models = [m for m in options.models.split(",") if m] or trained
+    for name in models:
+        if name not in trained:
+            raise ConfigError(f"--models={options.models}: {name!r} is not one of {', '.join(trained)}")
+    names = [s.strip() for s in options.suite.split(",") if s.strip()]
+    result = run_suites(run, names, options.suite_dir, models, options.suite_tokens)
+    return [*format_suites(result), "", f"written to {run.workdir / OUTPUT_DIR / 'suites.json'}"]
 
 
 def evaluate(run: Run, models: str, judge: str, opponent: str, opponent_model: str) -> dict[str, Any]:

@@ -37,8 +37,13 @@ def compare(
       For each prompt the verdicts of its samples: 1 ours, 0 tie, -1 theirs.
     """
     matchups = make_matchups(ours, theirs)
+    return verdicts_by_prompt(matchups, judge_matchups(run, judge_name, matchups, folder, stage))
+
+
+def judge_matchups(run: Run, judge_name: str, matchups: Sequence[Matchup], folder: str, stage: str) -> list[int]:
+    """The verdict on each matchup, as `compare`."""
     by = _by_scores if run.cfg.pairwise.method == "scores" else _side_by_side
-    return verdicts_by_prompt(matchups, by(run, judge_name, matchups, folder, stage))
+    return by(run, judge_name, matchups, folder, stage)
 
 
 def compare_by_endpoint(

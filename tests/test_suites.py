@@ -1,0 +1,261 @@
+"""Suites: published files, verdicts equal to those of lm-evaluation-harness, answers that are made once."""
+
+import json
+import os
+import shutil
+
+import pytest
+from conftest import assert_mentions, ended
+
+from selfreward_jax.cli import evaluate
+from selfreward_jax.config import ConfigError
+from selfreward_jax.stages import suite_eval
+from selfreward_jax.suites import gsm8k, ifeval, pairs, rows
+
+ANSWERS = [
+    "all of this is in small letters, and it has a comma.",
+    "ALL OF THIS IS IN CAPITALS AND HAS NO COMMA.\nP.S. REALLY",
+    '"<<A title>>\n* one\n* two\n* three"',
+    "First paragraph with the word river.\n***\nSecond paragraph, dear [name] of [town].",
+    "Yes! My answer is no. Is there anything else I can help with?",
+    "",
+    '{"json": true}',
+    "*Highlighted* words and **more** of them.\n\nSection 1 is here.\nSection 2 is there.\nthe end",
+]
+KINDS = [
+    ("change_case:english_lowercase", {}),
+    ("change_case:english_capital", {}),
+    ("punctuation:no_comma", {}),
+    ("startend:quotation", {}),
+    ("detectable_format:title", {}),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 3}),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}),
+    ("length_constraints:number_words", {"num_words": 9, "relation": "at least"}),
+    ("keywords:existence", {"keywords": ["river"]}),
+    ("keywords:forbidden_words", {"forbidden_words": ["river", "comma"]}),
+    ("keywords:frequency", {"keyword": "paragraph", "frequency": 2, "relation": "at least"}),
+    ("startend:end_checker", {"end_phrase": "Is there anything else I can help with?"}),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}),
+    ("detectable_content:number_placeholders", {"num_placeholders": 2}),
+    ("combination:repeat_prompt", {"prompt_to_repeat": "Yes! My answer"}),
+    ("detectable_format:json_format", {}),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}),
+    ("detectable_format:multiple_sections", {"section_spliter": "Section", "num_sections": 2}),
+]
+# 54 rows of one to three instructions, with the arguments that are not used as null, as the hub has them.
+IFEVAL = [
+    {
+        "key": 1000 + i,
+        "prompt": f"Please write text number {i}.",
+        "instruction_id_list": [kind for kind, _ in chosen],
+        "kwargs": [{"num_words": None, "keywords": None} | arguments for _, arguments in chosen],
+    }
+    for i, chosen in enumerate([KINDS[j % 18 : j % 18 + 1 + j // 18] or KINDS[:1] for j in range(54)])
+]
+GSM8K = [
+    {"question": "Two and two?", "answer": "2 + 2 = 4\n#### 4"},
+    {"question": "A thousand and a half?", "answer": "#### 1,000.5"},
+]
+LLMBAR = [
+    {"input": f"Ask {i}.", "output_1": "A good answer.", "output_2": "Bad.", "label": 1 + i % 2} for i in range(4)
+]
+
+
+def write(folder, name, content, file="data.jsonl"):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content) if file.endswith(".json") else "".join(json.dumps(row) + "\n" for row in content)
+    (folder / name / file).write_text(text)
+    return str(folder)
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("It is 4.", True), ("4 + 0 = 4.0", True), ("2 + 2", False), ("So #### 4", True), ("four", False), ("-4", False)],
+)
+def test_the_last_number_counts(answer, right):
+    assert gsm8k.check(GSM8K[0], answer) == {"exact match": right}
+    assert gsm8k.tally({"exact match": right}) == {"exact match": (int(right), 1)}
+
+
+def test_numbers_have_separators_and_fractions():
+    assert gsm8k.check(GSM8K[1], "It makes 1000.50")["exact match"]
+    assert gsm8k.last_number("nothing") is None
+
+
+def test_a_right_verdict_counts_one_and_a_tie_a_half():
+    matchups, labels = pairs.matchups("llmbar", LLMBAR)
+    assert labels == [1, -1, 1, -1]
+    assert (matchups[1].prompt, matchups[1].ours, matchups[1].theirs) == ("Ask 1.", "A good answer.", "Bad.")
+    assert [pairs.tally(v, label)["accuracy"] for v, label in zip((1, 1, 0, -1), labels, strict=True)] == [
+        (1, 1),
+        (0, 1),
+        (0.5, 1),
+        (1, 1),
+    ]
+    row = {"question": "q", "response_A": "a", "response_B": "b", "label": "B>A"}
+    assert pairs.matchups("judgebench", [row])[1] == [-1]
+    with pytest.raises(ConfigError, match=r"judgebench.*row 1.*A>>B.*A>B or B>A"):
+        pairs.matchups("judgebench", [row | {"label": "A>>B"}])
+
+
+def test_shares_by_hand():
+    shares = suite_eval._shares([{"a": (1, 2), "b": (0, 0)}, {"a": (2, 2), "b": (0, 0)}])
+    assert shares["a"][0] == 0.75
+    assert shares["a"][3] == 4
+    assert shares["a"][1] <= 0.75 <= shares["a"][2]
+    assert shares["b"] == [None, None, None, 0]
+
+
+@pytest.fixture
+def harness():
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("langdetect")
+    return ifeval._harness()
+
+
+def test_ifeval_verdicts_equal_those_of_the_harness(harness):
+    """54 rows with 8 answers each, whole rows at once as the harness checks them."""
+    utils, _ = harness
+    strict = loose = 0
+    for row in IFEVAL:
+        for answer in ANSWERS:
+            expected = utils.process_results(row, [answer])
+            verdicts = ifeval.check(row, answer)
+            assert verdicts == {n: expected[f"inst_level_{n}_acc"] for n in ("strict", "loose")}, (row, answer)
+            tally = ifeval.tally(verdicts)
+            assert tally["prompt strict"] == (int(expected["prompt_level_strict_acc"]), 1)
+            assert tally["prompt loose"] == (int(expected["prompt_level_loose_acc"]), 1)
+            assert tally["instruction strict"] == (sum(verdicts["strict"]), len(row["kwargs"]))
+            strict, loose = strict + sum(verdicts["strict"]), loose + sum(verdicts["loose"])
+    assert 50 < strict < loose  # both kinds of verdict, and some that only the loose rule gives
+
+
+def test_the_harness_downloads_nothing_and_leaves_the_rank(harness):
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_instructions_that_cannot_be_checked_are_left_out(harness, monkeypatch):
+    monkeypatch.setattr(ifeval, "_harness", lambda: (harness[0], False))
+    kinds = ["length_constraints:number_sentences", "punctuation:no_comma"]
+    row = {
+        "key": 1,
+        "prompt": "p",
+        "instruction_id_list": kinds,
+        "kwargs": [{"num_sentences": 2, "relation": "at least"}, {}],
+    }
+    verdicts = ifeval.check(row, "No comma.")
+    assert verdicts == {"strict": [None, True], "loose": [None, True]}
+    assert ifeval.tally(verdicts)["prompt strict"] == (1, 1)
+    assert ifeval.tally({"strict": [None], "loose": [None]})["prompt loose"] == (0, 0)
+
+
+def test_an_unknown_instruction_is_named(harness):
+    row = {"key": 7, "prompt": "p", "instruction_id_list": ["new:kind"], "kwargs": [{}]}
+    with pytest.raises(ConfigError, match=r"row 7.*new:kind"):
+        ifeval.check(row, "text")
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_files_of_a_folder_are_read(tmp_path):
+    folder = write(tmp_path, "gsm8k", GSM8K[:1], "a.jsonl")
+    write(tmp_path, "gsm8k", GSM8K[1:], "b.json")
+    (tmp_path / "gsm8k" / "README.md").write_text("not data")
+    suite = rows.read_rows(folder, "gsm8k", gsm8k.FIELDS)
+    assert suite.rows == GSM8K
+    assert len(suite.digest) == 8
+    write(tmp_path, "gsm8k", GSM8K[:1], "b.json")
+    assert rows.read_rows(folder, "gsm8k", gsm8k.FIELDS).digest != suite.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        ([{"question": "q"}], ["answer", "None"]),
+        ([["q"]], ["question"]),
+        ([{"question": 3, "answer": "#### 1"}], ["question", "3"]),
+    ],
+)
+def test_a_file_of_another_form_is_refused(content, facts, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        rows.read_rows(write(tmp_path, "gsm8k", content), "gsm8k", gsm8k.FIELDS)
+    assert_mentions(str(caught.value), "--suite=gsm8k", "data.jsonl", 1, *facts)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--suite=gsm8k: \S+/gsm8k holds no"):
+        rows.read_rows(str(tmp_path), "gsm8k", gsm8k.FIELDS)
+
+
+def test_prompts_that_a_run_has_seen_are_counted():
+    known = {"name two birds", "write a long letter to the old man of the sea"}
+    prompts = [
+        "Name two birds!",
+        "Name two birds of prey.",
+        "Please write a long letter to the old man of the sea, now.",
+    ]
+    assert suite_eval.count_overlap([*prompts, "A long letter to the old man of the sea"], known) == 3
+
+
+# --- on a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workdir(finished_run, tmp_path_factory):
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("suites") / "run")
+
+
+def test_models_are_measured_once(workdir, tmp_path, monkeypatch):
+    seed_prompt = json.loads((workdir / "seed" / "ift.jsonl").read_text().splitlines()[0])["prompt"]
+    folder = write(tmp_path, "gsm8k", [*GSM8K, {"question": seed_prompt, "answer": "#### 1"}])
+    write(tmp_path, "llmbar", LLMBAR, "natural.json")
+    options = [f"--workdir={workdir}", "--suite=gsm8k,llmbar", f"--suite_dir={folder}", "--suite_tokens=8"]
+    code, err = ended(evaluate, *options, "--models=m1,m2")
+    assert code == 0, err
+    result = json.loads((workdir / "evaluation" / "suites.json").read_text())
+    assert list(result["suites"]) == ["gsm8k", "llmbar"]
+    assert (result["suites"]["gsm8k"]["rows"], result["suites"]["gsm8k"]["overlap"]) == (3, 1)
+    assert result["settings"]["max_new_tokens"] == 8
+    for suite, metric, count in (("gsm8k", "exact match", 3), ("llmbar", "accuracy", 4)):
+        assert list(result["suites"][suite]["models"]) == ["m1", "m2"]
+        share, low, high, n = result["suites"][suite]["models"]["m2"][metric]
+        assert low <= share <= high
+        assert n == count
+    verdicts = sorted(p.name for p in (workdir / "evaluation").glob("gsm8k_*_m2_8_verdicts.jsonl"))
+    assert len(verdicts) == 1
+    monkeypatch.setattr(suite_eval, "sample_with_engine", None)  # nothing is sampled again
+    monkeypatch.setattr("selfreward_jax.stages.sampling.run_resumable", None)
+    assert ended(evaluate, *options, "--models=m1,m2")[0] == 0
+    assert json.loads((workdir / "evaluation" / "suites.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ("changed", "facts"),
+    [
+        (["--suite=none"], ["none", "ifeval", "judgebench"]),
+        (["--suite_dir="], ["--suite_dir"]),
+        (["--suite_tokens=0"], ["--suite_tokens", "0"]),
+        (["--suite_tokens=256"], ["--suite_tokens", "256", "model.max_length"]),
+        (["--models=m9"], ["m9", "m2"]),
+    ],
+)
+def test_mistakes_are_one_line(changed, facts, workdir, tmp_path):
+    folder = write(tmp_path, "gsm8k", GSM8K)
+    code, err = ended(
+        evaluate, f"--workdir={workdir}", "--suite=gsm8k", f"--suite_dir={folder}", "--suite_tokens=8", *changed
+    )
+    assert (code, err.count("\n")) == (2, 1), err
+    assert_mentions(err, *facts)
+
+
+def test_the_table_by_hand():
+    models = {"m0": {"exact match": [0.5, 0.25, 0.75, 4]}, "m1": {"exact match": [None, None, None, 0]}}
+    suite = {"rows": 4, "digest": "x", "overlap": 2, "models": models}
+    lines = suite_eval.format_suites({"settings": {"max_new_tokens": 8}, "suites": {"gsm8k": suite}})
+    assert "0.500 [0.250 0.750]" in lines[3]
+    assert lines[3].rstrip().endswith("-")
+    assert_mentions(lines[4], "caution", 2)
