@@ -3,14 +3,20 @@
 import json
 import os
 import shutil
+from collections import Counter
+from random import Random
 
 import pytest
 from conftest import assert_mentions, ended
+from test_checkable import TASKS
 
 from selfreward_jax.cli import evaluate
 from selfreward_jax.config import ConfigError
 from selfreward_jax.stages import suite_eval
 from selfreward_jax.suites import gsm8k, ifeval, pairs, rows
+from selfreward_jax.worlds.checkable import generator, oracle
+from selfreward_jax.worlds.checkable.answers import write_answer
+from selfreward_jax.worlds.checkable.phrasings import NUMBERS, TAUGHT, TRANSFER
 
 ANSWERS = [
     "all of this is in small letters, and it has a comma.",
@@ -259,3 +265,57 @@ def test_the_table_by_hand():
     assert "0.500 [0.250 0.750]" in lines[3]
     assert lines[3].rstrip().endswith("-")
     assert_mentions(lines[4], "caution", 2)
+
+
+# --- the checkable world's oracle -----------------------------------------------------------------------------------
+
+OF_IFEVAL = {
+    "lowercase": lambda slot, _: ("change_case:english_lowercase", {}),
+    "capitals": lambda slot, _: ("change_case:english_capital", {}),
+    "no_commas": lambda slot, _: ("punctuation:no_comma", {}),
+    "bullets": lambda slot, _: ("detectable_format:number_bullet_lists", {"num_bullets": NUMBERS[slot]}),
+    "keyword": lambda slot, _: ("keywords:existence", {"keywords": [slot]}),
+    "ending": lambda slot, _: ("startend:end_checker", {"end_phrase": slot}),
+    "title": lambda slot, _: ("detectable_format:title", {}),
+    "postscript": lambda slot, _: ("detectable_content:postscript", {"postscript_marker": "P.S."}),
+    "quotation": lambda slot, _: ("startend:quotation", {}),
+    "paragraphs": lambda slot, _: ("length_constraints:number_paragraphs", {"num_paragraphs": NUMBERS[slot]}),
+    "max_words": lambda slot, _: (
+        "length_constraints:number_words",
+        {"num_words": int(slot) + 1, "relation": "less than"},
+    ),
+    "avoid": lambda slot, _: ("keywords:forbidden_words", {"forbidden_words": [slot]}),
+    "placeholders": lambda slot, _: ("detectable_content:number_placeholders", {"num_placeholders": NUMBERS[slot]}),
+    "repeat": lambda slot, request: ("combination:repeat_prompt", {"prompt_to_repeat": request}),
+}
+
+
+def varied(text, request, rng):
+    """An answer as models write them: with dividers, placeholders, the request, blank lines."""
+    sentences = text.split(". ")
+    for mark in ("\n***\n", " [name] ", "\n\n", " ***", "[a] [b]", "* ", "- "):
+        if rng.random() < 0.25:
+            sentences.insert(rng.randrange(len(sentences) + 1), mark)
+    return (f"{request} " if rng.random() < 0.2 else "") + ". ".join(sentences)
+
+
+def test_the_checkable_oracle_gives_the_verdicts_of_the_harness(harness, monkeypatch):
+    """In every kind that both have, on 3,000 answers, most of them varied. All count as English."""
+    import langdetect
+
+    monkeypatch.setattr(langdetect, "detect", lambda text: "en")
+    rng, seen = Random(0), Counter()
+    for number in range(3000):
+        request = generator.write_request(TASKS[number % len(TASKS)], rng, transfer=True)
+        taught = [i for i in request.instructions if i.kind in TAUGHT]
+        text = write_answer(request.task, taught, 0.5, rng).text
+        text = text if number % 4 == 0 else varied(text, request.task.request, rng)
+        for kind, met in oracle.points(request.text, text).items():
+            slot = next(i.slot for i in request.instructions if i.kind == kind)
+            if kind in OF_IFEVAL:
+                instruction, arguments = OF_IFEVAL[kind](slot, request.task.request)
+                row = {"key": 1, "prompt": request.text, "instruction_id_list": [instruction], "kwargs": [arguments]}
+                assert ifeval.check(row, text)["strict"] == [met], (kind, slot, text)
+                seen[kind, met] += 1
+    assert {kind for kind, _ in seen} == set(OF_IFEVAL) == {*TAUGHT, *TRANSFER} - {"sentences", "opening"}
+    assert min(seen[kind, met] for kind in OF_IFEVAL for met in (True, False)) > 10, seen

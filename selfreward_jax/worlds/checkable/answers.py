@@ -49,7 +49,7 @@ def sentences_of(text: str) -> list[str]:
 
 def bullets_of(text: str) -> list[str]:
     """The lines of an answer that begin with * or -."""
-    return re.findall(r"^[ \t]*(?:\*(?!\*)|-)[ \t]*(.+)$", text.strip().strip('"'), re.MULTILINE)
+    return re.findall(r"^[ \t]*(?:\*(?=[^*\n])|-)[ \t]*(.*)$", text.strip(), re.MULTILINE)
 
 
 _CHECKS: dict[str, Callable[[str, str], bool]] = {
@@ -117,7 +117,8 @@ def _draft(task: Task, slots: Mapping[str, str], wanted: Mapping[str, bool], rng
         text += f"\nP.S. {rng.choice(rest)}"
     text = _in_case(text, slots, wanted, rng)
     if "quotation" in slots:
-        text = f'"{text}"' if wanted["quotation"] else rng.choice(["", "", '"']) + text
+        opening = '"' + "\n" * as_list  # a line that begins with a quotation mark is no bullet point
+        text = f'{opening}{text}"' if wanted["quotation"] else rng.choice(["", "", opening]) + text
     return text
 
 

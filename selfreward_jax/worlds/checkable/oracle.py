@@ -125,7 +125,7 @@ def meets(instruction: Instruction, response: str, request: str) -> bool:
         case "no_commas":
             return "," not in text
         case "bullets":
-            return sum(bool(re.match(r"\s*(\*[^*]|-)", line)) for line in bare.splitlines()) == NUMBERS[slot]
+            return sum(bool(re.match(r"\s*(\*[^*]|-)", line)) for line in text.splitlines()) == NUMBERS[slot]
         case "sentences":
             return _count_sentences(text) == NUMBERS[slot]
         case "keyword":
