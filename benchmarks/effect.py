@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from absl import app, flags, logging
 from scipy import stats
 
+from benchmarks.artifacts import copy_artifact
 from selfreward_jax import loop
 from selfreward_jax.evaluate import oracle
 from selfreward_jax.method.responses import finished_responses
@@ -48,7 +49,7 @@ def oracle_judge(run: Run, model: str) -> None:
 
     def scores_of(row: ResponseRow) -> list[float]:
         try:
-            ((criteria,),) = oracle.points([{"prompt": row["prompt"], "responses": [{"text": row["response"]}]}])
+            ((criteria,),) = oracle.points([{"prompt": row["prompt"], "responses": [{"text": row["response"]}]}], "toy")
             return [float(sum(criteria.values()))]
         except ValueError:
             return []
@@ -115,18 +116,6 @@ def run_arm(name: str, seed: int, root: Path) -> dict[str, Any]:
         return {**summary.write(open_run(str(workdir)), TABLE), "stopped": str(error)}
 
 
-def copy_artifact(source: Path, target: Path) -> None:
-    """Copies a folder, a file, or rows (named without a suffix) with their manifest."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.suffix:
-        shutil.copy(source, target)
-    else:
-        for suffix in ("jsonl", "manifest.json"):
-            shutil.copy(source.with_name(f"{source.name}.{suffix}"), target.parent)
-
-
 JUDGE_METRICS = ("pairwise_accuracy", "five_best", "exact_match", "spearman", "kendall", "parse_rate")
 
 
@@ -144,7 +133,7 @@ def table_metrics(run_summary: dict[str, Any]) -> dict[str, Any]:
         out[f"{name} repeats"] = models[name]["oracle"]["repeats"]
         out[f"{name} length"] = models[name]["mean_length"]
         out |= {f"{name} {metric}": models[name]["judge"][metric] for metric in JUDGE_METRICS}
-        out |= {f"{name} {c}": 100 * models[name]["oracle"]["criteria"][c] for c in oracle.CRITERIA}
+        out |= {f"{name} {c}": 100 * share for c, share in models[name]["oracle"]["criteria"].items()}
     for name, round_stats in run_summary["rounds"].items():
         pairs = round_stats["pairs"]
         out |= {f"{name} pairs": pairs["pairs"], f"{name} tied": pairs["tied"]}

@@ -1,0 +1,184 @@
+"""Does a real base model improve by judging itself? The checkable world with its controls, and the judge by kind.
+
+    python -m benchmarks.real --workdir=runs/real --model=FOLDER --ift=FILE [--seeds=0,1] [--machine=cpu] [--only_table]
+
+Runs configs/real/checkable.py for every seed, and arms that share its M1:
+
+    self           the model judges its own responses, to M3
+    random judge   random scores in place of the judge's, to M2
+    replay alone   only the replay steps, no preferences, to M2
+    best of 4      M1 gives the one of four samples that its own judge scores highest
+
+A stopped run goes on where it was. At the end it prints one table: what each model meets, by the oracle; how it judges;
+and for each kind of instruction the share of M1's verdicts that are right beside the gain from M1 to the last model.
+"""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from benchmarks.artifacts import copy_artifact
+from configs.real.checkable import get_config
+from selfreward_jax import loop
+from selfreward_jax.report import summary
+from selfreward_jax.runs.run import Run, open_run
+from selfreward_jax.stages import StageError
+from selfreward_jax.stages.table import TABLE
+from selfreward_jax.worlds.checkable import oracle
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/real", "Folder of all runs.")
+_MODEL = flags.DEFINE_string("model", "", "Folder of the base model.")
+_IFT = flags.DEFINE_string("ift", "", "File of requests and answers.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; all are in the table.")
+_ARMS = flags.DEFINE_list("arms", [], "Arms to run in addition to self; all if empty.")
+_MACHINE = flags.DEFINE_string("machine", "cpu", "A machine of configs/real/checkable.py.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype.")
+_ONLY_TABLE = flags.DEFINE_bool("only_table", False, "Run nothing; print what there is.")
+M1 = ("seed", "tokenizer", "m0", "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")
+ARMS: dict[str, dict[str, Any]] = {
+    "self": {},
+    "random judge": {"judge.kind": "random", "iterations": 2},
+    "replay alone": {"dpo.dpo_weight": 0.0, "dpo.nll_weight": 0.0, "iterations": 2},
+    "best of 4": {"evaluate.best_of": 4, "iterations": 1},
+}
+_VERDICT = re.compile(r", (yes|no)(?=: \d|\.)")
+
+
+def run_arm(name: str, seed: int, root: Path) -> Path:
+    """Runs an arm, or goes on with it. Returns its working directory."""
+    workdir, main_workdir = (root / f"seed{seed}" / arm.replace(" ", "_") for arm in (name, "self"))
+    if _ONLY_TABLE.value:
+        return workdir
+    if name != "self" and not (workdir / "config.json").exists():
+        shutil.rmtree(workdir, ignore_errors=True)
+        for artifact in M1:
+            copy_artifact(main_workdir / artifact, workdir / artifact)
+    c = get_config(_MACHINE.value)
+    settings = {"seed": seed, "model.init": _MODEL.value, "data.ift": _IFT.value, "model.dtype": _DTYPE.value}
+    c.update_from_flattened_dict(settings | ARMS[name])
+    try:
+        loop.run(c, str(workdir))
+    except StageError as error:
+        print(f"seed {seed}, {name}: stopped: {error}", flush=True)
+    return workdir
+
+
+def verdicts_of(judgment: str) -> list[bool]:
+    """The verdicts of a written judgment, in order: on the subject, then on each instruction."""
+    return [verdict == "yes" for verdict in _VERDICT.findall(judgment)]
+
+
+def judge_by_kind(run: Run, model: str) -> dict[str, tuple[int, int]]:
+    """For each kind of instruction how many of a judge's verdicts on the ranked answers are right, and how many there
+    are. A judgment with another number of verdicts than the request has instructions counts none of them."""
+    counts: dict[str, Counter[bool]] = {}
+    answers = {
+        f"{row['id']}/{i}": (row["prompt"], answer["response"])
+        for row in run.files.jsonl("seed", "ranked_heldout").rows()
+        for i, answer in enumerate(row["answers"])
+    }
+    for row in run.files.jsonl(model, "eval_judgments").rows():
+        prompt, response = answers[row["id"]]
+        reading = oracle.read(prompt)
+        for vote in row["votes"]:
+            verdicts = verdicts_of(vote["text"])[1:]
+            if len(verdicts) != len(reading.instructions):
+                continue
+            for instruction, verdict in zip(reading.instructions, verdicts, strict=True):
+                right = verdict == oracle.meets(instruction, response, reading.request)
+                counts.setdefault(instruction.kind, Counter())[right] += 1
+    return {kind: (counts[kind][True], counts[kind].total()) for kind in oracle.CRITERIA if kind in counts}
+
+
+def describe_texts(texts: Sequence[str], finished: Sequence[bool]) -> dict[str, float]:
+    """Whether texts end, their length, and whether they degenerate."""
+    words = [text.lower().split() for text in texts]
+    return {
+        "finished": sum(finished) / len(finished),
+        "words": sum(map(len, words)) / len(words),
+        "distinct words": sum(len(set(w)) / len(w) for w in words if w) / max(1, sum(map(bool, words))),
+        "repeats": sum(map(oracle.repeats, texts)) / len(texts),
+        "empty": sum(not w for w in words) / len(words),
+    }
+
+
+def describe_prompts(prompts: Sequence[str]) -> dict[str, float]:
+    """How many new prompts have instructions that the oracle can read, and all of them, and how many they have."""
+    readings = [oracle.read(prompt) for prompt in prompts]
+    return {
+        "prompts": len(prompts),
+        "with instructions": sum(bool(r.instructions) for r in readings) / len(readings),
+        "read in full": sum(bool(r.instructions) and not r.unread for r in readings) / len(readings),
+        "instructions": sum(len(r.instructions) for r in readings) / len(readings),
+    }
+
+
+def tables(run: Run, gathered: Mapping[str, Any]) -> Iterator[str]:
+    """The tables of one run."""
+    models = gathered["models"]
+    names = list(models)
+    columns = "".join(f"{name.upper():>9s}" for name in names)
+    answers = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
+    responses = {name: [r for row in rows for r in row["responses"]] for name, rows in answers.items()}
+    texts = {n: describe_texts([r["text"] for r in of], [r["finished"] for r in of]) for n, of in responses.items()}
+    yield f"{'answers':22s}{columns}"
+    for field in ("taught", "transfer", "perfect"):
+        yield _line(
+            f"instructions, {field}" if field != "perfect" else "all met", [models[n]["oracle"][field] for n in names]
+        )
+    for field in next(iter(texts.values())):
+        yield _line(field, [texts[n][field] for n in names])
+    yield f"\n{'judge':22s}{columns}"
+    for field in ("pairwise_accuracy", "length_accuracy", "spearman", "parse_rate"):
+        yield _line(field, [models[n]["judge"][field] for n in names])
+    for name in names:
+        low, high = models[name]["judge"]["interval"]["pairwise_accuracy"]
+        yield f"  {name.upper()} pairwise [{low:.3f} {high:.3f}]"
+    judged = {name: judge_by_kind(run, name) for name in names}
+    first, last = names[0], names[-1]
+    yield (
+        f"\n{'kind':14s}{'verdicts':>9s}"
+        + "".join(f"{n.upper() + ' right':>10s}" for n in names)
+        + "".join(f"{n.upper() + ' met':>9s}" for n in names)
+        + f"{last.upper()} - {first.upper()}"
+    )
+    for kind, met in models[first]["oracle"]["criteria"].items():
+        right = [judged[n].get(kind, (0, 0)) for n in names]
+        shares = "".join(f"{a / b:10.3f}" if b else f"{'-':>10s}" for a, b in right)
+        shares += "".join(f"{models[n]['oracle']['criteria'][kind]:9.3f}" for n in names)
+        yield f"{kind:14s}{right[0][1]:9d}{shares}{models[last]['oracle']['criteria'][kind] - met:+8.3f}"
+    for a in names[::-1]:
+        for b in names[: names.index(a)]:
+            v = models[a]["versus"][b]
+            low, high = v["interval"]["margin"]
+            rates = " / ".join(f"{100 * v[k]:.1f}" for k in ("win", "tie", "lose"))
+            yield f"{a.upper()} : {b.upper()}  {rates}  {100 * v['margin']:+.1f} [{100 * low:+.1f} {100 * high:+.1f}]"
+    for name in (n for n in names if run.files.jsonl(n, "prompts").manifest):
+        of = describe_prompts([row["prompt"] for row in run.files.jsonl(name, "prompts").rows()])
+        yield f"{name} new prompts: " + ", ".join(f"{k} {v:.3g}" for k, v in of.items())
+
+
+def _line(name: str, values: Sequence[float | None]) -> str:
+    return f"  {name:20s}" + "".join(f"{'-':>9s}" if v is None else f"{v:9.3f}" for v in values)
+
+
+def main(_: list[str]) -> None:
+    """Runs every arm of every seed, and prints the tables."""
+    logging.set_verbosity(logging.WARNING)
+    for seed in map(int, _SEEDS.value):
+        for arm in ["self", *(a for a in _ARMS.value or ARMS if a != "self")]:
+            workdir = run_arm(arm, seed, Path(_WORKDIR.value))
+            if not (workdir / "summary.json").exists():
+                continue
+            run = open_run(str(workdir))
+            print(f"\n=== seed {seed}, {arm}")
+            print("\n".join(tables(run, summary.gather(run, TABLE))), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,66 @@
+"""The benchmark of the checkable world: its tables, by hand and on a small run."""
+
+import json
+
+import pytest
+from conftest import assert_mentions, ended, run
+from test_checkable import ROWS
+
+from benchmarks import real
+from selfreward_jax.cli import evaluate
+from selfreward_jax.report import summary
+from selfreward_jax.runs.run import open_run
+from selfreward_jax.stages.table import TABLE
+
+
+def test_the_verdicts_of_a_judgment():
+    judgment = (
+        'Subject: asked a, told b, ends c., yes: 1. Word "no": yes, no, no: 1. Three sentences: none, yes: 2.\nScore: 2'
+    )
+    assert real.verdicts_of(judgment) == [True, False, True]
+    assert real.verdicts_of("Lowercase: all are, yes. Title: none, no.\nChoice: B") == [True, False]
+    assert real.verdicts_of("Nothing is said.\nScore: 0") == []
+
+
+def test_texts_are_described():
+    texts = ["One two two.", "", "Wax melts in heat. Wax melts in heat."]
+    described = real.describe_texts(texts, [True, False, True])
+    assert described == {
+        "finished": pytest.approx(2 / 3),
+        "words": pytest.approx(11 / 3),
+        "distinct words": pytest.approx((3 / 3 + 4 / 8) / 2),
+        "repeats": pytest.approx(1 / 3),
+        "empty": pytest.approx(1 / 3),
+    }
+
+
+def test_prompts_are_described():
+    prompts = ["What is wax? Use no commas.", "What is wax? Answer in two sentences. Use four words.", "What is wax?"]
+    assert real.describe_prompts(prompts) == {
+        "prompts": 3,
+        "with instructions": pytest.approx(2 / 3),
+        "read in full": pytest.approx(1 / 3),
+        "instructions": pytest.approx(2 / 3),
+    }
+
+
+@pytest.mark.slow
+def test_a_run_of_the_checkable_world_ends_in_its_tables(tmp_path):
+    """From random weights nothing is learned; every stage, the oracle and the tables are there."""
+    (tmp_path / "ift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    workdir = tmp_path / "run"
+    options = {
+        "world": "checkable",
+        "data.ift": tmp_path / "ift.jsonl",
+        "prompts.max_words": 60,
+        "model.max_length": 512,
+    }
+    options |= {"sft.seq_len": 512, "judge.max_new_tokens": 64, "prompts.max_new_tokens": 48}
+    run(workdir, 2, *(f"--config.{name}={value}" for name, value in options.items()))
+    made = open_run(str(workdir))
+    lines = list(real.tables(made, summary.gather(made, TABLE)))
+    assert_mentions("\n".join(lines), "M1", "M2", "taught", "transfer", "keyword", "m2 new prompts")
+    assert ended(evaluate, f"--workdir={workdir}")[0] == 0
+    report = json.loads((workdir / "evaluation" / "report_oracle.json").read_text())
+    assert 0 <= report["models"]["m2"]["oracle"]["taught"] <= 1
+    assert (workdir / "report.html").stat().st_size > 10_000
