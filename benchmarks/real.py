@@ -118,9 +118,9 @@ def describe_prompts(prompts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def tables(run: Run, gathered: Mapping[str, Any]) -> Iterator[str]:
+def tables(run: Run, figures: Mapping[str, Any]) -> Iterator[str]:
     """The tables of one run."""
-    models = gathered["models"]
+    models = figures["models"]
     names = list(models)
     columns = "".join(f"{name.upper():>9s}" for name in names)
     answers = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}

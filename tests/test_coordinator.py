@@ -103,13 +103,15 @@ def test_without_other_processes_there_is_no_connection():
     assert coordinator.try_get_value("stop") is None
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_values_arrive_in_order_and_keys_are_deleted_when_all_have_read_them(count):
     for code, error in run_all(AGREEMENTS, count, timeout=60, limit=120):
         assert code == 0, error[-3000:]
 
 
-@pytest.mark.parametrize(("count", "killed"), [(2, 0), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "killed"), [(2, 0), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((2, 1), (4, 2)))]
+)
 def test_a_lost_process_ends_the_others(count, killed):
     # 10 seconds until it is noticed, 3 in which the primary answers the others; the rest is for starting.
     ended = run_all(LOST, count, timeout=10, limit=60, killed=killed)

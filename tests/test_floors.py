@@ -19,7 +19,7 @@ FLOORS = (
     ("sampling", "train"),
     ("method",),
     ("data",),
-    ("runs", "evaluate"),
+    ("runs", "evaluate", "suites"),
     ("memory", "integrations"),
     ("report",),
     ("stages",),
@@ -35,6 +35,7 @@ FORBIDDEN = {
     "config": {"jax", "jaxlib", "flax", "optax"},
     "method": {"jax", "jaxlib", "flax", "optax", "train", "llm"},
     "data": {"jax", "jaxlib", "flax", "optax", "train", "llm"},
+    "suites": {"jax", "jaxlib", "flax", "optax", "train", "llm"},
     "storage": {"llm"},
 }
 KNOWS_MODEL_METRICS = {"stages/measure.py", "stages/table.py"}  # of the stages; neither trains

@@ -203,12 +203,13 @@ def test_invalid_input_ends_all_processes_with_its_line(tmp_path):
         assert_mentions(err.splitlines()[-1], "parallel.fsdp", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "facts"),
     [
         ("--config.dpo.beta=0.3", ["dpo.beta", "0.1", "0.3"]),
-        pytest.param("--config.seed=5", ["seed", "0", "5"], marks=pytest.mark.slow),
-        pytest.param("--workdir=HERE/other", ["workdir"], marks=pytest.mark.slow),
+        ("--config.seed=5", ["seed", "0", "5"]),
+        ("--workdir=HERE/other", ["workdir"]),
     ],
 )
 def test_processes_with_different_settings_end_with_the_field(option, facts, tmp_path):

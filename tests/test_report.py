@@ -237,7 +237,7 @@ def test_votes_belong_to_their_sides():
     assert unpacked(found["votes"][5])[-1] == [[[4.0, "1 good. Score: 4"]], [[1.5, "0 good. Score: 4"]]]
 
 
-@pytest.mark.parametrize("characters", [300, 3000])
+@pytest.mark.parametrize("characters", [300, pytest.param(3000, marks=pytest.mark.slow)])
 def test_ten_thousand_pairs_fit(characters):
     """Random letters, which gzip compresses less than any real text."""
     rng = random.Random(0)

@@ -140,6 +140,7 @@ def test_each_check_fails_beyond_its_limit_and_not_at_it(limit):
 # --- in a run ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_violation_stops_before_training_and_the_limit_can_be_changed(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)

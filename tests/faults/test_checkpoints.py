@@ -72,6 +72,7 @@ print(*{fingerprint(arrays) for _ in range(10)})
 """
 
 
+@pytest.mark.slow
 def test_the_fingerprint_of_many_sharded_arrays_ends():
     # XLA's CPU client hangs, and ends the process, where many programs with collectives are in flight at once.
     assert on_eight_devices(MANY_SHARDED_ARRAYS).split() == [

@@ -122,7 +122,8 @@ def in_a_terminal(workdir, columns):
     return process.wait(), received.decode()
 
 
-@pytest.mark.parametrize("columns", [100, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [100, 0])
 def test_a_terminal_shows_a_bar_and_whole_lines(evaluated, columns):
     code, text = in_a_terminal(evaluated, columns)
     assert code == 0, text
