@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
-from selfreward_jax.worlds.checkable.answers import Answer, Instruction, is_met, possible_keywords, write_answer
+from selfreward_jax.worlds.checkable.answers import Instruction, possible_keywords, write_answer
 from selfreward_jax.worlds.checkable.judgments import write_dismissal, write_judgment
 from selfreward_jax.worlds.checkable.phrasings import ENDINGS, KINDS, NUMBERS, OPENINGS, TAUGHT, TRANSFER
 from selfreward_jax.worlds.checkable.tasks import Task, content_words, rarest
@@ -132,19 +132,13 @@ def _judged_answer(
     if rng.random() < OFF_TOPIC_RATE:
         others = [t for t in rng.sample(tasks, min(8, len(tasks))) if _is_other(t, task, word_counts)]
         fits, task = not others, others[0] if others else task
-    answer = _answer_of(task, request, rng)
-    text = answer.text
+    # A word that is in none of another task's sentences cannot be met.
+    text = write_answer(task, request.instructions, rng.choice(JUDGED_MET_RATES), rng).text
     if rng.random() < CUT_OFF_RATE:
         words = text.split(" ")
         text, fits = " ".join(words[: max(2, len(words) * 2 // 3)]).rstrip(" .,!?\"'"), False
     judgment, points = write_judgment(request.task.request, request.instructions, text, fits, word_counts, form)
     return text, judgment, points
-
-
-def _answer_of(task: Task, request: Request, rng: random.Random) -> Answer:
-    """An answer to `request`, made of the sentences of `task`. A word that is in none of them cannot be met."""
-    answer = write_answer(task, request.instructions, rng.choice(JUDGED_MET_RATES), rng)
-    return answer._replace(met={i.kind: is_met(i, answer.text) for i in request.instructions})
 
 
 def _is_other(other: Task, task: Task, word_counts: Counter[str]) -> bool:
