@@ -2,17 +2,20 @@
 
 import errno
 import gzip
+import io
 import json
 import math
 import os
 import subprocess
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import assert_mentions
 
+from selfreward_jax.data.parquet_files import read_parquet
 from selfreward_jax.data.readers import DataError, Malformed, read_records
 
 ROWS = [{"n": i, "text": f"é {i}\u2028x\u0085y"} for i in range(5)]
@@ -93,6 +96,26 @@ def test_parquet_with_damaged_pages_is_refused(tmp_path):
     data[4:200] = b"\xff" * 196
     path.write_bytes(data)
     assert_mentions(fault(path), path)
+
+
+def test_no_flipped_bit_of_the_metadata_ends_the_process():
+    """pyarrow aborts where it is asked for a column whose level histograms do not fit its schema."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"prompt": f"p{i}", "answers": [{"response": "r", "score": i}]} for i in range(3)]
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    data, outcomes = sink.getvalue().to_pybytes(), Counter()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    for at in range(len(data) - footer, len(data)):
+        for bit in range(8):
+            damaged = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+            try:
+                outcomes["read"] += bool(list(read_parquet("x", io.BytesIO(damaged), len(damaged))))
+            except DataError:
+                outcomes["refused"] += 1
+    assert min(outcomes["read"], outcomes["refused"]) > 100, outcomes
 
 
 def test_parquet_needs_pyarrow(tmp_path, monkeypatch):

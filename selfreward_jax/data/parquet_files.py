@@ -84,10 +84,10 @@ def _check_size(name: str, parquet: Any, limit: SizeLimit) -> None:
 
 
 def _batch_size(parquet: Any) -> int:
-    """The rows to read at once. Each may repeat the largest value, which is at most a whole column of its row group."""
+    """The rows to read at once. Each may repeat the largest value, which is at most a whole row group. The size of its
+    columns is not asked for: where a column's metadata are damaged, pyarrow 26 then ends the process."""
     groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
-    sizes = (group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns))
-    return max(4, min(64, _MAX_BATCH // max(1, *sizes, 1)))
+    return max(4, min(64, _MAX_BATCH // max([1, *(group.total_byte_size for group in groups)])))
 
 
 def _rows(batch: Any) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Any bytes as seed data or as a prompt file: read, or refused on one line; no traceback, no wait, bounded memory.
 
-SEED_INPUTS=20000 is the number of inputs of the slow test, over all shapes.
+SEED_INPUTS=20000 is the number of inputs of the slow test, over all shapes, drawn anew. Without it they are fixed.
 """
 
 import copy
@@ -228,8 +228,10 @@ def test_many_seeds_and_prompts(tmp_path, capsys):
     TALLY.clear()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for shape in SHAPES:
-
-        @settings(max_examples=-(-total // len(SHAPES)), database=None, **ANY)
+        # The same inputs each time: a fault of a library below must not come and go with the draw.
+        @settings(
+            max_examples=-(-total // len(SHAPES)), derandomize="SEED_INPUTS" not in os.environ, database=None, **ANY
+        )
         @given(file=files(shape))
         def use(file):
             use_all(tmp_path, file)
