@@ -8,14 +8,14 @@ people's requests and answers, of which those are used that are plain sentences.
 
 Machines, after a colon:
   cpu   two cores, 8 GB: hours (default)
-  gpu   one GPU of 16 GB or more: four times the rows
+  gpu   one GPU of 16 GB or more: four times the rows (untested)
 """
 
 from ml_collections import ConfigDict
 
 from selfreward_jax import config
 
-# What both have in common. Rates and rows were chosen on validation prompts.
+# What both have in common. No run has ended yet: rates and rows are first choices, to be compared on validation prompts.
 COMMON = {
     "world": "checkable",
     "iterations": 3,

@@ -68,6 +68,8 @@ def _suites(run: Run, options: argparse.Namespace) -> list[str]:
         )
     trained = run.files.model_names()
     models = [m for m in options.models.split(",") if m] or trained
+    if not trained:
+        raise ConfigError(f"{run.workdir} holds no model yet: let `selfreward-jax run` make m0 first")
     for name in models:
         if name not in trained:
             raise ConfigError(f"--models={options.models}: {name!r} is not one of {', '.join(trained)}")

@@ -23,7 +23,7 @@ class InstructionRow(TypedDict):
 
 def without_system(row: "InstructionRow | PromptRow") -> str:
     """The prompt of a row without its system text."""
-    return row["prompt"].removeprefix(f"{row.get('system', '')}\n\n")
+    return row["prompt"].removeprefix(f"{row['system']}\n\n") if "system" in row else row["prompt"]
 
 
 class JudgedRow(TypedDict):

@@ -10,7 +10,6 @@ from typing import Any
 from selfreward_jax.method.rows import Row
 
 FIELDS = {"question": str, "answer": str}
-METRICS = ("exact match",)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 

@@ -13,7 +13,6 @@ FIELDS = {
     "llmbar": {"input": str, "output_1": str, "output_2": str, "label": (int, str)},
     "judgebench": {"question": str, "response_A": str, "response_B": str, "label": str},
 }
-METRICS = ("accuracy",)
 _LABELS = {"llmbar": {"1": 1, "2": -1}, "judgebench": {"A>B": 1, "B>A": -1}}
 
 
