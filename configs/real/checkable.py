@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import config
 
-# What both have in common. No run has ended yet: rates and rows are first choices, to be compared on validation prompts.
+# What both have in common. Rates and rows are first choices: no run has ended yet.
 COMMON = {
     "world": "checkable",
     "iterations": 3,
