@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from random import Random
@@ -137,6 +138,51 @@ def test_ifeval_verdicts_equal_those_of_the_harness(harness):
             assert tally["instruction strict"] == (sum(verdicts["strict"]), len(row["kwargs"]))
             strict, loose = strict + sum(verdicts["strict"]), loose + sum(verdicts["loose"])
     assert 50 < strict < loose  # both kinds of verdict, and some that only the loose rule gives
+
+
+def test_ifeval_verdicts_equal_those_of_simple_evaluate(harness, tmp_path):
+    """Its own task on the file of rows as `datasets` reads it, with a model that gives one answer to each row."""
+    import lm_eval
+    from lm_eval.api.model import LM
+
+    class Replies(LM):
+        def generate_until(self, requests):
+            return [ANSWERS[int(re.search(r"number (\d+)", r.args[0])[1]) % len(ANSWERS)] for r in requests]
+
+        def loglikelihood(self, requests):
+            raise NotImplementedError
+
+        loglikelihood_rolling = loglikelihood
+
+    write(tmp_path, "ifeval", IFEVAL)
+    files = {"data_files": {"train": str(tmp_path / "ifeval" / "data.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    metrics = [f"{level}_level_{name}_acc" for level in ("prompt", "inst") for name in ("strict", "loose")]
+    aggregation = {"prompt": "mean", "inst": harness[0].agg_inst_level_acc}
+    task = {
+        "task": "ifeval_rows",
+        "dataset_path": "json",
+        "dataset_kwargs": files,
+        "output_type": "generate_until",
+        "test_split": "train",
+        "doc_to_text": "prompt",
+        "doc_to_target": 0,
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 1280},
+        "process_results": harness[0].process_results,
+        "metric_list": [{"metric": m, "aggregation": aggregation[m.partition("_")[0]]} for m in metrics],
+    }
+    found = lm_eval.simple_evaluate(model=Replies(), tasks=[task], bootstrap_iters=0)
+    samples = {s["doc"]["key"]: s for s in found["samples"]["ifeval_rows"]}
+    ours = [ifeval.check(row, ANSWERS[i % len(ANSWERS)]) for i, row in enumerate(IFEVAL)]
+    for row, verdicts in zip(IFEVAL, ours, strict=True):
+        sample = samples[row["key"]]
+        assert verdicts == {name: sample[f"inst_level_{name}_acc"] for name in ("strict", "loose")}, row
+    shares = suite_eval._shares([ifeval.tally(verdicts) for verdicts in ours])
+    theirs = found["results"]["ifeval_rows"]
+    for metric, name in zip(
+        metrics, ("prompt strict", "prompt loose", "instruction strict", "instruction loose"), strict=True
+    ):
+        assert shares[name][0] == pytest.approx(theirs[f"{metric},none"])
+        assert 0 < shares[name][0] < 1
 
 
 def test_the_harness_downloads_nothing_and_leaves_the_rank(harness):
