@@ -13,8 +13,9 @@ from test_checkable import TASKS
 
 from selfreward_jax.cli import evaluate
 from selfreward_jax.config import ConfigError
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.stages import suite_eval
-from selfreward_jax.suites import gsm8k, ifeval, pairs, rows
+from selfreward_jax.suites import gsm8k, ifeval, pairs, published, rows
 from selfreward_jax.worlds.checkable import generator, oracle
 from selfreward_jax.worlds.checkable.answers import write_answer
 from selfreward_jax.worlds.checkable.phrasings import NUMBERS, TAUGHT, TRANSFER
@@ -271,6 +272,7 @@ def test_models_are_measured_once(workdir, tmp_path, monkeypatch):
     result = json.loads((workdir / "evaluation" / "suites.json").read_text())
     assert list(result["suites"]) == ["gsm8k", "llmbar"]
     assert (result["suites"]["gsm8k"]["rows"], result["suites"]["gsm8k"]["overlap"]) == (3, 1)
+    assert result["suites"]["gsm8k"]["published"] is None
     assert result["settings"]["max_new_tokens"] == 8
     for suite, metric, count in (("gsm8k", "exact match", 3), ("llmbar", "accuracy", 4)):
         assert list(result["suites"][suite]["models"]) == ["m1", "m2"]
@@ -306,11 +308,19 @@ def test_mistakes_are_one_line(changed, facts, workdir, tmp_path):
 
 def test_the_table_by_hand():
     models = {"m0": {"exact match": [0.5, 0.25, 0.75, 4]}, "m1": {"exact match": [None, None, None, 0]}}
-    suite = {"rows": 4, "digest": "x", "overlap": 2, "models": models}
+    suite = {"rows": 4, "digest": "x", "overlap": 2, "published": ["Some Model IT", 0.512], "models": models}
     lines = suite_eval.format_suites({"settings": {"max_new_tokens": 8}, "suites": {"gsm8k": suite}})
     assert "0.500 [0.250 0.750]" in lines[3]
     assert lines[3].rstrip().endswith("-")
-    assert_mentions(lines[4], "caution", 2)
+    assert_mentions(lines[4], "Some Model IT", 0.512)
+    assert_mentions(lines[5], "caution", 2)
+
+
+def test_the_published_figure_is_that_of_the_shape():
+    gemma = DecoderConfig(32_768, 640, 18, 4, 1, 256, 2048)
+    assert published.published_figure("ifeval", gemma) == ["Gemma 3 270M IT", 0.512]
+    assert published.published_figure("gsm8k", gemma) is None
+    assert published.published_figure("ifeval", DecoderConfig(64, 8, 1, 1, 1, 8, 8)) is None
 
 
 # --- the checkable world's oracle -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.pairwise_eval import judge_matchups
 from selfreward_jax.stages.sampling import sample_with_engine
 from selfreward_jax.suites import gsm8k, ifeval, pairs
+from selfreward_jax.suites.published import published_figure
 from selfreward_jax.suites.rows import SuiteRows, read_rows
 
 FOLDER = "evaluation"
@@ -39,7 +40,8 @@ def run_suites(run: Run, suites: Sequence[str], suite_dir: str, models: Sequence
 
     Returns:
       `suites`: for each its rows, their digest, `overlap` (prompts of it that are in the run's seeds or new prompts),
-      and `models`: {model: {metric: [share, low, high, count]}}. `settings`: how answers were sampled.
+      `published` ([model, share] of the publisher's instruction-tuned model of this shape, or None), and `models`:
+      {model: {metric: [share, low, high, count]}}. `settings`: how answers were sampled.
 
     Raises:
       ConfigError: a suite is unknown, or its file is not there or not of its form.
@@ -54,6 +56,7 @@ def run_suites(run: Run, suites: Sequence[str], suite_dir: str, models: Sequence
         suite = read_rows(suite_dir, name, fields)
         prompts = [row[next(f for f in ("prompt", "question", "input") if f in fields)] for row in suite.rows]
         report[name] = {"rows": len(suite.rows), "digest": suite.digest, "overlap": count_overlap(prompts, known)}
+        report[name]["published"] = published_figure(name, run.models.model_config())
         report[name]["models"] = {model: _shares(_measure(run, name, suite, model, max_new_tokens)) for model in models}
     settings = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "chat_template": run.models.chat.template}
     result = {"settings": settings, "suites": report}
@@ -138,6 +141,9 @@ def format_suites(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {'':18s}" + "".join(f"{model.upper():>22s}" for model in models))
         for metric in next(iter(models.values())):
             lines.append(f"  {metric:18s}" + "".join(f"{_cell(of[metric]):>22s}" for of in models.values()))
+        if suite["published"]:
+            model, share = suite["published"]
+            lines.append(f"  its publisher's figure for {model}: {share:.3f}, by another harness, prompt and length")
         if suite["overlap"]:
             lines.append(
                 f"  caution: {suite['overlap']:,} of its prompts are in the seeds or the new prompts of this run"
