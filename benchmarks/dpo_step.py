@@ -13,24 +13,14 @@ case, compilation included.
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 
 from benchmarks import cases, roofline
-from benchmarks.side_by_side import SHAPES, candidate_dtypes, compare, dpo_settings, start_workers
+from benchmarks.side_by_side import SHAPES, candidate_dtypes, compare, peak_memory, start_workers, training_settings
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps of a run.")
 _PAIRS = flags.DEFINE_integer("pairs", 8, "Pairs of a step.")
-
-
-def peak_memory(side: str, case: dict[str, Any]) -> list[float]:
-    """Peak gigabytes of a new process of one side, before and after the case. It runs alone, since some cases fill most
-    of a machine."""
-    with start_workers((side,)) as (worker, _):
-        before = worker.request(task="peak", case={})["bytes"]
-        worker.request(task="dpo_step", case=case)
-        return [round(x / 1e9, 3) for x in (before, worker.request(task="peak", case={})["bytes"])]
 
 
 def main(_: list[str]) -> None:
@@ -41,7 +31,7 @@ def main(_: list[str]) -> None:
             ours.request(task="save", case={"shape": shape, "folder": model_dir})
             case = {"shape": shape, "folder": model_dir, "pairs": _PAIRS.value, "prompt": 128, "response": 128}
             case |= {"steps": _STEPS.value, "reference": reference}
-            settings = dpo_settings(*candidate_dtypes())
+            settings = training_settings(*candidate_dtypes())
             trial = {"pairs": min(2, _PAIRS.value)} if cases.SHAPES[shape][2] > 6 else {}
             row = compare(ours, theirs, "dpo_step", case, settings, trial)
             flops = roofline.training_flops(shape, _PAIRS.value, 128, 2 * _PAIRS.value, 128) * (
@@ -52,7 +42,7 @@ def main(_: list[str]) -> None:
             for worker in (ours, theirs):
                 worker.close()
             best = {side: {n: row[side][n] for n in settings[i][0]} for i, side in enumerate(("ours", "theirs"))}
-            peaks = {side: peak_memory(side, case | setting) for side, setting in best.items()}
+            peaks = {side: peak_memory(side, "dpo_step", case | setting) for side, setting in best.items()}
             print(json.dumps({"task": "peak_gb", "shape": shape, "reference": reference, **peaks}), flush=True)
 
 

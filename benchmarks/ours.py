@@ -22,7 +22,7 @@ from selfreward_jax.llm.parameters import Params, init_params, param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import param_shardings
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
-from selfreward_jax.train import dpo, trainer
+from selfreward_jax.train import dpo, sft, trainer
 
 Run = Callable[[], dict[str, Any]]
 
@@ -101,14 +101,9 @@ def dpo_step(case: dict[str, Any]) -> Run:
         {"dpo.batch_size": len(pairs), "dpo.replay_weight": 0.0, "dpo.nll_weight": 0.0, "dpo.epochs": 1e6}
     )
     mesh, net = make_mesh(), Decoder(cfg)
-    c.optimizer.name = "adamw"
-    optimizer = trainer.make_optimizer(c.optimizer)
-    shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
-    update = trainer.make_update(dpo.loss_fn(net, c.dpo), optimizer, shardings, mesh)
+    update, carry = _training(c, cfg, params, mesh, dpo.loss_fn(net, c.dpo))
     reference = dpo.reference_logprobs(net, params, pairs, len(pairs), mesh)
     _, batch_at = dpo.make_batch_fn(pairs, reference, [], c.dpo, 0, mesh, cfg)
-    state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
-    carry = {"state": jax.device_put(state, shardings)}  # sharded as updates return it, else the second step recompiles
     forward = jax.jit(lambda params, batch: dpo.pair_logprobs(net, params, batch))
     arrays = {name: x[0] for name, x in batch_at(0)["arrays"].items()}
 
@@ -124,6 +119,36 @@ def dpo_step(case: dict[str, Any]) -> Run:
         return {"seconds": (time.perf_counter() - start) / case["steps"], "loss": float(metrics["loss"])}
 
     return run
+
+
+def sft_step(case: dict[str, Any]) -> Run:
+    """SFT steps with AdamW on rows of prompt and response, of which the responses are targets."""
+    cfg, params = model(case["shape"], case["dtype"])
+    rows = cases.pairs(case["shape"], case["rows"], case["prompt"], case["response"])
+    examples = [Example(row["prompt"] + row["chosen"], _target(row, "chosen")) for row in rows]
+    c = config.default_config()
+    c.sft.batch_size, c.sft.seq_len, c.sft.epochs = case["rows"], case["prompt"] + case["response"], 1.0
+    mesh = make_mesh()
+    update, carry = _training(c, cfg, params, mesh, sft.loss_fn(Decoder(cfg)))
+    _, batch_at = sft.make_batch_fn(examples, c.sft, 0, mesh, cfg.vocab_size)
+
+    def run() -> dict[str, Any]:
+        start = time.perf_counter()
+        for _ in range(case["steps"]):
+            carry["state"], metrics = update(carry["state"], batch_at(0), jax.random.key(0), rate=1e-6)
+        jax.block_until_ready((carry["state"], metrics))
+        return {"seconds": (time.perf_counter() - start) / case["steps"], "loss": float(metrics["loss"])}
+
+    return run
+
+
+def _training(c: Any, cfg: DecoderConfig, params: Params, mesh: Any, loss: Any) -> tuple[Any, dict[str, Any]]:
+    """The update of a loss with AdamW, and its state, sharded as updates return it: else the second step recompiles."""
+    c.optimizer.name = "adamw"
+    optimizer = trainer.make_optimizer(c.optimizer)
+    shardings = trainer.state_shardings(optimizer, params, param_shardings(param_specs(cfg), mesh), mesh)
+    state = trainer.TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+    return trainer.make_update(loss, optimizer, shardings, mesh), {"state": jax.device_put(state, shardings)}
 
 
 def _target(row: dict[str, list[int]], side: str) -> list[bool]:
@@ -152,4 +177,4 @@ def machine(case: dict[str, Any]) -> Run:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (save, load, generate, dpo_step, machine)}, {"jax": jax.__version__})
+    serve({f.__name__: f for f in (save, load, generate, dpo_step, sft_step, machine)}, {"jax": jax.__version__})

@@ -21,10 +21,10 @@ from benchmarks.side_by_side import (
     SHAPES,
     TURNS,
     candidate_dtypes,
-    dpo_settings,
     fastest_setting,
     start_workers,
     summarize,
+    training_settings,
 )
 
 PARTS: list[dict[str, Any]] = [  # "trial": the smaller sizes with which the settings are compared
@@ -80,7 +80,7 @@ def measure_side(side: str, case: dict[str, Any], candidates: list[list[dict]]) 
 def main(_: list[str]) -> None:
     """Measures and prints."""
     our_dtypes, peer_dtypes = candidate_dtypes()
-    our_dpo, peer_dpo = dpo_settings(our_dtypes, peer_dtypes)
+    our_dpo, peer_dpo = training_settings(our_dtypes, peer_dtypes)
     our_sampling = [{"dtype": d, "rows": 128} for d in our_dtypes]
     peer_sampling = [{"dtype": d, "batch": int(batch)} for d in peer_dtypes for batch in _BATCHES.value]
     with tempfile.TemporaryDirectory() as folder:

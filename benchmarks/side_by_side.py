@@ -164,13 +164,22 @@ def fastest_setting(worker: Worker, task: str, case: dict[str, Any], candidates:
     return candidates[medians.index(min(medians))]
 
 
+def peak_memory(side: str, task: str, case: dict[str, Any]) -> list[float]:
+    """Peak gigabytes of a new process of one side, before and after the case. It runs alone, since some cases fill most
+    of a machine."""
+    with start_workers((side,)) as (worker, _):
+        before = worker.request(task="peak", case={})["bytes"]
+        worker.request(task=task, case=case)
+        return [round(x / 1e9, 3) for x in (before, worker.request(task="peak", case={})["bytes"])]
+
+
 def candidate_dtypes() -> tuple[list[str], list[str]]:
     """The dtypes that our side and the peer try."""
     return DTYPES.value, PEER_DTYPES.value or DTYPES.value
 
 
-def dpo_settings(our_dtypes: list[str], peer_dtypes: list[str]) -> tuple[list[dict], list[dict]]:
-    """The candidate settings of a DPO step for both sides, in their dtypes.
+def training_settings(our_dtypes: list[str], peer_dtypes: list[str]) -> tuple[list[dict], list[dict]]:
+    """The candidate settings of a training step for both sides, in their dtypes.
 
     Ours has float32 weights, with products in each dtype. TRL has float32, bfloat16 autocast, and bfloat16 weights.
     """

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import cases, roofline
-from benchmarks.side_by_side import dpo_settings, fastest_setting
+from benchmarks.side_by_side import fastest_setting, training_settings
 
 STUB = """
 import json, os, sys
@@ -106,7 +106,10 @@ def test_the_setting_with_the_fastest_median_is_chosen():
 
 
 def test_dpo_settings_have_the_given_dtypes():
-    assert dpo_settings(["float32"], ["float32"]) == ([{"dtype": "float32"}], [{"dtype": "float32", "autocast": False}])
-    ours, theirs = dpo_settings(["bfloat16"], ["bfloat16"])
+    assert training_settings(["float32"], ["float32"]) == (
+        [{"dtype": "float32"}],
+        [{"dtype": "float32", "autocast": False}],
+    )
+    ours, theirs = training_settings(["bfloat16"], ["bfloat16"])
     assert (len(ours), len(theirs)) == (1, 2)
-    assert len(dpo_settings(["float32"], ["float32", "bfloat16"])[1]) == 3
+    assert len(training_settings(["float32"], ["float32", "bfloat16"])[1]) == 3
