@@ -7,7 +7,7 @@ FOLDER is a base model such as Gemma 3 270M (on a CPU, one with a vocabulary cut
 people's requests and answers, of which those are used that are plain sentences. A stopped run goes on where it was.
 
 Machines, after a colon:
-  cpu   two cores, 8 GB: hours (default)
+  cpu   two cores, 16 GB: hours (default)
   gpu   one GPU of 16 GB or more: four times the rows (untested)
 """
 
@@ -25,8 +25,8 @@ COMMON = {
     "data.judge_eval_answers": 4,
     "sft.epochs": 1.0,
     "sft.seq_len": 512,
-    "sft.lr": 1.5e-4,
-    "sft.lr_end": 1.5e-5,
+    "sft.lr": 2e-4,
+    "sft.lr_end": 2e-5,
     "prompts.temperature": 0.7,
     "prompts.max_new_tokens": 96,
     "prompts.min_words": 8,
@@ -46,8 +46,8 @@ COMMON = {
 }
 MACHINES = {
     "cpu": {
-        "data.ift_rows": 1500,
-        "data.eft_rows": 2400,
+        "data.ift_rows": 4500,
+        "data.eft_rows": 2000,
         "data.prompt_rows": 250,
         "data.heldout_prompts": 128,
         "data.judge_eval_prompts": 100,
