@@ -41,12 +41,13 @@ class TokenIdChat:
         return ""
 
 
-def model(shape: str, dtype: str) -> tuple[DecoderConfig, Params]:
+def model(shape: str, dtype: str, remat: str = "none") -> tuple[DecoderConfig, Params]:
     """Random weights of a shape, float32."""
     if shape in cases.GEMMA3:
-        cfg = dataclasses.replace(parse_config(cases.gemma3_config(shape)), dtype=dtype)
+        cfg = parse_config(cases.gemma3_config(shape))
     else:
-        cfg = DecoderConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED, dtype=dtype)
+        cfg = DecoderConfig(*cases.SHAPES[shape], tie_embeddings=shape in cases.TIED)
+    cfg = dataclasses.replace(cfg, dtype=dtype, remat=remat)
     return cfg, jax.jit(lambda key: init_params(key, param_specs(cfg), jnp.float32))(jax.random.key(0))
 
 
@@ -91,7 +92,7 @@ def generate(case: dict[str, Any]) -> Run:
 
 def dpo_step(case: dict[str, Any]) -> Run:
     """DPO steps with AdamW; with `reference`, each step also runs the reference model on the same pairs."""
-    cfg, params = model(case["shape"], case["dtype"])
+    cfg, params = model(case["shape"], case["dtype"], case["remat"])
     pairs = []
     for row in cases.pairs(case["shape"], case["pairs"], case["prompt"], case["response"]):
         sides = (Example(row["prompt"] + row[s], _target(row, s)) for s in ("chosen", "rejected"))
@@ -123,7 +124,7 @@ def dpo_step(case: dict[str, Any]) -> Run:
 
 def sft_step(case: dict[str, Any]) -> Run:
     """SFT steps with AdamW on rows of prompt and response, of which the responses are targets."""
-    cfg, params = model(case["shape"], case["dtype"])
+    cfg, params = model(case["shape"], case["dtype"], case["remat"])
     rows = cases.pairs(case["shape"], case["rows"], case["prompt"], case["response"])
     examples = [Example(row["prompt"] + row["chosen"], _target(row, "chosen")) for row in rows]
     c = config.default_config()

@@ -31,7 +31,7 @@ def main(_: list[str]) -> None:
             case = {"shape": shape, "folder": model_dir, "rows": _ROWS.value, "steps": _STEPS.value}
             case |= {"prompt": prompt, "response": LENGTH - prompt}
             settings = training_settings(*candidate_dtypes())
-            trial = {"rows": 1, "steps": 1} if cases.SHAPES[shape][2] > 6 else {}
+            trial = {"rows": 2, "steps": 1} if cases.SHAPES[shape][2] > 6 else {}
             row = compare(ours, theirs, "sft_step", case, settings, trial)
             flops = roofline.training_flops(shape, _ROWS.value, prompt, _ROWS.value, LENGTH - prompt)
             row |= roofline.machine_share(ours, row["ours"]["dtype"], [(0.0, flops, 1)], row["ours"]["seconds"])

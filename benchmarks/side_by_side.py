@@ -181,7 +181,8 @@ def candidate_dtypes() -> tuple[list[str], list[str]]:
 def training_settings(our_dtypes: list[str], peer_dtypes: list[str]) -> tuple[list[dict], list[dict]]:
     """The candidate settings of a training step for both sides, in their dtypes.
 
-    Ours has float32 weights, with products in each dtype. TRL has float32, bfloat16 autocast, and bfloat16 weights.
+    Ours has float32 weights, with products in each dtype, and keeps everything for the backward pass or the products
+    alone. TRL has float32, bfloat16 autocast, and bfloat16 weights.
     """
     settings = [
         {"dtype": "float32", "autocast": False},
@@ -189,7 +190,7 @@ def training_settings(our_dtypes: list[str], peer_dtypes: list[str]) -> tuple[li
         {"dtype": "bfloat16", "autocast": False},
     ]
     possible = [s for s in settings if ("bfloat16" if s["autocast"] else s["dtype"]) in peer_dtypes]
-    return [{"dtype": dtype} for dtype in our_dtypes], possible
+    return [{"dtype": dtype, "remat": remat} for dtype in our_dtypes for remat in ("none", "dots")], possible
 
 
 def run_in_turn(ours: Worker, theirs: Worker, settings: list[dict]) -> dict[str, Any]:

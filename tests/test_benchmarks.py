@@ -105,11 +105,11 @@ def test_the_setting_with_the_fastest_median_is_chosen():
     assert fastest_setting(Worker(), "add", {}, [{"n": "erratic"}, {"n": "steady"}]) == {"n": "steady"}
 
 
-def test_dpo_settings_have_the_given_dtypes():
+def test_training_settings_have_the_given_dtypes():
     assert training_settings(["float32"], ["float32"]) == (
-        [{"dtype": "float32"}],
+        [{"dtype": "float32", "remat": "none"}, {"dtype": "float32", "remat": "dots"}],
         [{"dtype": "float32", "autocast": False}],
     )
     ours, theirs = training_settings(["bfloat16"], ["bfloat16"])
-    assert (len(ours), len(theirs)) == (1, 2)
+    assert (len(ours), len(theirs)) == (2, 2)
     assert len(training_settings(["float32"], ["float32", "bfloat16"])[1]) == 3

@@ -2,7 +2,7 @@
 
 A look-up copies from the answer what decides the criterion: the first letter in the wrong case, the first word of each
 sentence. A small model learns to copy before it learns to compare. Where the place to copy from may be anywhere, the
-look-up begins with a word that says whether there is one: else "none", which is one word, is likelier than each of many.
+look-up begins with a word that says whether there is one: "none" is one word, and likelier than each of many others.
 """
 
 import re
