@@ -8,9 +8,11 @@ Runs configs/real/checkable.py for every seed, and arms that share its M1:
     random judge   random scores in place of the judge's, to M2
     replay alone   only the replay steps, no preferences, to M2
     best of 4      M1 gives the one of four samples that its own judge scores highest
+    lora           as self, to M2, but from M0 on adapters alone are trained
 
 A stopped run goes on where it was. At the end it prints one table: what each model meets, by the oracle; how it judges;
-and for each kind of instruction the share of M1's verdicts that are right beside the gain from M1 to the last model.
+for each kind of instruction the share of M1's verdicts that are right beside the gain from M1 to the last model; and
+the seconds of each stage.
 """
 
 import re
@@ -24,11 +26,9 @@ from absl import app, flags, logging
 
 from benchmarks.artifacts import copy_artifact
 from configs.real.checkable import get_config
-from selfreward_jax import loop
-from selfreward_jax.report import summary
+from selfreward_jax import loop, storage
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.stages import StageError
-from selfreward_jax.stages.table import TABLE
 from selfreward_jax.worlds.checkable import oracle
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/real", "Folder of all runs.")
@@ -38,13 +38,16 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; all are in the table.")
 _ARMS = flags.DEFINE_list("arms", [], "Arms to run in addition to self; all if empty.")
 _MACHINE = flags.DEFINE_string("machine", "cpu", "A machine of configs/real/checkable.py.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype.")
+_SPLIT = flags.DEFINE_enum("split", "heldout", ["heldout", "validation"], "Prompts; validation to choose settings.")
 _ONLY_TABLE = flags.DEFINE_bool("only_table", False, "Run nothing; print what there is.")
-M1 = ("seed", "tokenizer", "m0", "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")
+M0 = ("seed", "tokenizer", "m0")
+M1 = (*M0, "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")
 ARMS: dict[str, dict[str, Any]] = {
     "self": {},
     "random judge": {"judge.kind": "random", "iterations": 2},
     "replay alone": {"dpo.dpo_weight": 0.0, "dpo.nll_weight": 0.0, "iterations": 2},
     "best of 4": {"evaluate.best_of": 4, "iterations": 1},
+    "lora": {"lora.rank": 32, "lora.alpha": 32.0, "iterations": 2, "sft.lr": 1e-3, "sft.lr_end": 1e-4, "dpo.lr": 1e-4},
 }
 _VERDICT = re.compile(r", (yes|no)(?=: \d|\.)")
 
@@ -56,10 +59,11 @@ def run_arm(name: str, seed: int, root: Path) -> Path:
         return workdir
     if name != "self" and not (workdir / "config.json").exists():
         shutil.rmtree(workdir, ignore_errors=True)
-        for artifact in M1:
+        for artifact in M0 if name == "lora" else M1:
             copy_artifact(main_workdir / artifact, workdir / artifact)
     c = get_config(_MACHINE.value)
     settings = {"seed": seed, "model.init": _MODEL.value, "data.ift": _IFT.value, "model.dtype": _DTYPE.value}
+    settings["evaluate.split"] = _SPLIT.value
     c.update_from_flattened_dict(settings | ARMS[name])
     try:
         loop.run(c, str(workdir))
@@ -79,7 +83,7 @@ def judge_by_kind(run: Run, model: str) -> dict[str, tuple[int, int]]:
     counts: dict[str, Counter[bool]] = {}
     answers = {
         f"{row['id']}/{i}": (row["prompt"], answer["response"])
-        for row in run.files.jsonl("seed", "ranked_heldout").rows()
+        for row in run.files.jsonl("seed", f"ranked_{run.cfg.evaluate.split}").rows()
         for i, answer in enumerate(row["answers"])
     }
     for row in run.files.jsonl(model, "eval_judgments").rows():
@@ -145,7 +149,7 @@ def tables(run: Run, figures: Mapping[str, Any]) -> Iterator[str]:
         f"\n{'kind':14s}{'verdicts':>9s}"
         + "".join(f"{n.upper() + ' right':>10s}" for n in names)
         + "".join(f"{n.upper() + ' met':>9s}" for n in names)
-        + f"{last.upper()} - {first.upper()}"
+        + f"  {last.upper()} - {first.upper()}"
     )
     for kind, met in models[first]["oracle"]["criteria"].items():
         right = [judged[n].get(kind, (0, 0)) for n in names]
@@ -161,6 +165,8 @@ def tables(run: Run, figures: Mapping[str, Any]) -> Iterator[str]:
     for name in (n for n in names if run.files.jsonl(n, "prompts").manifest):
         of = describe_prompts([row["prompt"] for row in run.files.jsonl(name, "prompts").rows()])
         yield f"{name} new prompts: " + ", ".join(f"{k} {v:.3g}" for k, v in of.items())
+    stages = [f"{s['model']} {s['name']} {s['seconds']:,.0f}" for s in figures["stages"] if s["seconds"] >= 1]
+    yield f"seconds: {', '.join(stages)}; peak memory {figures['peak_memory_bytes'] / 1e9:.1f} GB"
 
 
 def _line(name: str, values: Sequence[float | None]) -> str:
@@ -177,7 +183,7 @@ def main(_: list[str]) -> None:
                 continue
             run = open_run(str(workdir))
             print(f"\n=== seed {seed}, {arm}")
-            print("\n".join(tables(run, summary.gather(run, TABLE))), flush=True)
+            print("\n".join(tables(run, storage.read_json(run.workdir / "summary.json"))), flush=True)
 
 
 if __name__ == "__main__":

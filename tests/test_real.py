@@ -7,10 +7,9 @@ from conftest import assert_mentions, ended, run
 from test_checkable import ROWS
 
 from benchmarks import real
+from selfreward_jax import storage
 from selfreward_jax.cli import evaluate
-from selfreward_jax.report import summary
 from selfreward_jax.runs.run import open_run
-from selfreward_jax.stages.table import TABLE
 
 
 def test_the_verdicts_of_a_judgment():
@@ -58,8 +57,10 @@ def test_a_run_of_the_checkable_world_ends_in_its_tables(tmp_path):
     options |= {"sft.seq_len": 512, "judge.max_new_tokens": 64, "prompts.max_new_tokens": 48}
     run(workdir, 2, *(f"--config.{name}={value}" for name, value in options.items()))
     made = open_run(str(workdir))
-    lines = list(real.tables(made, summary.gather(made, TABLE)))
-    assert_mentions("\n".join(lines), "M1", "M2", "taught", "transfer", "keyword", "m2 new prompts")
+    lines = list(real.tables(made, storage.read_json(made.workdir / "summary.json")))
+    assert_mentions(
+        "\n".join(lines), "M1", "M2", "taught", "transfer", "keyword", "m2 new prompts", "m1 sft", "peak memory"
+    )
     assert ended(evaluate, f"--workdir={workdir}")[0] == 0
     report = json.loads((workdir / "evaluation" / "report_oracle.json").read_text())
     assert 0 <= report["models"]["m2"]["oracle"]["taught"] <= 1
