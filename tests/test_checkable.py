@@ -290,13 +290,69 @@ def test_every_wording_is_read():
         ('What is wax? Make sure to use the word "bee".', [("keyword", "bee")], []),
         ("What is wax? Write every second word backwards.", [], ["Write every second word backwards."]),
         ("What is wax? Use five sentences.", [], ["Use five sentences."]),
+        ("What is wax? Never use capital letters.", [("lowercase", "")], []),
+        ("What is wax? Don\u2019t use the word \u201cbee\u201d.", [("avoid", "bee")], []),
+        ("What is wax? Do not add a title.", [], ["Do not add a title."]),
+        ('What is wax? Do not end with the words "so long".', [], ['Do not end with the words "so long".']),
+        ("What is wax? Write at least three sentences.", [], ["Write at least three sentences."]),
+        ("What is wax? Give two or three bullets.", [], ["Give two or three bullets."]),
+        ("What is wax? Use fewer than 50 words.", [], ["Use fewer than 50 words."]),
+        ("What is wax? Answer in three sentences without commas.", [("sentences", "three"), ("no_commas", "")], []),
+        (
+            'What is wax? Use lowercase letters and end with the words "Good luck".',
+            [("lowercase", ""), ("ending", "Good luck")],
+            [],
+        ),
+        ('What is wax? Give Three bullets with the word "bee".', [("bullets", "three"), ("keyword", "bee")], []),
+        ("Use all caps. What is wax?", [("capitals", "")], []),
     ],
 )
 def test_free_prompts_are_read_as_far_as_they_can_be(prompt, instructions, unread):
     reading = oracle.read(prompt)
     assert [tuple(i) for i in reading.instructions] == instructions
     assert list(reading.unread) == unread
-    assert reading.request == "What is wax?" or unread
+    assert reading.request == "What is wax?" or unread or prompt.startswith("Use")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "In what year did Rome become the capital of Italy?",
+        "How do all bottle caps work?",
+        "How can I start a business without capital?",
+        "What is the title of the last book?",
+    ],
+)
+def test_a_question_is_no_instruction(question):
+    assert oracle.read(f"{question} Use no commas.") == (question, (("no_commas", ""),), ())
+
+
+def test_nothing_is_repeated_where_there_is_no_request():
+    assert oracle.points("First repeat the request word for word. What is wax?", "It is fat.") == {"repeat": False}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wax melts. It burns.",
+        '"\n<<Wax>>\nWax melts. It burns."',
+        'He said, "It burns." It does.',
+        "**Wax melts.** It burns.",
+        "1. Wax melts.\n2. It burns.",
+        "Wax melts. It burns. P.S. It is hot.",
+        "Wax melts. It burns.\nP.S. It is hot. So it is.",
+    ],
+)
+def test_sentences_are_counted_as_a_reader_counts_them(text):
+    assert oracle.meets(oracle.Instruction("sentences", "two"), text, "")
+
+
+def test_what_must_be_repeated_contradicts_nothing():
+    task = TASKS[0]._replace(request="What, if anything, is wax made of?")
+    kinds = [{i.kind for i in generator.write_request(task, Random(n), True).instructions} for n in range(2000)]
+    repeated = [k for k in kinds if "repeat" in k]
+    assert len(repeated) > 100
+    assert not set.union(*repeated) & {"quotation", "sentences", "no_commas"}
 
 
 @given(st.text(), st.text())
@@ -346,7 +402,11 @@ def test_no_task_is_in_two_of_training_validation_and_held_out(tmp_path):
     assert not asked["train"] & asked["heldout"]
     assert not asked["train"] & asked["validation"]
     assert not asked["validation"] & asked["heldout"]
-    assert report["tasks"] == {"read": 32, "used": 32, "training": 22}
+    assert {name: report["tasks"][name] for name in ("read", "used", "training")} == {
+        "read": 32,
+        "used": 32,
+        "training": 22,
+    }
 
 
 def test_the_size_of_a_set_changes_no_other(tmp_path):

@@ -1,13 +1,12 @@
 """Seed sets of the checkable world, made from the requests and answers in a user's file."""
 
-from collections import Counter
 from random import Random
 from typing import Any
 
 from selfreward_jax.config.columns import parse_columns
 from selfreward_jax.data.answers import DROP_REASONS
 from selfreward_jax.data.limits import DataError
-from selfreward_jax.data.merge import keep_best, read_prompts_with_responses
+from selfreward_jax.data.merge import ParsedSource, keep_best, read_prompts_with_responses
 from selfreward_jax.data.readers import naming
 from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.worlds.checkable import generator
@@ -32,7 +31,7 @@ def from_tasks(settings: Any, seed: int, output_format: str) -> tuple[dict[str, 
     Raises:
       DataError: the source cannot be read or has too many malformed rows, or too few of its rows can be used.
     """
-    tasks, counts, notices = _read_tasks(settings)
+    tasks, source = _read_tasks(settings)
     _stream(seed, "tasks").shuffle(tasks)
     num_held_out = round(HELD_OUT_SHARE * len(tasks))
     parts = {"heldout": tasks[:num_held_out], "validation": tasks[num_held_out : 2 * num_held_out]}
@@ -49,7 +48,7 @@ def from_tasks(settings: Any, seed: int, output_format: str) -> tuple[dict[str, 
         )
         sets[f"ranked_{name}"] = [row for row in ranked if row["prompt"] not in prompts]
     sets["documents"] = [{"text": f"{row['prompt']}\n{row['response']}"} for row in rows]
-    return sets, _report(sets, counts, notices, len(tasks), len(training))
+    return sets, _report(sets, source, len(tasks), len(training))
 
 
 def _stream(seed: int, name: str) -> Random:
@@ -57,31 +56,33 @@ def _stream(seed: int, name: str) -> Random:
     return Random(f"{seed} checkable {name}")
 
 
-def _read_tasks(settings: Any) -> tuple[list[Task], Counter[str], list[str]]:
-    """The tasks that a file gives, the counts of its rows, and what is not used of it."""
+def _read_tasks(settings: Any) -> tuple[list[Task], ParsedSource]:
+    """The tasks that a file gives, and what was read of it; its counts also have the answers that are not used."""
     with naming("data.ift"):
         source = read_prompts_with_responses(
             settings.ift, settings.language, settings.max_malformed_frac, parse_columns(settings.columns)
         )
-    counts = Counter(source.counts)
-    best = keep_best(source.prompts, counts).values()
+    best = keep_best(source.prompts, source.counts).values()
     tasks = {task.request: task for p in best if (task := make_task(p.prompt, p.answers[0].response))}
     if len(tasks) < MIN_TASKS:
         raise DataError(
             f"data.ift {settings.ift}: {len(tasks)} of {len(best):,} requests can be given instructions, {MIN_TASKS} "
             "are needed: give more requests of 4 to 30 words on one line with answers of three plain sentences or more"
         )
-    return list(tasks.values()), counts, source.notices
+    return list(tasks.values()), source
 
 
-def _report(
-    sets: dict[str, list[Any]], counts: Counter[str], notices: list[str], num_tasks: int, num_training: int
-) -> dict[str, Any]:
+def _report(sets: dict[str, list[Any]], source: ParsedSource, num_tasks: int, num_training: int) -> dict[str, Any]:
     made = {name: len(sets[name]) for name in ("ift", "eft")}
     return {
         **{name: {"read": count, **dict.fromkeys(DROP_REASONS, 0), "kept": count} for name, count in made.items()},
         "prompts": {name: len({row["prompt"] for row in sets[name]}) for name in made},
-        "records": {"ift": counts["records"], "eft": 0},
-        "tasks": {"read": counts["read"], "used": num_tasks, "training": num_training},
-        "notices": {"ift": notices},
+        "records": {"ift": source.counts["records"], "eft": 0},
+        "tasks": {
+            **{name: source.counts[name] for name in ("read", *DROP_REASONS)},
+            "used": num_tasks,
+            "training": num_training,
+        },
+        "notices": {"ift": source.notices},
+        "faults": {"tasks": source.faults},
     }

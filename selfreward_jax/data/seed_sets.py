@@ -187,7 +187,9 @@ def format_report(report: dict[str, Any]) -> list[str]:
     """A report of `from_files` or `from_world` as lines: what each filter dropped from IFT and from EFT."""
     lines = _count_lines(report)
     if tasks := report.get("tasks"):
-        lines.insert(0, f"tasks: {tasks['used']:,} of {tasks['read']:,} answers, {tasks['training']:,} to train on")
+        drops = "".join(f"; {tasks[reason]:,} {reason}" for reason in DROP_REASONS if tasks[reason])
+        used = f"{tasks['used']:,} of {tasks['read']:,} answers"
+        lines.insert(0, f"tasks: {used}, {tasks['training']:,} to train on{drops}")
     if scores := report.get("scores"):
         lines.append(f"eft: scores from {scores['lowest']:g} to {scores['highest']:g} are mapped to 0 to 5")
     if count := report.get("written judgments"):
@@ -222,7 +224,8 @@ def _count_lines(report: dict[str, Any]) -> list[str]:
             if count and reason not in ("read", "kept")
         ]
         kept = f"{report[name]['kept']:,} kept (prompts: {report['prompts'][name]:,})"
-        lines.append("; ".join([f"{name}: {report[name]['read']:,} answers read", *drops, kept]))
+        read = f"{report[name]['read']:,} {'rows made' if 'tasks' in report else 'answers read'}"
+        lines.append("; ".join([f"{name}: {read}", *drops, kept]))
     return lines
 
 

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 def body(text: str) -> str:
     """An answer without its quotation marks, title and postscript."""
-    text = text.strip().strip('"')
+    text = text.strip().strip('"').strip()
     text = re.sub(r"^<<[^\n]*>>\s*", "", text)
     return re.split(r"\n\s*p\.\s?s\.", text, maxsplit=1, flags=re.IGNORECASE)[0].strip()
 
@@ -61,7 +61,7 @@ _CHECKS: dict[str, Callable[[str, str], bool]] = {
     "keyword": lambda text, slot: slot.lower() in text.lower(),
     "ending": lambda text, slot: text.strip().strip('"').lower().endswith(slot.lower()),
     "title": lambda text, _: bool(re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", text)),
-    "postscript": lambda text, _: "p.s." in text.lower(),
+    "postscript": lambda text, _: bool(re.search(r"p\.\s?s\.", text.lower())),
     "quotation": lambda text, _: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
 }
 

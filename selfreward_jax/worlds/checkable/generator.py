@@ -50,6 +50,9 @@ def write_request(task: Task, rng: random.Random, transfer: bool = False) -> Req
     rng.shuffle(kinds)
     if transfer:
         kinds.insert(0, rng.choice(TRANSFER))
+        if kinds[0] == "repeat":
+            unfit = {"quotation", "sentences"} | {kind for kind in ("no_commas",) if "," in task.request}
+            kinds = [kind for kind in kinds if kind not in unfit]  # no answer could meet both
     number, chosen = rng.choice((2, 2, 3, 3, 4)), []
     for kind in kinds:
         if len(chosen) < number and KINDS[kind].group not in {KINDS[k].group for k in chosen}:

@@ -15,13 +15,15 @@ CRITERIA = tuple(KINDS)
 UNTAUGHT = TRANSFER
 
 # Other wordings, as a model may write them. Each is matched in a sentence that has no known wording.
+_NO = r"(?:\b(?:no|not|never|without|avoid|omit|leave out)\b|n't\b)"
+_CAPITALS = r"\b(?:capitals|capital letters|upper-?\s?case)\b"
 _LOOSE = {
-    "lowercase": r"\blower-?\s?case\b|(?:\b(?:no|not|without|avoid)|n't)\b[^.]*\b(?:capital|upper-?\s?case)",
-    "capitals": r"\b(?:all|in|only|use|everything)\b[^.]*\b(?:capitals?|upper-?\s?case|caps)\b",
-    "no_commas": r"(?:\b(?:no|not|without|avoid)|n't)\b[^.]*\bcommas?\b",
-    "bullets": r"\b(?P<slot>two|three|four)\b[^.]*\bbullets?\b",
+    "lowercase": rf"\blower-?\s?case\b|{_NO}[^.]*{_CAPITALS}",
+    "capitals": rf"\b(?:all|in|only|use|everything)\b[^.]*{_CAPITALS}|\ball[ -]caps\b",
+    "no_commas": rf"{_NO}[^.]*\bcommas?\b",
+    "bullets": r"\b(?P<slot>two|three|four)\s+(?:(?!or\b|to\b|and\b)\w+\s+){0,3}bullets?\b",
     "sentences": r"\b(?P<slot>two|three|four)\s+sentences\b",
-    "avoid": r"(?:\b(?:not?|without|avoid)|n't)\b[^.\"]*\bword \"(?P<slot>[^\"]+)\"",
+    "avoid": rf"{_NO}[^.\"]*\bword \"(?P<slot>[^\"]+)\"",
     "keyword": r"\bword \"(?P<slot>[^\"]+)\"",
     "ending": r"\b(?:end|finish|close|last words)\b[^\"]*\"(?P<slot>[^\"]+)\"",
     "opening": r"\b(?:begin|start|open|first words)\b[^\"]*\"(?P<slot>[^\"]+)\"",
@@ -29,16 +31,27 @@ _LOOSE = {
     "postscript": r"\bpost-?script\b|\bP\.\s?S\.",
     "quotation": r"\bquotation marks\b|\bdouble quotes\b",
     "paragraphs": r"\b(?P<slot>two|three|four)\s+paragraphs\b",
-    "max_words": r"\b(?:at most|not? more than|fewer than|maximum of)\s+(?P<slot>\d+)\s+words\b",
+    "max_words": r"\b(?:at most|not? more than|maximum of)\s+(?P<slot>\d+)\s+words\b",
     "placeholders": r"\b(?P<slot>two|three|four)\s+placeholders\b",
     "repeat": r"\brepeat\b[^.]*\brequest\b",
 }
+_FORBID = (
+    "lowercase",
+    "no_commas",
+    "avoid",
+    "max_words",
+)  # their wordings hold a negation; another's means its opposite
+_COUNTED = ("bullets", "sentences", "paragraphs")  # exactly so many: "at least three" is another kind
+_BOUND = r"\b(?:at least|at most|more than|fewer than|less than|up to|or|to|between \w+ and)\W*$"
 # A sentence with one of these words, and no instruction that is known, may hold one that is not.
 _ABOUT_FORM = re.compile(
     r"\b(?:words?|letters?|capitals?|commas?|bullets?|sentences?|titles?|postscript|quotation|quotes?|paragraphs?|brackets"
     r"|placeholders?|(?:lower|upper)case)\b",
     re.IGNORECASE,
 )
+
+
+_PLAIN = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
 
 class Instruction(NamedTuple):
@@ -77,6 +90,7 @@ def _known() -> tuple[tuple[str, re.Pattern[str]], ...]:
 
 def read(prompt: str) -> Reading:
     """The instructions of any prompt, as far as they can be read."""
+    prompt = prompt.translate(_PLAIN)
     instructions: list[tuple[int, int, Instruction]] = []
     for kind, pattern in _known():
         for match in pattern.finditer(prompt):
@@ -86,23 +100,35 @@ def read(prompt: str) -> Reading:
     for start, end, _ in instructions:
         rest = rest[:start] + "\x00" * (end - start) + rest[end:]
     for sentence in re.finditer(r'(?:[^.!?"\x00]|"[^"]*"|\.(?=\w)|(?<=P\.S)\.)+[.!?]*', rest):
-        loose = _read_loosely(sentence[0])
-        if loose:
-            instructions.append((sentence.start(), sentence.end(), loose))
-        elif _ABOUT_FORM.search(sentence[0]):
+        loose, is_clear = _read_loosely(sentence[0])
+        instructions += [(sentence.start(), sentence.start() + end, instruction) for end, instruction in loose]
+        if not is_clear:
             unread.append(sentence[0].strip())
     instructions.sort()
     request = prompt[: instructions[0][0]].strip() if instructions else prompt.strip()
     return Reading(request, tuple(instruction for *_, instruction in instructions), tuple(unread))
 
 
-def _read_loosely(sentence: str) -> Instruction | None:
+def _read_loosely(sentence: str) -> tuple[list[tuple[int, Instruction]], bool]:
+    """The instructions of a sentence, each with where it ends; and whether there is no other in it that is not known.
+    A question is no instruction."""
+    if sentence.rstrip().endswith("?"):
+        return [], True
+    found: dict[int, Instruction] = {}
+    ends, is_clear = set(), True
     for kind, pattern in _LOOSE.items():
-        match = re.search(pattern, sentence, re.IGNORECASE)
-        if match:
-            slot = match["slot"] if "slot" in match.groupdict() else ""
-            return Instruction(kind, slot if '"' in sentence else slot.lower())
-    return None
+        for match in re.finditer(pattern, sentence, re.IGNORECASE):
+            before = sentence[: match.start()]
+            if match.end() in ends:
+                continue  # the same words, which another kind has already
+            ends.add(match.end())
+            is_opposite = kind not in _FORBID and re.search(_NO, before, re.IGNORECASE)
+            if is_opposite or (kind in _COUNTED and re.search(_BOUND, before, re.IGNORECASE)):
+                is_clear = False
+                continue
+            slot = (match["slot"] if "slot" in match.groupdict() else "") or ""
+            found[match.end()] = Instruction(kind, slot if slot and match[0].endswith('"') else slot.lower())
+    return sorted(found.items()), is_clear and (bool(found) or not _ABOUT_FORM.search(sentence))
 
 
 def meets(instruction: Instruction, response: str, request: str) -> bool:
@@ -150,22 +176,19 @@ def meets(instruction: Instruction, response: str, request: str) -> bool:
         case "placeholders":
             return len(re.findall(r"\[.*?\]", text)) >= NUMBERS[slot]
         case "repeat":
-            return text.lower().startswith(request.strip().lower())
+            return bool(request.strip()) and text.translate(_PLAIN).lower().startswith(request.strip().lower())
     raise ValueError(f"not a kind of instruction: {kind!r}")
 
 
 def _count_sentences(text: str) -> int:
     """Sentences between a title line and a postscript: each ends in a full stop, question or exclamation mark, or its
     line."""
-    lines = text.strip('"').splitlines()
+    lines = text.strip('"').strip().splitlines()
     if lines and re.fullmatch(r"<<.*>>\s*", lines[0]):
         lines = lines[1:]
-    count = 0
-    for line in lines:
-        if re.match(r"\s*p\.\s?s\.", line, re.IGNORECASE):
-            break
-        count += sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?]+(?=\s|$)", line))
-    return count
+    body = re.split(r"(?:^|\s)p\.\s?s\.", "\n".join(lines), maxsplit=1, flags=re.IGNORECASE)[0]
+    parts = re.split(r"[.!?]+[\"')*]*(?=\s|$)|\n", body)
+    return sum(bool(re.search(r"[^\W\d]", part)) for part in parts)  # the number of a list is no sentence
 
 
 def points(prompt: str, response: str) -> dict[str, bool]:
