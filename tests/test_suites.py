@@ -1,65 +1,19 @@
-"""Suites: published files, verdicts equal to those of lm-evaluation-harness, answers that are made once."""
+"""Suites: published files, and answers that are made once."""
 
+import gzip
 import json
-import os
-import re
 import shutil
-from collections import Counter
-from random import Random
 
 import pytest
 from conftest import assert_mentions, ended
-from test_checkable import TASKS
 
 from selfreward_jax.cli import evaluate
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.runs.run import open_run
 from selfreward_jax.stages import suite_eval
-from selfreward_jax.suites import gsm8k, ifeval, pairs, published, rows
-from selfreward_jax.worlds.checkable import generator, oracle
-from selfreward_jax.worlds.checkable.answers import write_answer
-from selfreward_jax.worlds.checkable.phrasings import NUMBERS, TAUGHT, TRANSFER
+from selfreward_jax.suites import gsm8k, pairs, published, rows
 
-ANSWERS = [
-    "all of this is in small letters, and it has a comma.",
-    "ALL OF THIS IS IN CAPITALS AND HAS NO COMMA.\nP.S. REALLY",
-    '"<<A title>>\n* one\n* two\n* three"',
-    "First paragraph with the word river.\n***\nSecond paragraph, dear [name] of [town].",
-    "Yes! My answer is no. Is there anything else I can help with?",
-    "",
-    '{"json": true}',
-    "*Highlighted* words and **more** of them.\n\nSection 1 is here.\nSection 2 is there.\nthe end",
-]
-KINDS = [
-    ("change_case:english_lowercase", {}),
-    ("change_case:english_capital", {}),
-    ("punctuation:no_comma", {}),
-    ("startend:quotation", {}),
-    ("detectable_format:title", {}),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 3}),
-    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}),
-    ("length_constraints:number_words", {"num_words": 9, "relation": "at least"}),
-    ("keywords:existence", {"keywords": ["river"]}),
-    ("keywords:forbidden_words", {"forbidden_words": ["river", "comma"]}),
-    ("keywords:frequency", {"keyword": "paragraph", "frequency": 2, "relation": "at least"}),
-    ("startend:end_checker", {"end_phrase": "Is there anything else I can help with?"}),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}),
-    ("detectable_content:number_placeholders", {"num_placeholders": 2}),
-    ("combination:repeat_prompt", {"prompt_to_repeat": "Yes! My answer"}),
-    ("detectable_format:json_format", {}),
-    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}),
-    ("detectable_format:multiple_sections", {"section_spliter": "Section", "num_sections": 2}),
-]
-# 54 rows of one to three instructions, with the arguments that are not used as null, as the hub has them.
-IFEVAL = [
-    {
-        "key": 1000 + i,
-        "prompt": f"Please write text number {i}.",
-        "instruction_id_list": [kind for kind, _ in chosen],
-        "kwargs": [{"num_words": None, "keywords": None} | arguments for _, arguments in chosen],
-    }
-    for i, chosen in enumerate([KINDS[j % 18 : j % 18 + 1 + j // 18] or KINDS[:1] for j in range(54)])
-]
 GSM8K = [
     {"question": "Two and two?", "answer": "2 + 2 = 4\n#### 4"},
     {"question": "A thousand and a half?", "answer": "#### 1,000.5"},
@@ -69,10 +23,13 @@ LLMBAR = [
 ]
 
 
+def lines(content):
+    return "".join(json.dumps(row) + "\n" for row in content)
+
+
 def write(folder, name, content, file="data.jsonl"):
     (folder / name).mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content) if file.endswith(".json") else "".join(json.dumps(row) + "\n" for row in content)
-    (folder / name / file).write_text(text)
+    (folder / name / file).write_text(json.dumps(content) if file.endswith(".json") else lines(content))
     return str(folder)
 
 
@@ -88,9 +45,27 @@ def test_the_last_number_counts(answer, right):
     assert gsm8k.tally({"exact match": right}) == {"exact match": (int(right), 1)}
 
 
-def test_numbers_have_separators_and_fractions():
-    assert gsm8k.check(GSM8K[1], "It makes 1000.50")["exact match"]
-    assert gsm8k.last_number("nothing") is None
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("It makes 1,000.50.", 1000.5),
+        ("\u22124", -4),
+        ("a loss of -$5", -5),
+        ("It costs $.50", 0.5),
+        ("10-4", 4),
+        ("in (2)-3", 3),
+        ("nothing", None),
+    ],
+)
+def test_the_last_number_of_a_text(text, number):
+    assert gsm8k.last_number(text) == number
+
+
+@pytest.mark.parametrize("answer", ["none", "4", "#### none"])
+def test_an_answer_without_a_number_is_refused(answer):
+    with pytest.raises(ConfigError) as caught:
+        gsm8k.prepare([*GSM8K, {"question": "q", "answer": answer}])
+    assert_mentions(str(caught.value), "--suite=gsm8k", 3, answer, "####")
 
 
 def test_a_right_verdict_counts_one_and_a_tie_a_half():
@@ -117,112 +92,48 @@ def test_shares_by_hand():
     assert shares["b"] == [None, None, None, 0]
 
 
-@pytest.fixture
-def harness():
-    pytest.importorskip("lm_eval")
-    pytest.importorskip("langdetect")
-    return ifeval._harness()
-
-
-def test_ifeval_verdicts_equal_those_of_the_harness(harness):
-    """54 rows with 8 answers each, whole rows at once as the harness checks them."""
-    utils, _ = harness
-    strict = loose = 0
-    for row in IFEVAL:
-        for answer in ANSWERS:
-            expected = utils.process_results(row, [answer])
-            verdicts = ifeval.check(row, answer)
-            assert verdicts == {n: expected[f"inst_level_{n}_acc"] for n in ("strict", "loose")}, (row, answer)
-            tally = ifeval.tally(verdicts)
-            assert tally["prompt strict"] == (int(expected["prompt_level_strict_acc"]), 1)
-            assert tally["prompt loose"] == (int(expected["prompt_level_loose_acc"]), 1)
-            assert tally["instruction strict"] == (sum(verdicts["strict"]), len(row["kwargs"]))
-            strict, loose = strict + sum(verdicts["strict"]), loose + sum(verdicts["loose"])
-    assert 50 < strict < loose  # both kinds of verdict, and some that only the loose rule gives
-
-
-def test_ifeval_verdicts_equal_those_of_simple_evaluate(harness, tmp_path):
-    """Its own task on the file of rows as `datasets` reads it, with a model that gives one answer to each row."""
-    import lm_eval
-    from lm_eval.api.model import LM
-
-    class Replies(LM):
-        def generate_until(self, requests):
-            return [ANSWERS[int(re.search(r"number (\d+)", r.args[0])[1]) % len(ANSWERS)] for r in requests]
-
-        def loglikelihood(self, requests):
-            raise NotImplementedError
-
-        loglikelihood_rolling = loglikelihood
-
-    write(tmp_path, "ifeval", IFEVAL)
-    files = {"data_files": {"train": str(tmp_path / "ifeval" / "data.jsonl")}, "cache_dir": str(tmp_path / "cache")}
-    metrics = [f"{level}_level_{name}_acc" for level in ("prompt", "inst") for name in ("strict", "loose")]
-    aggregation = {"prompt": "mean", "inst": harness[0].agg_inst_level_acc}
-    task = {
-        "task": "ifeval_rows",
-        "dataset_path": "json",
-        "dataset_kwargs": files,
-        "output_type": "generate_until",
-        "test_split": "train",
-        "doc_to_text": "prompt",
-        "doc_to_target": 0,
-        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 1280},
-        "process_results": harness[0].process_results,
-        "metric_list": [{"metric": m, "aggregation": aggregation[m.partition("_")[0]]} for m in metrics],
-    }
-    found = lm_eval.simple_evaluate(model=Replies(), tasks=[task], bootstrap_iters=0)
-    samples = {s["doc"]["key"]: s for s in found["samples"]["ifeval_rows"]}
-    ours = [ifeval.check(row, ANSWERS[i % len(ANSWERS)]) for i, row in enumerate(IFEVAL)]
-    for row, verdicts in zip(IFEVAL, ours, strict=True):
-        sample = samples[row["key"]]
-        assert verdicts == {name: sample[f"inst_level_{name}_acc"] for name in ("strict", "loose")}, row
-    shares = suite_eval._shares([ifeval.tally(verdicts) for verdicts in ours])
-    theirs = found["results"]["ifeval_rows"]
-    for metric, name in zip(
-        metrics, ("prompt strict", "prompt loose", "instruction strict", "instruction loose"), strict=True
-    ):
-        assert shares[name][0] == pytest.approx(theirs[f"{metric},none"])
-        assert 0 < shares[name][0] < 1
-
-
-def test_the_harness_downloads_nothing_and_leaves_the_rank(harness):
-    assert "LOCAL_RANK" not in os.environ
-
-
-def test_instructions_that_cannot_be_checked_are_left_out(harness, monkeypatch):
-    monkeypatch.setattr(ifeval, "_harness", lambda: (harness[0], False))
-    kinds = ["length_constraints:number_sentences", "punctuation:no_comma"]
-    row = {
-        "key": 1,
-        "prompt": "p",
-        "instruction_id_list": kinds,
-        "kwargs": [{"num_sentences": 2, "relation": "at least"}, {}],
-    }
-    verdicts = ifeval.check(row, "No comma.")
-    assert verdicts == {"strict": [None, True], "loose": [None, True]}
-    assert ifeval.tally(verdicts)["prompt strict"] == (1, 1)
-    assert ifeval.tally({"strict": [None], "loose": [None]})["prompt loose"] == (0, 0)
-
-
-def test_an_unknown_instruction_is_named(harness):
-    row = {"key": 7, "prompt": "p", "instruction_id_list": ["new:kind"], "kwargs": [{}]}
-    with pytest.raises(ConfigError, match=r"row 7.*new:kind"):
-        ifeval.check(row, "text")
-
-
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_all_files_of_a_folder_are_read(tmp_path):
-    folder = write(tmp_path, "gsm8k", GSM8K[:1], "a.jsonl")
-    write(tmp_path, "gsm8k", GSM8K[1:], "b.json")
-    (tmp_path / "gsm8k" / "README.md").write_text("not data")
-    suite = rows.read_rows(folder, "gsm8k", gsm8k.FIELDS)
-    assert suite.rows == GSM8K
+    """As LLMBar's repository has them: five files of one name beside results of others."""
+    folder = write(tmp_path, "llmbar/Natural", LLMBAR[:1], "dataset.json")
+    write(tmp_path, "llmbar/Adversarial/Manual", LLMBAR[1:], "dataset.json")
+    write(tmp_path, "llmbar/Natural/evaluators", [{"label": 1}], "result.json")
+    folder = str(tmp_path)
+    suite = rows.read_rows(folder, "llmbar", pairs.FIELDS["llmbar"])
+    assert suite.rows == [*LLMBAR[1:], *LLMBAR[:1]]
     assert len(suite.digest) == 8
-    write(tmp_path, "gsm8k", GSM8K[:1], "b.json")
-    assert rows.read_rows(folder, "gsm8k", gsm8k.FIELDS).digest != suite.digest
+    write(tmp_path, "llmbar/Natural", LLMBAR[1:2], "dataset.json")
+    assert rows.read_rows(folder, "llmbar", pairs.FIELDS["llmbar"]).digest != suite.digest
+
+
+def test_published_forms_of_one_suite(tmp_path):
+    """Parquet in a folder of the hub, gzip, and what macOS and the hub put beside them."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist(GSM8K)
+    for number, (name, save) in enumerate(
+        [
+            ("main/test-00000-of-00001.parquet", lambda path: parquet.write_table(table, path)),
+            ("test.jsonl.gz", lambda path: path.write_bytes(gzip.compress(lines(GSM8K).encode()))),
+            ("test.jsonl", lambda path: path.write_text(lines(GSM8K))),
+        ]
+    ):
+        folder = tmp_path / str(number) / "gsm8k"
+        (folder / name).parent.mkdir(parents=True)
+        save(folder / name)
+        for other in ("README.md", "._test.jsonl", "__MACOSX/test.jsonl", "dataset_infos.json"):
+            (folder / other).parent.mkdir(exist_ok=True)
+            (folder / other).write_text("no rows")
+        assert rows.read_rows(str(folder.parent), "gsm8k", gsm8k.FIELDS).rows == GSM8K
+
+
+def test_two_splits_of_one_suite_are_refused(tmp_path):
+    folder = write(tmp_path, "gsm8k", GSM8K, "train.jsonl")
+    write(tmp_path, "gsm8k", GSM8K, "test.jsonl")
+    with pytest.raises(ConfigError) as caught:
+        rows.read_rows(folder, "gsm8k", gsm8k.FIELDS)
+    assert_mentions(str(caught.value), "--suite=gsm8k", 2, "test.jsonl", "train.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +184,8 @@ def test_models_are_measured_once(workdir, tmp_path, monkeypatch):
     assert list(result["suites"]) == ["gsm8k", "llmbar"]
     assert (result["suites"]["gsm8k"]["rows"], result["suites"]["gsm8k"]["overlap"]) == (3, 1)
     assert result["suites"]["gsm8k"]["published"] is None
-    assert result["settings"]["max_new_tokens"] == 8
+    assert result["suites"]["gsm8k"]["settings"]["max_new_tokens"] == 8
+    assert result["suites"]["llmbar"]["settings"] == {"method": "scores"}
     for suite, metric, count in (("gsm8k", "exact match", 3), ("llmbar", "accuracy", 4)):
         assert list(result["suites"][suite]["models"]) == ["m1", "m2"]
         share, low, high, n = result["suites"][suite]["models"]["m2"][metric]
@@ -285,12 +197,32 @@ def test_models_are_measured_once(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr("selfreward_jax.stages.sampling.run_resumable", None)
     assert ended(evaluate, *options, "--models=m1,m2")[0] == 0
     assert json.loads((workdir / "evaluation" / "suites.json").read_text()) == result
+    assert ended(evaluate, *options, "--suite=llmbar", "--models=m1,m2")[0] == 0  # the other suite stays
+    assert json.loads((workdir / "evaluation" / "suites.json").read_text()) == result
+    code, err = ended(evaluate, *options, "--suite=gsm8k,judgebench", "--suite_tokens=9")
+    assert (code, err.count("\n")) == (2, 1)  # before a single answer to the first one
+    assert_mentions(err, "--suite=judgebench", f"{folder}/judgebench")
+
+
+@pytest.mark.parametrize(("method", "name"), [("scores", "scores"), ("pairwise", "pairwise_33")])
+def test_what_a_judge_wrote_is_kept_for_its_settings(workdir, tmp_path, monkeypatch, method, name):
+    run = open_run(str(workdir))
+    run.cfg.pairwise.method, run.cfg.pairwise.max_new_tokens = method, 33
+    stages = []
+    monkeypatch.setattr(suite_eval, "judge_matchups", lambda *args: stages.append(args[-1]) or [1, 0, 0, 1])
+    for tokens in (8, 9):  # of answers: no matter here
+        suite_eval.run_suites(run, ["llmbar"], write(tmp_path, "llmbar", LLMBAR), ["m1"], tokens)
+    digest = rows.read_rows(str(tmp_path), "llmbar", pairs.FIELDS["llmbar"]).digest
+    assert stages == [f"llmbar_{digest}_m1_{name}"] * 2
+    kept = workdir / "evaluation" / f"{stages[0]}_verdicts.jsonl"
+    assert [json.loads(line)["verdict"] for line in kept.read_text().splitlines()] == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("changed", "facts"),
     [
         (["--suite=none"], ["none", "ifeval", "judgebench"]),
+        (["--suite=,"], ["--suite", "ifeval", "judgebench"]),
         (["--suite_dir="], ["--suite_dir"]),
         (["--suite_tokens=0"], ["--suite_tokens", "0"]),
         (["--suite_tokens=256"], ["--suite_tokens", "256", "model.max_length"]),
@@ -309,11 +241,12 @@ def test_mistakes_are_one_line(changed, facts, workdir, tmp_path):
 def test_the_table_by_hand():
     models = {"m0": {"exact match": [0.5, 0.25, 0.75, 4]}, "m1": {"exact match": [None, None, None, 0]}}
     suite = {"rows": 4, "digest": "x", "overlap": 2, "published": ["Some Model IT", 0.512], "models": models}
-    lines = suite_eval.format_suites({"settings": {"max_new_tokens": 8}, "suites": {"gsm8k": suite}})
-    assert "0.500 [0.250 0.750]" in lines[3]
-    assert lines[3].rstrip().endswith("-")
-    assert_mentions(lines[4], "Some Model IT", 0.512)
-    assert_mentions(lines[5], "caution", 2)
+    suite["settings"] = {"temperature": 0.0, "max_new_tokens": 8}
+    table = suite_eval.format_suites({"suites": {"gsm8k": suite}})
+    assert "0.500 [0.250 0.750]" in table[3]
+    assert table[3].rstrip().endswith("-")
+    assert_mentions(table[4], "Some Model IT", 0.512)
+    assert_mentions(table[5], "caution", 2)
 
 
 def test_the_published_figure_is_that_of_the_shape():
@@ -321,57 +254,3 @@ def test_the_published_figure_is_that_of_the_shape():
     assert published.published_figure("ifeval", gemma) == ["Gemma 3 270M IT", 0.512]
     assert published.published_figure("gsm8k", gemma) is None
     assert published.published_figure("ifeval", DecoderConfig(64, 8, 1, 1, 1, 8, 8)) is None
-
-
-# --- the checkable world's oracle -----------------------------------------------------------------------------------
-
-OF_IFEVAL = {
-    "lowercase": lambda slot, _: ("change_case:english_lowercase", {}),
-    "capitals": lambda slot, _: ("change_case:english_capital", {}),
-    "no_commas": lambda slot, _: ("punctuation:no_comma", {}),
-    "bullets": lambda slot, _: ("detectable_format:number_bullet_lists", {"num_bullets": NUMBERS[slot]}),
-    "keyword": lambda slot, _: ("keywords:existence", {"keywords": [slot]}),
-    "ending": lambda slot, _: ("startend:end_checker", {"end_phrase": slot}),
-    "title": lambda slot, _: ("detectable_format:title", {}),
-    "postscript": lambda slot, _: ("detectable_content:postscript", {"postscript_marker": "P.S."}),
-    "quotation": lambda slot, _: ("startend:quotation", {}),
-    "paragraphs": lambda slot, _: ("length_constraints:number_paragraphs", {"num_paragraphs": NUMBERS[slot]}),
-    "max_words": lambda slot, _: (
-        "length_constraints:number_words",
-        {"num_words": int(slot) + 1, "relation": "less than"},
-    ),
-    "avoid": lambda slot, _: ("keywords:forbidden_words", {"forbidden_words": [slot]}),
-    "placeholders": lambda slot, _: ("detectable_content:number_placeholders", {"num_placeholders": NUMBERS[slot]}),
-    "repeat": lambda slot, request: ("combination:repeat_prompt", {"prompt_to_repeat": request}),
-}
-
-
-def varied(text, request, rng):
-    """An answer as models write them: with dividers, placeholders, the request, blank lines."""
-    sentences = text.split(". ")
-    for mark in ("\n***\n", " [name] ", "\n\n", " ***", "[a] [b]", "* ", "- "):
-        if rng.random() < 0.25:
-            sentences.insert(rng.randrange(len(sentences) + 1), mark)
-    return (f"{request} " if rng.random() < 0.2 else "") + ". ".join(sentences)
-
-
-def test_the_checkable_oracle_gives_the_verdicts_of_the_harness(harness, monkeypatch):
-    """In every kind that both have, on 3,000 answers, most of them varied. All count as English."""
-    import langdetect
-
-    monkeypatch.setattr(langdetect, "detect", lambda text: "en")
-    rng, seen = Random(0), Counter()
-    for number in range(3000):
-        request = generator.write_request(TASKS[number % len(TASKS)], rng, transfer=True)
-        taught = [i for i in request.instructions if i.kind in TAUGHT]
-        text = write_answer(request.task, taught, 0.5, rng).text
-        text = text if number % 4 == 0 else varied(text, request.task.request, rng)
-        for kind, met in oracle.points(request.text, text).items():
-            slot = next(i.slot for i in request.instructions if i.kind == kind)
-            if kind in OF_IFEVAL:
-                instruction, arguments = OF_IFEVAL[kind](slot, request.task.request)
-                row = {"key": 1, "prompt": request.text, "instruction_id_list": [instruction], "kwargs": [arguments]}
-                assert ifeval.check(row, text)["strict"] == [met], (kind, slot, text)
-                seen[kind, met] += 1
-    assert {kind for kind, _ in seen} == set(OF_IFEVAL) == {*TAUGHT, *TRANSFER} - {"sentences", "opening"}
-    assert min(seen[kind, met] for kind in OF_IFEVAL for met in (True, False)) > 10, seen

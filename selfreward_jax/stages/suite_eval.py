@@ -21,7 +21,8 @@ from selfreward_jax.suites.rows import SuiteRows, read_rows
 
 FOLDER = "evaluation"
 ANSWER_SUITES: dict[str, ModuleType] = {"ifeval": ifeval, "gsm8k": gsm8k}
-SUITES = (*ANSWER_SUITES, *pairs.FIELDS)
+FIELDS = {name: module.FIELDS for name, module in ANSWER_SUITES.items()} | pairs.FIELDS
+SUITES = tuple(FIELDS)
 SEED_SETS = ("ift", "eft", "eft_answers", "validation", "heldout", "ranked_validation", "ranked_heldout")
 MIN_SHARED_WORDS = 8  # a shorter prompt inside another one is no copy of it
 
@@ -40,36 +41,62 @@ def run_suites(run: Run, suites: Sequence[str], suite_dir: str, models: Sequence
 
     Returns:
       `suites`: for each its rows, their digest, `overlap` (prompts of it that are in the run's seeds or new prompts),
-      `published` ([model, share] of the publisher's instruction-tuned model of this shape, or None), and `models`:
-      {model: {metric: [share, low, high, count]}}. `settings`: how answers were sampled.
+      `published` ([model, share] of an instruction-tuned model of this shape by its publisher, or None), `settings` (of
+      sampling or judging), and `models`: {model: {metric: [share, low, high, count]}}.
 
     Raises:
-      ConfigError: a suite is unknown, or its file is not there or not of its form.
+      ConfigError: a suite is unknown, its file is not there or not of its form, or what checks it is not installed.
     """
     for name in suites:
         if name not in SUITES:
             raise ConfigError(f"--suite={','.join(suites)}: {name!r} is not one of {', '.join(SUITES)}")
+    if not suites:
+        raise ConfigError(f"--suite names no suite: name some of {', '.join(SUITES)}")
+    loaded = {name: _load(suite_dir, name) for name in dict.fromkeys(suites)}  # all faults before the first answer
     known = _known_prompts(run)
-    report: dict[str, Any] = {}
-    for name in suites:
-        fields = pairs.FIELDS[name] if name in pairs.FIELDS else ANSWER_SUITES[name].FIELDS
-        suite = read_rows(suite_dir, name, fields)
+    path = run.workdir / FOLDER / "suites.json"
+    report: dict[str, Any] = (storage.read_json(path) or {}).get("suites", {})
+    for name, suite in loaded.items():
+        fields = FIELDS[name]
         prompts = [row[next(f for f in ("prompt", "question", "input") if f in fields)] for row in suite.rows]
         report[name] = {"rows": len(suite.rows), "digest": suite.digest, "overlap": count_overlap(prompts, known)}
+        report[name]["settings"] = _settings(run, name, max_new_tokens)
         report[name]["published"] = published_figure(name, run.models.model_config())
         report[name]["models"] = {model: _shares(_measure(run, name, suite, model, max_new_tokens)) for model in models}
-    settings = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "chat_template": run.models.chat.template}
-    result = {"settings": settings, "suites": report}
-    storage.write_json(run.workdir / FOLDER / "suites.json", result)
-    return result
+        storage.write_json(path, {"suites": report})
+    return {"suites": {name: report[name] for name in loaded}}
+
+
+def _load(suite_dir: str, name: str) -> SuiteRows:
+    """The rows of a suite, all that can be wrong with them known."""
+    suite = read_rows(suite_dir, name, FIELDS[name])
+    if name in pairs.FIELDS:
+        pairs.matchups(name, suite.rows)
+    else:
+        ANSWER_SUITES[name].prepare(suite.rows)
+    return suite
+
+
+def _settings(run: Run, name: str, max_new_tokens: int) -> Row:
+    """What the figures of a suite depend on, besides its rows and the model."""
+    if name not in pairs.FIELDS:
+        return {
+            "temperature": 0.0,
+            "max_new_tokens": max_new_tokens,
+            "chat_template": run.models.chat.template,
+        }
+    method = run.cfg.pairwise.method
+    return {"method": method} | ({} if method == "scores" else {"max_new_tokens": run.cfg.pairwise.max_new_tokens})
 
 
 def _measure(run: Run, name: str, suite: SuiteRows, model: str, max_new_tokens: int) -> list[Tally]:
-    """The tally of each row, and evaluation/NAME_..._verdicts.jsonl. What is there already is not made again."""
-    stage = f"{name}_{suite.digest}_{model}_{max_new_tokens}"
+    """The tally of each row, and evaluation/NAME_..._verdicts.jsonl. What was sampled already is not sampled again."""
+    settings = _settings(run, name, max_new_tokens)
+    parts = [settings[key] for key in ("method", "max_new_tokens") if key in settings]
+    stage = "_".join(map(str, (name, suite.digest, model, *parts)))
     if name in pairs.FIELDS:
         matchups, labels = pairs.matchups(name, suite.rows)
-        verdicts = judge_matchups(run, model, matchups, FOLDER, f"{stage}_{run.cfg.pairwise.method}")
+        verdicts = judge_matchups(run, model, matchups, FOLDER, stage)
         tallies = [pairs.tally(v, label) for v, label in zip(verdicts, labels, strict=True)]
         rows = [{"id": m.id, "verdict": v, "label": n} for m, v, n in zip(matchups, verdicts, labels, strict=True)]
     else:
@@ -77,9 +104,7 @@ def _measure(run: Run, name: str, suite: SuiteRows, model: str, max_new_tokens: 
         checked = [ANSWER_SUITES[name].check(row, text) for row, text in zip(suite.rows, answers, strict=True)]
         tallies = [ANSWER_SUITES[name].tally(verdicts) for verdicts in checked]
         rows = [{"id": f"{name}/{i}", **verdicts} for i, verdicts in enumerate(checked)]
-    artifact = run.files.jsonl(FOLDER, f"{stage}_verdicts")
-    if not artifact.manifest:
-        artifact.finish(rows, weights=run.files.weights_fingerprint(model))
+    run.files.jsonl(FOLDER, f"{stage}_verdicts").finish(rows, weights=run.files.weights_fingerprint(model))
     return tallies
 
 
@@ -136,19 +161,26 @@ def format_suites(result: Mapping[str, Any]) -> list[str]:
         models = suite["models"]
         lines += [
             "",
-            f"{name}: {suite['rows']:,} rows, answers of at most {result['settings']['max_new_tokens']} tokens",
+            f"{name}: {suite['rows']:,} rows, {_described(suite['settings'])}",
         ]
         lines.append(f"  {'':18s}" + "".join(f"{model.upper():>22s}" for model in models))
         for metric in next(iter(models.values())):
             lines.append(f"  {metric:18s}" + "".join(f"{_cell(of[metric]):>22s}" for of in models.values()))
         if suite["published"]:
             model, share = suite["published"]
-            lines.append(f"  its publisher's figure for {model}: {share:.3f}, by another harness, prompt and length")
+            lines.append(f"  published for {model}, of this shape: {share:.3f}, by another harness, prompt and length")
         if suite["overlap"]:
             lines.append(
                 f"  caution: {suite['overlap']:,} of its prompts are in the seeds or the new prompts of this run"
             )
     return lines
+
+
+def _described(settings: Mapping[str, Any]) -> str:
+    if settings.get("method") == "scores":
+        return "each answer judged alone"
+    limit = f"of at most {settings['max_new_tokens']} tokens"
+    return f"judged side by side in both orders, judgments {limit}" if "method" in settings else f"answers {limit}"
 
 
 def _cell(share: Sequence[Any]) -> str:

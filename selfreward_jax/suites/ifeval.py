@@ -47,6 +47,15 @@ def _harness() -> tuple[ModuleType, bool]:
     return utils, True
 
 
+def prepare(_: Sequence[Row]) -> None:
+    """Checks that the harness is installed.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    _harness()
+
+
 def check(row: Row, response: str) -> dict[str, list[bool | None]]:
     """Which instructions a response follows, "strict" and "loose"; None for one that cannot be checked here.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -14,6 +14,8 @@ from selfreward_jax.data.readers import naming, read_records
 from selfreward_jax.method.rows import Row
 
 MAX_ROWS = 100_000
+ENDINGS = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
+ONE_FILE = ("ifeval", "gsm8k")  # whose other files are other splits
 
 
 class SuiteRows(NamedTuple):
@@ -24,7 +26,7 @@ class SuiteRows(NamedTuple):
 
 
 def read_rows(suite_dir: str, name: str, fields: Mapping[str, type | tuple[type, ...]]) -> SuiteRows:
-    """The rows of all JSON files in SUITE_DIR/NAME, in the order of their names.
+    """The rows of all files in SUITE_DIR/NAME and the folders in it, in the order of their names.
 
     Args:
       suite_dir: a folder with one folder for each suite.
@@ -32,16 +34,13 @@ def read_rows(suite_dir: str, name: str, fields: Mapping[str, type | tuple[type,
       fields: what each row must have, and the types.
 
     Raises:
-      ConfigError: there is no such file.
+      ConfigError: there is no such file, or more than one where one is the suite.
       DataError: a file cannot be read.
     """
     folder = epath.Path(suite_dir) / name
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl")) if folder.is_dir() else []
-    if not files:
-        raise ConfigError(f"--suite={name}: {folder} holds no .json or .jsonl file: put the published file there")
     rows: list[Row] = []
     with naming(f"--suite={name}"):
-        for path in files:
+        for path in _files(folder, name):
             for location, row in read_records(str(path)):
                 _check(name, location, row, fields)
                 rows.append(row)
@@ -51,6 +50,31 @@ def read_rows(suite_dir: str, name: str, fields: Mapping[str, type | tuple[type,
         raise ConfigError(f"--suite={name}: {folder} holds no row: put the published file there")
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:8]
     return SuiteRows(rows, digest)
+
+
+def _files(folder: epath.Path, name: str) -> list[epath.Path]:
+    """The files of a suite. In a folder of LLMBar's repository only `dataset.json` has pairs."""
+    files = list(_walk(folder)) if folder.is_dir() else []
+    files = [path for path in files if path.name == "dataset.json"] or files
+    if not files:
+        raise ConfigError(
+            f"--suite={name}: {folder} holds no file that ends in {', '.join(ENDINGS)}: put the published file there"
+        )
+    if name in ONE_FILE and len(files) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in files[:5])
+        raise ConfigError(f"--suite={name}: {folder} holds {len(files)} files ({names}): keep the one to measure on")
+    return files
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    """Files that may have rows. Hidden ones, those of macOS and the hub's list of data sets have none."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")) or path.name == "dataset_infos.json":
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        elif path.name.endswith(ENDINGS):
+            yield path
 
 
 def _check(name: str, location: str, row: Any, fields: Mapping[str, type | tuple[type, ...]]) -> None:
