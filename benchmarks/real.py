@@ -1,6 +1,6 @@
 """Does a real base model improve by judging itself? The checkable world with its controls, and the judge by kind.
 
-    python -m benchmarks.real --workdir=runs/real --model=FOLDER --ift=FILE [--seeds=0,1] [--machine=cpu] [--only_table]
+    python -m benchmarks.real --workdir=runs/real --model=FOLDER --ift=FILE [--seeds=0,1] [--arms=self]
 
 Runs configs/real/checkable.py for every seed, and arms that share its M1:
 
@@ -35,7 +35,6 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/real", "Folder of all runs.")
 _MODEL = flags.DEFINE_string("model", "", "Folder of the base model.")
 _IFT = flags.DEFINE_string("ift", "", "File of requests and answers.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; all are in the table.")
-_ARMS = flags.DEFINE_list("arms", [], "Arms to run in addition to self; all if empty.")
 _MACHINE = flags.DEFINE_string("machine", "cpu", "A machine of configs/real/checkable.py.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype.")
 _SPLIT = flags.DEFINE_enum("split", "heldout", ["heldout", "validation"], "Prompts; validation to choose settings.")
@@ -49,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "best of 4": {"evaluate.best_of": 4, "iterations": 1},
     "lora": {"lora.rank": 32, "lora.alpha": 32.0, "iterations": 2, "sft.lr": 1e-3, "sft.lr_end": 1e-4, "dpo.lr": 1e-4},
 }
+_ARMS = flags.DEFINE_multi_enum("arms", list(ARMS), list(ARMS), "Arms to run; give it once for each. By default all.")
 _VERDICT = re.compile(r", (yes|no)(?=: \d|\.)")
 
 
@@ -56,6 +56,9 @@ def run_arm(name: str, seed: int, root: Path) -> Path:
     """Runs an arm, or goes on with it. Returns its working directory."""
     workdir, main_workdir = (root / f"seed{seed}" / arm.replace(" ", "_") for arm in (name, "self"))
     if _ONLY_TABLE.value:
+        return workdir
+    if name != "self" and not (main_workdir / "m1" / "manifest.json").exists():
+        print(f"seed {seed}, {name}: not run: it takes M1 of self", flush=True)
         return workdir
     if name != "self" and not (workdir / "config.json").exists():
         shutil.rmtree(workdir, ignore_errors=True)
@@ -177,7 +180,7 @@ def main(_: list[str]) -> None:
     """Runs every arm of every seed, and prints the tables."""
     logging.set_verbosity(logging.WARNING)
     for seed in map(int, _SEEDS.value):
-        for arm in ["self", *(a for a in _ARMS.value or ARMS if a != "self")]:
+        for arm in sorted(_ARMS.value, key=list(ARMS).index):
             workdir = run_arm(arm, seed, Path(_WORKDIR.value))
             if not (workdir / "summary.json").exists():
                 continue
