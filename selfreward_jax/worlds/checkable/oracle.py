@@ -114,7 +114,7 @@ def _read_loosely(sentence: str) -> tuple[list[tuple[int, Instruction]], bool]:
     A question is no instruction."""
     if sentence.rstrip().endswith("?"):
         return [], True
-    found: dict[int, Instruction] = {}
+    by_end: dict[int, Instruction] = {}
     ends, is_clear = set(), True
     for kind, pattern in _LOOSE.items():
         for match in re.finditer(pattern, sentence, re.IGNORECASE):
@@ -127,8 +127,8 @@ def _read_loosely(sentence: str) -> tuple[list[tuple[int, Instruction]], bool]:
                 is_clear = False
                 continue
             slot = (match["slot"] if "slot" in match.groupdict() else "") or ""
-            found[match.end()] = Instruction(kind, slot if slot and match[0].endswith('"') else slot.lower())
-    return sorted(found.items()), is_clear and (bool(found) or not _ABOUT_FORM.search(sentence))
+            by_end[match.end()] = Instruction(kind, slot if slot and match[0].endswith('"') else slot.lower())
+    return sorted(by_end.items()), is_clear and (bool(by_end) or not _ABOUT_FORM.search(sentence))
 
 
 def meets(instruction: Instruction, response: str, request: str) -> bool:
