@@ -11,39 +11,25 @@ case, compilation included.
 """
 
 import itertools
-import json
-from pathlib import Path
 
 from absl import app, flags
 
-from benchmarks import cases, roofline
-from benchmarks.side_by_side import SHAPES, candidate_dtypes, compare, peak_memory, start_workers, training_settings
+from benchmarks import roofline
+from benchmarks.side_by_side import SHAPES
+from benchmarks.training import print_step
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps of a run.")
 _PAIRS = flags.DEFINE_integer("pairs", 8, "Pairs of a step.")
+LENGTH = 128  # of a prompt, and of a response
 
 
 def main(_: list[str]) -> None:
     """Measures and prints."""
     for shape, reference in itertools.product(SHAPES.value, (True, False)):
-        with start_workers() as (ours, theirs, folder):
-            model_dir = str(Path(folder) / shape)
-            ours.request(task="save", case={"shape": shape, "folder": model_dir})
-            case = {"shape": shape, "folder": model_dir, "pairs": _PAIRS.value, "prompt": 128, "response": 128}
-            case |= {"steps": _STEPS.value, "reference": reference}
-            settings = training_settings(*candidate_dtypes())
-            trial = {"pairs": min(2, _PAIRS.value)} if cases.SHAPES[shape][2] > 6 else {}
-            row = compare(ours, theirs, "dpo_step", case, settings, trial)
-            flops = roofline.training_flops(shape, _PAIRS.value, 128, 2 * _PAIRS.value, 128) * (
-                4 / 3 if reference else 1
-            )
-            row |= roofline.machine_share(ours, row["ours"]["dtype"], [(0.0, flops, 1)], row["ours"]["seconds"])
-            print(json.dumps(row), flush=True)
-            for worker in (ours, theirs):
-                worker.close()
-            best = {side: {n: row[side][n] for n in settings[i][0]} for i, side in enumerate(("ours", "theirs"))}
-            peaks = {side: peak_memory(side, "dpo_step", case | setting) for side, setting in best.items()}
-            print(json.dumps({"task": "peak_gb", "shape": shape, "reference": reference, **peaks}), flush=True)
+        case = {"pairs": _PAIRS.value, "steps": _STEPS.value, "prompt": LENGTH, "response": LENGTH}
+        flops = roofline.training_flops(shape, _PAIRS.value, LENGTH, 2 * _PAIRS.value, LENGTH)
+        flops *= 4 / 3 if reference else 1
+        print_step("dpo_step", shape, case | {"reference": reference}, {"pairs": min(2, _PAIRS.value)}, flops)
 
 
 if __name__ == "__main__":

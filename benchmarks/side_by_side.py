@@ -164,15 +164,6 @@ def fastest_setting(worker: Worker, task: str, case: dict[str, Any], candidates:
     return candidates[medians.index(min(medians))]
 
 
-def peak_memory(side: str, task: str, case: dict[str, Any]) -> list[float]:
-    """Peak gigabytes of a new process of one side, before and after the case. It runs alone, since some cases fill most
-    of a machine."""
-    with start_workers((side,)) as (worker, _):
-        before = worker.request(task="peak", case={})["bytes"]
-        worker.request(task=task, case=case)
-        return [round(x / 1e9, 3) for x in (before, worker.request(task="peak", case={})["bytes"])]
-
-
 def candidate_dtypes() -> tuple[list[str], list[str]]:
     """The dtypes that our side and the peer try."""
     return DTYPES.value, PEER_DTYPES.value or DTYPES.value
