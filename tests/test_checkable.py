@@ -220,7 +220,7 @@ def test_a_judgment_by_hand():
     judgment, points = judgments.write_judgment("What are candles of?", instructions, text, True, Counter(), "points")
     assert judgment == (
         "Subject: asked candles, told wax melts, ends for now., yes: 1. Three sentences: 1 The 2 It 3 That, yes: 2. "
-        'Lowercase: The, no: 2. Word "wax": wax melts, yes: 3. '
+        'Lowercase: The, no: 2. Word "wax": The wax, yes: 3. '
         'End "That is all for now.": That is all for now., yes: 4.\nScore: 4'
     )
     assert points == 4

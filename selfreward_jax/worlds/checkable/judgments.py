@@ -1,8 +1,7 @@
 """Written judgments of answers: each criterion in turn, a short look-up before each verdict, points added as they go.
 
 A look-up copies from the answer what decides the criterion: the first letter in the wrong case, the first word of each
-sentence. A small model learns to copy before it learns to compare. Where the place to copy from may be anywhere, the
-look-up begins with a word that says whether there is one: "none" is one word, and likelier than each of many others.
+sentence. A small model learns to copy before it learns to compare.
 """
 
 import re
@@ -84,13 +83,8 @@ def _numbered(parts: Sequence[str]) -> str:
 
 
 def _keyword(text: str, slot: str) -> str:
-    match = re.search(rf"{re.escape(slot)}\w*(\s+\w+)?", text, re.IGNORECASE)
+    match = re.search(rf"(\S+\s+)?\S*{re.escape(slot)}\S*", text, re.IGNORECASE)
     return " ".join(match[0].split()) if match else "none"
-
-
-def _comma(text: str, _: str) -> str:
-    match = re.search(r",\W*(\w*)", text)
-    return f"comma before {match[1] or 'the end'}" if match else "none"
 
 
 def _around(text: str, _: str) -> str:
@@ -101,7 +95,7 @@ def _around(text: str, _: str) -> str:
 _LOOK_UPS: dict[str, Callable[[str, str], str]] = {
     "lowercase": _first_of(r"\b\w*[A-Z]\w*"),
     "capitals": _first_of(r"\b\w*[a-z]\w*"),
-    "no_commas": _comma,
+    "no_commas": _first_of(r"\S+,"),
     "bullets": lambda text, _: _numbered(bullets_of(text)),
     "sentences": lambda text, _: _numbered(sentences_of(text)),
     "keyword": _keyword,
