@@ -51,8 +51,8 @@ def write_request(task: Task, rng: random.Random, transfer: bool = False) -> Req
     if transfer:
         kinds.insert(0, rng.choice(TRANSFER))
         if kinds[0] == "repeat":
-            unfit = {"quotation", "sentences"} | {kind for kind in ("no_commas",) if "," in task.request}
-            kinds = [kind for kind in kinds if kind not in unfit]  # no answer could meet both
+            unfit = {"quotation", "sentences"} | ({"no_commas"} if "," in task.request else set())  # none meets both
+            kinds = [kind for kind in kinds if kind not in unfit]
     number, chosen = rng.choice((2, 2, 3, 3, 4)), []
     for kind in kinds:
         if len(chosen) < number and KINDS[kind].group not in {KINDS[k].group for k in chosen}:

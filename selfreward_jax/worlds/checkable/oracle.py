@@ -35,12 +35,8 @@ _LOOSE = {
     "placeholders": r"\b(?P<slot>two|three|four)\s+placeholders\b",
     "repeat": r"\brepeat\b[^.]*\brequest\b",
 }
-_FORBID = (
-    "lowercase",
-    "no_commas",
-    "avoid",
-    "max_words",
-)  # their wordings hold a negation; another's means its opposite
+# Wordings of these hold a negation. Before another one it means the opposite.
+_FORBID = ("lowercase", "no_commas", "avoid", "max_words")
 _COUNTED = ("bullets", "sentences", "paragraphs")  # exactly so many: "at least three" is another kind
 _BOUND = r"\b(?:at least|at most|more than|fewer than|less than|up to|or|to|between \w+ and)\W*$"
 # A sentence with one of these words, and no instruction that is known, may hold one that is not.
@@ -49,9 +45,7 @@ _ABOUT_FORM = re.compile(
     r"|placeholders?|(?:lower|upper)case)\b",
     re.IGNORECASE,
 )
-
-
-_PLAIN = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+_PLAIN = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # quotation marks as the generator writes them
 
 
 class Instruction(NamedTuple):
