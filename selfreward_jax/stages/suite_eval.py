@@ -54,6 +54,7 @@ def run_suites(run: Run, suites: Sequence[str], suite_dir: str, models: Sequence
         raise ConfigError(f"--suite names no suite: name some of {', '.join(SUITES)}")
     loaded = {name: _load(suite_dir, name) for name in dict.fromkeys(suites)}  # all faults before the first answer
     known = _known_prompts(run)
+    cfg = run.models.model_config()
     path = run.workdir / FOLDER / "suites.json"
     report: dict[str, Any] = (storage.read_json(path) or {}).get("suites", {})
     for name, suite in loaded.items():
@@ -61,7 +62,7 @@ def run_suites(run: Run, suites: Sequence[str], suite_dir: str, models: Sequence
         prompts = [row[next(f for f in ("prompt", "question", "input") if f in fields)] for row in suite.rows]
         report[name] = {"rows": len(suite.rows), "digest": suite.digest, "overlap": count_overlap(prompts, known)}
         report[name]["settings"] = _settings(run, name, max_new_tokens)
-        report[name]["published"] = published_figure(name, run.models.model_config())
+        report[name]["published"] = published_figure(name, (cfg.num_layers, cfg.dim, cfg.mlp_dim))
         report[name]["models"] = {model: _shares(_measure(run, name, suite, model, max_new_tokens)) for model in models}
         storage.write_json(path, {"suites": report})
     return {"suites": {name: report[name] for name in loaded}}

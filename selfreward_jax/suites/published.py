@@ -4,8 +4,6 @@ Harness, prompt, metric and length differ between publishers, by up to tens of p
 with each other, and these figures with nothing but their order of size.
 """
 
-from selfreward_jax.llm.model_config import DecoderConfig
-
 # By layers, width and width of the MLP, which a cut vocabulary leaves as they are; percent.
 FIGURES: dict[tuple[int, int, int], tuple[str, dict[str, float]]] = {
     (18, 640, 2048): ("Gemma 3 270M IT", {"ifeval": 51.2}),
@@ -18,7 +16,7 @@ FIGURES: dict[tuple[int, int, int], tuple[str, dict[str, float]]] = {
 }
 
 
-def published_figure(suite: str, cfg: DecoderConfig) -> list[str | float] | None:
+def published_figure(suite: str, shape: tuple[int, int, int]) -> list[str | float] | None:
     """An instruction-tuned model of this shape and its published share of a suite, in [0, 1]; None if not known."""
-    name, figures = FIGURES.get((cfg.num_layers, cfg.dim, cfg.mlp_dim), ("", {}))
+    name, figures = FIGURES.get(shape, ("", {}))
     return [name, figures[suite] / 100] if suite in figures else None
