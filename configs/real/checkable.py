@@ -5,6 +5,7 @@
 
 FOLDER is a base model such as Gemma 3 270M (on a CPU, one with a vocabulary cut to English is half the work); FILE has
 people's requests and answers, of which those are used that are plain sentences. A stopped run goes on where it was.
+On a CPU under Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command makes training a sixth faster.
 
 Machines, after a colon:
   cpu   two cores, 16 GB: hours (default)
