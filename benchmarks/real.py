@@ -27,8 +27,11 @@ from absl import app, flags, logging
 from benchmarks.artifacts import copy_artifact
 from configs.real.checkable import get_config
 from selfreward_jax import loop, storage
+from selfreward_jax.evaluate.oracle import metrics as oracle_metrics
+from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.stages import StageError
+from selfreward_jax.stages.sampling import sample_with_engine
 from selfreward_jax.worlds.checkable import oracle
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/real", "Folder of all runs.")
@@ -102,6 +105,12 @@ def judge_by_kind(run: Run, model: str) -> dict[str, tuple[int, int]]:
     return {kind: (counts[kind][True], counts[kind].total()) for kind in oracle.CRITERIA if kind in counts}
 
 
+def share_met(rows: Sequence[ResponsesRow]) -> float:
+    """The share of all instructions that responses meet."""
+    met = [m for row in rows for r in row["responses"] for m in oracle.points(row["prompt"], r["text"]).values()]
+    return sum(met) / len(met)
+
+
 def describe_texts(texts: Sequence[str], finished: Sequence[bool]) -> dict[str, float]:
     """Whether texts end, their length, and whether they degenerate."""
     words = [text.lower().split() for text in texts]
@@ -125,22 +134,30 @@ def describe_prompts(prompts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def tables(run: Run, figures: Mapping[str, Any]) -> Iterator[str]:
-    """The tables of one run."""
+def answers_of_m0(run: Run) -> list[ResponsesRow]:
+    """What the base model says to the same prompts. It never saw the form of a chat, an instruction or a judgment."""
+    engine, stage = run.models.engine("m0"), "m0_answers"
+    prompts = run.files.jsonl("seed", run.cfg.evaluate.split).rows()
+    sample_with_engine(run, engine, prompts, run.cfg.evaluate, "evaluation", stage, "m0")
+    return run.files.jsonl("evaluation", stage).rows()
+
+
+def tables(run: Run, figures: Mapping[str, Any], m0_answers: Sequence[ResponsesRow] = ()) -> Iterator[str]:
+    """The tables of one run; with the base model's answers, if they are given."""
     models = figures["models"]
     names = list(models)
-    columns = "".join(f"{name.upper():>9s}" for name in names)
-    answers = {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
+    answers = {"m0": m0_answers} if m0_answers else {}
+    answers |= {name: run.files.jsonl(name, "eval_answers").rows() for name in names}
+    yield f"{'answers':22s}" + "".join(f"{name.upper():>9s}" for name in answers)
+    met = {name: oracle_metrics(rows, run.cfg.world) for name, rows in answers.items()}
+    yield _line("met", [share_met(rows) for rows in answers.values()])
+    for field, shown in (("taught", "met, taught"), ("transfer", "met, transfer"), ("perfect", "all met")):
+        yield _line(shown, [met[name][field] for name in answers])
     responses = {name: [r for row in rows for r in row["responses"]] for name, rows in answers.items()}
     texts = {n: describe_texts([r["text"] for r in of], [r["finished"] for r in of]) for n, of in responses.items()}
-    yield f"{'answers':22s}{columns}"
-    for field in ("taught", "transfer", "perfect"):
-        yield _line(
-            f"instructions, {field}" if field != "perfect" else "all met", [models[n]["oracle"][field] for n in names]
-        )
     for field in next(iter(texts.values())):
-        yield _line(field, [texts[n][field] for n in names])
-    yield f"\n{'judge':22s}{columns}"
+        yield _line(field, [texts[name][field] for name in answers])
+    yield f"\n{'judge':22s}" + "".join(f"{name.upper():>9s}" for name in names)
     for field in ("pairwise_accuracy", "length_accuracy", "spearman", "parse_rate"):
         yield _line(field, [models[n]["judge"][field] for n in names])
     for name in names:
@@ -186,7 +203,8 @@ def main(_: list[str]) -> None:
                 continue
             run = open_run(str(workdir))
             print(f"\n=== seed {seed}, {arm}")
-            print("\n".join(tables(run, storage.read_json(run.workdir / "summary.json"))), flush=True)
+            m0_answers = answers_of_m0(run) if arm == "self" else ()
+            print("\n".join(tables(run, storage.read_json(run.workdir / "summary.json"), m0_answers)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from conftest import assert_mentions, ended, run
 from test_checkable import ROWS
 
-from benchmarks import real
+from benchmarks import real, real_texts
 from selfreward_jax import storage
 from selfreward_jax.cli import evaluate
 from selfreward_jax.runs.run import open_run
@@ -33,6 +33,17 @@ def test_texts_are_described():
     }
 
 
+def test_the_share_of_instructions_that_answers_meet():
+    rows = [
+        {
+            "prompt": "What is wax? Do not use any commas. Answer in two sentences.",
+            "responses": [{"text": "It melts."}],
+        },
+        {"prompt": "What is wax? Write everything in capital letters.", "responses": [{"text": ""}]},
+    ]
+    assert real.share_met(rows) == pytest.approx(1 / 3)
+
+
 def test_prompts_are_described():
     prompts = ["What is wax? Use no commas.", "What is wax? Answer in two sentences. Use four words.", "What is wax?"]
     assert real.describe_prompts(prompts) == {
@@ -57,11 +68,14 @@ def test_a_run_of_the_checkable_world_ends_in_its_tables(tmp_path):
     options |= {"sft.seq_len": 512, "judge.max_new_tokens": 64, "prompts.max_new_tokens": 48}
     run(workdir, 2, *(f"--config.{name}={value}" for name, value in options.items()))
     made = open_run(str(workdir))
-    lines = list(real.tables(made, storage.read_json(made.workdir / "summary.json")))
+    lines = list(real.tables(made, storage.read_json(made.workdir / "summary.json"), real.answers_of_m0(made)))
     assert_mentions(
-        "\n".join(lines), "M1", "M2", "taught", "transfer", "keyword", "m2 new prompts", "m1 sft", "peak memory"
+        "\n".join(lines), "M0", "M1", "M2", "taught", "transfer", "keyword", "m2 new prompts", "m1 sft", "peak memory"
     )
     assert ended(evaluate, f"--workdir={workdir}")[0] == 0
     report = json.loads((workdir / "evaluation" / "report_oracle.json").read_text())
     assert 0 <= report["models"]["m2"]["oracle"]["taught"] <= 1
     assert (workdir / "report.html").stat().st_size > 10_000
+    for what, (texts, _) in real_texts.TEXTS.items():
+        models = ["m2"] if what in ("prompts", "pairs") else ["m1", "m2"]
+        assert list(texts(made, models, 2)) or what == "pairs"
