@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_jax.method.pairs import build_pairs, join_scores, length_controlled
+from selfreward_jax.method.pairs import build_pairs, join_scores, length_controlled, two_sigma, with_anchors
 
 
 def prompt(*scored, name="p"):
@@ -116,3 +116,64 @@ def test_length_control_never_reverses_a_pair(scored, rho):
     assert sum(counts.values()) == 1
     for pair in pairs:
         assert pair["chosen_score"] > pair["rejected_score"]
+
+
+def anchored(own, anchors):
+    return prompt(*own) | {"anchors": [{"response": r, "score": s} for r, s in anchors]}
+
+
+@pytest.mark.parametrize(
+    ("own", "anchors", "outcome"),
+    [
+        ([("a", 2.0), ("b", 5.0)], [("x", 3.0), ("y", 1.0)], ("b", "y")),
+        ([("a", 5.0)], [("x", 4.0)], ("a", "x")),  # one response of each side is enough
+        ([("a", 3.0), ("b", 0.0)], [("x", 3.0), ("y", 4.0)], "tied"),
+        ([("a", 2.0), ("b", 1.0)], [("x", 3.0)], "tied"),  # M1's worst is better than the best
+        ([("a", 2.0), ("b", 1.0)], [("x", None)], "unscored"),
+        ([("a", 2.0), ("b", 1.0)], [], "unscored"),
+        ([("a", None)], [("x", 1.0)], "unscored"),
+        ([("a", 2.0)], [("a", 1.0)], "same_text"),
+    ],
+)
+def test_the_worst_anchor_is_rejected_where_the_best_response_is_better(own, anchors, outcome):
+    pairs, counts = build_pairs([anchored(own, anchors)], rejected="anchor")
+    if isinstance(outcome, str):
+        assert (pairs, counts[outcome]) == ([], 1)
+    else:
+        assert (pairs[0]["chosen"], pairs[0]["rejected"]) == outcome
+
+
+def test_without_anchors_the_worst_response_is_rejected():
+    pairs, _ = build_pairs([prompt(("a", 1.0), ("b", 2.0))], rejected="anchor")
+    assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("b", "a")
+
+
+def test_anchors_are_joined_by_prompt():
+    rows = with_anchors([prompt(("a", 1.0), name="p"), prompt(("b", 1.0), name="q")], [prompt(("x", 0.0), name="q")])
+    assert [row["anchors"] for row in rows] == [[], [{"response": "x", "score": 0.0}]]
+
+
+def test_two_sigma_passes_over_an_outlier():
+    # 18 of 4, one of 2, one of 0: mean 3.7, standard deviation .9539, target 1.792: 2 is nearest, and not the minimum.
+    scored = [("good", 4.0)] * 18 + [("poor", 2.0), ("outlier", 0.0)]
+    assert two_sigma(prompt(*scored)["candidates"])["response"] == "poor"
+    pairs, _ = build_pairs([prompt(*scored)], rejected="two_sigma")
+    assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("good", "poor")
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=5))
+def test_two_sigma_of_a_few_is_the_minimum(scores):
+    rows = [prompt(*((f"{i}", float(s)) for i, s in enumerate(scores)))]
+    assert build_pairs(rows, rejected="two_sigma") == build_pairs(rows)
+
+
+@given(st.lists(st.floats(0, 5), min_size=2, max_size=40))
+def test_two_sigma_never_rejects_a_response_as_good_as_the_best(scores):
+    rows = [prompt(*((f"{i}", s) for i, s in enumerate(scores)))]
+    assert build_pairs(rows, rejected="two_sigma")[1]["tied"] == build_pairs(rows)[1]["tied"]
+
+
+@pytest.mark.parametrize(("gap", "outcome"), [(0.0, "pairs"), (1.0, "pairs"), (1.1, "close")])
+def test_pairs_with_close_scores_are_left_out(gap, outcome):
+    rows = [prompt(("a", sum([1.1, 3.3, 2.2]) / 3), ("b", sum([2.1, 3.2, 4.3]) / 3))]  # 2.2 and 3.2, but for rounding
+    assert build_pairs(rows, min_gap=gap)[1][outcome] == 1

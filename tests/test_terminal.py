@@ -69,7 +69,7 @@ def test_counts_are_words_and_not_a_dictionary():
     assert counts({"duplicate": 0}) == "none"
     assert [counted(n, "row") for n in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
     outcomes = {"pairs": 5, "tied": 2, "unscored": 0, "same_text": 1}
-    assert pairs.format_outcomes(outcomes) == "5 pairs of 8 prompts, 2 with equal scores, 1 with equal texts"
+    assert pairs.format_outcomes(outcomes) == "5 pairs of 8 prompts, 2 with no higher score, 1 with equal texts"
     built = {"prompts": 3, "answers": 1200, "disagree": 0, "agree": 2, "kept": 7, "scores": {"4": 7}, "scores_kept": {}}
     words = "3 prompts, 1,200 answers, 2 prompts agree with the human order, 7 rows kept"
     assert eft.format_counts(built) == words

@@ -23,6 +23,7 @@ from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.numbers import three_digits
 
 STAGES = ("prompts", "responses", "judgments", "pairs")
+ANCHOR_STAGES = ("anchor_responses", "anchor_judgments")  # from M3 on, if pairs.rejected is anchor
 
 
 def main(options: argparse.Namespace) -> int:
@@ -62,24 +63,30 @@ def trace_pair(workdir: epath.Path, pair_id: str) -> Iterator[str]:
     for artifact in artifacts.values():
         yield f"{artifact.path.name}: {artifact.manifest['rows']} rows, SHA-256 {artifact.manifest['sha256']}"
     yield from _block(f"prompt, by {settings.prompts.writer or judge}", pair["prompt"])
-    key = _format_key(seed, model_name, "responses", pair_id)
-    yield f"answers, by {judge}; their keys: {key}, then the answer's number"
-    for number, response in enumerate(rows["responses"][pair_id]["responses"]):
-        judgment = rows["judgments"].get(f"{pair_id}/{number}")
-        yield from _block(f"answer {number}: {_describe_response(response, judgment, pair)}", response["text"])
-        if judgment:
-            key = _format_key(seed, model_name, "judgments", judgment["id"])
-            yield f"    votes of {judge}; their keys: {key}, then the vote's number"
-            for index, vote in enumerate(judgment["votes"]):
-                score = "no vote" if vote["score"] is None else three_digits(vote["score"])
-                yield from _block(f"    vote {index}: {score}", vote["text"], indent=8)
+    authors = {"responses": judge, "anchor_responses": "m1"}
+    for source, author in ((name, author) for name, author in authors.items() if name in rows):
+        key, stage = _format_key(seed, model_name, source, pair_id), source.replace("responses", "judgments")
+        yield f"answers, by {author}; their keys: {key}, then the answer's number"
+        for number, response in enumerate(rows[source][pair_id]["responses"]):
+            judgment = rows[stage].get(f"{pair_id}/{number}")
+            yield from _block(f"answer {number}: {_describe_response(response, judgment, pair)}", response["text"])
+            if judgment:
+                yield from _votes(judgment, judge, _format_key(seed, model_name, stage, judgment["id"]))
+
+
+def _votes(judgment: JudgmentRow, judge: str, key: str) -> Iterator[str]:
+    yield f"    votes of {judge}; their keys: {key}, then the vote's number"
+    for index, vote in enumerate(judgment["votes"]):
+        score = "no vote" if vote["score"] is None else three_digits(vote["score"])
+        yield from _block(f"    vote {index}: {score}", vote["text"], indent=8)
 
 
 def _load_round(
     workdir: epath.Path, model_name: str, pair_id: str
 ) -> tuple[dict[str, JsonlArtifact], dict[str, dict[str, Any]]]:
     """The artifacts of the round that trains a model, by stage, and their rows by id."""
-    artifacts = {stage: JsonlArtifact(workdir / model_name / f"{stage}.jsonl") for stage in STAGES}
+    artifacts = {stage: JsonlArtifact(workdir / model_name / f"{stage}.jsonl") for stage in (*STAGES, *ANCHOR_STAGES)}
+    artifacts = {stage: a for stage, a in artifacts.items() if stage in STAGES or a.manifest is not None}
     if not re.fullmatch(r"m\d+/.*", pair_id) or artifacts["pairs"].manifest is None:
         raise ConfigError(f"--pair={pair_id}: {_pair_ids(workdir)}")
     rows = {stage: {row["id"]: row for row in artifact.rows()} for stage, artifact in artifacts.items()}

@@ -123,6 +123,11 @@ def default_config() -> ConfigDict:
 
     c.pairs = ConfigDict()  # preference pairs
     c.pairs.length_control_rho = 0.0  # fraction of the score range at either end where length decides; 0: off
+    c.pairs.rejected = (
+        "worst"  # worst: lowest score; two_sigma: near mean - 2 sd; anchor: the worst of M1's, from M3 on
+    )
+    c.pairs.anchor_samples = 2  # anchor: responses of M1 per prompt
+    c.pairs.min_gap = 0.0  # minimum difference in points between the chosen and the rejected score
 
     c.checks = ConfigDict()  # limits on a round's data; outside them the run stops before DPO (docs/report.md)
     c.checks.min_parse_rate = 0.5  # minimum fraction of votes that can be parsed

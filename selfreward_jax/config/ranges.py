@@ -51,7 +51,7 @@ RANGES: Ranges = {
     **_all(1, MAX_ROWS, "prompts.count", "prompts.max_attempts"),
     # samples of one prompt, and few-shot examples
     **_all(1, 10_000, "judge.num_samples", "judge.min_votes", "eft.num_samples"),
-    **_all(1, 10_000, "evaluate.num_samples", "evaluate.best_of"),
+    **_all(1, 10_000, "evaluate.num_samples", "evaluate.best_of", "pairs.anchor_samples"),
     **_all(2, 10_000, "responses.num_samples", "data.judge_eval_answers"),
     **_all(0, 1000, "prompts.num_seed_examples", "prompts.num_generated_examples", "endpoint.retries"),
     # shapes
@@ -80,6 +80,7 @@ RANGES: Ranges = {
     **_all(0, 1000, *_each(_TRAININGS, "lr", "lr_end"), *_each(_SAMPLINGS, "temperature")),
     **_all(0, 1000, "dpo.gamma", "dpo.dpo_weight", "dpo.nll_weight", "dpo.replay_weight", "optimizer.weight_decay"),
     **_all(0, 1000, "checks.max_length_growth", "checks.min_spread", "checks.min_votes_per_answer"),
+    **_all(0, 5, "pairs.min_gap"),
     **_all(-1000, 1000, "checks.max_probe_lead"),
     **_all(1, 1e9, "checks.max_fall", "model.rope_theta"),
     **_all(0, 1e6, *_each(_TRAININGS, "epochs"), "dpo.beta", "lora.alpha", excludes_low=True),

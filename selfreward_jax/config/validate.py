@@ -24,6 +24,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),
     "optimizer.name": ("adamw", "muon"),
+    "pairs.rejected": ("worst", "two_sigma", "anchor"),
     "pairwise.method": ("scores", "pairwise"),
 }
 
@@ -51,6 +52,7 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     _check_model(c, platform)
     _check_batch_sizes(c, row_devices)
     _check_dpo(c)
+    _check_pairs(c)
     _check_lora(c)
     _check_sampling(c)
 
@@ -161,6 +163,14 @@ def _check_dpo(c: ConfigDict) -> None:
         raise ConfigError(
             f"dpo.label_smoothing is {c.dpo.label_smoothing}, which dpo.loss {c.dpo.loss!r} ignores: set it to 0, or "
             "use cdpo or robust"
+        )
+
+
+def _check_pairs(c: ConfigDict) -> None:
+    if c.pairs.length_control_rho and c.pairs.rejected != "worst":
+        raise ConfigError(
+            f"pairs.length_control_rho is {c.pairs.length_control_rho}, but pairs.rejected is {c.pairs.rejected!r}: "
+            "length control chooses the rejected response itself; set it to 0, or pairs.rejected to worst"
         )
 
 

@@ -134,11 +134,12 @@ class ScoredResponse(TypedDict):
 
 
 class ScoredPrompt(TypedDict):
-    """A prompt with its scored responses, from which a pair is built."""
+    """A prompt with its scored responses, from which a pair is built. `anchors` are those of M1, scored alike."""
 
     id: str
     prompt: str
     candidates: list[ScoredResponse]
+    anchors: NotRequired[list[ScoredResponse]]
 
 
 class PairRow(TypedDict):

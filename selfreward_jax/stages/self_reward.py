@@ -5,13 +5,15 @@ from typing import Any
 
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import round_checks
-from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores
+from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores, with_anchors
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import JudgmentRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, previous_model
 from selfreward_jax.stages.sampling import judge, sample_responses
 from selfreward_jax.telemetry.terminal import log_line
+
+PAIR_SOURCES = ("responses", "judgments", "anchor_responses", "anchor_judgments")
 
 
 def responses(run: Run, model: str) -> None:
@@ -20,15 +22,30 @@ def responses(run: Run, model: str) -> None:
     sample_responses(run, previous_model(model), prompts, run.cfg.responses, model, "responses")
 
 
+def anchor_responses(run: Run, model: str) -> None:
+    """m_t/anchor_responses.jsonl: responses of M1 to the same prompts, of which one may be rejected."""
+    prompts, settings = run.files.jsonl(model, "prompts").rows(), run.cfg.responses.copy_and_resolve_references()
+    settings.num_samples = run.cfg.pairs.anchor_samples
+    sample_responses(run, "m1", prompts, settings, model, "anchor_responses")
+
+
 def judgments(run: Run, model: str) -> None:
     """m_t/judgments.jsonl: m_(t-1) judges its own responses; with judge.kind=random, a random judge does."""
-    to_judge = finished_responses(run.files.jsonl(model, "responses").rows())
-    artifact = run.files.jsonl(model, "judgments")
+    _judge_responses(run, model, "responses", "judgments", f"{run.cfg.seed} {model[1:]}")
+
+
+def anchor_judgments(run: Run, model: str) -> None:
+    """m_t/anchor_judgments.jsonl: the same judge on M1's responses."""
+    _judge_responses(run, model, "anchor_responses", "anchor_judgments", f"{run.cfg.seed} {model[1:]} anchor")
+
+
+def _judge_responses(run: Run, model: str, source: str, stage: str, seed: str) -> None:
+    to_judge = finished_responses(run.files.jsonl(model, source).rows())
     if run.cfg.judge.kind == "model":
-        judge(run, previous_model(model), to_judge, model, "judgments")
-    elif not run.files.is_complete(model, "judgments"):
-        seed = f"{run.cfg.seed} {model[1:]}"
-        artifact.finish(judging.random_judge(to_judge, run.cfg.judge.num_samples, seed), tokens=0)
+        judge(run, previous_model(model), to_judge, model, stage)
+    elif not run.files.is_complete(model, stage):
+        votes = judging.random_judge(to_judge, run.cfg.judge.num_samples, seed)
+        run.files.jsonl(model, stage).finish(votes, tokens=0)
 
 
 def probes(run: Run, model: str) -> None:
@@ -66,13 +83,17 @@ def check_readable(run: Run, label: str, judged: Sequence[JudgmentRow]) -> dict[
 
 
 def pairs(run: Run, model: str) -> None:
-    """m_t/pairs.jsonl: the best against the worst response to each prompt."""
+    """m_t/pairs.jsonl: the best response to each prompt against a poor one."""
     if run.files.is_complete(model, "pairs"):
         return
-    judged = run.files.jsonl(model, "judgments").rows()
-    finished = finished_responses(run.files.jsonl(model, "responses").rows())
+    settings = run.cfg.pairs
+    sources = [run.files.jsonl(model, name) for name in PAIR_SOURCES]
+    answered, judged, anchors, judged_anchors = (source.rows() if source.manifest else [] for source in sources)
     stats = check_readable(run, f"{model} judgments", judged)
-    rows, outcomes = build_pairs(join_scores(finished, judged), run.cfg.pairs.length_control_rho)
+    scored = join_scores(finished_responses(answered), judged)
+    if settings.rejected == "anchor" and anchors:
+        scored = with_anchors(scored, join_scores(finished_responses(anchors), judged_anchors))
+    rows, outcomes = build_pairs(scored, settings.length_control_rho, settings.rejected, settings.min_gap)
     if not rows:
         raise StageError(
             f"{model} pairs: no prompt has two responses with different scores ({format_outcomes(outcomes)}; judge: "

@@ -6,6 +6,7 @@ after each trained model: its responses to held-out prompts, its judgments of a 
 """
 
 import math
+from fnmatch import fnmatch
 
 from ml_collections import ConfigDict
 
@@ -53,7 +54,12 @@ def _responses(cfg: ConfigDict) -> int:
     return cfg.prompts.count * cfg.responses.num_samples
 
 
+def _anchors(cfg: ConfigDict) -> int:
+    return cfg.prompts.count * cfg.pairs.anchor_samples
+
+
 ROUNDS = ("m[2-9]", "m[1-9][0-9]*")
+LATER_ROUNDS = ("m[3-9]", "m[1-9][0-9]*")
 MODELS = ("sft", "m[1-9]*")
 
 SEED = Stage(
@@ -149,6 +155,18 @@ RESPONSES = Stage(
     manifest="{m}/responses.manifest.json",
     cost=lambda cfg: Cost(cfg.prompts.count, _responses(cfg) * cfg.responses.max_new_tokens),
 )
+ANCHOR_RESPONSES = Stage(
+    "anchor_responses",
+    self_reward.anchor_responses,
+    folders=LATER_ROUNDS,
+    reads=("{m}/prompts.jsonl", "m1/checkpoint"),
+    writes=("{m}/anchor_responses.*",),
+    settings=("responses", "pairs.anchor_samples"),
+    kind="sampling",
+    manifest="{m}/anchor_responses.manifest.json",
+    cost=lambda cfg: Cost(cfg.prompts.count, _anchors(cfg) * cfg.responses.max_new_tokens),
+    wanted=lambda cfg: cfg.pairs.rejected == "anchor",
+)
 JUDGMENTS = Stage(
     "judgments",
     self_reward.judgments,
@@ -159,6 +177,18 @@ JUDGMENTS = Stage(
     kind="judging",
     manifest="{m}/judgments.manifest.json",
     cost=lambda cfg: _votes(cfg, _responses(cfg)),
+)
+ANCHOR_JUDGMENTS = Stage(
+    "anchor_judgments",
+    self_reward.anchor_judgments,
+    folders=LATER_ROUNDS,
+    reads=("{m}/anchor_responses.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/anchor_judgments.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/anchor_judgments.manifest.json",
+    cost=lambda cfg: _votes(cfg, _anchors(cfg)),
+    wanted=lambda cfg: cfg.pairs.rejected == "anchor",
 )
 PROBES = Stage(
     "probes",
@@ -176,7 +206,7 @@ PAIRS = Stage(
     "pairs",
     self_reward.pairs,
     folders=ROUNDS,
-    reads=("{m}/responses.jsonl", "{m}/judgments.jsonl"),
+    reads=tuple(f"{{m}}/{name}.jsonl" for name in self_reward.PAIR_SOURCES),
     writes=("{m}/pairs.*",),
     settings=("pairs",),
     manifest="{m}/pairs.manifest.json",
@@ -260,7 +290,8 @@ EVAL_METRICS = Stage(
     manifest="{m}/eval.json",
 )
 
-ROUND = (CHECK_JUDGE, PROMPTS, RESPONSES, JUDGMENTS, PROBES, PAIRS, CHECKS, DPO, EARLY_STOPPING, SAVED_STEPS)
+MAKE_ROWS = (PROMPTS, RESPONSES, ANCHOR_RESPONSES, JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, PAIRS)
+ROUND = (CHECK_JUDGE, *MAKE_ROWS, CHECKS, DPO, EARLY_STOPPING, SAVED_STEPS)
 MEASURE = (EVAL_DRAWN, EVAL_JUDGED, EVAL_ANSWERS, EVAL_JUDGMENTS, EVAL_METRICS)
 STAGES = (SEED, TOKENIZER, PRETRAIN, SFT_BASELINE, EFT, SFT, *ROUND, *MEASURE)
 
@@ -277,7 +308,11 @@ def _order(cfg: ConfigDict, iterations: int) -> list[Step]:
     ordered += [Step(EFT, "seed"), *measured((SFT,), "m1")]
     for t in range(2, iterations + 1):
         ordered += measured(ROUND, f"m{t}")
-    return [step for step in ordered if step.stage.wanted(cfg)]
+    return [step for step in ordered if step.stage.wanted(cfg) and _is_for(step)]
+
+
+def _is_for(step: Step) -> bool:
+    return any(fnmatch(step.folder, pattern) for pattern in step.stage.folders)
 
 
 # No artifact depends on whether a model is trained beside the others, or on how many rows are sampled together.
