@@ -43,7 +43,7 @@ def logprobs_of(model, params, arrays):
 
 def by_side(model, params, pairs):
     """Log-probs of each side, without sharing."""
-    width = max(len(e.ids) for two in pairs for e in two)
+    width = max(len(e.ids) for two in pairs for e in two.sides)
     sides = []
     for number in (0, 1):
         arrays = padded_batch([two[number] for two in pairs], width)
@@ -157,7 +157,7 @@ def test_every_token_has_its_slot(lengths):
     for row, two in enumerate(pairs):
         n = arrays["prompt_lengths"][row] if layout.max_shared else 0
         head = arrays["prompt_tokens"][row, :n].tolist() if layout.max_shared else []
-        for side, e in zip(("chosen", "rejected"), two, strict=True):
+        for side, e in zip(("chosen", "rejected"), two.sides, strict=True):
             rest = len(e.ids) - n
             assert head + arrays[f"{side}_tokens"][row, :rest].tolist() == e.ids
             assert arrays[f"{side}_target"][row].sum() == sum(e.target)

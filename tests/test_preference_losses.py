@@ -183,13 +183,15 @@ def pair_of(row):
     return dpo.Pair(side("chosen_ids"), side("rejected_ids"))
 
 
-def run(tiny, tmp_path, **changed):
+def run(tiny, tmp_path, smoothing=None, **changed):
     """Loss and metrics of pairs of ids; and the gradients by the names of a Hugging Face folder."""
     cfg, policy, reference = tiny
     pairs = [pair_of(row) for row in trl.pairs()]
     settings = {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "dpo_weight": 1.0, "nll_weight": 0.0}
     settings |= {"replay_weight": 0.0, "epochs": 1, "batch_size": len(pairs), "grad_accum_steps": 1} | changed
     settings = SimpleNamespace(**settings)
+    if smoothing is not None:
+        pairs = [pair._replace(label_smoothing=float(e)) for pair, e in zip(pairs, smoothing, strict=True)]
     logprobs = dpo.reference_logprobs(Decoder(cfg), reference, pairs, 2, make_mesh())
     batch = dpo.make_batch_fn(pairs, logprobs, [], settings, 0, make_mesh(), cfg)[1](0)
     batch = jax.tree.map(lambda x: x[0], batch["arrays"]) | batch["totals"]
@@ -208,6 +210,16 @@ def test_losses_and_gradients_equal_those_of_trl(name, tiny, tmp_path):
     assert grads.keys() == expected.keys()
     for weight, x in expected.items():
         assert np.linalg.norm(grads[weight] - x) <= CLOSE * np.linalg.norm(x) != 0, weight
+
+
+def test_each_pair_may_have_its_own_smoothing(tiny, tmp_path):
+    smoothing = np.linspace(0, 1, len(trl.pairs()))
+    loss, metrics, _ = run(tiny, tmp_path, smoothing, beta=0.3)
+    chosen, rejected = GOLDEN["logprobs"][0] - GOLDEN["logprobs"][1]
+    margin = 0.3 * (chosen - rejected)
+    expected = (1 - smoothing) * np.log1p(np.exp(-margin)) + smoothing * np.log1p(np.exp(margin))
+    assert loss == pytest.approx(expected.mean(), rel=CLOSE)
+    assert float(metrics["margin"]) == pytest.approx(margin.mean(), rel=CLOSE)
 
 
 def test_every_loss_has_a_golden():
@@ -269,6 +281,7 @@ def test_losses_for_noise_take_label_smoothing(name):
         ({"loss": "robust", "label_smoothing": -0.1}, ["dpo.label_smoothing", "-0.1"]),
         ({"loss": "robust", "label_smoothing": math.nan}, ["dpo.label_smoothing", "nan"]),
         ({"loss": "sigmoid", "label_smoothing": 0.1}, ["dpo.label_smoothing", "0.1", "'sigmoid'", "cdpo", "robust"]),
+        ({"reference": "m0"}, ["dpo.reference", "'m0'", "previous", "m1"]),
         ({"loss": "simpo", "gamma": -0.5}, ["dpo.gamma", "-0.5"]),
         ({"loss": "ipo", "beta": 0.0}, ["dpo.beta", "0.0"]),
     ],

@@ -134,7 +134,7 @@ def test_dpo_batches_have_every_pair_once_an_epoch_with_its_reference():
         arrays = jax.device_get(batch_at(step)["arrays"])
         for row, (number, _) in enumerate(arrays["reference"][0]):
             seen.append(int(number))
-            for side, e in zip(("chosen", "rejected"), PAIRS[int(number)], strict=True):
+            for side, e in zip(("chosen", "rejected"), PAIRS[int(number)].sides, strict=True):
                 assert arrays[f"{side}_tokens"][0, row, : len(e.ids)].tolist() == e.ids
                 assert arrays[f"{side}_target"][0, row].sum() == sum(e.target)
     assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))

@@ -6,6 +6,11 @@ import pytest
 from conftest import ended, run
 
 from selfreward_jax.cli import explain
+from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.method import label_agreement
+from selfreward_jax.runs.run import open_run
+from selfreward_jax.storage import read_checksummed
+from selfreward_jax.train.dpo import Pair, reference_logprobs
 
 pytestmark = pytest.mark.slow
 
@@ -31,3 +36,25 @@ def test_from_m3_on_the_worst_response_of_m1_is_rejected(tmp_path, capsys):
         assert pair["chosen"] in [r["text"] for r in own[pair["id"]]]
     assert ended(explain, f"--workdir={tmp_path / 'run'}", f"--pair={pairs[0]['id']}")[0] == 0
     assert "answers, by m1" in capsys.readouterr().out
+
+
+def test_labels_are_smoothed_by_the_judge_of_the_round_before(tmp_path):
+    options = {"pairs.agreement": "judges", "dpo.reference": "m1", "judge.kind": "random"}
+    run(tmp_path / "run", 3, *(f"--config.{name}={value}" for name, value in options.items()))
+    assert not any("agreement" in pair for pair in rows(tmp_path / "run", "m2", "pairs"))
+    now, before = (
+        {row["id"]: row["score"] for row in rows(tmp_path / "run", "m3", name)}
+        for name in ("judgments", "earlier_judgments")
+    )
+    assert now.keys() == before.keys()
+    pairs = rows(tmp_path / "run", "m3", "pairs")
+    assert len({pair["agreement"] for pair in pairs}) > 1
+    agreement = label_agreement.of_scores(now, before)
+    assert [pair["agreement"] for pair in pairs] == [agreement[pair["id"]] for pair in pairs]
+    opened = open_run(str(tmp_path / "run"))
+    reference = read_checksummed(opened.workdir / "m3" / "ref_logprobs.json")
+    example = opened.models.chat.example
+    made = [Pair(*(example(row["prompt"], row[side]) for side in ("chosen", "rejected"))) for row in pairs]
+    decoder = Decoder(opened.models.model_config())
+    expected = reference_logprobs(decoder, opened.models.load_params("m1"), made, 8, opened.models.mesh)
+    assert reference["chosen"] == pytest.approx(expected[:, 0], abs=1e-4)

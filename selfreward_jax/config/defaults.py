@@ -128,6 +128,9 @@ def default_config() -> ConfigDict:
     )
     c.pairs.anchor_samples = 2  # anchor: responses of M1 per prompt
     c.pairs.min_gap = 0.0  # minimum difference in points between the chosen and the rejected score
+    c.pairs.agreement = (
+        "none"  # smooth labels by it; votes: of two halves of the votes; judges: with M_(t-2), from M3 on
+    )
 
     c.checks = ConfigDict()  # limits on a round's data; outside them the run stops before DPO (docs/report.md)
     c.checks.min_parse_rate = 0.5  # minimum fraction of votes that can be parsed
@@ -144,6 +147,7 @@ def default_config() -> ConfigDict:
     c.checks.max_fall = 3.0  # warn in DPO if the chosen log-probs fall below this multiple of their start value
 
     c.dpo = ConfigDict()  # preference training, from M_(t-1) to M_t
+    c.dpo.reference = "previous"  # the fixed reference: previous (M_(t-1), the paper) or m1
     c.dpo.loss = "sigmoid"  # sigmoid, hinge, ipo, ipo_mean, cdpo, robust, simpo or sigmoid_norm (docs/evaluation.md)
     c.dpo.label_smoothing = 0.0  # assumed fraction of pairs with swapped labels, below 0.5 (cdpo, robust)
     c.dpo.gamma = 0.5  # target margin (simpo)

@@ -11,6 +11,7 @@ from selfreward_jax.config.ranges import check_ranges
 
 CHOICES = {
     "chat.thinking": ("off", "on"),
+    "dpo.reference": ("previous", "m1"),
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
     "eft.agreement": ("strict", "weak"),
     "eft.source": ("scores", "baseline"),
@@ -24,6 +25,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),
     "optimizer.name": ("adamw", "muon"),
+    "pairs.agreement": ("none", "votes", "judges"),
     "pairs.rejected": ("worst", "two_sigma", "anchor"),
     "pairwise.method": ("scores", "pairwise"),
 }
@@ -53,6 +55,7 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     _check_batch_sizes(c, row_devices)
     _check_dpo(c)
     _check_pairs(c)
+    _check_agreement(c)
     _check_lora(c)
     _check_sampling(c)
 
@@ -171,6 +174,27 @@ def _check_pairs(c: ConfigDict) -> None:
         raise ConfigError(
             f"pairs.length_control_rho is {c.pairs.length_control_rho}, but pairs.rejected is {c.pairs.rejected!r}: "
             "length control chooses the rejected response itself; set it to 0, or pairs.rejected to worst"
+        )
+
+
+def _check_agreement(c: ConfigDict) -> None:
+    source = c.pairs.agreement
+    if source == "none":
+        return
+    if c.dpo.loss not in ("sigmoid", "cdpo"):
+        raise ConfigError(
+            f"pairs.agreement is {source!r}, which dpo.loss {c.dpo.loss!r} ignores: set it to none, or dpo.loss to "
+            "sigmoid or cdpo"
+        )
+    if c.dpo.label_smoothing:
+        raise ConfigError(
+            f"dpo.label_smoothing is {c.dpo.label_smoothing}, but pairs.agreement is {source!r}, which gives each pair "
+            "a number of its own: set one of them to 0 or none"
+        )
+    if source == "votes" and c.judge.num_samples < 2:
+        raise ConfigError(
+            f"pairs.agreement is 'votes', but judge.num_samples is {c.judge.num_samples}: one vote has no halves; "
+            "raise the latter"
         )
 
 

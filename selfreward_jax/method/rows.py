@@ -143,7 +143,7 @@ class ScoredPrompt(TypedDict):
 
 
 class PairRow(TypedDict):
-    """m_t/pairs.jsonl: a preference pair."""
+    """m_t/pairs.jsonl: a preference pair. `agreement`: see `label_agreement`; without it the label is taken as sure."""
 
     id: str
     prompt: str
@@ -151,6 +151,7 @@ class PairRow(TypedDict):
     rejected: str
     chosen_score: float
     rejected_score: float
+    agreement: NotRequired[float]
 
 
 class VerdictRow(TypedDict):

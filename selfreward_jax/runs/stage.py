@@ -22,7 +22,7 @@ class Stage(NamedTuple):
     name: in the log, in the summary, and (see `workspace.key_name`) in random keys.
     run: makes it, and does nothing if it is complete. None: the stage before it makes it too.
     folders: patterns of the folders that it is made for.
-    reads: the artifacts that it reads; {m} stands for its folder, {m-1} for the model before.
+    reads: the artifacts that it reads; {m} stands for its folder, {m-1} for the model before, {m-2} for the one before.
     writes: patterns of what it writes.
     settings: sections or fields that decide what it writes.
     kind: what its seconds count as in the time report: training, sampling, judging or other.
@@ -64,8 +64,9 @@ class Step(NamedTuple):
 
     def path(self, name: str) -> str:
         """The artifact of that name in `reads` or `writes`, for this step's folder."""
-        before = f"m{int(self.folder[1:]) - 1}" if self.folder[1:].isdigit() else ""
-        return name.replace("{m-1}", before).replace("{m}", self.folder)
+        for back in (1, 2) if self.folder[1:].isdigit() else ():
+            name = name.replace(f"{{m-{back}}}", f"m{int(self.folder[1:]) - back}")
+        return name.replace("{m}", self.folder)
 
     def manifest(self, run: Run) -> dict[str, Any] | None:
         """What its manifest holds; None if it is not complete."""

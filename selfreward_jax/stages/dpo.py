@@ -8,6 +8,7 @@ import numpy as np
 from selfreward_jax import storage
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.decoder import Decoder
+from selfreward_jax.method.rows import PairRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import previous_model, seed_examples
 from selfreward_jax.stages.early_stopping import EarlyStopping
@@ -19,13 +20,13 @@ from selfreward_jax.train.monitor import TrainingMonitor
 
 
 def dpo(run: Run, model: str) -> None:
-    """m_t: DPO on the pairs of round t, from m_(t-1), which is also the reference."""
+    """m_t: DPO on the pairs of round t, from m_(t-1), which is also the reference, if dpo.reference is not m1."""
     if is_trained(run, model):
         return
     settings, previous = run.cfg.dpo, previous_model(model)
     example = run.models.chat.example
     pairs = [
-        Pair(example(row["prompt"], row["chosen"]), example(row["prompt"], row["rejected"]))
+        Pair(*(example(row["prompt"], row[side]) for side in ("chosen", "rejected")), _label_smoothing(row))
         for row in run.files.jsonl(model, "pairs").rows()
     ]
     decoder = Decoder(run.models.model_config(settings.dropout, adapters=True))
@@ -48,6 +49,11 @@ def dpo(run: Run, model: str) -> None:
     train(run, Job(model, "dpo", loss_fn(decoder, settings), steps, batch_at, start, tokens, monitor, metadata, early))
 
 
+def _label_smoothing(row: PairRow) -> float | None:
+    """(1 - tau-b) / 2, of a pair whose label is not taken as sure."""
+    return (1 - row["agreement"]) / 2 if "agreement" in row else None
+
+
 def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: PairLayout) -> np.ndarray:
     """Log-probs [pairs, 2] of the responses under the reference, float32. They are stored in MODEL/ref_logprobs.json:
     the reference is not in memory during training, and a restart on other machines reads the same numbers."""
@@ -55,10 +61,11 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
     stored, of_pairs = run.files.own(path), run.files.jsonl(model, "pairs").manifest["sha256"]
     if stored is None or stored["pairs"] != of_pairs:
         models = run.models
-        log_line(f"  {model} dpo: log-probs of {counted(len(pairs), 'pair')} under {previous_model(model)}")
+        reference = "m1" if run.cfg.dpo.reference == "m1" else previous_model(model)
+        log_line(f"  {model} dpo: log-probs of {counted(len(pairs), 'pair')} under {reference}")
         models.drop_engine()  # of an earlier stage
         decoder = Decoder(models.model_config(adapters=True))
-        params = lora.combine(models.frozen_base(), models.load_trainable(previous_model(model)))
+        params = lora.combine(models.frozen_base(), models.load_trainable(reference))
         logprobs = reference_logprobs(decoder, params, pairs, run.cfg.dpo.batch_size, models.mesh, layout)
         stored = {"owner": run.files.owner, "pairs": of_pairs}
         stored |= {"chosen": logprobs[:, 0].tolist(), "rejected": logprobs[:, 1].tolist()}

@@ -1,19 +1,21 @@
 """A round after its prompts: responses, judgments by the same model, and preference pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method import round_checks
+from selfreward_jax.method import label_agreement, round_checks
 from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores, with_anchors
 from selfreward_jax.method.responses import finished_responses
-from selfreward_jax.method.rows import JudgmentRow
+from selfreward_jax.method.rows import JudgmentRow, PairRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import StageError, previous_model
 from selfreward_jax.stages.sampling import judge, sample_responses
+from selfreward_jax.telemetry.numbers import three_digits
 from selfreward_jax.telemetry.terminal import log_line
 
-PAIR_SOURCES = ("responses", "judgments", "anchor_responses", "anchor_judgments")
+PAIR_SOURCES = ("responses", "judgments", "anchor_responses", "anchor_judgments", "earlier_judgments")
 
 
 def responses(run: Run, model: str) -> None:
@@ -39,10 +41,16 @@ def anchor_judgments(run: Run, model: str) -> None:
     _judge_responses(run, model, "anchor_responses", "anchor_judgments", f"{run.cfg.seed} {model[1:]} anchor")
 
 
-def _judge_responses(run: Run, model: str, source: str, stage: str, seed: str) -> None:
+def earlier_judgments(run: Run, model: str) -> None:
+    """m_t/earlier_judgments.jsonl: the judge of the round before, m_(t-2), on the same responses."""
+    judge_name = previous_model(previous_model(model))
+    _judge_responses(run, model, "responses", "earlier_judgments", f"{run.cfg.seed} {model[1:]} earlier", judge_name)
+
+
+def _judge_responses(run: Run, model: str, source: str, stage: str, seed: str, judge_name: str = "") -> None:
     to_judge = finished_responses(run.files.jsonl(model, source).rows())
     if run.cfg.judge.kind == "model":
-        judge(run, previous_model(model), to_judge, model, stage)
+        judge(run, judge_name or previous_model(model), to_judge, model, stage)
     elif not run.files.is_complete(model, stage):
         votes = judging.random_judge(to_judge, run.cfg.judge.num_samples, seed)
         run.files.jsonl(model, stage).finish(votes, tokens=0)
@@ -88,7 +96,7 @@ def pairs(run: Run, model: str) -> None:
         return
     settings = run.cfg.pairs
     sources = [run.files.jsonl(model, name) for name in PAIR_SOURCES]
-    answered, judged, anchors, judged_anchors = (source.rows() if source.manifest else [] for source in sources)
+    answered, judged, anchors, judged_anchors, earlier = (s.rows() if s.manifest else [] for s in sources)
     stats = check_readable(run, f"{model} judgments", judged)
     scored = join_scores(finished_responses(answered), judged)
     if settings.rejected == "anchor" and anchors:
@@ -100,5 +108,17 @@ def pairs(run: Run, model: str) -> None:
             f"{judging.format_stats(stats)}); the judge cannot tell responses apart: in a new --workdir train it "
             "longer, give it more judged rows, or raise judge.num_samples"
         )
+    if settings.agreement == "votes":
+        _add_agreement(rows, label_agreement.of_votes(judged))
+    elif settings.agreement == "judges" and earlier:
+        _add_agreement(
+            rows, label_agreement.of_scores(*({r["id"]: r["score"] for r in of} for of in (judged, earlier)))
+        )
     run.files.jsonl(model, "pairs").finish(rows, counts=outcomes, tokens=0)
     log_line(f"  {model} pairs: {format_outcomes(outcomes)}")
+
+
+def _add_agreement(rows: Sequence[PairRow], agreement: Mapping[str, float]) -> None:
+    for row in rows:
+        row["agreement"] = agreement[row["id"]]
+    log_line(f"  agreement of the scores: mean tau-b {three_digits(fmean(row['agreement'] for row in rows))}")

@@ -190,6 +190,18 @@ ANCHOR_JUDGMENTS = Stage(
     cost=lambda cfg: _votes(cfg, _anchors(cfg)),
     wanted=lambda cfg: cfg.pairs.rejected == "anchor",
 )
+EARLIER_JUDGMENTS = Stage(
+    "earlier_judgments",
+    self_reward.earlier_judgments,
+    folders=LATER_ROUNDS,
+    reads=("{m}/responses.jsonl", "{m-2}/checkpoint"),
+    writes=("{m}/earlier_judgments.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/earlier_judgments.manifest.json",
+    cost=lambda cfg: _votes(cfg, _responses(cfg)),
+    wanted=lambda cfg: cfg.pairs.agreement == "judges",
+)
 PROBES = Stage(
     "probes",
     self_reward.probes,
@@ -224,7 +236,7 @@ DPO = Stage(
     "dpo",
     dpo,
     folders=ROUNDS,
-    reads=("{m}/pairs.jsonl", "{m-1}/checkpoint", "seed/eft.jsonl"),
+    reads=("{m}/pairs.jsonl", "{m-1}/checkpoint", "m1/checkpoint", "seed/eft.jsonl"),
     writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/checkpoint.json", "{m}/manifest.json"),
     settings=("dpo", "optimizer", "lora"),
     kind="training",
@@ -290,8 +302,8 @@ EVAL_METRICS = Stage(
     manifest="{m}/eval.json",
 )
 
-MAKE_ROWS = (PROMPTS, RESPONSES, ANCHOR_RESPONSES, JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, PAIRS)
-ROUND = (CHECK_JUDGE, *MAKE_ROWS, CHECKS, DPO, EARLY_STOPPING, SAVED_STEPS)
+JUDGE = (JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, EARLIER_JUDGMENTS)  # the last by another model
+ROUND = (CHECK_JUDGE, PROMPTS, RESPONSES, ANCHOR_RESPONSES, *JUDGE, PAIRS, CHECKS, DPO, EARLY_STOPPING, SAVED_STEPS)
 MEASURE = (EVAL_DRAWN, EVAL_JUDGED, EVAL_ANSWERS, EVAL_JUDGMENTS, EVAL_METRICS)
 STAGES = (SEED, TOKENIZER, PRETRAIN, SFT_BASELINE, EFT, SFT, *ROUND, *MEASURE)
 

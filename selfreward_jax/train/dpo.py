@@ -30,10 +30,20 @@ from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
 
 class Pair(NamedTuple):
-    """A prompt with the chosen response, and with the rejected one."""
+    """A prompt with the chosen response, and with the rejected one.
+
+    label_smoothing: the probability that they are swapped, instead of dpo.label_smoothing; all pairs of a training have
+      it, or none.
+    """
 
     chosen: Example
     rejected: Example
+    label_smoothing: float | None = None
+
+    @property
+    def sides(self) -> tuple[Example, Example]:
+        """Both examples."""
+        return self.chosen, self.rejected
 
 
 class PairLayout(NamedTuple):
@@ -66,7 +76,7 @@ def choose_layout(pairs: Sequence[Pair], cfg: DecoderConfig, previous: PairLayou
         10 % more slots.
     """
     shared = np.array([_shared_prefix_len(pair) for pair in pairs])
-    length = np.array([max(len(e.ids) for e in pair) for pair in pairs])
+    length = np.array([max(len(e.ids) for e in pair.sides) for pair in pairs])
 
     def layout(max_shared: int) -> PairLayout:
         prefix = np.minimum(shared, max_shared)
@@ -84,8 +94,9 @@ def choose_layout(pairs: Sequence[Pair], cfg: DecoderConfig, previous: PairLayou
 
 def _shared_prefix_len(pair: Pair) -> int:
     """Length of the common prefix that carries no loss on either side."""
-    chosen, rejected = pair
-    limit = min(*(e.target.index(True) if any(e.target) else len(e.ids) for e in pair), *(len(e.ids) - 1 for e in pair))
+    chosen, rejected = pair.sides
+    starts = (e.target.index(True) if any(e.target) else len(e.ids) for e in pair.sides)
+    limit = min(*starts, *(len(e.ids) - 1 for e in pair.sides))
     return next((i for i in range(limit) if chosen.ids[i] != rejected.ids[i]), limit)
 
 
@@ -160,8 +171,13 @@ def loss_fn(model: Decoder, settings: Any) -> LossFn:
         pairs = preference_losses.PairLogProbs(
             chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1], *lengths
         )
+        of_pairs = batch.get("label_smoothing")
         losses, margin = preference_losses.pair_loss(
-            settings.loss, pairs, settings.beta, settings.label_smoothing, settings.gamma
+            settings.loss if of_pairs is None else "cdpo",
+            pairs,
+            settings.beta,
+            settings.label_smoothing if of_pairs is None else of_pairs,
+            settings.gamma,
         )
         share = 1 / batch["pair_total"]
         dpo = jnp.sum(losses) * share
@@ -228,6 +244,8 @@ def make_batch_fn(
     def batch_at(step: int) -> dict[str, Any]:
         indices = order[step * settings.batch_size : (step + 1) * settings.batch_size]
         arrays = {"reference": reference[indices], **pair_arrays([pairs[i] for i in indices], layout)}
+        if pairs[0].label_smoothing is not None:
+            arrays["label_smoothing"] = np.array([pairs[i].label_smoothing for i in indices], np.float32)
         totals = {"pair_total": np.float32(settings.batch_size)}
         if rows:
             batch_rows = rows[step * settings.replay_batch_size : (step + 1) * settings.replay_batch_size]

@@ -87,7 +87,7 @@ def ipo_mean(x: PairLogProbs, beta: float) -> Losses:
     return jnp.square(difference - 0.5 / beta), beta * difference
 
 
-def cdpo(x: PairLogProbs, beta: float, label_smoothing: float) -> Losses:
+def cdpo(x: PairLogProbs, beta: float, label_smoothing: jax.typing.ArrayLike) -> Losses:
     """Conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3): cross-entropy with the
     label 1 - e instead of 1. Its minimum is at m = log((1 - e) / e)."""
     _, margin = sigmoid(x, beta)
@@ -128,14 +128,16 @@ LOSSES: dict[str, Callable[..., Losses]] = {
 }
 
 
-def pair_loss(name: str, x: PairLogProbs, beta: float, label_smoothing: float = 0.0, gamma: float = 0.0) -> Losses:
+def pair_loss(
+    name: str, x: PairLogProbs, beta: float, label_smoothing: jax.typing.ArrayLike = 0.0, gamma: float = 0.0
+) -> Losses:
     """Losses [B] and margins [B] of the loss `name`. Losses without label_smoothing or gamma ignore them.
 
     Args:
       name: one of LOSSES.
       x: the pairs.
       beta: strength of the regularization towards the reference; for simpo, the scale of the reward.
-      label_smoothing: for cdpo and robust, in [0, 0.5).
+      label_smoothing: for cdpo and robust, in [0, 0.5); for cdpo also a number [B] for each pair, in [0, 1].
       gamma: for simpo, the target margin.
     """
     match name:
