@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from conftest import ended, run
+from conftest import arguments, ended, run
 
+from selfreward_jax import main
 from selfreward_jax.cli import explain
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.method import label_agreement
@@ -58,3 +59,33 @@ def test_labels_are_smoothed_by_the_judge_of_the_round_before(tmp_path):
     decoder = Decoder(opened.models.model_config())
     expected = reference_logprobs(decoder, opened.models.load_params("m1"), made, 8, opened.models.mesh)
     assert reference["chosen"] == pytest.approx(expected[:, 0], abs=1e-4)
+
+
+def test_responses_are_compared_two_by_two(tmp_path):
+    options = {
+        "judge.kind": "pairwise",
+        "judge.num_samples": 2,
+        "data.comparison_rows": 96,
+        "sft.sets": "('ift', 'eft', 'comparisons', 'prompts')",
+        "dpo.replay_sets": "('eft', 'comparisons', 'prompts')",
+        "pairwise.template": "judge_pairwise_short",
+        "pairwise.max_new_tokens": 32,
+        "model.max_length": 384,
+        "sft.seq_len": 384,
+        "dpo.replay_seq_len": 384,
+    }
+    workdir = tmp_path / "run"
+    code, err = ended(main, *arguments(workdir, 2, *(f"--config.{name}={value}" for name, value in options.items())))
+    assert (workdir / "m2" / "comparisons.jsonl").exists(), err
+    compared = rows(workdir, "m2", "comparisons")
+    assert compared, err
+    for row in compared:
+        assert [len(order) for order in row["orders"]] == [2, 2]
+    judged = rows(workdir, "m2", "judgments")
+    finished = {
+        r["id"]: sum(x["finished"] and bool(x["text"]) for x in r["responses"])
+        for r in rows(workdir, "m2", "responses")
+    }
+    for row in judged:
+        assert len(row["votes"]) == 2 * (finished[row["id"].rpartition("/")[0]] - 1)
+    assert code in (0, 2)  # a model that has learned nothing prefers nothing

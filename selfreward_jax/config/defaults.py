@@ -21,6 +21,7 @@ def default_config() -> ConfigDict:
     c.data.shared_to_ift = 0.5  # of the prompts that IFT and EFT share: fraction that goes to IFT, the rest to EFT
     c.data.ift_rows = 6000  # instruction rows; 0: all rows of the file
     c.data.eft_rows = 5000  # judged rows; 0: all rows of the file
+    c.data.comparison_rows = 0  # comparisons of two judged answers, for sft.sets and dpo.replay_sets; 0: none
     c.data.prompt_rows = 1500  # few-shot rows, built from the IFT prompts, that teach the model to write prompts
     c.data.num_documents = 6000  # pretraining texts of the toy world (with files: one text for each IFT row)
     c.data.heldout_prompts = 384  # prompts in each of the validation set and the held-out set
@@ -86,7 +87,7 @@ def default_config() -> ConfigDict:
         c[name].warmup_steps = 20  # steps of linear warmup, at most half of all steps
         c[name].dropout = 0.0  # dropout rate
         c[name].grad_accum_steps = 1  # microbatches that a batch is split into
-    c.sft.sets = ("ift", "eft", "prompts")  # seed sets that M1 is trained on: ift, eft, prompts
+    c.sft.sets = ("ift", "eft", "prompts")  # seed sets that M1 is trained on: ift, eft, comparisons, prompts
 
     c.prompts = ConfigDict()  # generation of new prompts
     c.prompts.template = "new_prompt"  # a built-in template, or the path of a file
@@ -111,7 +112,9 @@ def default_config() -> ConfigDict:
     c.responses.max_new_tokens = 48  # maximum tokens of a response
 
     c.judge = ConfigDict()  # scores of the responses
-    c.judge.kind = "model"  # model: M_(t-1) judges its own responses; random: random scores, as a control
+    c.judge.kind = "model"  # model: M_(t-1) scores its responses; pairwise: it compares them; random: a control
+    c.judge.opponents = 0  # pairwise: other responses that each is compared with, in a ring; 0: all
+    c.judge.length_gate = "none"  # pairwise: none, window (a win counts at .8 to 1.2 of the loser's length) or scale
     c.judge.template = "judge_short"  # a built-in template, or the path of a file
     c.judge.output_format = "points"  # how a judgment ends: points (Score: 0 to 5) or choice (Choice: A to E)
     c.judge.aggregation = "mean"  # of a response's votes: mean, or expected (each vote: mean over its score tokens)
@@ -123,14 +126,10 @@ def default_config() -> ConfigDict:
 
     c.pairs = ConfigDict()  # preference pairs
     c.pairs.length_control_rho = 0.0  # fraction of the score range at either end where length decides; 0: off
-    c.pairs.rejected = (
-        "worst"  # worst: lowest score; two_sigma: near mean - 2 sd; anchor: the worst of M1's, from M3 on
-    )
+    c.pairs.rejected = "worst"  # worst (lowest score), two_sigma (near mean - 2 sd) or anchor (M1's worst, from M3)
     c.pairs.anchor_samples = 2  # anchor: responses of M1 per prompt
     c.pairs.min_gap = 0.0  # minimum difference in points between the chosen and the rejected score
-    c.pairs.agreement = (
-        "none"  # smooth labels by it; votes: of two halves of the votes; judges: with M_(t-2), from M3 on
-    )
+    c.pairs.agreement = "none"  # smooths labels: none, votes (of two halves) or judges (with M_(t-2), from M3 on)
 
     c.checks = ConfigDict()  # limits on a round's data; outside them the run stops before DPO (docs/report.md)
     c.checks.min_parse_rate = 0.5  # minimum fraction of votes that can be parsed
@@ -161,16 +160,16 @@ def default_config() -> ConfigDict:
     c.dpo.dpo_weight = 1.0  # weight of the DPO loss; 0: only NLL and replay
     c.dpo.nll_weight = 1.0  # weight of the chosen response's mean negative log-likelihood per token
     c.dpo.replay_weight = 4.0  # weight of the SFT loss on replayed seed rows
-    c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, prompts
+    c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, comparisons, prompts
     c.dpo.replay_batch_size = 16  # packed replay rows per step
     c.dpo.replay_seq_len = 256  # tokens per packed replay row
     c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into
     c.dpo.eval_every = 0  # steps between the comparisons of early stopping; 0: no early stopping
     c.dpo.eval_prompts = 253  # validation prompts per comparison
 
-    c.pairwise = ConfigDict()  # head-to-head comparison with a model as the judge
+    c.pairwise = ConfigDict()  # comparison with a model as the judge: head-to-head, and judge.kind=pairwise
     c.pairwise.method = "scores"  # scores: judge each response alone; pairwise: both in one prompt, in both orders
-    c.pairwise.template = "judge_pairwise"  # template of method=pairwise: a built-in one, or a file's path
+    c.pairwise.template = "judge_pairwise"  # template with both responses: a built-in one, or a file's path
     c.pairwise.max_new_tokens = 112  # maximum tokens of a judgment
 
     c.endpoint = ConfigDict()  # head-to-head comparison with an OpenAI-compatible server as the judge

@@ -45,7 +45,7 @@ RANGES: Ranges = {
     **_all(1, 1000, "iterations"),
     # numbers of rows, steps and requests
     **_all(0, MAX_ROWS, "checkpoint_every", "max_nonfinite_steps", "checks.num_probe_prompts", "endpoint.max_requests"),
-    **_all(0, MAX_ROWS, "data.ift_rows", "data.eft_rows", "data.prompt_rows", "dpo.eval_every"),
+    **_all(0, MAX_ROWS, "data.ift_rows", "data.eft_rows", "data.prompt_rows", "data.comparison_rows", "dpo.eval_every"),
     **_all(0, MAX_ROWS, *_each(_TRAININGS, "warmup_steps")),
     **_all(1, MAX_ROWS, "data.heldout_prompts", "data.judge_eval_prompts", "data.num_documents", "dpo.eval_prompts"),
     **_all(1, MAX_ROWS, "prompts.count", "prompts.max_attempts"),
@@ -53,6 +53,7 @@ RANGES: Ranges = {
     **_all(1, 10_000, "judge.num_samples", "judge.min_votes", "eft.num_samples"),
     **_all(1, 10_000, "evaluate.num_samples", "evaluate.best_of", "pairs.anchor_samples"),
     **_all(2, 10_000, "responses.num_samples", "data.judge_eval_answers"),
+    **_all(0, 10_000, "judge.opponents"),
     **_all(0, 1000, "prompts.num_seed_examples", "prompts.num_generated_examples", "endpoint.retries"),
     # shapes
     **_all(1, MAX_WIDTH, "model.dim", "model.mlp_dim", "model.num_heads", "model.num_kv_heads"),

@@ -18,7 +18,8 @@ CHOICES = {
     "world": ("toy", "checkable"),
     "evaluate.split": ("heldout", "validation"),
     "judge.aggregation": ("mean", "expected"),
-    "judge.kind": ("model", "random"),
+    "judge.kind": ("model", "pairwise", "random"),
+    "judge.length_gate": ("none", "window", "scale"),
     "judge.output_format": ("points", "choice"),
     "model.attention": ("auto", "reference", "xla", "cudnn", "splash"),
     "model.dtype": ("float32", "bfloat16"),
@@ -32,7 +33,7 @@ CHOICES = {
 
 MAX_STEP_TOKENS = 100_000_000
 
-SEED_SETS = ("ift", "eft", "prompts")
+SEED_SETS = ("ift", "eft", "comparisons", "prompts")
 
 LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
@@ -55,6 +56,7 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     _check_batch_sizes(c, row_devices)
     _check_dpo(c)
     _check_pairs(c)
+    _check_pairwise_judge(c)
     _check_agreement(c)
     _check_lora(c)
     _check_sampling(c)
@@ -175,6 +177,20 @@ def _check_pairs(c: ConfigDict) -> None:
             f"pairs.length_control_rho is {c.pairs.length_control_rho}, but pairs.rejected is {c.pairs.rejected!r}: "
             "length control chooses the rejected response itself; set it to 0, or pairs.rejected to worst"
         )
+
+
+def _check_pairwise_judge(c: ConfigDict) -> None:
+    if c.judge.kind != "pairwise":
+        return
+    for field, value in (
+        ("pairs.rejected", "anchor"),
+        ("pairs.agreement", "judges"),
+        ("judge.aggregation", "expected"),
+    ):
+        if _get(c, field) == value:
+            raise ConfigError(
+                f"{field} is {value!r}, but judge.kind is 'pairwise', which scores no response alone: use another value"
+            )
 
 
 def _check_agreement(c: ConfigDict) -> None:

@@ -40,6 +40,11 @@ def from_tasks(settings: Any, seed: int, output_format: str) -> tuple[dict[str, 
     used = {normalize(row["prompt"]) for row in rows}
     judged = generator.eft_rows(training, settings.eft_rows, word_counts, output_format, _stream(seed, "eft"))
     sets = {"ift": rows, "eft": [row for row in judged if normalize(row["prompt"]) not in used]}
+    if settings.comparison_rows:
+        compared = generator.comparison_rows(
+            training, settings.comparison_rows, word_counts, _stream(seed, "comparisons")
+        )
+        sets["comparisons"] = [row for row in compared if normalize(row["prompt"]) not in used]
     for name, part in parts.items():
         prompts = generator.prompts(part, settings.heldout_prompts, _stream(seed, name), name == "heldout")
         sets[name] = [{"prompt": prompt} for prompt in dict.fromkeys(prompts)]

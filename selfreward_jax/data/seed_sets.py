@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from random import Random
 from typing import Any
 
 from selfreward_jax.config.columns import parse_columns
-from selfreward_jax.data.answers import DROP_REASONS
+from selfreward_jax.data.answers import DROP_REASONS, Answer
 from selfreward_jax.data.fields import FIELD_NAMES
 from selfreward_jax.data.limits import DataError as DataError  # also part of this module's API
 from selfreward_jax.data.merge import (
@@ -21,6 +22,7 @@ from selfreward_jax.data.readers import naming
 from selfreward_jax.method.prompt_generation import normalize
 from selfreward_jax.method.rows import InstructionRow, JudgedRow, RankedResponse, RankedRow, Row
 from selfreward_jax.telemetry.numbers import counted
+from selfreward_jax.worlds.comparison import Judged, comparison_row
 from selfreward_jax.worlds.toy import generator
 
 SeedSets = dict[str, list[Any]]  # rows of method/rows.py, by the name of the set
@@ -65,6 +67,9 @@ def from_world(settings: Any, seed: int, output_format: str = "points") -> tuple
     }
     used = _prompt_keys(sets["ift"])
     sets["eft"] = [row for row in sets["eft"] if normalize(str(row["prompt"])) not in used]
+    if settings.comparison_rows:
+        sets["comparisons"] = generator.comparison_rows(settings.comparison_rows, stream("comparisons"))
+        used |= _prompt_keys(sets["comparisons"])
     used |= _prompt_keys(sets["eft"])
 
     def take_unused(rows: list[Row], count: int) -> list[Row]:
@@ -130,6 +135,8 @@ def from_files(
         sets["eft_answers"] = [_row_to_judge(prompt, output_format) for prompt in train]
     else:
         sets["eft"] = _limit(_judged_rows(train, output_format), settings.eft_rows, counts["eft"])
+    if settings.comparison_rows:
+        sets["comparisons"] = _comparison_rows(train, settings.comparison_rows, Random(f"{seed} comparisons"))
     _check_disjoint(sets)
     report = _report(sets, counts["ift"], counts["eft"], scores)
     report["written judgments"] = sum(
@@ -312,6 +319,18 @@ def _judged_rows(prompts: Iterable[PromptWithResponses], output_format: str) -> 
         for p in prompts
         for answer in p.answers
     ]
+
+
+def _comparison_rows(prompts: Iterable[PromptWithResponses], count: int, rng: Random) -> list[Row]:
+    """At most `count` comparisons of two answers of different scores, with the judgments that `_judged_rows` has."""
+
+    def judged(answer: Answer) -> Judged:
+        judgment = parseable_judgment(answer, "points") or one_line_judgment(round(answer.score))
+        return Judged(answer.response, judgment, answer.score)
+
+    pairs = [(p.prompt, two) for p in prompts for two in combinations(p.answers, 2) if two[0].score != two[1].score]
+    chosen = rng.sample(pairs, min(count, len(pairs)))
+    return [comparison_row(prompt, (judged(one), judged(other)), rng) for prompt, (one, other) in chosen]
 
 
 def _ranked_row(prompt: PromptWithResponses) -> RankedRow:

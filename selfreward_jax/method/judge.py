@@ -60,7 +60,7 @@ def judge(
             batch_size = max(1, engine.max_concurrent // sampling_params.num_samples)  # as many prompts as in sampling
             _add_expected_scores(engine, votes, prompts, settings.output_format, batch_size)
         yield [
-            _judgment_row(
+            judgment_row(
                 group[0].id,
                 votes[group[0].id],
                 tokens=sum(len(c.ids) for c in group),
@@ -114,7 +114,10 @@ def _add_expected_scores(
         vote["expected"] = None if vote["score"] is None else next(expected)
 
 
-def _judgment_row(row_id: str, votes: list[Vote], *, tokens: int, aggregation: str, min_votes: int) -> JudgmentRow:
+def judgment_row(
+    row_id: str, votes: list[Vote], *, tokens: int, aggregation: str = "mean", min_votes: int = 1
+) -> JudgmentRow:
+    """The votes on a response with their mean and variance. The other arguments are as in `judge`."""
     scores = [vote["expected"] if aggregation == "expected" else vote["score"] for vote in votes]
     parsed = [s for s in scores if s is not None]
     return {
@@ -134,7 +137,7 @@ def random_judge(responses: Sequence[JudgeInput], num_samples: int, seed: str) -
         votes: list[Vote] = [
             {"text": "", "finished": True, "score": float(rng.randint(0, 5))} for _ in range(num_samples)
         ]
-        rows.append(_judgment_row(response["id"], votes, tokens=0, aggregation="mean", min_votes=1))
+        rows.append(judgment_row(response["id"], votes, tokens=0))
     return rows
 
 

@@ -116,6 +116,25 @@ class Vote(TypedDict):
     expected: NotRequired[float | None]  # with judge.aggregation=expected
 
 
+class PreferenceVote(TypedDict):
+    """One sampled comparison of two responses, A and B. `preference`: "a", "b", "tie", or None if it cannot be read."""
+
+    text: str
+    finished: bool
+    preference: str | None
+
+
+class ComparisonRow(TypedDict):
+    """m_t/comparisons.jsonl: the votes on two responses to a prompt; the id is PROMPT_ID/I-J.
+
+    orders: the votes with response I as A, and those with response J as A.
+    """
+
+    id: str
+    orders: list[list[PreferenceVote]]
+    tokens: int
+
+
 class JudgmentRow(TypedDict):
     """m_t/judgments.jsonl, m_t/probes.jsonl and *_judgments.jsonl: the votes on a response, their mean and variance."""
 

@@ -94,7 +94,7 @@ def _history(run: Run, name: str) -> str:
     method = (
         f"{run.cfg.dpo.loss} preference training" if run.cfg.dpo.dpo_weight else "supervised training on chosen answers"
     )
-    source = "preferences of its own" if run.cfg.judge.kind == "model" else "random preferences, a control experiment"
+    source = "random preferences, a control experiment" if run.cfg.judge.kind == "random" else "preferences of its own"
     return f"after {t - 1} round{'s' * (t > 2)} of {method} on {source}."
 
 

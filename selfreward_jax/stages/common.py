@@ -104,7 +104,8 @@ def filter_few_shot(run: Run, rows: Iterable[InstructionRow]) -> list[str]:
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
-    """Training examples of the seed sets: ift, eft (the judge's task), prompts (the task of writing prompts)."""
+    """Training examples of the seed sets: ift, eft and comparisons (the judge's tasks), prompts (the task of writing
+    prompts)."""
     rows = {name: _task_rows(run, name) for name in names}
     example = run.models.chat.example
     return {name: [example(r["prompt"], r["response"], r.get("system", "")) for r in of] for name, of in rows.items()}
@@ -117,6 +118,15 @@ def _task_rows(run: Run, name: str) -> list[InstructionRow]:
     if name == "eft":
         as_prompt = partial(judging.judge_prompt, judge_template(run))
         return seed_sets.judge_rows(run.files.jsonl("seed", "eft").rows(), as_prompt)
+    if name == "comparisons":
+        template = pairwise_template(run)
+        return [
+            {
+                "prompt": templates.fill(template, prompt=r["prompt"], first=r["first"], second=r["second"]),
+                "response": r["judgment"],
+            }
+            for r in run.files.jsonl("seed", "comparisons").rows()
+        ]
     c = run.cfg.prompts
     num_examples = c.num_seed_examples + c.num_generated_examples
     rng = Random(f"{run.cfg.seed} prompt rows")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from selfreward_jax.method import comparisons as comparing
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import label_agreement, round_checks
 from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores, with_anchors
@@ -32,8 +33,23 @@ def anchor_responses(run: Run, model: str) -> None:
 
 
 def judgments(run: Run, model: str) -> None:
-    """m_t/judgments.jsonl: m_(t-1) judges its own responses; with judge.kind=random, a random judge does."""
+    """m_t/judgments.jsonl: m_(t-1) judges its own responses; with judge.kind=random, a random judge does. With
+    judge.kind=pairwise a response's votes are its comparisons."""
+    if run.cfg.judge.kind == "pairwise":
+        _from_comparisons(run, model)
+        return
     _judge_responses(run, model, "responses", "judgments", f"{run.cfg.seed} {model[1:]}")
+
+
+def _from_comparisons(run: Run, model: str) -> None:
+    if run.files.is_complete(model, "judgments"):
+        return
+    responses = finished_responses(run.files.jsonl(model, "responses").rows())
+    texts = {row["id"]: row["response"] for row in responses}
+    votes = comparing.compared(run.files.jsonl(model, "comparisons").rows(), texts, run.cfg.judge.length_gate)
+    rows = comparing.judgments(votes)
+    run.files.jsonl(model, "judgments").finish(rows, tokens=0)
+    log_line(f"  {model} judgments: {judging.format_stats(judging.judge_stats(rows))}")
 
 
 def anchor_judgments(run: Run, model: str) -> None:

@@ -10,9 +10,11 @@ from fnmatch import fnmatch
 
 from ml_collections import ConfigDict
 
+from selfreward_jax.method.comparisons import who_meets
 from selfreward_jax.runs.stage import Cost, Stage, StageTable, Step
 from selfreward_jax.stages import measure, self_reward, setup
 from selfreward_jax.stages.check_round import check_round
+from selfreward_jax.stages.comparisons import comparisons
 from selfreward_jax.stages.dpo import dpo
 from selfreward_jax.stages.prompts import prompts
 from selfreward_jax.stages.sft import sft, sft_baseline
@@ -33,7 +35,8 @@ def _documents(cfg: ConfigDict) -> Cost:
 
 def _set_rows(cfg: ConfigDict, *sets: str) -> Cost:
     d = cfg.data
-    rows = [{"ift": d.ift_rows, "eft": d.eft_rows, "prompts": d.prompt_rows}[name] for name in sets]
+    counts = {"ift": d.ift_rows, "eft": d.eft_rows, "comparisons": d.comparison_rows, "prompts": d.prompt_rows}
+    rows = [counts[name] for name in sets]
     return Cost(0 if _own_data(cfg) or not all(rows) else sum(rows))
 
 
@@ -52,6 +55,10 @@ def _eval_judgments(cfg: ConfigDict) -> Cost:
 
 def _responses(cfg: ConfigDict) -> int:
     return cfg.prompts.count * cfg.responses.num_samples
+
+
+def _matchups(cfg: ConfigDict) -> int:
+    return cfg.prompts.count * len(who_meets(cfg.responses.num_samples, cfg.judge.opponents))
 
 
 def _anchors(cfg: ConfigDict) -> int:
@@ -124,7 +131,7 @@ SFT = Stage(
     "sft",
     sft,
     folders=("m1",),
-    reads=("seed/ift.jsonl", "seed/eft.jsonl", "m0/checkpoint"),
+    reads=("seed/ift.jsonl", "seed/eft.jsonl", "seed/comparisons.jsonl", "m0/checkpoint"),
     writes=("m1/*",),
     settings=("sft", "lora"),
     kind="training",
@@ -167,16 +174,28 @@ ANCHOR_RESPONSES = Stage(
     cost=lambda cfg: Cost(cfg.prompts.count, _anchors(cfg) * cfg.responses.max_new_tokens),
     wanted=lambda cfg: cfg.pairs.rejected == "anchor",
 )
+COMPARISONS = Stage(
+    "comparisons",
+    comparisons,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/comparisons.*",),
+    settings=("judge", "pairwise"),
+    kind="judging",
+    manifest="{m}/comparisons.manifest.json",
+    cost=lambda cfg: Cost(_matchups(cfg), _matchups(cfg) * 2 * cfg.judge.num_samples * cfg.pairwise.max_new_tokens),
+    wanted=lambda cfg: cfg.judge.kind == "pairwise",
+)
 JUDGMENTS = Stage(
     "judgments",
     self_reward.judgments,
     folders=ROUNDS,
-    reads=("{m}/responses.jsonl", "{m-1}/checkpoint"),
+    reads=("{m}/responses.jsonl", "{m}/comparisons.jsonl", "{m-1}/checkpoint"),
     writes=("{m}/judgments.*",),
     settings=("judge",),
     kind="judging",
     manifest="{m}/judgments.manifest.json",
-    cost=lambda cfg: _votes(cfg, _responses(cfg)),
+    cost=lambda cfg: Cost(_responses(cfg)) if cfg.judge.kind == "pairwise" else _votes(cfg, _responses(cfg)),
 )
 ANCHOR_JUDGMENTS = Stage(
     "anchor_judgments",
@@ -236,7 +255,7 @@ DPO = Stage(
     "dpo",
     dpo,
     folders=ROUNDS,
-    reads=("{m}/pairs.jsonl", "{m-1}/checkpoint", "m1/checkpoint", "seed/eft.jsonl"),
+    reads=("{m}/pairs.jsonl", "{m-1}/checkpoint", "m1/checkpoint", "seed/eft.jsonl", "seed/comparisons.jsonl"),
     writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/checkpoint.json", "{m}/manifest.json"),
     settings=("dpo", "optimizer", "lora"),
     kind="training",
@@ -302,7 +321,7 @@ EVAL_METRICS = Stage(
     manifest="{m}/eval.json",
 )
 
-JUDGE = (JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, EARLIER_JUDGMENTS)  # the last by another model
+JUDGE = (COMPARISONS, JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, EARLIER_JUDGMENTS)  # the last by another model
 ROUND = (CHECK_JUDGE, PROMPTS, RESPONSES, ANCHOR_RESPONSES, *JUDGE, PAIRS, CHECKS, DPO, EARLY_STOPPING, SAVED_STEPS)
 MEASURE = (EVAL_DRAWN, EVAL_JUDGED, EVAL_ANSWERS, EVAL_JUDGMENTS, EVAL_METRICS)
 STAGES = (SEED, TOKENIZER, PRETRAIN, SFT_BASELINE, EFT, SFT, *ROUND, *MEASURE)

@@ -17,6 +17,7 @@ from selfreward_jax.worlds.checkable.answers import Instruction, possible_keywor
 from selfreward_jax.worlds.checkable.judgments import write_dismissal, write_judgment
 from selfreward_jax.worlds.checkable.phrasings import ENDINGS, KINDS, NUMBERS, OPENINGS, TAUGHT, TRANSFER
 from selfreward_jax.worlds.checkable.tasks import Task, content_words, rarest
+from selfreward_jax.worlds.comparison import Judged, comparison_row
 
 Row = dict[str, Any]
 
@@ -105,6 +106,18 @@ def eft_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str], form:
     return rows
 
 
+def comparison_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str], rng: random.Random) -> list[Row]:
+    """Rows {prompt, first, second, judgment, score}: two judged answers to a request compared."""
+    rows = []
+    for number, task in enumerate(_cycle(tasks, count, rng), 1):
+        request = write_request(task, rng)
+        one, other = (_judged_answer(request, tasks, word_counts, "points", rng) for _ in range(2))
+        if number % DEGENERATE_EVERY == 0:
+            other = Judged(_degenerate(request, number // DEGENERATE_EVERY), *write_dismissal("points"))
+        rows.append(comparison_row(request.text, (one, other), rng))
+    return rows
+
+
 def ranked_rows(
     tasks: Sequence[Task], count: int, num_answers: int, word_counts: Counter[str], rng: random.Random
 ) -> list[Row]:
@@ -129,7 +142,7 @@ def _cycle(tasks: Sequence[Task], count: int, rng: random.Random) -> Iterator[Ta
 
 def _judged_answer(
     request: Request, tasks: Sequence[Task], word_counts: Counter[str], form: str, rng: random.Random
-) -> tuple[str, str, int]:
+) -> Judged:
     """An answer, its judgment and its points. Some answer another request, and some are cut off."""
     fits, task = True, request.task
     if rng.random() < OFF_TOPIC_RATE:
@@ -141,7 +154,7 @@ def _judged_answer(
         words = text.split(" ")
         text, fits = " ".join(words[: max(2, len(words) * 2 // 3)]).rstrip(" .,!?\"'"), False
     judgment, points = write_judgment(request.task.request, request.instructions, text, fits, word_counts, form)
-    return text, judgment, points
+    return Judged(text, judgment, points)
 
 
 def _is_other(other: Task, task: Task, word_counts: Counter[str]) -> bool:

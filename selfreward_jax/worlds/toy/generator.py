@@ -12,6 +12,7 @@ This module writes seeds. The oracle that scores answers is oracle.py, which onl
 import random
 from typing import Any, NamedTuple
 
+from selfreward_jax.worlds.comparison import Judged, comparison_row
 from selfreward_jax.worlds.toy.vocabulary import (
     CONFUSABLE_TOPICS,
     GENERIC_NAME,
@@ -159,14 +160,35 @@ def eft_rows(count: int, rng: random.Random, output_format: str = "points") -> l
     rows = []
     for number in range(1, count + 1):
         request = write_request(rng)
-        answer = write_answer(request, rng.choice(EFT_FAULT_RATES), rng)
-        text, (judgment, score) = answer.text, write_judgment(request, answer, output_format)
-        if number % DEGENERATE_EVERY == 0:
-            texts = (*DEGENERATE_RESPONSES, request.text)
-            text = texts[number // DEGENERATE_EVERY % len(texts)]
-            judgment, score = write_dismissal(output_format)
-        rows.append({"prompt": request.text, "response": text, "judgment": judgment, "score": score})
+        answer = _judged_answer(request, number, output_format, rng)
+        rows.append(
+            {
+                "prompt": request.text,
+                "response": answer.response,
+                "judgment": answer.judgment,
+                "score": answer.points,
+            }
+        )
     return rows
+
+
+def comparison_rows(count: int, rng: random.Random) -> list[Row]:
+    """Rows {prompt, first, second, judgment, score}: two judged answers to a request compared."""
+    rows = []
+    for number in range(1, count + 1):
+        request = write_request(rng)
+        answers = (_judged_answer(request, number, "points", rng), _judged_answer(request, 0, "points", rng))
+        rows.append(comparison_row(request.text, answers, rng))
+    return rows
+
+
+def _judged_answer(request: Request, number: int, output_format: str, rng: random.Random) -> Judged:
+    """An answer with its judgment; one without content if `number` is a multiple of DEGENERATE_EVERY above 0."""
+    answer = write_answer(request, rng.choice(EFT_FAULT_RATES), rng)
+    if not number or number % DEGENERATE_EVERY:
+        return Judged(answer.text, *write_judgment(request, answer, output_format))
+    texts = (*DEGENERATE_RESPONSES, request.text)
+    return Judged(texts[number // DEGENERATE_EVERY % len(texts)], *write_dismissal(output_format))
 
 
 def ranked_rows(num_prompts: int, num_answers: int, rng: random.Random) -> list[Row]:
