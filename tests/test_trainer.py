@@ -408,3 +408,19 @@ assert all(np.abs(np.asarray(a) - b).max() > 1e-4 for a, b in zip(jax.tree.leave
 
 def test_a_sharded_update_equals_one_on_a_single_device_and_preserves_shardings():
     on_eight_devices(ON_EIGHT_DEVICES, os.path.dirname(__file__))
+
+
+def test_a_share_of_each_batch_is_pairs_of_judgments():
+    """Seven pairs of responses and two of judgments: three and one in each batch."""
+    reference = np.stack([np.arange(9.0), -np.arange(9.0)], axis=1).astype(np.float32)
+    settings = dpo_settings(replay_weight=0.0, batch_size=4, epochs=2, judge_pair_share=0.25)
+    steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), CFG, judge_pairs=2)
+    assert steps == 5  # 14 of three
+    seen = [
+        jax.device_get(batch_at(step)["arrays"]["reference"][0, :, 0]).astype(int).tolist() for step in range(steps)
+    ]
+    assert all(sum(number >= 7 for number in batch) == 1 for batch in seen)
+    others = [number for batch in seen for number in batch if number < 7]
+    assert sorted(others[:7]) == sorted(others[7:14]) == list(range(7))
+    of_judge = [number for batch in seen for number in batch if number >= 7]
+    assert sorted(of_judge[:2]) == sorted(of_judge[2:4]) == [7, 8]

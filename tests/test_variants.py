@@ -65,6 +65,7 @@ def test_responses_are_compared_two_by_two(tmp_path):
     options = {
         "judge.kind": "pairwise",
         "judge.num_samples": 2,
+        "dpo.judge_pairs": "pairwise",
         "data.comparison_rows": 96,
         "sft.sets": "('ift', 'eft', 'comparisons', 'prompts')",
         "dpo.replay_sets": "('eft', 'comparisons', 'prompts')",

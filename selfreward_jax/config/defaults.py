@@ -164,6 +164,9 @@ def default_config() -> ConfigDict:
     c.dpo.replay_batch_size = 16  # packed replay rows per step
     c.dpo.replay_seq_len = 256  # tokens per packed replay row
     c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into
+    c.dpo.judge_pairs = "none"  # also train on pairs of judgments: none, or pairwise (of judge.kind=pairwise)
+    c.dpo.judge_pair_share = 0.25  # fraction of each batch that is pairs of judgments, where there are any
+    c.dpo.judge_pair_rounds = 0  # the first rounds that have pairs of judgments; 0: all
     c.dpo.eval_every = 0  # steps between the comparisons of early stopping; 0: no early stopping
     c.dpo.eval_prompts = 253  # validation prompts per comparison
 

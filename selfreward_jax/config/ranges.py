@@ -53,7 +53,7 @@ RANGES: Ranges = {
     **_all(1, 10_000, "judge.num_samples", "judge.min_votes", "eft.num_samples"),
     **_all(1, 10_000, "evaluate.num_samples", "evaluate.best_of", "pairs.anchor_samples"),
     **_all(2, 10_000, "responses.num_samples", "data.judge_eval_answers"),
-    **_all(0, 10_000, "judge.opponents"),
+    **_all(0, 10_000, "judge.opponents", "dpo.judge_pair_rounds"),
     **_all(0, 1000, "prompts.num_seed_examples", "prompts.num_generated_examples", "endpoint.retries"),
     # shapes
     **_all(1, MAX_WIDTH, "model.dim", "model.mlp_dim", "model.num_heads", "model.num_kv_heads"),
@@ -76,6 +76,7 @@ RANGES: Ranges = {
     **_all(0, 1, "eft.max_share", "prompts.max_rouge"),
     **_all(0, 1, *_each(_SAMPLINGS, "top_p"), excludes_low=True),
     **_all(0, 1, *_each(_TRAININGS, "dropout"), "optimizer.b1", "optimizer.b2", excludes_high=True),
+    **_all(0, 1, "dpo.judge_pair_share", excludes_low=True, excludes_high=True),
     **_all(0, 0.5, "dpo.label_smoothing", "pairs.length_control_rho", excludes_high=True),
     # other quantities
     **_all(0, 1000, *_each(_TRAININGS, "lr", "lr_end"), *_each(_SAMPLINGS, "temperature")),

@@ -11,6 +11,7 @@ from selfreward_jax.config.ranges import check_ranges
 
 CHOICES = {
     "chat.thinking": ("off", "on"),
+    "dpo.judge_pairs": ("none", "pairwise"),
     "dpo.reference": ("previous", "m1"),
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
     "eft.agreement": ("strict", "weak"),
@@ -56,6 +57,7 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     _check_batch_sizes(c, row_devices)
     _check_dpo(c)
     _check_pairs(c)
+    _check_judge_pairs(c)
     _check_pairwise_judge(c)
     _check_agreement(c)
     _check_lora(c)
@@ -176,6 +178,24 @@ def _check_pairs(c: ConfigDict) -> None:
         raise ConfigError(
             f"pairs.length_control_rho is {c.pairs.length_control_rho}, but pairs.rejected is {c.pairs.rejected!r}: "
             "length control chooses the rejected response itself; set it to 0, or pairs.rejected to worst"
+        )
+
+
+def _check_judge_pairs(c: ConfigDict) -> None:
+    if c.dpo.judge_pairs == "pairwise" and (c.judge.kind != "pairwise" or c.judge.num_samples < 2):
+        raise ConfigError(
+            f"dpo.judge_pairs is 'pairwise', but judge.kind is {c.judge.kind!r} and judge.num_samples "
+            f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=pairwise: set both"
+        )
+    if c.dpo.judge_pairs != "none" and round(c.dpo.batch_size * c.dpo.judge_pair_share) >= c.dpo.batch_size:
+        raise ConfigError(
+            f"dpo.judge_pair_share is {c.dpo.judge_pair_share} and dpo.batch_size {c.dpo.batch_size}: no place is left "
+            "for pairs of responses; lower the former or raise the latter"
+        )
+    if c.dpo.judge_pairs != "none" and c.pairs.agreement != "none":
+        raise ConfigError(
+            f"pairs.agreement is {c.pairs.agreement!r}, but dpo.judge_pairs is {c.dpo.judge_pairs!r}, whose pairs have "
+            "no agreement: set one of them to none"
         )
 
 

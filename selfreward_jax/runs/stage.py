@@ -1,6 +1,8 @@
 """What the loop, the plan, the summary and the rules for changed settings know of a stage."""
 
+import math
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -31,6 +33,7 @@ class Stage(NamedTuple):
     work: the likely amount, for the time that a run still needs: training steps, or tokens to sample; if not given, the
       tokens of `cost`.
     wanted: whether a run of these settings has it.
+    rounds: how many rounds have it, from the first one.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Stage(NamedTuple):
     cost: Callable[[ConfigDict], Cost] | None = None
     work: Callable[[ConfigDict], float] | None = None
     wanted: Callable[[ConfigDict], bool] = lambda _: True
+    rounds: Callable[[ConfigDict], float] = lambda _: math.inf
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -56,6 +60,13 @@ class Step(NamedTuple):
 
     stage: Stage
     folder: str
+
+    def is_wanted(self, cfg: ConfigDict) -> bool:
+        """Whether a run of these settings has it."""
+        name, stage = self.folder, self.stage
+        number = int(name[1:]) - 1 if name[1:].isdigit() else 0  # of the round that makes this model
+        of_folder = any(fnmatch(name, pattern) for pattern in stage.folders)
+        return of_folder and stage.wanted(cfg) and number <= stage.rounds(cfg)
 
     @property
     def label(self) -> str:

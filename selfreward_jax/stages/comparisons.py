@@ -14,6 +14,7 @@ from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.stages.common import StageError, pairwise_template, previous_model
 from selfreward_jax.stages.sampling import run_resumable
+from selfreward_jax.telemetry.numbers import counted
 from selfreward_jax.telemetry.terminal import log_line
 
 
@@ -47,6 +48,18 @@ def comparisons(run: Run, model: str) -> None:
         f"  {model} comparisons: {len(rows):,} of {len(matchups):,}, {len(read):,} of {len(votes):,} votes read, "
         f"{first:,} for the first response"
     )
+
+
+def judge_pairs(run: Run, model: str) -> None:
+    """m_t/judge_pairs.jsonl: of the votes on a comparison one that agrees with the scores, and one that does not."""
+    if run.files.is_complete(model, "judge_pairs"):
+        return
+    responses = {row["id"]: row for row in finished_responses(run.files.jsonl(model, "responses").rows())}
+    scores = {row["id"]: row["score"] for row in run.files.jsonl(model, "judgments").rows()}
+    rows = run.files.jsonl(model, "comparisons").rows()
+    pairs = comparing.judge_pairs(rows, responses, scores, pairwise_template(run))
+    run.files.jsonl(model, "judge_pairs").finish(pairs, tokens=0)
+    log_line(f"  {model} judge_pairs: {len(pairs):,} of {counted(2 * len(rows), 'order')} compared")
 
 
 def _votes(

@@ -25,9 +25,11 @@ def dpo(run: Run, model: str) -> None:
         return
     settings, previous = run.cfg.dpo, previous_model(model)
     example = run.models.chat.example
+    rows, of_judge = run.files.jsonl(model, "pairs").rows(), run.files.jsonl(model, "judge_pairs")
+    judge_rows = of_judge.rows() if settings.judge_pairs != "none" and of_judge.manifest else []
     pairs = [
         Pair(*(example(row["prompt"], row[side]) for side in ("chosen", "rejected")), _label_smoothing(row))
-        for row in run.files.jsonl(model, "pairs").rows()
+        for row in (*rows, *judge_rows)
     ]
     decoder = Decoder(run.models.model_config(settings.dropout, adapters=True))
     # The layout of the round before, so that slightly other lengths need no new compilation.
@@ -40,12 +42,14 @@ def dpo(run: Run, model: str) -> None:
     else:
         replay = []
     seed = run.files.stage_seed(model, "dpo")
-    steps, batch_at = make_batch_fn(pairs, reference, replay, settings, seed, run.models.mesh, decoder.cfg, layout)
+    steps, batch_at = make_batch_fn(
+        pairs, reference, replay, settings, seed, run.models.mesh, decoder.cfg, layout, len(judge_rows)
+    )
     tokens = settings.batch_size * layout.tokens + bool(replay) * settings.replay_batch_size * settings.replay_seq_len
     monitor = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.checks.max_fall)
     early = EarlyStopping(run, model, previous) if settings.eval_every else None
     start = partial(run.models.load_trainable, previous)
-    metadata = {"rows": len(pairs), "layout": list(layout)}
+    metadata = {"rows": len(rows), "judge_pairs": len(judge_rows), "layout": list(layout)}
     train(run, Job(model, "dpo", loss_fn(decoder, settings), steps, batch_at, start, tokens, monitor, metadata, early))
 
 
@@ -58,7 +62,8 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
     """Log-probs [pairs, 2] of the responses under the reference, float32. They are stored in MODEL/ref_logprobs.json:
     the reference is not in memory during training, and a restart on other machines reads the same numbers."""
     path = run.workdir / model / "ref_logprobs.json"
-    stored, of_pairs = run.files.own(path), run.files.jsonl(model, "pairs").manifest["sha256"]
+    manifests = (run.files.jsonl(model, name).manifest for name in ("pairs", "judge_pairs"))
+    stored, of_pairs = run.files.own(path), [manifest["sha256"] for manifest in manifests if manifest]
     if stored is None or stored["pairs"] != of_pairs:
         models = run.models
         reference = "m1" if run.cfg.dpo.reference == "m1" else previous_model(model)

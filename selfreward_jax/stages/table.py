@@ -6,7 +6,6 @@ after each trained model: its responses to held-out prompts, its judgments of a 
 """
 
 import math
-from fnmatch import fnmatch
 
 from ml_collections import ConfigDict
 
@@ -14,7 +13,7 @@ from selfreward_jax.method.comparisons import who_meets
 from selfreward_jax.runs.stage import Cost, Stage, StageTable, Step
 from selfreward_jax.stages import measure, self_reward, setup
 from selfreward_jax.stages.check_round import check_round
-from selfreward_jax.stages.comparisons import comparisons
+from selfreward_jax.stages.comparisons import comparisons, judge_pairs
 from selfreward_jax.stages.dpo import dpo
 from selfreward_jax.stages.prompts import prompts
 from selfreward_jax.stages.sft import sft, sft_baseline
@@ -242,6 +241,17 @@ PAIRS = Stage(
     settings=("pairs",),
     manifest="{m}/pairs.manifest.json",
 )
+JUDGE_PAIRS = Stage(
+    "judge_pairs",
+    judge_pairs,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m}/comparisons.jsonl", "{m}/judgments.jsonl"),
+    writes=("{m}/judge_pairs.*",),
+    settings=("dpo.judge_pairs", "dpo.judge_pair_rounds", "pairwise.template"),
+    manifest="{m}/judge_pairs.manifest.json",
+    wanted=lambda cfg: cfg.dpo.judge_pairs != "none",
+    rounds=lambda cfg: cfg.dpo.judge_pair_rounds or math.inf,
+)
 CHECKS = Stage(
     "checks",
     check_round,
@@ -255,7 +265,14 @@ DPO = Stage(
     "dpo",
     dpo,
     folders=ROUNDS,
-    reads=("{m}/pairs.jsonl", "{m-1}/checkpoint", "m1/checkpoint", "seed/eft.jsonl", "seed/comparisons.jsonl"),
+    reads=(
+        "{m}/pairs.jsonl",
+        "{m}/judge_pairs.jsonl",
+        "{m-1}/checkpoint",
+        "m1/checkpoint",
+        "seed/eft.jsonl",
+        "seed/comparisons.jsonl",
+    ),
     writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/checkpoint.json", "{m}/manifest.json"),
     settings=("dpo", "optimizer", "lora"),
     kind="training",
@@ -322,7 +339,19 @@ EVAL_METRICS = Stage(
 )
 
 JUDGE = (COMPARISONS, JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, EARLIER_JUDGMENTS)  # the last by another model
-ROUND = (CHECK_JUDGE, PROMPTS, RESPONSES, ANCHOR_RESPONSES, *JUDGE, PAIRS, CHECKS, DPO, EARLY_STOPPING, SAVED_STEPS)
+ROUND = (
+    CHECK_JUDGE,
+    PROMPTS,
+    RESPONSES,
+    ANCHOR_RESPONSES,
+    *JUDGE,
+    PAIRS,
+    JUDGE_PAIRS,
+    CHECKS,
+    DPO,
+    EARLY_STOPPING,
+    SAVED_STEPS,
+)
 MEASURE = (EVAL_DRAWN, EVAL_JUDGED, EVAL_ANSWERS, EVAL_JUDGMENTS, EVAL_METRICS)
 STAGES = (SEED, TOKENIZER, PRETRAIN, SFT_BASELINE, EFT, SFT, *ROUND, *MEASURE)
 
@@ -339,11 +368,7 @@ def _order(cfg: ConfigDict, iterations: int) -> list[Step]:
     ordered += [Step(EFT, "seed"), *measured((SFT,), "m1")]
     for t in range(2, iterations + 1):
         ordered += measured(ROUND, f"m{t}")
-    return [step for step in ordered if step.stage.wanted(cfg) and _is_for(step)]
-
-
-def _is_for(step: Step) -> bool:
-    return any(fnmatch(step.folder, pattern) for pattern in step.stage.folders)
+    return [step for step in ordered if step.is_wanted(cfg)]
 
 
 # No artifact depends on whether a model is trained beside the others, or on how many rows are sampled together.

@@ -200,6 +200,21 @@ def loss_fn(model: Decoder, settings: Any) -> LossFn:
     return loss
 
 
+def _order(num_pairs: int, judge_pairs: int, settings: Any, seed: int) -> np.ndarray:
+    """The pair numbers of all steps, batch after batch."""
+    of_judge = max(1, round(settings.batch_size * settings.judge_pair_share)) if judge_pairs else 0
+    others = settings.batch_size - of_judge
+    order = batches.epoch_permutation(num_pairs, seed, settings.epochs)
+    steps = max(1, -(-len(order) // others))
+    order = np.resize(order, steps * others).reshape(steps, others)
+    if of_judge:
+        epochs = -(-steps * of_judge // judge_pairs)
+        # A random stream of its own, as replay has.
+        second = batches.epoch_permutation(judge_pairs, seed + (1 << 33), epochs)[: steps * of_judge]
+        order = np.concatenate([order, num_pairs + second.reshape(steps, of_judge)], axis=1)
+    return order.reshape(-1)
+
+
 def make_batch_fn(
     pairs: Sequence[Pair],
     reference: np.ndarray,
@@ -209,10 +224,12 @@ def make_batch_fn(
     mesh: Mesh,
     cfg: DecoderConfig,
     layout: PairLayout | None = None,
+    judge_pairs: int = 0,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch.
 
-    Every batch is full: the last one is completed with the first pairs of the order.
+    Every batch is full: the last one is completed with the first pairs of the order. An epoch is one of the pairs that
+    are no judge pairs; those come again as often as needed.
 
     Args:
       pairs: the preference pairs.
@@ -223,10 +240,11 @@ def make_batch_fn(
       mesh: the training mesh.
       cfg: of the model.
       layout: of the pairs; by default `choose_layout`.
+      judge_pairs: so many of `pairs`, the last ones, are pairs of judgments. They are settings.judge_pair_share of each
+        batch, and at least one of it.
     """
-    order = batches.epoch_permutation(len(pairs), seed, settings.epochs)
-    steps = max(1, -(-len(order) // settings.batch_size))
-    order = np.resize(order, steps * settings.batch_size)
+    order = _order(len(pairs) - judge_pairs, judge_pairs, settings, seed)
+    steps = len(order) // settings.batch_size
     layout = layout or choose_layout(pairs, cfg)
     rows: list[list[int]] = []
     num_slots = 0
