@@ -21,14 +21,14 @@ Complete artifacts in the working directory are reused. Changed settings are ref
 import importlib
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 from scipy import stats
 
-from benchmarks.artifacts import copy_artifact
+from benchmarks.artifacts import fork
 from selfreward_jax import loop
 from selfreward_jax.evaluate import oracle
 from selfreward_jax.method.responses import finished_responses
@@ -80,38 +80,49 @@ class Arm(NamedTuple):
     replace: loop.Replacements = {}
 
 
-_BASE = ("seed", "tokenizer", "m0", "sft")
+_M0 = ("seed", "tokenizer", "m0")
+_BASE = (*_M0, "sft")
 _M1 = (*_BASE, "m1")
-_RESPONSES = (*_M1, "m2/prompts", "m2/responses")
+# Models without what they answered and judged, where an arm measures them in another way.
+_UNMEASURED = (
+    *_M0,
+    *(f"{m}/{name}" for m in ("sft", "m1") for name in ("checkpoint", "checkpoint.json", "manifest.json")),
+)
+_MADE = ("m2/prompts", "m2/responses")
+_RESPONSES = (*_M1, *_MADE)
 _PAIRS = (*_RESPONSES, "m2/judgments", "m2/pairs")
 _ONE_ROUND = {"iterations": 2}
 ARMS = {
     "self": Arm("iter3", ()),
-    "no-eft": Arm("ablations/no_eft", _BASE, _ONE_ROUND),
+    "no-eft": Arm("ablations/no_eft", _M0, _ONE_ROUND),
     "positive-sft": Arm("ablations/positive_sft", _PAIRS, _ONE_ROUND),
     "multiple-choice": Arm("ablations/multiple_choice", (), _ONE_ROUND | {"sft_baseline": False}),
-    "random": Arm("ablations/random_judge", _RESPONSES, _ONE_ROUND),
-    "best-of-n": Arm("ablations/best_of_n", (*_BASE, "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")),
+    "random": Arm("ablations/random_judge", (*_UNMEASURED, *_MADE), _ONE_ROUND),
+    "best-of-n": Arm("ablations/best_of_n", _UNMEASURED),
     "external-prompts": Arm("ablations/external_prompts", _M1, _ONE_ROUND),
     "length-control": Arm("ablations/length_control", (*_RESPONSES, "m2/judgments"), _ONE_ROUND),
     "oracle": Arm("iter3", _RESPONSES, replace={"judgments": oracle_judge, "probes": lambda run, model: None}),
     "no-eft-replay": Arm("iter3", _PAIRS, {"dpo.replay_sets": ("prompts",)}),
     "replay-only": Arm("iter2", _PAIRS, {"dpo.dpo_weight": 0.0, "dpo.nll_weight": 0.0}),
-    "random-bare": Arm("ablations/random_judge", _RESPONSES, _ONE_ROUND | {"dpo.replay_weight": 0.0}),
+    "random-bare": Arm("ablations/random_judge", (*_UNMEASURED, *_MADE), _ONE_ROUND | {"dpo.replay_weight": 0.0}),
 }
+
+
+def arm_config(arm: Arm, seed: int, split: str) -> ConfigDict:
+    """The settings of an arm."""
+    cfg = importlib.import_module(f"configs.{arm.config.replace('/', '.')}").get_config()
+    cfg.update_from_flattened_dict({"seed": seed, "sft_baseline": True, "evaluate.split": split, **arm.settings})
+    return cfg
 
 
 def run_arm(name: str, seed: int, root: Path) -> dict[str, Any]:
     """The summary of one arm for one seed; if a stage stops the run, the summary of what there is and the reason."""
     arm, workdir, main_workdir = ARMS[name], root / f"seed{seed}" / name, root / f"seed{seed}" / "self"
-    if not (workdir / "config.json").exists():
-        shutil.rmtree(workdir, ignore_errors=True)
-        for artifact in arm.reused:
-            copy_artifact(main_workdir / artifact, workdir / artifact)
-    cfg = importlib.import_module(f"configs.{arm.config.replace('/', '.')}").get_config()
-    cfg.update_from_flattened_dict({"seed": seed, "sft_baseline": True, "evaluate.split": _SPLIT.value, **arm.settings})
+    cfg = arm_config(arm, seed, _SPLIT.value)
+    if arm.reused:
+        fork(main_workdir, workdir, arm.reused, cfg.iterations)
     try:
-        return loop.run(cfg, str(workdir), arm.replace)
+        return loop.run(cfg, str(workdir), arm.replace, allow_config_changes=True)
     except StageError as error:
         return {**summary.write(open_run(str(workdir)), TABLE), "stopped": str(error)}
 

@@ -16,7 +16,6 @@ the seconds of each stage.
 """
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from benchmarks.artifacts import copy_artifact
+from benchmarks.artifacts import fork
 from configs.real.checkable import get_config
 from selfreward_jax import loop, storage
 from selfreward_jax.evaluate.oracle import metrics as oracle_metrics
@@ -63,16 +62,14 @@ def run_arm(name: str, seed: int, root: Path) -> Path:
     if name != "self" and not (main_workdir / "m1" / "manifest.json").exists():
         print(f"seed {seed}, {name}: not run: it takes M1 of self", flush=True)
         return workdir
-    if name != "self" and not (workdir / "config.json").exists():
-        shutil.rmtree(workdir, ignore_errors=True)
-        for artifact in M0 if name == "lora" else M1:
-            copy_artifact(main_workdir / artifact, workdir / artifact)
+    if name != "self":
+        fork(main_workdir, workdir, M0 if name == "lora" else M1, ARMS[name]["iterations"])
     c = get_config(_MACHINE.value)
     settings = {"seed": seed, "model.init": _MODEL.value, "data.ift": _IFT.value, "model.dtype": _DTYPE.value}
     settings["evaluate.split"] = _SPLIT.value
     c.update_from_flattened_dict(settings | ARMS[name])
     try:
-        loop.run(c, str(workdir))
+        loop.run(c, str(workdir), allow_config_changes=True)
     except StageError as error:
         print(f"seed {seed}, {name}: stopped: {error}", flush=True)
     return workdir

@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, micro
 
 from benchmarks import cases, roofline
+from benchmarks.artifacts import fork
 from benchmarks.side_by_side import fastest_setting, training_settings
+from selfreward_jax import loop
+from selfreward_jax.runs.run import open_run
+from selfreward_jax.stages.table import TABLE
 
 STUB = """
 import json, os, sys
@@ -113,3 +118,56 @@ def test_training_settings_have_the_given_dtypes():
     ours, theirs = training_settings(["bfloat16"], ["bfloat16"])
     assert (len(ours), len(theirs)) == (2, 2)
     assert len(training_settings(["float32"], ["float32", "bfloat16"])[1]) == 3
+
+
+def decided(reused, field):
+    """What of the reused artifacts a setting decides. No arm has the judgments of an SFT baseline as EFT."""
+    patterns = [p for p in TABLE.dependents(field) if p != "seed/eft_judgments.*"]
+    names = [name if "/" in name else f"{name}/*" for name in reused]
+    return [name for name in names for p in patterns if fnmatch(name, p) or ("*" in name and fnmatch(p, name))]
+
+
+@pytest.mark.parametrize("benchmark", ["effect", "real"])
+def test_no_arm_reuses_what_its_settings_decide(benchmark):
+    """Else its run is refused, or makes again what it was given."""
+    code = """
+import importlib, json, sys
+from selfreward_jax.config.comments import flatten_config
+module = importlib.import_module(f"benchmarks.{sys.argv[1]}")
+if sys.argv[1] == "effect":
+    def settings(arm):
+        return flatten_config(module.arm_config(arm, 0, "heldout"))
+    arms = {name: (arm.reused, settings(arm)) for name, arm in module.ARMS.items()}
+else:
+    def settings(changes):
+        c = module.get_config()
+        c.update_from_flattened_dict(changes)
+        return flatten_config(c)
+    arms = {name: (module.M0 if name == "lora" else module.M1, settings(arm)) for name, arm in module.ARMS.items()}
+print(json.dumps(arms))
+"""
+    done = subprocess.run([sys.executable, "-c", code, benchmark], cwd=ROOT, capture_output=True, text=True)
+    arms = json.loads(done.stdout or "{}")
+    assert len(arms) > 4, done.stderr
+    plain = arms["self"][1]
+    for name, (reused, settings) in arms.items():
+        changed = {field for field, value in settings.items() if value != plain[field]} - {"iterations", "sft_baseline"}
+        if name != "self":
+            assert {field: of for field in changed if (of := decided(reused, field))} == {}, name
+
+
+@pytest.mark.slow
+def test_an_arm_goes_on_from_the_models_of_another_run(finished_run, tmp_path):
+    workdir = tmp_path / "arm"
+    (workdir / "m1").mkdir(parents=True)
+    (workdir / "m1" / "half.txt").write_text("of an interrupted copy")
+    reused = ("seed", "tokenizer", "m0", "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")
+    for _ in range(2):  # the second time nothing is copied
+        fork(finished_run, workdir, reused, 2)
+        cfg = micro(2)
+        cfg.judge.kind, cfg.dpo.beta = "random", 0.3
+        loop.run(cfg, str(workdir), allow_config_changes=True)
+    made, given = (open_run(str(path)).files for path in (workdir, finished_run))
+    assert made.weights_fingerprint("m1") == given.weights_fingerprint("m1")
+    assert made.weights_fingerprint("m2") != given.weights_fingerprint("m2")
+    assert not (workdir / "m1" / "half.txt").exists()
