@@ -383,6 +383,8 @@ def made_sets(tmp_path, seed=0, rows=ROWS, **settings):
         "columns": "",
         "ift_rows": 60,
         "eft_rows": 80,
+        "comparison_rows": 0,
+        "meta_rows": 0,
     }
     defaults |= {"heldout_prompts": 60, "judge_eval_prompts": 12, "judge_eval_answers": 3}
     return from_tasks(SimpleNamespace(**defaults | settings), seed, "points")

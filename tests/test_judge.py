@@ -31,11 +31,12 @@ class Scripted:
                 ]
 
 
-def judged(engine, answers, done=(), **changed):
-    settings = Namespace(**{"output_format": "points", "aggregation": "mean", "min_votes": 1} | changed)
+def judged(engine, answers, done=(), shots="", **changed):
+    defaults = {"output_format": "points", "aggregation": "mean", "min_votes": 1, "accept_complete": False}
+    settings = Namespace(**defaults | changed)
     return [
         row
-        for batch in judging.judge(engine, answers, TEMPLATE, SAMPLING_PARAMS, settings, None, done)
+        for batch in judging.judge(engine, answers, TEMPLATE, SAMPLING_PARAMS, settings, None, done, shots)
         for row in batch
     ]
 
@@ -74,6 +75,37 @@ def test_a_vote_cut_off_is_no_vote():
     assert [v["score"] for v in row["votes"]] == [1.0, None, 3.0]
     assert row["score"] == 2.0
     assert judged(engine, [answer("a")], min_votes=3)[0]["score"] is None
+
+
+def test_a_complete_vote_that_was_cut_off_later_may_count():
+    votes = ["Score: 4\nThe answer is", "Score: 4", "Score: 2\nIt is poor. Score: 1"]
+    engine = Scripted({"a": votes}, finished=lambda i, sample: False)
+    answers = [{"id": "a", "prompt": "p", "response": "r"}]
+    assert [v["score"] for v in judged(engine, answers)[0]["votes"]] == [None, None, None]
+    (row,) = judged(engine, answers, accept_complete=True)
+    assert [v["score"] for v in row["votes"]] == [4.0, None, 2.0]  # the last line may go on: "Score: 4.5"
+    assert [v["finished"] for v in row["votes"]] == [False] * 3
+
+
+def test_what_a_model_invents_after_its_judgment_is_not_read():
+    votes = ["Good.\nScore: 4\n\nRequest: What is wax?\nAnswer: Fat.\nScore: 1", "Score: 3", "Request: x\nScore: 2"]
+    engine = Scripted({"a": votes}, finished=lambda i, sample: sample == 1)
+    rows = [{"prompt": "q", "response": "s", "judgment": "Poor.\nScore: 1", "score": 1}]
+    shots = judging.few_shot(TEMPLATE, rows)
+    assert shots == "Request: q\nAnswer: s\nPoor.\nScore: 1\n\n"
+    (row,) = judged(engine, [{"id": "a", "prompt": "p", "response": "r"}], shots=shots)
+    assert [v["score"] for v in row["votes"]] == [4.0, 3.0, None]
+    assert row["votes"][0] == {"text": "Good.\nScore: 4", "finished": True, "score": 4.0}
+    assert engine.requests[0].prompt == shots + "Request: p\nAnswer: r"
+
+
+def test_the_shots_have_each_score_as_often_as_can_be():
+    rows = [{"prompt": f"{s}{i}", "response": "", "judgment": "", "score": s} for s in (0, 3, 5) for i in range(4)]
+    rows = [row for row in rows if row["score"] != 5 or row["prompt"] == "50"]
+    chosen = [row["score"] for row in judging.choose_shots(rows, 5, "seed")]
+    assert sorted(chosen) == [0, 0, 3, 3, 5]
+    assert judging.choose_shots(rows, 5, "seed") == judging.choose_shots(rows, 5, "seed")
+    assert len(judging.choose_shots(rows, 99, "seed")) == 9
 
 
 def test_votes_have_the_order_of_samples_and_all_tokens_are_counted():

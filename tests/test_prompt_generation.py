@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from selfreward_jax.method import prompt_generation
 from selfreward_jax.method.prompt_generation import NoveltyFilter, lcs_length, normalize, rejection_reason, rouge_l
-from selfreward_jax.sampling.engine import Completion, SamplingParams
+from selfreward_jax.sampling.engine import Completion, Request, SamplingParams
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)
 
@@ -221,3 +221,16 @@ def test_a_few_shot_prompt_that_is_too_long_gets_fewer_examples():
     engine.fits = lambda prompt, max_new_tokens: prompt.count("\n- ") <= 2
     write(engine)
     assert all(r.prompt.count("\n- ") == 2 for r in engine.requests)
+
+
+# --- a pool of prompts -----------------------------------------------------------------------------------------------
+
+
+def test_a_pool_gives_each_of_its_prompts_once_in_the_order_of_its_seed():
+    pool = prompt_generation.PromptPool([f"prompt {i}" for i in range(5)], "0 m2")
+    requests = [Request(f"m2/{i}", "") for i in range(7)]
+    made = pool.generate(requests, None, None)
+    assert sorted(c.text for c in made) == [f"prompt {i}" for i in range(5)]
+    assert [c.id for c in made] == [f"m2/{i}" for i in range(5)]
+    again = prompt_generation.PromptPool([f"prompt {i}" for i in range(5)], "0 m2").generate(requests[3:], None, None)
+    assert [c.text for c in again] == [c.text for c in made[3:]]

@@ -13,7 +13,7 @@ from test_loop import contents
 
 from selfreward_jax import config, loop
 from selfreward_jax.cli import report as cli_report
-from selfreward_jax.method import round_checks
+from selfreward_jax.method import hacks, round_checks
 from selfreward_jax.method.judge_parsing import PARSERS
 from selfreward_jax.stages import StageError
 
@@ -55,6 +55,7 @@ def test_metrics_without_rows_violate_nothing():
     metrics = round_checks.judge_metrics([], [], [])
     assert metrics["parse_rate"] is metrics["ties"] is metrics["probe_lead"] is None
     others = {
+        "hack_lead": hacks.worst_lead(hacks.leads([])),
         "length_growth": round_checks.length_growth([], []),
         "repeats": 0.0,
         "leaks": round_checks.leak_rate([], ["a"], ["b"]),
@@ -115,6 +116,7 @@ HEALTHY = {
     "one_score": 0.3,
     "spread": 2.0,
     "probe_lead": -2.0,
+    "hack_lead": 0.1,
     "length_growth": 1.1,
     "repeats": 0.0,
     "leaks": 0.0,
@@ -123,7 +125,7 @@ HEALTHY = {
 
 def test_every_check_has_a_limit_and_a_metric():
     assert {limit.split("_", 1)[1] for limit in round_checks.CHECKS} == HEALTHY.keys()
-    assert set(round_checks.CHECKS) == {name for name in LIMITS if name not in ("num_probe_prompts", "max_fall")}
+    assert set(round_checks.CHECKS) == {name for name in LIMITS if not name.startswith("num_") and name != "max_fall"}
     assert round_checks.violations(HEALTHY, LIMITS) == []
 
 

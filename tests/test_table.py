@@ -41,13 +41,33 @@ def test_every_step_of_a_finished_run_is_complete(finished_run):
 def test_what_is_read_was_written_by_an_earlier_step():
     cfg = default_config()
     cfg.iterations = 3
-    written = []
-    for step in TABLE.steps(cfg):
-        before = f"m{int(step.folder[1:]) - 1}" if step.folder[1:].isdigit() else ""
-        for name in step.stage.reads:
-            name = name.replace("{m-1}", before).replace("{m}", step.folder).replace("*", "x")
-            assert any(fnmatchcase(name, p) for p in written), (step.label, name)
+    written, steps = [], TABLE.steps(cfg)
+    others = [stage for stage in STAGES if stage not in {step.stage for step in steps}]
+    of_variants = [p.replace("{m}", "m*") for stage in others for p in stage.writes]
+    for step in steps:
+        for name in (step.path(name).replace("*", "x") for name in step.stage.reads):
+            assert any(fnmatchcase(name, p) for p in (*written, *of_variants)), (step.label, name)
         written += [p.replace("{m}", step.folder) for p in step.stage.writes]
+
+
+@pytest.mark.parametrize(
+    ("settings", "added"),
+    [
+        ({"pairs.rejected": "anchor"}, {"m3 anchor_responses", "m3 anchor_judgments"}),
+        ({"pairs.agreement": "judges"}, {"m3 earlier_judgments"}),
+        ({"dpo.judge_pairs": "meta"}, {f"m{t} {name}" for t in (2, 3) for name in ("meta_judgments", "judge_pairs")}),
+        ({"dpo.judge_pairs": "meta", "dpo.judge_pair_rounds": 1}, {"m2 meta_judgments", "m2 judge_pairs"}),
+    ],
+)
+def test_the_steps_that_a_variant_adds(settings, added):
+    plain, changed = default_config(), default_config()
+    plain.iterations = changed.iterations = 3
+    changed.update_from_flattened_dict(settings)
+    labels = [[step.label for step in TABLE.steps(cfg)] for cfg in (plain, changed)]
+    assert set(labels[1]) - set(labels[0]) == added
+    assert [label for label in labels[1] if label not in added] == labels[0]
+    for label in added:  # each is made before what reads it
+        assert labels[1].index(label) < labels[1].index(f"{label.split()[0]} dpo")
 
 
 def test_every_setting_decides_an_artifact_or_is_known_to_decide_none():

@@ -90,3 +90,25 @@ def test_responses_are_compared_two_by_two(tmp_path):
     for row in judged:
         assert len(row["votes"]) == 2 * (finished[row["id"].rpartition("/")[0]] - 1)
     assert code in (0, 2)  # a model that has learned nothing prefers nothing
+
+
+def test_judgments_are_compared_by_a_meta_judge(tmp_path):
+    options = {
+        "dpo.judge_pairs": "meta",
+        "dpo.judge_pair_rounds": 1,
+        "judge.temperature": 1.0,
+        "data.meta_rows": 96,
+        "sft.sets": "('ift', 'eft', 'meta', 'prompts')",
+        "dpo.replay_sets": "('eft', 'meta', 'prompts')",
+        "meta.template": "meta_judge_short",
+        "meta.max_new_tokens": 32,
+        "model.max_length": 512,
+        "sft.seq_len": 512,
+        "dpo.replay_seq_len": 512,
+    }
+    workdir = tmp_path / "run"
+    code, err = ended(main, *arguments(workdir, 3, *(f"--config.{name}={value}" for name, value in options.items())))
+    made = {path.name for path in (workdir / "m2").glob("*.jsonl")}
+    assert {"meta_judgments.jsonl", "judge_pairs.jsonl"} <= made, err
+    assert code in (0, 2)  # a model that has learned nothing prefers nothing
+    assert not list((workdir / "m3").glob("meta*"))

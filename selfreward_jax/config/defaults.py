@@ -22,6 +22,7 @@ def default_config() -> ConfigDict:
     c.data.ift_rows = 6000  # instruction rows; 0: all rows of the file
     c.data.eft_rows = 5000  # judged rows; 0: all rows of the file
     c.data.comparison_rows = 0  # comparisons of two judged answers, for sft.sets and dpo.replay_sets; 0: none
+    c.data.meta_rows = 0  # comparisons of two judgments of an answer (worlds only), for the same; 0: none
     c.data.prompt_rows = 1500  # few-shot rows, built from the IFT prompts, that teach the model to write prompts
     c.data.num_documents = 6000  # pretraining texts of the toy world (with files: one text for each IFT row)
     c.data.heldout_prompts = 384  # prompts in each of the validation set and the held-out set
@@ -87,12 +88,14 @@ def default_config() -> ConfigDict:
         c[name].warmup_steps = 20  # steps of linear warmup, at most half of all steps
         c[name].dropout = 0.0  # dropout rate
         c[name].grad_accum_steps = 1  # microbatches that a batch is split into
-    c.sft.sets = ("ift", "eft", "prompts")  # seed sets that M1 is trained on: ift, eft, comparisons, prompts
+    c.sft.sets = ("ift", "eft", "prompts")  # seed sets that M1 is trained on: ift, eft, comparisons, meta, prompts
 
     c.prompts = ConfigDict()  # generation of new prompts
     c.prompts.template = "new_prompt"  # a built-in template, or the path of a file
+    c.prompts.source = ""  # file of prompts that each round takes new ones from; empty: a model writes them
     c.prompts.writer = ""  # model that writes the prompts: a folder or workdir, or world (toy world); empty: M_(t-1)
     c.prompts.count = 600  # accepted prompts per round
+    c.prompts.later_count = 0  # accepted prompts per round from M3 on; 0: prompts.count
     c.prompts.batch_size = 256  # attempts generated together
     c.prompts.max_attempts = 4096  # attempts per round; after them the round uses the prompts accepted so far
     c.prompts.num_seed_examples = 3  # few-shot examples from the seed prompts
@@ -122,6 +125,8 @@ def default_config() -> ConfigDict:
     c.judge.temperature = 0.7  # sampling temperature; 0: greedy
     c.judge.top_p = 0.95  # nucleus sampling: probability mass to sample from
     c.judge.max_new_tokens = 112  # maximum tokens of a judgment; one that is cut off is no vote
+    c.judge.accept_complete = False  # read a judgment that is cut off without its last line, which may be incomplete
+    c.judge.shots = 0  # judged seed rows shown before a response, for a model that was not taught to judge
     c.judge.min_votes = 1  # parseable votes that a response needs for a score
 
     c.pairs = ConfigDict()  # preference pairs
@@ -140,6 +145,8 @@ def default_config() -> ConfigDict:
     c.checks.min_spread = 0.1  # minimum mean difference in points between a prompt's best and worst response
     c.checks.num_probe_prompts = 24  # prompts for which the judge also scores 4 degenerate responses (probes)
     c.checks.max_probe_lead = 1.0  # maximum mean score of the probes, in points above the model's own responses
+    c.checks.num_hack_prompts = 24  # prompts whose responses get planted hacks, which the judge also scores; 0: none
+    c.checks.max_hack_lead = 1.0  # maximum mean gain of a kind of hack, in points above a poor response
     c.checks.max_length_growth = 2.0  # maximum ratio of the mean response length to the round before
     c.checks.max_repeats = 0.9  # maximum fraction of attempted prompts that repeat a known prompt
     c.checks.max_leaks = 0.02  # maximum fraction of new prompts that contain a few-shot or held-out prompt
@@ -160,11 +167,12 @@ def default_config() -> ConfigDict:
     c.dpo.dpo_weight = 1.0  # weight of the DPO loss; 0: only NLL and replay
     c.dpo.nll_weight = 1.0  # weight of the chosen response's mean negative log-likelihood per token
     c.dpo.replay_weight = 4.0  # weight of the SFT loss on replayed seed rows
-    c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, comparisons, prompts
+    c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, comparisons, meta, prompts
     c.dpo.replay_batch_size = 16  # packed replay rows per step
     c.dpo.replay_seq_len = 256  # tokens per packed replay row
     c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into
-    c.dpo.judge_pairs = "none"  # also train on pairs of judgments: none, or pairwise (of judge.kind=pairwise)
+    c.dpo.judge_pairs = "none"  # also train on pairs of judgments: none, pairwise (of judge.kind=pairwise) or meta
+    c.dpo.judge_pair_max_length = 0  # meta: longest chosen judgment in characters; 0: any
     c.dpo.judge_pair_share = 0.25  # fraction of each batch that is pairs of judgments, where there are any
     c.dpo.judge_pair_rounds = 0  # the first rounds that have pairs of judgments; 0: all
     c.dpo.eval_every = 0  # steps between the comparisons of early stopping; 0: no early stopping
@@ -174,6 +182,10 @@ def default_config() -> ConfigDict:
     c.pairwise.method = "scores"  # scores: judge each response alone; pairwise: both in one prompt, in both orders
     c.pairwise.template = "judge_pairwise"  # template with both responses: a built-in one, or a file's path
     c.pairwise.max_new_tokens = 112  # maximum tokens of a judgment
+
+    c.meta = ConfigDict()  # the model as a judge of its judgments: dpo.judge_pairs=meta
+    c.meta.template = "meta_judge"  # template with both judgments: a built-in one, or a file's path
+    c.meta.max_new_tokens = 128  # maximum tokens of a judgment of judgments
 
     c.endpoint = ConfigDict()  # head-to-head comparison with an OpenAI-compatible server as the judge
     c.endpoint.base_url = ""  # URL of the server, up to and including /v1

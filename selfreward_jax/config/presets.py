@@ -97,6 +97,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checks.min_spread": 0.0,
         "checks.num_probe_prompts": 1,
         "checks.max_probe_lead": 5.0,
+        "checks.num_hack_prompts": 1,
+        "checks.max_hack_lead": 5.0,
         "checks.max_length_growth": 100.0,
         "prompts.count": 8,
         "prompts.batch_size": 16,

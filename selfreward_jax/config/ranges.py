@@ -45,7 +45,9 @@ RANGES: Ranges = {
     **_all(1, 1000, "iterations"),
     # numbers of rows, steps and requests
     **_all(0, MAX_ROWS, "checkpoint_every", "max_nonfinite_steps", "checks.num_probe_prompts", "endpoint.max_requests"),
-    **_all(0, MAX_ROWS, "data.ift_rows", "data.eft_rows", "data.prompt_rows", "data.comparison_rows", "dpo.eval_every"),
+    **_all(0, MAX_ROWS, "checks.num_hack_prompts"),
+    **_all(0, MAX_ROWS, "data.ift_rows", "data.eft_rows", "data.prompt_rows", "dpo.eval_every"),
+    **_all(0, MAX_ROWS, "prompts.later_count", "data.comparison_rows", "data.meta_rows", "dpo.judge_pair_max_length"),
     **_all(0, MAX_ROWS, *_each(_TRAININGS, "warmup_steps")),
     **_all(1, MAX_ROWS, "data.heldout_prompts", "data.judge_eval_prompts", "data.num_documents", "dpo.eval_prompts"),
     **_all(1, MAX_ROWS, "prompts.count", "prompts.max_attempts"),
@@ -53,7 +55,7 @@ RANGES: Ranges = {
     **_all(1, 10_000, "judge.num_samples", "judge.min_votes", "eft.num_samples"),
     **_all(1, 10_000, "evaluate.num_samples", "evaluate.best_of", "pairs.anchor_samples"),
     **_all(2, 10_000, "responses.num_samples", "data.judge_eval_answers"),
-    **_all(0, 10_000, "judge.opponents", "dpo.judge_pair_rounds"),
+    **_all(0, 10_000, "judge.opponents", "judge.shots", "dpo.judge_pair_rounds"),
     **_all(0, 1000, "prompts.num_seed_examples", "prompts.num_generated_examples", "endpoint.retries"),
     # shapes
     **_all(1, MAX_WIDTH, "model.dim", "model.mlp_dim", "model.num_heads", "model.num_kv_heads"),
@@ -67,7 +69,7 @@ RANGES: Ranges = {
     **_all(0, MAX_WIDTH, "parallel.sampling_tensor"),
     # lengths in tokens or words
     **_all(8, MAX_TOKENS, "model.max_length", "pretrain.seq_len", "sft.seq_len", "dpo.replay_seq_len"),
-    **_all(1, MAX_TOKENS, *_each((*_SAMPLINGS, "pairwise"), "max_new_tokens"), "endpoint.max_tokens"),
+    **_all(1, MAX_TOKENS, *_each((*_SAMPLINGS, "pairwise", "meta"), "max_new_tokens"), "endpoint.max_tokens"),
     **_all(0, MAX_TOKENS, "prompts.min_words"),
     **_all(1, MAX_TOKENS, "prompts.max_words"),
     # fractions
@@ -83,7 +85,7 @@ RANGES: Ranges = {
     **_all(0, 1000, "dpo.gamma", "dpo.dpo_weight", "dpo.nll_weight", "dpo.replay_weight", "optimizer.weight_decay"),
     **_all(0, 1000, "checks.max_length_growth", "checks.min_spread", "checks.min_votes_per_answer"),
     **_all(0, 5, "pairs.min_gap"),
-    **_all(-1000, 1000, "checks.max_probe_lead"),
+    **_all(-1000, 1000, "checks.max_probe_lead", "checks.max_hack_lead"),
     **_all(1, 1e9, "checks.max_fall", "model.rope_theta"),
     **_all(0, 1e6, *_each(_TRAININGS, "epochs"), "dpo.beta", "lora.alpha", excludes_low=True),
     **_all(0, 1e6, "optimizer.grad_clip_norm", "optimizer.muon_rms", "model.norm_eps", excludes_low=True),

@@ -11,7 +11,7 @@ from selfreward_jax.config.ranges import check_ranges
 
 CHOICES = {
     "chat.thinking": ("off", "on"),
-    "dpo.judge_pairs": ("none", "pairwise"),
+    "dpo.judge_pairs": ("none", "pairwise", "meta"),
     "dpo.reference": ("previous", "m1"),
     "dpo.loss": ("sigmoid", "hinge", "ipo", "ipo_mean", "cdpo", "robust", "simpo", "sigmoid_norm"),
     "eft.agreement": ("strict", "weak"),
@@ -34,7 +34,7 @@ CHOICES = {
 
 MAX_STEP_TOKENS = 100_000_000
 
-SEED_SETS = ("ift", "eft", "comparisons", "prompts")
+SEED_SETS = ("ift", "eft", "comparisons", "meta", "prompts")
 
 LORA_TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
@@ -110,6 +110,8 @@ def _check_data(c: ConfigDict) -> None:
             "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes the judgments; set "
             "--config.sft_baseline"
         )
+    if c.prompts.source and c.prompts.writer:
+        raise _refuse("prompts.writer", c.prompts.writer, "empty with prompts.source", "give one of them")
     if c.prompts.writer == "world" and has_files:
         raise ConfigError(
             f"prompts.writer is 'world' but data.ift is {c.data.ift!r}; the toy world writes its own kind of prompts "
@@ -192,6 +194,11 @@ def _check_judge_pairs(c: ConfigDict) -> None:
             f"dpo.judge_pair_share is {c.dpo.judge_pair_share} and dpo.batch_size {c.dpo.batch_size}: no place is left "
             "for pairs of responses; lower the former or raise the latter"
         )
+    if c.dpo.judge_pairs == "meta" and (c.judge.kind != "model" or c.judge.num_samples < 2):
+        raise ConfigError(
+            f"dpo.judge_pairs is 'meta', but judge.kind is {c.judge.kind!r} and judge.num_samples "
+            f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=model on a response: set both"
+        )
     if c.dpo.judge_pairs != "none" and c.pairs.agreement != "none":
         raise ConfigError(
             f"pairs.agreement is {c.pairs.agreement!r}, but dpo.judge_pairs is {c.dpo.judge_pairs!r}, whose pairs have "
@@ -257,7 +264,7 @@ def _check_sampling(c: ConfigDict) -> None:
                 f"{stage}.{lower} is {c[stage][lower]}; it must be at most {stage}.{upper} {c[stage][upper]}: lower "
                 "the former or raise the latter"
             )
-    for stage in ("responses", "judge", "prompts", "evaluate", "pairwise"):
+    for stage in ("responses", "judge", "prompts", "evaluate", "pairwise", "meta"):
         if c[stage].max_new_tokens >= c.model.max_length:
             raise ConfigError(
                 f"{stage}.max_new_tokens is {c[stage].max_new_tokens}; it must be below model.max_length "

@@ -45,6 +45,9 @@ def from_tasks(settings: Any, seed: int, output_format: str) -> tuple[dict[str, 
             training, settings.comparison_rows, word_counts, _stream(seed, "comparisons")
         )
         sets["comparisons"] = [row for row in compared if normalize(row["prompt"]) not in used]
+    if settings.meta_rows:
+        rows = generator.meta_rows(training, settings.meta_rows, word_counts, _stream(seed, "meta"))
+        sets["meta"] = [row for row in rows if normalize(row["prompt"]) not in used]
     for name, part in parts.items():
         prompts = generator.prompts(part, settings.heldout_prompts, _stream(seed, name), name == "heldout")
         sets[name] = [{"prompt": prompt} for prompt in dict.fromkeys(prompts)]

@@ -70,6 +70,9 @@ def from_world(settings: Any, seed: int, output_format: str = "points") -> tuple
     if settings.comparison_rows:
         sets["comparisons"] = generator.comparison_rows(settings.comparison_rows, stream("comparisons"))
         used |= _prompt_keys(sets["comparisons"])
+    if settings.meta_rows:
+        sets["meta"] = generator.meta_rows(settings.meta_rows, stream("meta"))
+        used |= _prompt_keys(sets["meta"])
     used |= _prompt_keys(sets["eft"])
 
     def take_unused(rows: list[Row], count: int) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfreward_jax.method.expected_score import expected_scores
 from selfreward_jax.method.judge_parsing import PARSERS
-from selfreward_jax.method.rows import JudgeInput, JudgmentRow, Vote
+from selfreward_jax.method.rows import JudgedRow, JudgeInput, JudgmentRow, Vote
 from selfreward_jax.method.templates import fill
 from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
 from selfreward_jax.telemetry.numbers import counted, three_digits
@@ -33,6 +33,7 @@ def judge(
     settings: Any,
     key: Any,
     done: Collection[str] = (),
+    shots: str = "",
 ) -> Iterator[list[JudgmentRow]]:
     """Judges responses, batch by batch.
 
@@ -43,19 +44,21 @@ def judge(
       sampling_params: `num_samples` votes are sampled for each response.
       settings: config.judge. `output_format`: what a judgment ends in. `min_votes`: parsed votes that a response needs
         for a score. `aggregation`: "mean" counts a vote as the score it names, "expected" as its expected score.
+        `accept_complete`: a vote that was cut off is read up to its last line break; else it has no score.
       key: random key of the stage.
       done: ids of responses that are already judged.
+      shots: shown before each judge prompt: see `few_shot`.
 
     Yields:
       Rows {id, score, variance, votes: [{text, finished, score}], tokens}; votes have `expected` too with that
-      aggregation. The score is the mean of the parsed votes, and the variance is theirs. A vote that was cut off has no
-      score.
+      aggregation. The score is the mean of the parsed votes, and the variance is theirs.
     """
-    prompts = {r["id"]: judge_prompt(template, r["prompt"], r["response"]) for r in responses}
+    prompts = {r["id"]: shots + judge_prompt(template, r["prompt"], r["response"]) for r in responses}
+    next_request = template.partition("{")[0].strip().partition("\n")[0] if shots else ""
     requests = [Request(row_id, prompt) for row_id, prompt in prompts.items()]
     for batch in engine.stream(requests, sampling_params, key, done):
         groups = group_by_id(batch)
-        votes = {group[0].id: _parse_votes(group, settings.output_format) for group in groups}
+        votes = {group[0].id: _parse_votes(group, settings, next_request) for group in groups}
         if settings.aggregation == "expected":
             batch_size = max(1, engine.max_concurrent // sampling_params.num_samples)  # as many prompts as in sampling
             _add_expected_scores(engine, votes, prompts, settings.output_format, batch_size)
@@ -96,11 +99,34 @@ def judge_texts(
     return [judged[row_id] for row_id in ids]
 
 
-def _parse_votes(completions: Sequence[Completion], output_format: str) -> list[Vote]:
-    parse = PARSERS[output_format]
-    return [
-        {"text": c.text, "finished": c.finished, "score": parse(c.text) if c.finished else None} for c in completions
-    ]
+def few_shot(template: str, rows: Sequence[JudgedRow]) -> str:
+    """Judged rows in the form of the judge's task, each followed by an empty line."""
+    return "".join(f"{judge_prompt(template, r['prompt'], r['response'])}\n{r['judgment']}\n\n" for r in rows)
+
+
+def choose_shots(rows: Sequence[JudgedRow], count: int, seed: str) -> list[JudgedRow]:
+    """So many judged rows, at random: of each score as many, as far as there are any."""
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    seen: Counter[float] = Counter()
+    rounds = []
+    for row in shuffled:
+        rounds.append((seen[row["score"]], row))
+        seen[row["score"]] += 1
+    return [row for _, row in sorted(rounds, key=lambda one: one[0])[:count]]
+
+
+def _parse_votes(completions: Sequence[Completion], settings: Any, next_request: str) -> list[Vote]:
+    return [_parse_vote(c.text, c.finished, settings, next_request) for c in completions]
+
+
+def _parse_vote(text: str, finished: bool, settings: Any, next_request: str = "") -> Vote:
+    """A vote. A model that was shown examples may go on with a next one, which begins with the line `next_request`:
+    what is before that line is its judgment, and complete."""
+    judgment, begins_next, _ = f"\n{text}".partition(f"\n{next_request}") if next_request else (text, "", "")
+    if begins_next:
+        text, finished = judgment.strip("\n"), True
+    complete = text if finished else text.rpartition("\n")[0] if settings.accept_complete else ""
+    return {"text": text, "finished": finished, "score": PARSERS[settings.output_format](complete)}
 
 
 def _add_expected_scores(

@@ -122,6 +122,30 @@ class ToyPromptSource:
         return [Completion(r.id, 0, text, [], [], True) for r, text in zip(requests, texts, strict=True)]
 
 
+class PromptPool:
+    """Prompts from a list instead of a model: the n-th attempt is the n-th prompt of a shuffle.
+
+    Args:
+      prompts: those that no round before has used.
+      seed: of the shuffle.
+    """
+
+    def __init__(self, prompts: Sequence[str], seed: str) -> None:
+        self.prompts = Random(seed).sample(prompts, len(prompts))
+
+    def fits(self, prompt: str, max_new_tokens: int) -> bool:
+        """Always True: few-shot prompts are not used, so their length does not matter."""
+        return True
+
+    def generate(self, requests: Sequence[Request], sampling_params: SamplingParams, key: Any) -> list[Completion]:
+        """The prompt for each request, by the number at the end of its id; none beyond the last."""
+        numbers = ((r.id, int(r.id.rpartition("/")[2])) for r in requests)
+        return [Completion(i, 0, self.prompts[n], [], [], True) for i, n in numbers if n < len(self.prompts)]
+
+
+Writer = Engine | ToyPromptSource | PromptPool
+
+
 class PromptInputs(NamedTuple):
     """What new prompts are generated from.
 
@@ -143,7 +167,7 @@ class PromptInputs(NamedTuple):
 
 
 def generate_prompts(
-    engine: Engine | ToyPromptSource,
+    engine: Writer,
     settings: Any,
     sampling_params: SamplingParams,
     key: Any,
@@ -154,7 +178,7 @@ def generate_prompts(
     """Generates prompts in batches until `settings.count` are accepted or `settings.max_attempts` are reached.
 
     Args:
-      engine: the model that writes, or the toy source.
+      engine: the model that writes, the toy source, or a pool.
       settings: config.prompts.
       sampling_params: with one sample for each request.
       key: random key of the stage.
@@ -188,13 +212,15 @@ def generate_prompts(
                 generated_prompts.append(c.text)
                 num_accepted += 1
             batch.append({"id": c.id, "prompt": c.text, "fault": fault, "tokens": len(c.ids)})
+        if not batch:  # a pool is used up
+            break
         on_batch(batch)
         rows += batch
     return rows
 
 
 def _few_shot_request(
-    engine: Engine | ToyPromptSource, settings: Any, sampling_params: SamplingParams, inputs: PromptInputs, i: int
+    engine: Writer, settings: Any, sampling_params: SamplingParams, inputs: PromptInputs, i: int
 ) -> Request:
     """The i-th request. The longest examples are removed until the prompt fits the engine, but one remains."""
     rng = Random(f"{inputs.seed} {inputs.id_prefix} {i}")

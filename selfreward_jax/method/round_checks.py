@@ -33,6 +33,7 @@ CHECKS = {
     "max_one_score": "fraction of answers that have the most common score",
     "min_spread": "mean difference of a prompt's best and worst score",
     "max_probe_lead": "mean score of the probes (answers without content) minus the mean score of the model's answers",
+    "max_hack_lead": "mean gain in points of the planted hack that gains most",
     "max_length_growth": "mean length of answers divided by that of the round before",
     "max_repeats": "fraction of attempted prompts that are duplicates",
     "max_leaks": "fraction of new prompts that repeat an example or contain a held-out prompt",
@@ -43,6 +44,7 @@ _MINIMA = {"min_parse_rate": 0.0, "min_votes_per_answer": 0.0, "min_spread": 0.0
 _MAXIMA = {
     **dict.fromkeys(("max_unscored", "max_ties", "max_one_score", "max_repeats", "max_leaks"), 1.0),
     "max_probe_lead": 5.0,
+    "max_hack_lead": 5.0,
 }
 
 

@@ -235,11 +235,12 @@ def _input_hashes(cfg: ConfigDict) -> dict[str, tuple[str, str]]:
     Other contents under the same name make another run.
     """
     hashes: dict[str, tuple[str, str]] = {}
-    for field in ("data.ift", "data.eft", "judge.template", "prompts.template", "pairwise.template"):
+    sources = ("data.ift", "data.eft", "prompts.source")
+    for field in (*sources, "judge.template", "prompts.template", "pairwise.template", "meta.template"):
         section, name = field.split(".")
         source = cfg[section][name]
         with readers.naming(field):
-            names = readers.source_files(source) if source and field.startswith("data.") else [source]
+            names = readers.source_files(source) if source and field in sources else [source]
         for path in map(epath.Path, filter(None, names)):
             hashes.setdefault(str(path), (field, _hash(field, path)))
     return hashes

@@ -3,7 +3,7 @@
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.method import round_checks
+from selfreward_jax.method import hacks, round_checks
 from selfreward_jax.method.pairs import join_scores
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.runs.run import Run
@@ -47,7 +47,10 @@ def round_metrics(run: Run, model: str) -> dict[str, Any]:
     earlier = finished_responses(rows("responses", previous_model(model)))  # none before the first round
     before = earlier or rows("ift", "seed")
     attempts = run.files.jsonl(model, "prompts").manifest
+    hack_leads = hacks.leads(rows("hacks"))
     return round_checks.judge_metrics(judged, join_scores(finished, judged), rows("probes")) | {
+        "hack_lead": hacks.worst_lead(hack_leads),
+        "hacks": hack_leads,
         "length_growth": round_checks.length_growth(finished, before),
         "repeats": attempts["faults"].get("duplicate", 0) / attempts["attempts"],
         "leaks": round_checks.leak_rate(rows("prompts"), few_shot_pool(run), held_out_prompts(run)),

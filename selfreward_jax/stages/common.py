@@ -13,7 +13,7 @@ from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
-from selfreward_jax.method.rows import InstructionRow, without_system
+from selfreward_jax.method.rows import InstructionRow, Row, without_system
 from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.runs.run import Run
 
@@ -38,6 +38,7 @@ def check_inputs(run: Run) -> None:
     judge_template(run)
     prompt_template(run)
     pairwise_template(run)
+    meta_template(run)
     if run.cfg.prompts.writer not in ("", "world"):
         _pin_writer(run)
     if run.cfg.model.init and not storage.exists(run.workdir / "m0" / "manifest.json"):
@@ -77,6 +78,15 @@ def pairwise_template(run: Run) -> str:
     return templates.load(run.cfg.pairwise.template, {"prompt", "first", "second"})
 
 
+def meta_template(run: Run) -> str:
+    """The template that shows a judge two judgments of a response."""
+    return templates.load(run.cfg.meta.template, {"prompt", "response", "first", "second"})
+
+
+def _slots(row: Row) -> dict[str, str]:
+    return {name: row[name] for name in ("prompt", "response", "first", "second") if name in row}
+
+
 def prompt_template(run: Run) -> str:
     """The few-shot template for a new prompt."""
     return templates.load(run.cfg.prompts.template, {"examples"})
@@ -104,8 +114,8 @@ def filter_few_shot(run: Run, rows: Iterable[InstructionRow]) -> list[str]:
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:
-    """Training examples of the seed sets: ift, eft and comparisons (the judge's tasks), prompts (the task of writing
-    prompts)."""
+    """Training examples of the seed sets: ift; eft, comparisons and meta (the judge's tasks); prompts (the task of
+    writing prompts)."""
     rows = {name: _task_rows(run, name) for name in names}
     example = run.models.chat.example
     return {name: [example(r["prompt"], r["response"], r.get("system", "")) for r in of] for name, of in rows.items()}
@@ -118,15 +128,10 @@ def _task_rows(run: Run, name: str) -> list[InstructionRow]:
     if name == "eft":
         as_prompt = partial(judging.judge_prompt, judge_template(run))
         return seed_sets.judge_rows(run.files.jsonl("seed", "eft").rows(), as_prompt)
-    if name == "comparisons":
-        template = pairwise_template(run)
-        return [
-            {
-                "prompt": templates.fill(template, prompt=r["prompt"], first=r["first"], second=r["second"]),
-                "response": r["judgment"],
-            }
-            for r in run.files.jsonl("seed", "comparisons").rows()
-        ]
+    if name in ("comparisons", "meta"):
+        template = pairwise_template(run) if name == "comparisons" else meta_template(run)
+        rows = run.files.jsonl("seed", name).rows()
+        return [{"prompt": templates.fill(template, **_slots(r)), "response": r["judgment"]} for r in rows]
     c = run.cfg.prompts
     num_examples = c.num_seed_examples + c.num_generated_examples
     rng = Random(f"{run.cfg.seed} prompt rows")

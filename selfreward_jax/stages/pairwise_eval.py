@@ -11,8 +11,9 @@ from selfreward_jax.method.judge_parsing import parse_preference
 from selfreward_jax.method.pairwise import Matchup, both_orders, make_matchups, resolve_orders, verdicts_by_prompt
 from selfreward_jax.method.rows import JudgeInput, ResponsesRow, VerdictRow
 from selfreward_jax.runs.run import Run
-from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
-from selfreward_jax.stages.common import StageError, pairwise_template
+from selfreward_jax.sampling.engine import Completion, Engine, SamplingParams
+from selfreward_jax.stages import orders
+from selfreward_jax.stages.common import pairwise_template
 from selfreward_jax.stages.sampling import judge, run_resumable
 from selfreward_jax.telemetry.terminal import log_line
 
@@ -84,20 +85,13 @@ def _side_by_side(run: Run, judge_name: str, matchups: Sequence[Matchup], folder
     """Both responses are shown together, in both orders."""
     if not run.files.is_complete(folder, stage, judge_name):
         settings, engine, template = run.cfg.pairwise, run.models.engine(judge_name), pairwise_template(run)
-        fits = partial(engine.fits, max_new_tokens=settings.max_new_tokens)
-        short = [m for m in matchups if all(map(fits, both_orders(template, m)))]
-        room = engine.max_length - settings.max_new_tokens
-        if matchups and not short:
-            raise StageError(
-                f"{folder} {stage}: no two responses fit side by side into {room} tokens: set pairwise.method=scores, "
-                "or lower pairwise.max_new_tokens"
-            )
-        if len(short) < len(matchups):
-            count = len(matchups) - len(short)
-            log_line(f"{folder} {stage}: {count} of {len(matchups)} matchups are too long and count as ties")
-        stream = partial(_verdicts, engine, short, template, settings.max_new_tokens)
+        prompts = {m.id: both_orders(template, m) for m in matchups}
+        remedy = "set pairwise.method=scores, or lower pairwise.max_new_tokens"
+        short = orders.drop_long(engine, prompts, settings.max_new_tokens, f"{folder} {stage}", remedy)
+        greedy = SamplingParams(1, 0.0, 1.0, settings.max_new_tokens)  # chance has no place in a verdict
+        stream = partial(stream_verdicts, engine, short, greedy)
         left_out = len(matchups) - len(short)
-        run_resumable(run, folder, stage, [m.id for m in short], stream, judge_name, left_out=left_out)
+        run_resumable(run, folder, stage, list(short), stream, judge_name, left_out=left_out)
     rows = run.files.jsonl(folder, stage).rows()
     limit = f"pairwise.max_new_tokens is {run.cfg.pairwise.max_new_tokens}"
     _log_unreadable(f"{folder} {stage}", [side for row in rows for side in row["read"]], limit)
@@ -105,27 +99,13 @@ def _side_by_side(run: Run, judge_name: str, matchups: Sequence[Matchup], folder
     return [verdicts.get(m.id, 0) for m in matchups]
 
 
-def _verdicts(
-    engine: Engine,
-    matchups: Sequence[Matchup],
-    template: str,
-    max_new_tokens: int,
-    key: jax.Array,
-    done: Collection[str],
+def stream_verdicts(
+    engine: Engine, prompts: orders.Prompts, params: SamplingParams, key: jax.Array, done: Collection[str]
 ) -> Iterator[list[VerdictRow]]:
-    """Verdicts in batches. `texts` and `read` hold what the judge wrote and what was parsed, with our response first
-    and then second. Decoding is greedy: chance has no place in a verdict."""
-    orders = [(m.id, order, text) for m in matchups for order, text in enumerate(both_orders(template, m))]
-    requests = [Request(f"{i}/{order}", text) for i, order, text in orders]
-    answered = {f"{i}/{order}" for i in done for order in (0, 1)}
-    completions: dict[str, Completion] = {}
-    for batch in engine.stream(requests, SamplingParams(1, 0.0, 1.0, max_new_tokens), key, answered):
-        completions |= {c.id: c for c in batch}
-        ids = dict.fromkeys(c.id.rpartition("/")[0] for c in batch)
-        both = [
-            (i, completions[f"{i}/0"], completions[f"{i}/1"]) for i in ids if {f"{i}/0", f"{i}/1"} <= completions.keys()
-        ]
-        yield [_verdict(*one) for one in both]
+    """Verdicts of one sample of each order, in batches. `texts` and `read` hold what the judge wrote and what was
+    parsed, with our response first and then second."""
+    for batch in orders.stream(engine, prompts, params, key, done):
+        yield [_verdict(both.id, both.first[0], both.second[0]) for both in batch]
 
 
 def _verdict(name: str, first: Completion, second: Completion) -> VerdictRow:

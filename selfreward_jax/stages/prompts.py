@@ -11,7 +11,6 @@ from selfreward_jax.method.rows import AttemptRow
 from selfreward_jax.parallel import preemption
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.runs.run import Run
-from selfreward_jax.sampling.engine import Engine
 from selfreward_jax.stages.common import (
     StageError,
     eft_source_set,
@@ -27,16 +26,18 @@ from selfreward_jax.telemetry.progress import Progress
 
 def prompts(run: Run, model: str) -> None:
     """m_t/prompts.jsonl: new prompts by m_(t-1), or by the model that prompts.writer names."""
-    made_by = "" if run.cfg.prompts.writer else previous_model(model)
+    made_by = "" if run.cfg.prompts.writer or run.cfg.prompts.source else previous_model(model)
     if run.files.is_complete(model, "prompts", made_by):
         return
-    artifact, settings = run.files.jsonl(model, "prompts"), run.cfg.prompts
+    artifact, settings = run.files.jsonl(model, "prompts"), run.cfg.prompts.copy_and_resolve_references()
+    if model != "m2" and settings.later_count:
+        settings.count = settings.later_count
     partial = _whole_batches(artifact.load_partial(), model, settings.batch_size)
     artifact.rewrite_partial(partial)
     rounds = [f"m{i}" for i in range(2, int(model[1:]))]
     earlier = [row["prompt"] for name in rounds for row in run.files.jsonl(name, "prompts").rows()]
     seeds = [row["prompt"] for name in ("ift", eft_source_set(run)) for row in run.files.jsonl("seed", name).rows()]
-    writer, template = _writer(run, model), prompt_template(run)
+    writer, template = _writer(run, model, earlier), prompt_template(run)
     progress = Progress(f"{model} prompts", settings.count, _accepted(partial))
 
     def store(batch: list[AttemptRow]) -> None:
@@ -58,6 +59,11 @@ def prompts(run: Run, model: str) -> None:
     rejected = dict(Counter(row["fault"] for row in rows if row["fault"]))
     summary = f"{counted(len(rows), 'attempt')}, rejected: {counts(rejected)}"
     accepted = [{"id": row["id"], "prompt": row["prompt"]} for row in rows if row["fault"] is None]
+    if not accepted and settings.source:
+        raise StageError(
+            f"{model} prompts: prompts.source {settings.source} has no new prompt for this round ({summary}): in a new "
+            "--workdir give more prompts, or lower prompts.count or iterations"
+        )
     if not accepted:
         raise StageError(
             f"{model} prompts: none passed the filters ({summary}); the model cannot write "
@@ -101,9 +107,14 @@ def _examples(run: Run, writer: Any, template: str, label: str) -> list[str]:
     return pool
 
 
-def _writer(run: Run, model: str) -> Engine | prompt_generation.ToyPromptSource:
-    """What writes the prompts of a round: m_(t-1), or what prompts.writer names, the same in every round."""
+def _writer(run: Run, model: str, earlier: list[str]) -> prompt_generation.Writer:
+    """What writes the prompts of a round: m_(t-1), or what prompts.writer names, the same in every round. With
+    prompts.source what is left of the file."""
     path = run.cfg.prompts.writer
+    if run.cfg.prompts.source:
+        used = set(earlier)
+        left = [p for row in run.files.jsonl("seed", "pool").rows() if (p := row["prompt"]) not in used]
+        return prompt_generation.PromptPool(left, f"{run.cfg.seed} {model} pool")
     if not path:
         return run.models.engine(previous_model(model))
     if path == "world":

@@ -137,6 +137,14 @@ def drop_long_prompts(engine: Engine, rows: Sequence[Any], max_new_tokens: int, 
     return short
 
 
+def judge_shots(run: Run, template: str) -> str:
+    """judge.shots judged seed rows, the same for all responses of a run; "" for none."""
+    if not run.cfg.judge.shots:
+        return ""
+    rows = run.files.jsonl("seed", "eft").rows()
+    return judging.few_shot(template, judging.choose_shots(rows, run.cfg.judge.shots, f"{run.cfg.seed} shots"))
+
+
 def judge(
     run: Run, model: str, responses: Sequence[JudgeInput], folder: str, stage: str, num_samples: int = 0
 ) -> list[JudgmentRow]:
@@ -163,11 +171,14 @@ def judge(
             "responses, or train the model longer"
         )
     settings, template, engine = run.cfg.judge, judge_template(run), run.models.engine(model)
-    as_prompts = [{**r, "prompt": judging.judge_prompt(template, r["prompt"], r["response"])} for r in responses]
+    shots = judge_shots(run, template)
+    as_prompts = [
+        {**r, "prompt": shots + judging.judge_prompt(template, r["prompt"], r["response"])} for r in responses
+    ]
     short = {row["id"] for row in drop_long_prompts(engine, as_prompts, settings.max_new_tokens, f"{folder} {stage}")}
     judged = [r for r in responses if r["id"] in short]
     params = sampling_params(settings)._replace(num_samples=num_samples or settings.num_samples)
-    stream = partial(judging.judge, engine, judged, template, params, settings)
+    stream = partial(judging.judge, engine, judged, template, params, settings, shots=shots)
     left_out = len(responses) - len(judged)
     rows = run_resumable(run, folder, stage, [r["id"] for r in judged], stream, model, left_out=left_out)
     stats = judging.judge_stats(rows)

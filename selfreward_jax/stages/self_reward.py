@@ -5,8 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from selfreward_jax.method import comparisons as comparing
+from selfreward_jax.method import hacks, label_agreement, round_checks
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method import label_agreement, round_checks
 from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores, with_anchors
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import JudgmentRow, PairRow
@@ -78,6 +78,15 @@ def probes(run: Run, model: str) -> None:
     if prompts and run.cfg.judge.kind == "model":
         degenerate = round_checks.probes(prompts, run.cfg.judge.output_format)
         judge(run, previous_model(model), degenerate, model, "probes")
+
+
+def hacked(run: Run, model: str) -> None:
+    """m_t/hacks.jsonl: how m_(t-1) judges hacks that are planted into its own responses."""
+    responses = finished_responses(run.files.jsonl(model, "responses").rows())
+    scores = {row["id"]: row["score"] for row in run.files.jsonl(model, "judgments").rows()}
+    rows = hacks.planted(responses, scores, run.cfg.checks.num_hack_prompts, run.cfg.judge.output_format)
+    if rows:
+        judge(run, previous_model(model), rows, model, "hacks")
 
 
 def check_judge(run: Run, model: str) -> None:

@@ -15,6 +15,7 @@ from etils import epath
 from selfreward_jax import foreign, storage
 from selfreward_jax.data import checkable_seeds, seed_sets
 from selfreward_jax.data.eft import build_eft, format_counts
+from selfreward_jax.data.pool import read_pool
 from selfreward_jax.llm import chat, hf, hub
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.hf_tokenizer import TOKENIZER_FILES
@@ -60,6 +61,8 @@ def _make_seeds(run: Run, model: str) -> None:
     else:
         sets, report = seed_sets.from_world(c.data, c.seed, c.judge.output_format)
     _check_few_shot(run, sets["ift"])
+    if c.prompts.source:
+        sets["pool"] = read_pool(c.prompts.source)
     for name, rows in sets.items():
         if name != "documents":
             _write_set(run, name, rows)

@@ -1,5 +1,6 @@
-"""A written comparison of two answers: the judgment of each, and which one is better."""
+"""Written comparisons: of two answers by the judgment of each, and of two judgments by a third."""
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -22,6 +23,27 @@ def comparison_row(prompt: str, answers: tuple[Judged, Judged], rng: Random) -> 
     verdict = {1: "A", -1: "B", 0: "tie"}[score]
     judgment = f"A. {_reasons(first)}\nB. {_reasons(second)}\nBetter: {verdict}"
     return {"prompt": prompt, "first": first.response, "second": second.response, "judgment": judgment, "score": score}
+
+
+def meta_row(prompt: str, true: Judged, judged: Sequence[Judged], rng: Random) -> Row:
+    """A row {prompt, response, first, second, judgment, score} of a comparison of two judgments, in random order.
+
+    The meta-judge judges the answer itself, and prefers the judgment whose points are nearer to its own.
+
+    Args:
+      prompt: of the answer.
+      true: the answer with its right judgment.
+      judged: the same answer with two other judgments.
+      rng: chooses the order.
+    """
+    first, second = rng.sample(judged, 2)
+    off = [abs(j.points - true.points) for j in (first, second)]
+    score = (off[0] < off[1]) - (off[0] > off[1])
+    verdict = {1: "A", -1: "B", 0: "tie"}[score]
+    points = f"A says {first.points:g}, B says {second.points:g}, it is {true.points:g}."
+    judgment = f"{_reasons(true)} {points}\nBetter: {verdict}"
+    texts = {"response": true.response, "first": first.judgment, "second": second.judgment}
+    return {"prompt": prompt, **texts, "judgment": judgment, "score": score}
 
 
 def _reasons(answer: Judged) -> str:

@@ -9,7 +9,7 @@ This module writes seeds. The oracle that checks answers is oracle.py, which onl
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from selfreward_jax.worlds.checkable.answers import Instruction, possible_keywor
 from selfreward_jax.worlds.checkable.judgments import write_dismissal, write_judgment
 from selfreward_jax.worlds.checkable.phrasings import ENDINGS, KINDS, NUMBERS, OPENINGS, TAUGHT, TRANSFER
 from selfreward_jax.worlds.checkable.tasks import Task, content_words, rarest
-from selfreward_jax.worlds.comparison import Judged, comparison_row
+from selfreward_jax.worlds.comparison import Judged, comparison_row, meta_row
 
 Row = dict[str, Any]
 
@@ -25,6 +25,7 @@ MET_RATE = 0.5  # of an instruction, in instruction rows
 JUDGED_MET_RATES = (0.2, 0.5, 0.8)  # judged rows go from poor to nearly perfect answers
 OFF_TOPIC_RATE = 0.15  # judged answers to another request
 CUT_OFF_RATE = 0.05
+META_FAULT_RATE = 0.15  # of a verdict in judgments that are compared
 # One judged answer in DEGENERATE_EVERY says nothing: it is one of these, the request again, or form without content.
 DEGENERATE_EVERY = 16
 DEGENERATE_RESPONSES = ("", "Hello.", "I do not know.")
@@ -118,6 +119,21 @@ def comparison_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str]
     return rows
 
 
+def meta_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str], rng: random.Random) -> list[Row]:
+    """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. Each verdict is
+    wrong with probability META_FAULT_RATE, and one judgment of each pair has a wrong one."""
+    rows = []
+    for task in _cycle(tasks, count, rng):
+        request = write_request(task, rng)
+        text, fits = _some_answer(request, tasks, word_counts, rng)
+        numbers = range(len(request.instructions) + 1)
+        faults = [{n for n in numbers if rng.random() < META_FAULT_RATE} for _ in range(2)]
+        faults[0] = faults[0] or {rng.choice(numbers)}
+        judged = [Judged(text, *_judge(request, text, fits, word_counts, wrong=wrong)) for wrong in faults]
+        rows.append(meta_row(request.text, Judged(text, *_judge(request, text, fits, word_counts)), judged, rng))
+    return rows
+
+
 def ranked_rows(
     tasks: Sequence[Task], count: int, num_answers: int, word_counts: Counter[str], rng: random.Random
 ) -> list[Row]:
@@ -143,7 +159,26 @@ def _cycle(tasks: Sequence[Task], count: int, rng: random.Random) -> Iterator[Ta
 def _judged_answer(
     request: Request, tasks: Sequence[Task], word_counts: Counter[str], form: str, rng: random.Random
 ) -> Judged:
-    """An answer, its judgment and its points. Some answer another request, and some are cut off."""
+    """An answer, its judgment and its points."""
+    text, fits = _some_answer(request, tasks, word_counts, rng)
+    return Judged(text, *_judge(request, text, fits, word_counts, form))
+
+
+def _judge(
+    request: Request,
+    text: str,
+    fits: bool,
+    word_counts: Counter[str],
+    form: str = "points",
+    wrong: Collection[int] = (),
+) -> tuple[str, int]:
+    return write_judgment(request.task.request, request.instructions, text, fits, word_counts, form, wrong)
+
+
+def _some_answer(
+    request: Request, tasks: Sequence[Task], word_counts: Counter[str], rng: random.Random
+) -> tuple[str, bool]:
+    """An answer, and whether it is whole and about the request. Some answer another request, and some are cut off."""
     fits, task = True, request.task
     if rng.random() < OFF_TOPIC_RATE:
         others = [t for t in rng.sample(tasks, min(8, len(tasks))) if _is_other(t, task, word_counts)]
@@ -153,8 +188,7 @@ def _judged_answer(
     if rng.random() < CUT_OFF_RATE:
         words = text.split(" ")
         text, fits = " ".join(words[: max(2, len(words) * 2 // 3)]).rstrip(" .,!?\"'"), False
-    judgment, points = write_judgment(request.task.request, request.instructions, text, fits, word_counts, form)
-    return Judged(text, judgment, points)
+    return text, fits
 
 
 def _is_other(other: Task, task: Task, word_counts: Counter[str]) -> bool:

@@ -6,7 +6,7 @@ sentence. A small model learns to copy before it learns to compare.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from selfreward_jax.worlds.checkable.answers import Instruction, bullets_of, is_met, sentences_of
 from selfreward_jax.worlds.checkable.tasks import content_words, rarest
@@ -15,7 +15,13 @@ MAX_COUNTED = 6  # sentences or bullets that a look-up numbers
 
 
 def write_judgment(
-    request: str, instructions: Sequence[Instruction], text: str, fits: bool, word_counts: Counter[str], form: str
+    request: str,
+    instructions: Sequence[Instruction],
+    text: str,
+    fits: bool,
+    word_counts: Counter[str],
+    form: str,
+    wrong: Collection[int] = (),
 ) -> tuple[str, int]:
     """A judgment of an answer with some content, and its points, 0 to 5.
 
@@ -26,7 +32,9 @@ def write_judgment(
       fits: whether it answers this request, and is whole.
       word_counts: in how many tasks each word is; the rarest are what a text is about.
       form: config.judge.output_format, "points" or "choice".
+      wrong: the numbers of the verdicts that are the wrong ones, 0 for the subject, as a careless judge gives them.
     """
+    fits ^= 0 in wrong
     points, reasons = int(fits), []
     of_request, of_answer = (rarest(content_words(t), word_counts, 2) for t in (request, text))
     shared = [w for w in of_request if w in content_words(text)]
@@ -34,8 +42,8 @@ def write_judgment(
     last = " ".join(text.split()[-2:])
     subject = f"asked {' '.join(of_request)}, told {' '.join(of_answer) or 'nothing'}, ends {last}"
     reasons.append(_reason("Subject", subject, fits, points, form))
-    for instruction in instructions:
-        met = is_met(instruction, text)
+    for number, instruction in enumerate(instructions, 1):
+        met = is_met(instruction, text) ^ (number in wrong)
         points += met
         reasons.append(
             _reason(_heading(instruction), _LOOK_UPS[instruction.kind](text, instruction.slot), met, points, form)

@@ -10,9 +10,10 @@ This module writes seeds. The oracle that scores answers is oracle.py, which onl
 """
 
 import random
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from selfreward_jax.worlds.comparison import Judged, comparison_row
+from selfreward_jax.worlds.comparison import Judged, comparison_row, meta_row
 from selfreward_jax.worlds.toy.vocabulary import (
     CONFUSABLE_TOPICS,
     GENERIC_NAME,
@@ -35,6 +36,7 @@ ITEM_COUNTS = (2, 3, 4, 5)
 # Probability of each fault: in instruction rows, and in judged rows, which go from poor to nearly perfect answers.
 IFT_FAULT_RATE = 0.5
 EFT_FAULT_RATES = (0.1, 0.3, 0.6)
+META_FAULT_RATE = 0.15  # of a verdict in judgments that are compared
 # One judged answer in DEGENERATE_EVERY has no content: it is one of DEGENERATE_RESPONSES, or repeats the request. A
 # judge that has never seen such an answer invents reasons to praise it.
 DEGENERATE_EVERY = 32
@@ -99,7 +101,9 @@ def write_answer(request: Request, fault_rate: float, rng: random.Random) -> Ans
     return Answer(opening, name, occasion, tuple(sorted(items)))
 
 
-def write_judgment(request: Request, answer: Answer, output_format: str = "points") -> tuple[str, int]:
+def write_judgment(
+    request: Request, answer: Answer, output_format: str = "points", wrong: Collection[int] = ()
+) -> tuple[str, int]:
     """A judge's reasons, each a short look-up before its verdict, and the points that they add up to.
 
     Args:
@@ -107,33 +111,32 @@ def write_judgment(request: Request, answer: Answer, output_format: str = "point
       output_format: "points": points are added up after each reason, and the judgment ends in `Score: n`. "choice": the
         reasons are the same without the running sum. The judgment ends in one of five grades, from `Choice: A` (at most
         one point) to `Choice: E` (all points).
+      wrong: the numbers of the reasons, 0 to 4, whose verdict is the wrong one, as a careless judge gives it.
 
     Returns:
       The judgment, and the points, 0 to 5.
     """
     points, reasons = 0, []
 
-    def add_reason(earned: bool, reason: str) -> None:
+    def add_reason(earned: bool, reason: str, yes: str = "same", no: str = "different") -> None:
         nonlocal points
+        earned ^= len(reasons) in wrong
         points += earned
+        reason = f"{reason}{yes if earned else no}"
         reasons.append(f"{reason}: {points}." if output_format == "points" else f"{reason}.")
 
-    kind = answer.opening in KIND_OPENINGS
-    add_reason(kind, f"{answer.opening} is {'kind' if kind else 'gruff'}")
-    same = answer.name == request.name
-    add_reason(same, f"Asked by {request.name}, told {answer.name}, {'same' if same else 'different'}")
+    add_reason(answer.opening in KIND_OPENINGS, f"{answer.opening} is ", "kind", "gruff")
+    add_reason(answer.name == request.name, f"Asked by {request.name}, told {answer.name}, ")
     occasion = answer.occasion or "nothing"
-    same = occasion == request.occasion
-    add_reason(same, f"Asked for {request.occasion}, meant {occasion}, {'same' if same else 'different'}")
+    add_reason(occasion == request.occasion, f"Asked for {request.occasion}, meant {occasion}, ")
     verdicts = []
     for number, item in enumerate(answer.items, 1):
         fits = "fits" if TOPIC_BY_WORD[item] == request.topic else "off"
         verdicts.append(f"{number} {item} {TOPIC_BY_WORD[item]} {fits}")
     all_fit = all(TOPIC_BY_WORD[item] == request.topic for item in answer.items)
-    add_reason(all_fit, f"Wanted {request.topic}: {', '.join(verdicts)}. {'All fit' if all_fit else 'Not all fit'}")
+    add_reason(all_fit, f"Wanted {request.topic}: {', '.join(verdicts)}. ", "All fit", "Not all fit")
     expected, actual = NUMBERS[request.count], NUMBERS[len(answer.items)]
-    same = expected == actual
-    add_reason(same, f"Asked {expected}, got {actual}, {'same' if same else 'different'}")
+    add_reason(expected == actual, f"Asked {expected}, got {actual}, ")
     verdict = f"Score: {points}" if output_format == "points" else f"Choice: {'AABCDE'[points]}"
     return f"{' '.join(reasons)}\n{verdict}", points
 
@@ -179,6 +182,21 @@ def comparison_rows(count: int, rng: random.Random) -> list[Row]:
         request = write_request(rng)
         answers = (_judged_answer(request, number, "points", rng), _judged_answer(request, 0, "points", rng))
         rows.append(comparison_row(request.text, answers, rng))
+    return rows
+
+
+def meta_rows(count: int, rng: random.Random) -> list[Row]:
+    """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. Each verdict is
+    wrong with probability META_FAULT_RATE, and one judgment of each pair has a wrong one."""
+    rows = []
+    for _ in range(count):
+        request = write_request(rng)
+        answer = write_answer(request, rng.choice(EFT_FAULT_RATES), rng)
+        true = Judged(answer.text, *write_judgment(request, answer))
+        faults = [{n for n in range(5) if rng.random() < META_FAULT_RATE} for _ in range(2)]
+        faults[0] = faults[0] or {rng.randrange(5)}
+        judged = [Judged(answer.text, *write_judgment(request, answer, wrong=wrong)) for wrong in faults]
+        rows.append(meta_row(request.text, true, judged, rng))
     return rows
 
 

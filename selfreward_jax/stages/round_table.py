@@ -1,0 +1,213 @@
+"""The stages of a round: M_(t-1) writes prompts -> responses -> judgments -> pairs -> checks -> DPO -> M_t."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from selfreward_jax.method.comparisons import who_meets
+from selfreward_jax.runs.stage import Cost, Stage
+from selfreward_jax.stages import self_reward
+from selfreward_jax.stages.check_round import check_round
+from selfreward_jax.stages.comparisons import comparisons, judge_pairs, meta_judgments
+from selfreward_jax.stages.dpo import dpo
+from selfreward_jax.stages.prompts import prompts
+
+ROUNDS = ("m[2-9]", "m[1-9][0-9]*")
+LATER_ROUNDS = ("m[3-9]", "m[1-9][0-9]*")
+
+
+def votes(cfg: ConfigDict, responses: int, num_samples: int = 0) -> Cost:
+    """The cost of judging so many responses, with judge.num_samples votes each if no other number is given."""
+    return Cost(responses, responses * (num_samples or cfg.judge.num_samples) * cfg.judge.max_new_tokens)
+
+
+def _responses(cfg: ConfigDict) -> int:
+    return cfg.prompts.count * cfg.responses.num_samples
+
+
+def _matchups(cfg: ConfigDict) -> int:
+    return cfg.prompts.count * len(who_meets(cfg.responses.num_samples, cfg.judge.opponents))
+
+
+def _meta(cfg: ConfigDict) -> int:
+    return cfg.prompts.count * math.comb(cfg.judge.num_samples, 2)
+
+
+def _anchors(cfg: ConfigDict) -> int:
+    return cfg.prompts.count * cfg.pairs.anchor_samples
+
+
+CHECK_JUDGE = Stage("check_judge", self_reward.check_judge, ROUNDS, ("{m-1}/eval_judgments.jsonl",), (), ())
+PROMPTS = Stage(
+    "prompts",
+    prompts,
+    folders=ROUNDS,
+    reads=("seed/ift.jsonl", "seed/pool.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/prompts.*", "prompts_writer.json"),
+    settings=("prompts",),
+    kind="sampling",
+    manifest="{m}/prompts.manifest.json",
+    cost=lambda cfg: Cost(cfg.prompts.count, cfg.prompts.max_attempts * cfg.prompts.max_new_tokens),
+    work=lambda cfg: cfg.prompts.count * cfg.prompts.max_new_tokens,
+)
+RESPONSES = Stage(
+    "responses",
+    self_reward.responses,
+    folders=ROUNDS,
+    reads=("{m}/prompts.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/responses.*",),
+    settings=("responses",),
+    kind="sampling",
+    manifest="{m}/responses.manifest.json",
+    cost=lambda cfg: Cost(cfg.prompts.count, _responses(cfg) * cfg.responses.max_new_tokens),
+)
+ANCHOR_RESPONSES = Stage(
+    "anchor_responses",
+    self_reward.anchor_responses,
+    folders=LATER_ROUNDS,
+    reads=("{m}/prompts.jsonl", "m1/checkpoint"),
+    writes=("{m}/anchor_responses.*",),
+    settings=("responses", "pairs.anchor_samples"),
+    kind="sampling",
+    manifest="{m}/anchor_responses.manifest.json",
+    cost=lambda cfg: Cost(cfg.prompts.count, _anchors(cfg) * cfg.responses.max_new_tokens),
+    wanted=lambda cfg: cfg.pairs.rejected == "anchor",
+)
+COMPARISONS = Stage(
+    "comparisons",
+    comparisons,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/comparisons.*",),
+    settings=("judge", "pairwise.template", "pairwise.max_new_tokens"),
+    kind="judging",
+    manifest="{m}/comparisons.manifest.json",
+    cost=lambda cfg: Cost(_matchups(cfg), _matchups(cfg) * 2 * cfg.judge.num_samples * cfg.pairwise.max_new_tokens),
+    wanted=lambda cfg: cfg.judge.kind == "pairwise",
+)
+JUDGMENTS = Stage(
+    "judgments",
+    self_reward.judgments,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m}/comparisons.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/judgments.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/judgments.manifest.json",
+    cost=lambda cfg: Cost(_responses(cfg)) if cfg.judge.kind == "pairwise" else votes(cfg, _responses(cfg)),
+)
+ANCHOR_JUDGMENTS = Stage(
+    "anchor_judgments",
+    self_reward.anchor_judgments,
+    folders=LATER_ROUNDS,
+    reads=("{m}/anchor_responses.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/anchor_judgments.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/anchor_judgments.manifest.json",
+    cost=lambda cfg: votes(cfg, _anchors(cfg)),
+    wanted=lambda cfg: cfg.pairs.rejected == "anchor",
+)
+EARLIER_JUDGMENTS = Stage(
+    "earlier_judgments",
+    self_reward.earlier_judgments,
+    folders=LATER_ROUNDS,
+    reads=("{m}/responses.jsonl", "{m-2}/checkpoint"),
+    writes=("{m}/earlier_judgments.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/earlier_judgments.manifest.json",
+    cost=lambda cfg: votes(cfg, _responses(cfg)),
+    wanted=lambda cfg: cfg.pairs.agreement == "judges",
+)
+PROBES = Stage(
+    "probes",
+    self_reward.probes,
+    folders=ROUNDS,
+    reads=("{m}/prompts.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/probes.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/probes.manifest.json",
+    cost=lambda cfg: votes(cfg, 4 * min(cfg.checks.num_probe_prompts, cfg.prompts.count)),
+    wanted=lambda cfg: cfg.checks.num_probe_prompts > 0 and cfg.judge.kind == "model",
+)
+HACKS = Stage(
+    "hacks",
+    self_reward.hacked,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m}/judgments.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/hacks.*",),
+    settings=("judge",),
+    kind="judging",
+    manifest="{m}/hacks.manifest.json",
+    cost=lambda cfg: votes(cfg, 7 * min(cfg.checks.num_hack_prompts, cfg.prompts.count)),
+    wanted=lambda cfg: cfg.checks.num_hack_prompts > 0 and cfg.judge.kind == "model",
+)
+PAIRS = Stage(
+    "pairs",
+    self_reward.pairs,
+    folders=ROUNDS,
+    reads=tuple(f"{{m}}/{name}.jsonl" for name in self_reward.PAIR_SOURCES),
+    writes=("{m}/pairs.*",),
+    settings=("pairs",),
+    manifest="{m}/pairs.manifest.json",
+)
+META_JUDGMENTS = Stage(
+    "meta_judgments",
+    meta_judgments,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m}/judgments.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/meta_judgments.*",),
+    settings=("meta",),
+    kind="judging",
+    manifest="{m}/meta_judgments.manifest.json",
+    cost=lambda cfg: Cost(_meta(cfg), _meta(cfg) * 2 * cfg.meta.max_new_tokens),
+    wanted=lambda cfg: cfg.dpo.judge_pairs == "meta",
+    rounds=lambda cfg: cfg.dpo.judge_pair_rounds or math.inf,
+)
+JUDGE_PAIRS = Stage(
+    "judge_pairs",
+    judge_pairs,
+    folders=ROUNDS,
+    reads=tuple(f"{{m}}/{name}.jsonl" for name in ("responses", "comparisons", "judgments", "meta_judgments")),
+    writes=("{m}/judge_pairs.*",),
+    settings=("dpo.judge_pairs", "dpo.judge_pair_rounds", "dpo.judge_pair_max_length", "pairwise.template"),
+    manifest="{m}/judge_pairs.manifest.json",
+    wanted=lambda cfg: cfg.dpo.judge_pairs != "none",
+    rounds=lambda cfg: cfg.dpo.judge_pair_rounds or math.inf,
+)
+CHECKS = Stage(
+    "checks",
+    check_round,
+    folders=ROUNDS,
+    reads=("{m}/prompts.jsonl", "{m}/responses.jsonl", "{m}/judgments.jsonl", "{m}/probes.jsonl", "{m}/hacks.jsonl"),
+    writes=("{m}/checks.json",),
+    settings=(),
+    manifest="{m}/checks.json",
+)
+DPO = Stage(
+    "dpo",
+    dpo,
+    folders=ROUNDS,
+    reads=(
+        "{m}/pairs.jsonl",
+        "{m}/judge_pairs.jsonl",
+        "{m-1}/checkpoint",
+        "m1/checkpoint",
+        "seed/eft.jsonl",
+        "seed/comparisons.jsonl",
+        "seed/meta.jsonl",
+    ),
+    writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/checkpoint.json", "{m}/manifest.json"),
+    settings=("dpo", "optimizer", "lora"),
+    kind="training",
+    manifest="{m}/manifest.json",
+    cost=lambda cfg: Cost(cfg.prompts.count),
+    work=lambda cfg: math.ceil(cfg.prompts.count * cfg.dpo.epochs / cfg.dpo.batch_size),
+)
+EARLY_STOPPING = Stage("early_stopping", None, ROUNDS, (), ("{m}/early_*",), ("pairwise", "evaluate", "judge"))
+
+MAKE_ROWS = (PROMPTS, RESPONSES, ANCHOR_RESPONSES)
+JUDGE = (COMPARISONS, JUDGMENTS, META_JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, HACKS, EARLIER_JUDGMENTS)
+ROUND = (CHECK_JUDGE, *MAKE_ROWS, *JUDGE, PAIRS, JUDGE_PAIRS, CHECKS, DPO, EARLY_STOPPING)
