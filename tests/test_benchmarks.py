@@ -127,7 +127,7 @@ def decided(reused, field):
     return [name for name in names for p in patterns if fnmatch(name, p) or ("*" in name and fnmatch(p, name))]
 
 
-@pytest.mark.parametrize("benchmark", ["effect", "real"])
+@pytest.mark.parametrize("benchmark", ["effect", "real", "variants"])
 def test_no_arm_reuses_what_its_settings_decide(benchmark):
     """Else its run is refused, or makes again what it was given."""
     code = """
@@ -138,6 +138,9 @@ if sys.argv[1] == "effect":
     def settings(arm):
         return flatten_config(module.arm_config(arm, 0, "heldout"))
     arms = {name: (arm.reused, settings(arm)) for name, arm in module.ARMS.items()}
+elif sys.argv[1] == "variants":
+    config = lambda name: flatten_config(module.variant_config(name, 0, 3, "heldout"))
+    arms = {name: (module.M1 if v.of else (), config(name), v.of) for name, v in module.VARIANTS.items()}
 else:
     def settings(changes):
         c = module.get_config()
@@ -149,11 +152,11 @@ print(json.dumps(arms))
     done = subprocess.run([sys.executable, "-c", code, benchmark], cwd=ROOT, capture_output=True, text=True)
     arms = json.loads(done.stdout or "{}")
     assert len(arms) > 4, done.stderr
-    plain = arms["self"][1]
-    for name, (reused, settings) in arms.items():
-        changed = {field for field, value in settings.items() if value != plain[field]} - {"iterations", "sft_baseline"}
+    for name, (reused, settings, *of) in arms.items():
+        base = arms[of[0] or name if of else "self"][1]
+        changed = {field for field, value in settings.items() if value != base[field]} - {"iterations", "sft_baseline"}
         if name != "self":
-            assert {field: of for field in changed if (of := decided(reused, field))} == {}, name
+            assert [(name, field) for field in changed if decided(reused, field)] == []
 
 
 @pytest.mark.slow
