@@ -390,6 +390,17 @@ def made_sets(tmp_path, seed=0, rows=ROWS, **settings):
     return from_tasks(SimpleNamespace(**defaults | settings), seed, "points")
 
 
+def test_some_judged_answers_have_the_other_case_and_no_instruction_rows_do():
+    requests = {"lowercase": str.isupper, "capitals": str.islower}
+    judged = generator.eft_rows(TASKS, 1500, WORD_COUNTS, "points", Random(6))
+    taught = generator.ift_rows(TASKS, 1500, Random(6))
+    for kind, has_other_case in requests.items():
+        for rows, least, most in ((judged, 0.08, 0.3), (taught, 0.0, 0.0)):
+            asked = [r for r in rows if kind in {i.kind for i in oracle.read(r["prompt"]).instructions}]
+            share = sum(has_other_case(r["response"]) for r in asked) / len(asked)
+            assert least <= share <= most, (kind, share)
+
+
 def test_no_task_is_in_two_of_training_validation_and_held_out(tmp_path):
     sets, report = made_sets(tmp_path)
     sizes = {"ift": 60, "eft": 80, "documents": 60, "ranked_heldout": 12, "ranked_validation": 12}

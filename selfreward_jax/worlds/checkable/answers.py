@@ -80,13 +80,15 @@ def possible_keywords(task: Task) -> list[str]:
     )
 
 
-def write_answer(task: Task, instructions: Sequence[Instruction], met_rate: float, rng: random.Random) -> Answer:
+def write_answer(
+    task: Task, instructions: Sequence[Instruction], met_rate: float, rng: random.Random, wrong_case_rate: float = 0.0
+) -> Answer:
     """An answer that meets each instruction with probability `met_rate`, independently, as nearly as the sentences
-    allow."""
+    allow. Where a case is asked for and not met, it has the other case with probability `wrong_case_rate`."""
     wanted = {i.kind: rng.random() < met_rate for i in instructions}
     best: Answer | None = None
     for _ in range(MAX_DRAFTS):
-        text = _draft(task, {i.kind: i.slot for i in instructions}, wanted, rng)
+        text = _draft(task, {i.kind: i.slot for i in instructions}, wanted, rng, wrong_case_rate)
         answer = Answer(text, {i.kind: is_met(i, text) for i in instructions})
         if answer.met == wanted:
             return answer
@@ -100,7 +102,9 @@ def _agreement(met: Mapping[str, bool], wanted: Mapping[str, bool]) -> int:
     return sum(met[kind] == wanted[kind] for kind in wanted)
 
 
-def _draft(task: Task, slots: Mapping[str, str], wanted: Mapping[str, bool], rng: random.Random) -> str:
+def _draft(
+    task: Task, slots: Mapping[str, str], wanted: Mapping[str, bool], rng: random.Random, wrong_case_rate: float
+) -> str:
     """An answer in which most of what is wanted holds. Which sentences it has is drawn."""
     ending = _ending(slots, wanted, rng)
     chosen = _choose_sentences(task, slots, wanted, rng, num_added=bool(ending) and "bullets" not in slots)
@@ -115,7 +119,7 @@ def _draft(task: Task, slots: Mapping[str, str], wanted: Mapping[str, bool], rng
         text = _title(task, wanted["title"], rng) + text
     if wanted.get("postscript") and rest:
         text += f"\nP.S. {rng.choice(rest)}"
-    text = _in_case(text, slots, wanted, rng)
+    text = _in_case(text, slots, wanted, rng, wrong_case_rate)
     if "quotation" in slots:
         opening = '"' + "\n" * as_list  # a line that begins with a quotation mark is no bullet point
         text = f'{opening}{text}"' if wanted["quotation"] else rng.choice(["", "", opening]) + text
@@ -159,12 +163,16 @@ def _title(task: Task, wanted: bool, rng: random.Random) -> str:
     return f"<<{words}>>\n" if wanted else rng.choice(["", "", f"{words}\n"])
 
 
-def _in_case(text: str, slots: Mapping[str, str], wanted: Mapping[str, bool], rng: random.Random) -> str:
-    """The text in the case asked for, or where that is not wanted, at times a part of it."""
-    for kind, change in (("lowercase", str.lower), ("capitals", str.upper)):
+def _in_case(
+    text: str, slots: Mapping[str, str], wanted: Mapping[str, bool], rng: random.Random, wrong_case_rate: float
+) -> str:
+    """The text in the case asked for, or where that is not wanted, at times a part of it, or all in the other case."""
+    for kind, change, other in (("lowercase", str.lower, str.upper), ("capitals", str.upper, str.lower)):
         if kind in slots:
             if wanted[kind]:
                 return change(text)
+            if wrong_case_rate and rng.random() < wrong_case_rate:
+                return other(text)
             cut = text.find(" ", len(text) // 2) if rng.random() < 0.3 else 0
             return change(text[:cut]) + text[cut:]
     return text

@@ -25,6 +25,9 @@ MET_RATE = 0.5  # of an instruction, in instruction rows
 JUDGED_MET_RATES = (0.2, 0.5, 0.8)  # judged rows go from poor to nearly perfect answers
 OFF_TOPIC_RATE = 0.15  # judged answers to another request
 CUT_OFF_RATE = 0.05
+# Judged answers in the other case than the one asked for. A judge that never saw them took capitals for lowercase, and
+# its models came to write capitals to every prompt.
+WRONG_CASE_RATE = 0.3
 META_FAULT_RATE = 0.15  # of a verdict in judgments that are compared
 # One judged answer in DEGENERATE_EVERY says nothing: it is one of these, the request again, or form without content.
 DEGENERATE_EVERY = 16
@@ -184,7 +187,7 @@ def _some_answer(
         others = [t for t in rng.sample(tasks, min(8, len(tasks))) if _is_other(t, task, word_counts)]
         fits, task = not others, others[0] if others else task
     # A word that is in none of another task's sentences cannot be met.
-    text = write_answer(task, request.instructions, rng.choice(JUDGED_MET_RATES), rng).text
+    text = write_answer(task, request.instructions, rng.choice(JUDGED_MET_RATES), rng, WRONG_CASE_RATE).text
     if rng.random() < CUT_OFF_RATE:
         words = text.split(" ")
         text, fits = " ".join(words[: max(2, len(words) * 2 // 3)]).rstrip(" .,!?\"'"), False
