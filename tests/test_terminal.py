@@ -236,7 +236,7 @@ def in_progress(finished_run, tmp_path, rows):
     """A copy of the run that ended in the judgments of round 2, with `rows` of them."""
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    for name in ("judgments", "probes", "pairs"):
+    for name in ("judgments", "probes", "hacks", "pairs"):
         (workdir / "m2" / f"{name}.manifest.json").unlink()
     for name in ("checks.json", "manifest.json", "eval.json"):
         (workdir / "m2" / name).unlink()
@@ -250,7 +250,7 @@ def test_a_resumed_run_says_what_is_done(finished_run, tmp_path):
     run = in_progress(finished_run, tmp_path, 3)
     plan = status.make_schedule(run, TABLE)
     (line,) = status.resumed(run, plan)
-    assert line == "resuming: 7 of 12 stages done, next is [8/12] m2 judgments with 3 rows done"
+    assert line == "resuming: 7 of 13 stages done, next is [8/13] m2 judgments with 3 rows done"
     # Earlier starts have measured all kinds of work.
     assert plan.seconds_after("m2 judgments") > 0
 
@@ -258,7 +258,7 @@ def test_a_resumed_run_says_what_is_done(finished_run, tmp_path):
 def test_a_finished_run_and_a_new_one_say_so(finished_run, tmp_path):
     run = make_run(micro(2), str(finished_run))
     assert status.resumed(run, status.make_schedule(run, TABLE)) == [
-        "resuming: 12 of 12 stages done, nothing is left to do"
+        "resuming: 13 of 13 stages done, nothing is left to do"
     ]
     new = make_run(micro(2), str(tmp_path / "new"))
     plan = status.make_schedule(new, TABLE)
@@ -273,7 +273,7 @@ def test_a_training_in_progress_names_its_step(finished_run, tmp_path):
         (run.workdir / "m0" / "steps" / name).mkdir(parents=True)
         shutil.copy(finished_run / "m0" / "manifest.json", run.workdir / "m0" / "steps" / f"{name}.json")
     (line,) = status.resumed(run, status.make_schedule(run, TABLE))
-    assert line == "resuming: 1 of 12 stages done, next is [2/12] m0 pretrain with 10 steps done"
+    assert line == "resuming: 1 of 13 stages done, next is [2/13] m0 pretrain with 10 steps done"
 
 
 # --- log.txt and the last lines ------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def assert_log(workdir, iterations):
     text = (workdir / "log.txt").read_text()
     for part in ("workdir", "judge  ", "report: ", "best model: ", " evaluate --workdir="):
         assert part in text, part
-    count = 5 + 7 * (iterations - 1)
+    count = 5 + 8 * (iterations - 1)
     assert f"[{count}/{count}] m{iterations} eval_judgments: " in text
     assert "Traceback" not in text
 
@@ -128,5 +128,5 @@ def test_a_terminal_shows_a_bar_and_whole_lines(evaluated, columns):
     code, text = in_a_terminal(evaluated, columns)
     assert code == 0, text
     assert ("| 0/24 rows, compiling" in text) == bool(columns)
-    assert re.search(r"[\r\n]\[12/12\] m2 eval_judgments: 24 rows, [^\r]*\r\n", text)
+    assert re.search(r"[\r\n]\[13/13\] m2 eval_judgments: 24 rows, [^\r]*\r\n", text)
     assert_log(evaluated, 2)
