@@ -159,7 +159,7 @@ def test_a_violation_stops_before_training_and_the_limit_can_be_changed(finished
     assert not (workdir / "m2" / "ref_logprobs.json").exists()
     report = (workdir / "report.html").read_text()
     assert f'<td class="warn">{metrics["spread"]:.3f}<br><span class="sign bad">✗ beyond</span></td>' in report
-    assert '<span class="sign bad">✗ beyond</span> <b>3 of 4, 6 off</b>' in report
+    assert '<span class="sign bad">✗ beyond</span> <b>3 of 4, 7 off</b>' in report
     assert report.count('class="warn"') == 2  # there, and in the error message at the top
     assert re.search(r'class="warn">[^<]*checks\.min_spread\b[^<]*\b4\.5\b', report)
     assert ended(cli_report, f"--workdir={workdir}") == (0, "")

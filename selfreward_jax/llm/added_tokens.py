@@ -5,7 +5,7 @@ The tags of a thinking block are words, since models write them.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
 
@@ -69,7 +69,7 @@ def read_added_tokens(folder: epath.Path, tokenizer_config: dict[str, Any]) -> l
 def _token(
     path: epath.Path, content: Any, number: Any, special: set[str], fields: dict[str, Any]
 ) -> tuple[str, AddedToken]:
-    if not isinstance(content, str) or not content or type(number) is not int or not 0 <= number < MAX_ID:
+    if not _is_text(content) or type(number) is not int or not 0 <= number < MAX_ID:
         raise ModelFormatError(
             f"{path}: the added token {brief(content)} has the id {brief(number)}; it must be a text with an id: "
             "download the file again"
@@ -85,4 +85,9 @@ def _special_names(config: dict[str, Any]) -> set[str]:
     values = [named_token(config, name) for name in _NAMED]
     for token in additional if isinstance(additional, Sequence) and not isinstance(additional, str) else ():
         values.append(token.get("content") if isinstance(token, dict) else token)
-    return {value for value in values if isinstance(value, str) and value}
+    return {value for value in values if _is_text(value)}
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text that a tokenizer can hold: half of a surrogate pair is none."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= char <= "\udfff" for char in value)

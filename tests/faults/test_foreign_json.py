@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfreward_jax.config import InputError, default_config, from_stored
-from selfreward_jax.llm.hf_config import read_config
+from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.parameters import param_specs
 
@@ -83,6 +83,19 @@ FILES = {
     "generation_config.json": {"bos_token_id": 1, "eos_token_id": [2, 3], "max_new_tokens": 5},
     "config.json": {"bos_token_id": 1, "eos_token_id": 2},
 }
+
+
+@pytest.mark.parametrize("field", ["bos_token", "pad_token", "additional_special_tokens"])
+def test_half_of_a_surrogate_pair_is_no_special_token(field, finished_run, tmp_path):
+    for file in ("tokenizer.model", "chat_template.jinja"):
+        shutil.copy(finished_run / "tokenizer" / file, tmp_path)
+    value = ["\ud800"] if field == "additional_special_tokens" else "\ud800"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(FILES["tokenizer_config.json"] | {field: value}))
+    read_or_refused(lambda: read_chat(epath.Path(tmp_path)))
+    decoder = {"added_tokens_decoder": {"900": {"content": "\ud800"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(FILES["tokenizer_config.json"] | decoder))
+    with pytest.raises(ModelFormatError, match=r"added token .* has the id 900"):
+        read_chat(epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize("name", FILES)
