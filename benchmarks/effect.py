@@ -64,6 +64,10 @@ def oracle_judge(run: Run, model: str) -> None:
     out.finish(rows, tokens=0)
 
 
+def _none(run: Run, model: str) -> None:
+    """In place of a stage that tests the model as the judge."""
+
+
 class Arm(NamedTuple):
     """A variation of the loop.
 
@@ -100,7 +104,7 @@ ARMS = {
     "best-of-n": Arm("ablations/best_of_n", _UNMEASURED),
     "external-prompts": Arm("ablations/external_prompts", _M1, _ONE_ROUND),
     "length-control": Arm("ablations/length_control", (*_RESPONSES, "m2/judgments"), _ONE_ROUND),
-    "oracle": Arm("iter3", _RESPONSES, replace={"judgments": oracle_judge, "probes": lambda run, model: None}),
+    "oracle": Arm("iter3", _RESPONSES, replace={"judgments": oracle_judge} | dict.fromkeys(("probes", "hacks"), _none)),
     "no-eft-replay": Arm("iter3", _PAIRS, {"dpo.replay_sets": ("prompts",)}),
     "replay-only": Arm("iter2", _PAIRS, {"dpo.dpo_weight": 0.0, "dpo.nll_weight": 0.0}),
     "random-bare": Arm("ablations/random_judge", (*_UNMEASURED, *_MADE), _ONE_ROUND | {"dpo.replay_weight": 0.0}),

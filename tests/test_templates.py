@@ -52,8 +52,10 @@ def test_a_missing_slot_is_named(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_names():
-    known = "judge_additive, judge_choice, judge_pairwise, .*judge_short, meta_judge, .*new_prompt"
-    with pytest.raises(TemplateError, match=rf"'jugde_short'.*{known}"):
+    known = (
+        "judge_additive, judge_choice, judge_pairwise, judge_pairwise_short, judge_short, meta_judge, meta_judge_short"
+    )
+    with pytest.raises(TemplateError, match=rf"'jugde_short'.*{known}, new_prompt"):
         load("jugde_short", set())
 
 

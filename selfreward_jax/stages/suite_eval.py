@@ -23,7 +23,8 @@ FOLDER = "evaluation"
 ANSWER_SUITES: dict[str, ModuleType] = {"ifeval": ifeval, "gsm8k": gsm8k}
 FIELDS = {name: module.FIELDS for name, module in ANSWER_SUITES.items()} | pairs.FIELDS
 SUITES = tuple(FIELDS)
-SEED_SETS = ("ift", "eft", "eft_answers", "validation", "heldout", "ranked_validation", "ranked_heldout")
+SEED_SETS = ("ift", "eft", "eft_answers", "comparisons", "meta", "pool")
+SEED_SETS += ("validation", "heldout", "ranked_validation", "ranked_heldout")
 MIN_SHARED_WORDS = 8  # a shorter prompt inside another one is no copy of it
 
 Tally = dict[str, tuple[float, int]]  # of a row: for each metric, how much of it counts, and out of how much
