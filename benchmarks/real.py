@@ -15,8 +15,6 @@ for each kind of instruction the share of M1's verdicts that are right beside th
 the seconds of each stage.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,8 @@ from absl import app, flags, logging
 from benchmarks.artifacts import fork
 from configs.real.checkable import get_config
 from selfreward_jax import loop, storage
+from selfreward_jax.evaluate.audit import criteria
+from selfreward_jax.evaluate.model_metrics import ranked_responses
 from selfreward_jax.evaluate.oracle import metrics as oracle_metrics
 from selfreward_jax.method.rows import ResponsesRow
 from selfreward_jax.runs.run import Run, open_run
@@ -51,7 +51,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "lora": {"lora.rank": 32, "lora.alpha": 32.0, "iterations": 2, "sft.lr": 1e-3, "sft.lr_end": 1e-4, "dpo.lr": 1e-4},
 }
 _ARMS = flags.DEFINE_multi_enum("arms", list(ARMS), list(ARMS), "Arms to run; give it once for each. By default all.")
-_VERDICT = re.compile(r", (yes|no)(?=: \d|\.)")
 
 
 def run_arm(name: str, seed: int, root: Path) -> Path:
@@ -75,31 +74,13 @@ def run_arm(name: str, seed: int, root: Path) -> Path:
     return workdir
 
 
-def verdicts_of(judgment: str) -> list[bool]:
-    """The verdicts of a written judgment, in order: on the subject, then on each instruction."""
-    return [verdict == "yes" for verdict in _VERDICT.findall(judgment)]
-
-
-def judge_by_kind(run: Run, model: str) -> dict[str, tuple[int, int]]:
-    """For each kind of instruction how many of a judge's verdicts on the ranked answers are right, and how many there
-    are. A judgment with another number of verdicts than the request has instructions counts none of them."""
-    counts: dict[str, Counter[bool]] = {}
-    answers = {
-        f"{row['id']}/{i}": (row["prompt"], answer["response"])
-        for row in run.files.jsonl("seed", f"ranked_{run.cfg.evaluate.split}").rows()
-        for i, answer in enumerate(row["answers"])
-    }
-    for row in run.files.jsonl(model, "eval_judgments").rows():
-        prompt, response = answers[row["id"]]
-        reading = oracle.read(prompt)
-        for vote in row["votes"]:
-            verdicts = verdicts_of(vote["text"])[1:]
-            if len(verdicts) != len(reading.instructions):
-                continue
-            for instruction, verdict in zip(reading.instructions, verdicts, strict=True):
-                right = verdict == oracle.meets(instruction, response, reading.request)
-                counts.setdefault(instruction.kind, Counter())[right] += 1
-    return {kind: (counts[kind][True], counts[kind].total()) for kind in oracle.CRITERIA if kind in counts}
+def judge_by_kind(run: Run, model: str) -> dict[str, tuple[float, int]]:
+    """For each kind of instruction the share of a judge's verdicts on the ranked answers that are right, and how many
+    there are."""
+    ranked = run.files.jsonl("seed", f"ranked_{run.cfg.evaluate.split}").rows()
+    judgments = run.files.jsonl(model, "eval_judgments").rows()
+    figures = criteria(ranked_responses(ranked), judgments, run.cfg.world)
+    return {kind: (share, figures["verdicts"][kind]) for kind, share in figures["right"].items()}
 
 
 def share_met(rows: Sequence[ResponsesRow]) -> float:
@@ -169,8 +150,8 @@ def tables(run: Run, figures: Mapping[str, Any], m0_answers: Sequence[ResponsesR
         + f"  {last.upper()} - {first.upper()}"
     )
     for kind, met in models[first]["oracle"]["criteria"].items():
-        right = [judged[n].get(kind, (0, 0)) for n in names]
-        shares = "".join(f"{a / b:10.3f}" if b else f"{'-':>10s}" for a, b in right)
+        right = [judged[n].get(kind, (0.0, 0)) for n in names]
+        shares = "".join(f"{share:10.3f}" if count else f"{'-':>10s}" for share, count in right)
         shares += "".join(f"{models[n]['oracle']['criteria'][kind]:9.3f}" for n in names)
         yield f"{kind:14s}{right[0][1]:9d}{shares}{models[last]['oracle']['criteria'][kind] - met:+8.3f}"
     for a in names[::-1]:

@@ -30,6 +30,7 @@ FLOORS = (
     ("__main__",),
 )
 LEVEL = {"__version__": -1} | {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+MEASURES = ["evaluate.model_metrics", "evaluate.audit", "stages.measure", "stages.judge_audit", "stages.table"]
 # What a room may not import although it is below, or is no room of ours.
 FORBIDDEN = {
     "config": {"jax", "jaxlib", "flax", "optax"},
@@ -38,7 +39,7 @@ FORBIDDEN = {
     "suites": {"jax", "jaxlib", "flax", "optax", "train", "llm"},
     "storage": {"llm"},
 }
-KNOWS_MODEL_METRICS = {"stages/measure.py", "stages/table.py"}  # of the stages; neither trains
+KNOWS_MODEL_METRICS = {"stages/measure.py", "stages/table.py", "stages/judge_audit.py"}  # of the stages; none trains
 
 
 def imports(source, package):
@@ -79,9 +80,9 @@ def oracles(path, names):
     """Those of `names` by which the oracle would reach a file. evaluate/ alone knows it. Of the stages, only those that
     measure may have its figures."""
     own = path.split("/")[0]
-    hidden = [] if own == "evaluate" else ["worlds.toy.oracle", "evaluate.oracle"]
+    hidden = [] if own == "evaluate" else ["worlds.toy.oracle", "worlds.checkable.oracle", "evaluate.oracle"]
     if own == "stages":
-        hidden += [] if path in KNOWS_MODEL_METRICS else ["evaluate.model_metrics", "stages.measure", "stages.table"]
+        hidden += [] if path in KNOWS_MODEL_METRICS else MEASURES
     return {n for n in names if any(f"{n}.".startswith(f"{PACKAGE}.{h}.") for h in hidden)}
 
 

@@ -12,15 +12,6 @@ from selfreward_jax.cli import evaluate
 from selfreward_jax.runs.run import open_run
 
 
-def test_the_verdicts_of_a_judgment():
-    judgment = (
-        'Subject: asked a, told b, ends c., yes: 1. Word "no": yes, no, no: 1. Three sentences: none, yes: 2.\nScore: 2'
-    )
-    assert real.verdicts_of(judgment) == [True, False, True]
-    assert real.verdicts_of("Lowercase: all are, yes. Title: none, no.\nChoice: B") == [True, False]
-    assert real.verdicts_of("Nothing is said.\nScore: 0") == []
-
-
 def test_texts_are_described():
     texts = ["One two two.", "", "Wax melts in heat. Wax melts in heat."]
     described = real.describe_texts(texts, [True, False, True])

@@ -16,6 +16,7 @@ from selfreward_jax.cli.parser import ENDPOINT_FIELDS
 from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.console import streams
 from selfreward_jax.console.escape import shell_word
+from selfreward_jax.evaluate import audit
 from selfreward_jax.evaluate.endpoint import Endpoint
 from selfreward_jax.evaluate.head_to_head import win_rates
 from selfreward_jax.evaluate.model_metrics import oracle_verdicts
@@ -27,6 +28,7 @@ from selfreward_jax.runs.loading import load_model, resolve_model
 from selfreward_jax.runs.owner import making
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.runs.stage import Step
+from selfreward_jax.stages.judge_audit import audit_judges
 from selfreward_jax.stages.pairwise_eval import compare, compare_by_endpoint
 from selfreward_jax.stages.sampling import sample_with_engine
 from selfreward_jax.stages.suite_eval import format_suites, run_suites
@@ -48,6 +50,9 @@ def main(options: argparse.Namespace) -> int:
             section, name = field.split(".")
             run.cfg[section][name] = value
     validate.validate(run.cfg, row_devices=1)
+    if options.audit:
+        streams.result(*_audit(run, options))
+        return 0
     if options.suite:
         streams.result(*_suites(run, options))
         return 0
@@ -55,6 +60,17 @@ def main(options: argparse.Namespace) -> int:
     shown = f"`selfreward-jax report --workdir={shell_word(str(run.workdir))}` shows it on the page"
     streams.result(*tables.evaluation_tables(report), "", f"written to {run.workdir / OUTPUT_DIR}; {shown}")
     return 0
+
+
+def _audit(run: Run, options: argparse.Namespace) -> list[str]:
+    """Audits models as judges; the lines that tell it."""
+    if options.audit < 1:
+        raise ConfigError(f"--audit={options.audit}: it must be at least 1, the number of prompts")
+    names, _ = _choose_models(run, options.models, "")
+    for name in names:
+        _evaluate_model(run, name)
+    result = audit_judges(run, names, options.audit)
+    return [*audit.table(result["models"]), "", f"written to {run.workdir / OUTPUT_DIR / 'audit.json'}"]
 
 
 def _suites(run: Run, options: argparse.Namespace) -> list[str]:

@@ -1,6 +1,6 @@
 """Pairwise comparison of two responses: the judge prompts, and the verdict from both orders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from selfreward_jax.method.rows import ResponsesRow
@@ -46,6 +46,17 @@ def resolve_orders(ours_first: str | None, theirs_first: str | None) -> int:
     if (ours_first, theirs_first) == ("a", "b"):
         return 1
     return -1 if (ours_first, theirs_first) == ("b", "a") else 0
+
+
+def flip_rate(orders: Iterable[Sequence[str | None]]) -> float | None:
+    """Of the comparisons that can be read in both orders, the share whose verdict names the same side in both, so that
+    the order decided; None without any.
+
+    Args:
+      orders: the preferences of each comparison, "a", "b", "tie" or None, in the two orders.
+    """
+    both = [tuple(sides) for sides in orders if None not in sides]
+    return sum(sides in (("a", "a"), ("b", "b")) for sides in both) / len(both) if both else None
 
 
 def verdicts_by_prompt(matchups: Sequence[Matchup], verdicts: Sequence[int]) -> list[list[int]]:

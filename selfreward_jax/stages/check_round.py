@@ -27,6 +27,9 @@ def check_round(run: Run, model: str) -> None:
     off = len(round_checks.switched_off(limits))
     on = len(round_checks.CHECKS) - off
     log_line(f"  {model} checks: {on - len(violations)} of {on} passed" + f", {off} off" * bool(off))
+    if rates := metrics["hack_false_positives"]:
+        shown = ", ".join(f"{kind} {rate:.0%}" for kind, rate in rates.items())
+        log_line(f"    hacks scored higher than the response they are made of: {shown}")
     for line in round_checks.format_metrics(metrics, limits):
         log_line(line)
     if violations and not trained:
@@ -47,10 +50,12 @@ def round_metrics(run: Run, model: str) -> dict[str, Any]:
     earlier = finished_responses(rows("responses", previous_model(model)))  # none before the first round
     before = earlier or rows("ift", "seed")
     attempts = run.files.jsonl(model, "prompts").manifest
-    hack_leads = hacks.leads(rows("hacks"))
+    planted = rows("hacks")
+    hack_leads = hacks.leads(planted)
     return round_checks.judge_metrics(judged, join_scores(finished, judged), rows("probes")) | {
         "hack_lead": hacks.worst_lead(hack_leads),
         "hacks": hack_leads,
+        "hack_false_positives": hacks.false_positives(planted),
         "length_growth": round_checks.length_growth(finished, before),
         "repeats": attempts["faults"].get("duplicate", 0) / attempts["attempts"],
         "leaks": round_checks.leak_rate(rows("prompts"), few_shot_pool(run), held_out_prompts(run)),

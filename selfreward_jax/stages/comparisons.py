@@ -8,7 +8,7 @@ import jax
 from selfreward_jax.method import comparisons as comparing
 from selfreward_jax.method import meta
 from selfreward_jax.method.judge_parsing import parse_preference
-from selfreward_jax.method.pairwise import both_orders
+from selfreward_jax.method.pairwise import both_orders, flip_rate
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import ComparisonRow, PreferenceVote, ResponseRow
 from selfreward_jax.runs.run import Run
@@ -37,7 +37,9 @@ def comparisons(run: Run, model: str) -> None:
     rows = run_resumable(run, model, "comparisons", list(short), stream, judge_name, left_out=left_out)
     votes = [vote["preference"] for row in rows for order in row["orders"] for vote in order]
     read, first = sum(side is not None for side in votes), sum(side == "a" for side in votes)
-    log_line(f"  {label}: {read:,} of {len(votes):,} votes can be read, {first:,} are for the first response")
+    sides = ([v["preference"] for v in two] for row in rows for two in zip(*row["orders"], strict=True))
+    flips = f"{flip_rate(sides) or 0:.0%} of the verdicts flip with the order"
+    log_line(f"  {label}: {read:,} of {len(votes):,} votes can be read, {first:,} are for the first response; {flips}")
 
 
 def meta_judgments(run: Run, model: str) -> None:

@@ -43,7 +43,7 @@ def compare(
 
 def judge_matchups(run: Run, judge_name: str, matchups: Sequence[Matchup], folder: str, stage: str) -> list[int]:
     """The verdict on each matchup, as `compare`."""
-    by = _by_scores if run.cfg.pairwise.method == "scores" else _side_by_side
+    by = _by_scores if run.cfg.pairwise.method == "scores" else side_by_side
     return by(run, judge_name, matchups, folder, stage)
 
 
@@ -81,7 +81,7 @@ def _by_scores(run: Run, judge_name: str, matchups: Sequence[Matchup], folder: s
     return [0 if a is None or b is None else sign(a - b) for a, b in sides]
 
 
-def _side_by_side(run: Run, judge_name: str, matchups: Sequence[Matchup], folder: str, stage: str) -> list[int]:
+def side_by_side(run: Run, judge_name: str, matchups: Sequence[Matchup], folder: str, stage: str) -> list[int]:
     """Both responses are shown together, in both orders."""
     if not run.files.is_complete(folder, stage, judge_name):
         settings, engine, template = run.cfg.pairwise, run.models.engine(judge_name), pairwise_template(run)

@@ -47,6 +47,8 @@ _ABOUT_FORM = re.compile(
 )
 _PLAIN = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # quotation marks as the generator writes them
 
+_VERDICT = re.compile(r", (yes|no)(?=: \d|\.)")
+
 
 class Instruction(NamedTuple):
     """What a prompt asks for: a kind, and what it names."""
@@ -192,6 +194,16 @@ def points(prompt: str, response: str) -> dict[str, bool]:
     for instruction in reading.instructions:
         met[instruction.kind] = met.get(instruction.kind, True) and meets(instruction, response, reading.request)
     return met
+
+
+def verdicts(prompt: str, judgment: str) -> dict[str, bool]:
+    """What a written judgment says of each kind of instruction in a prompt; empty if it has another number of verdicts
+    than the prompt has instructions."""
+    verdicts_in_order = [word == "yes" for word in _VERDICT.findall(judgment)][1:]  # the first is on the subject
+    instructions = read(prompt).instructions
+    if len(verdicts_in_order) != len(instructions):
+        return {}
+    return {i.kind: verdict for i, verdict in zip(instructions, verdicts_in_order, strict=True)}
 
 
 def repeats(response: str) -> bool:

@@ -15,6 +15,11 @@ _TOPIC_WORDS = {topic: frozenset(words.split()) for topic, (_, words) in TOPICS.
 _COUNT_AND_TOPIC = re.compile(rf"\b({'|'.join(NUMBERS)}) ({'|'.join(_TOPIC_BY_PLURAL)})\b")
 _NAME = re.compile(r"(?:I am |This is )?(\w+)(?: here)?\. ")
 _OCCASION = re.compile(r"\bmy (\w+)")
+_JUDGMENT = re.compile(
+    r"[^.]* is (?P<kind>kind|gruff)[^.]*\. Asked by [^.]*, (?P<name>same|different)[^.]*\. "
+    r"Asked for [^.]*, (?P<occasion>same|different)[^.]*\. Wanted [^.]*\. (?P<topic>All fit|Not all fit)[^.]*\. "
+    r"Asked [^.]*, (?P<count>same|different)"
+)
 _ANSWER = re.compile(r"(?P<opening>\w+), (?P<name>\w+)! (?P<purpose>[^:!]+): (?P<items>[^:!.]+)\.")
 
 
@@ -39,6 +44,12 @@ def points(prompt: str, response: str) -> dict[str, bool]:
         "topic": all(item in topic_words for item in items),
         "count": list(numbers) == [str(i + 1) for i in range(NUMBERS.index(wanted[1]))],
     }
+
+
+def verdicts(prompt: str, judgment: str) -> dict[str, bool]:
+    """What a written judgment says of each criterion; empty if it cannot be read."""
+    match = _JUDGMENT.match(judgment)
+    return {c: match[c] in ("kind", "same", "All fit") for c in CRITERIA} if match else {}
 
 
 def repeats(response: str) -> bool:
