@@ -10,11 +10,14 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import assert_mentions
+from conftest import arguments, assert_mentions, ended, run
 from ml_collections import ConfigDict
 
-from selfreward_jax import config
+from benchmarks.artifacts import fork
+from selfreward_jax import config, main
 from selfreward_jax.evaluate.endpoint import Endpoint, EndpointError
+from selfreward_jax.sampling.engine import Request, SamplingParams
+from selfreward_jax.stages.endpoint_writer import EndpointWriter
 
 KEY = "sk-very-secret-0123456789"
 
@@ -77,13 +80,13 @@ def make(server, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
-    def endpoint(**changes):
+    def endpoint(sampling=None, **changes):
         settings = ConfigDict(
             config.default_config().endpoint.to_dict()
             | {"base_url": f"http://127.0.0.1:{server.server_port}/v1", "model": "judge-1", "api_key_env": "JUDGE_KEY"}
             | changes
         )
-        return Endpoint(settings, tmp_path / "answers.jsonl", make.naps.append)
+        return Endpoint(settings, tmp_path / "answers.jsonl", make.naps.append, **sampling or {})
 
     make = endpoint
     make.naps, make.cache = [], tmp_path / "answers.jsonl"
@@ -600,3 +603,48 @@ def test_the_key_is_taken_out_of_what_the_server_repeats(spelt, make, server):
     with pytest.raises(EndpointError) as caught:
         make().complete(["b"], 5)
     assert KEY.lower() not in str(caught.value).lower()
+
+
+def test_sampling_is_part_of_a_request_and_of_what_is_cached(server, make):
+    make().complete(["one"], 9)
+    make({"temperature": 0.6, "top_p": 0.9}).complete(["one"], 9)
+    make({"temperature": 0.6}).complete(["one"], 9)
+    make({"top_p": 0.9}).complete(["one"], 9)  # greedy: top_p changes nothing, and the reply is there
+    bodies = [request["body"] for request in server.requests]
+    assert [(body["temperature"], body.get("top_p")) for body in bodies] == [(0, None), (0.6, 0.9), (0.6, None)]
+
+
+def test_an_endpoint_writes_prompts(server, make):
+    replies = {"a": " List three birds. ", "b": None, "c": ""}
+    server.behave = lambda handler, prompt, _: (
+        handler.answer(replies[prompt]) if replies[prompt] is not None else handler.answer("List thr", "length")
+    )
+    writer = EndpointWriter(make({"temperature": 0.6}))
+    made = writer.generate([Request(f"m2/{name}", name) for name in "abc"], SamplingParams(1, 0.6, 1.0, 9), None)
+    assert [(c.id, c.text, c.finished) for c in made] == [
+        ("m2/a", "List three birds.", True),
+        ("m2/b", "", False),
+        ("m2/c", "", True),
+    ]
+
+
+def test_a_round_takes_its_prompts_from_an_endpoint(server, make, finished_run, tmp_path, monkeypatch):
+    """Each prompt comes from a reply; another model behind the endpoint is refused."""
+    words = iter(f"Name {n} kinds of bird for my play." for n in range(10_000))
+    server.behave = lambda handler, prompt, count: handler.answer(next(words))
+    workdir, address = tmp_path / "run", f"--config.endpoint.base_url=http://127.0.0.1:{server.server_port}/v1"
+    fork(finished_run, workdir, ("seed", "tokenizer", "m0", "m1"), 2)
+    options = ["--config.prompts.writer=endpoint", address, "--allow_config_changes"]
+    code, err = ended(main, *arguments(workdir, 2, *options))
+    assert (code, "endpoint.model" in err) == (2, True)
+    options.append("--config.endpoint.api_key_env=JUDGE_KEY")
+    run(workdir, 2, *options, "--config.endpoint.model=writer-1")
+    rows = [json.loads(line) for line in (workdir / "m2" / "prompts.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(row["prompt"].startswith("Name ") for row in rows)
+    assert len(server.requests) >= len(rows)
+    assert server.requests[0]["body"]["temperature"] == 1.0
+    assert KEY not in (workdir / "config.json").read_text()
+    code, err = ended(main, *arguments(workdir, 3, *options, "--config.endpoint.model=writer-2"))
+    assert code == 2
+    assert_mentions(err, "prompts.writer", "writer-1", "writer-2")

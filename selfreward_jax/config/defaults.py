@@ -93,7 +93,7 @@ def default_config() -> ConfigDict:
     c.prompts = ConfigDict()  # generation of new prompts
     c.prompts.template = "new_prompt"  # a built-in template, or the path of a file
     c.prompts.source = ""  # file of prompts that each round takes new ones from; empty: a model writes them
-    c.prompts.writer = ""  # model that writes the prompts: a folder or workdir, or world (toy world); empty: M_(t-1)
+    c.prompts.writer = ""  # who writes them: folder, workdir, hub:OWNER/NAME, endpoint, or world (toy); empty: M_(t-1)
     c.prompts.count = 600  # accepted prompts per round
     c.prompts.later_count = 0  # accepted prompts per round from M3 on; 0: prompts.count
     c.prompts.batch_size = 256  # attempts generated together
@@ -187,12 +187,12 @@ def default_config() -> ConfigDict:
     c.meta.template = "meta_judge"  # template with both judgments: a built-in one, or a file's path
     c.meta.max_new_tokens = 128  # maximum tokens of a judgment of judgments
 
-    c.endpoint = ConfigDict()  # head-to-head comparison with an OpenAI-compatible server as the judge
+    c.endpoint = ConfigDict()  # an OpenAI-compatible server: judge of head-to-head comparisons, or writer of prompts
     c.endpoint.base_url = ""  # URL of the server, up to and including /v1
-    c.endpoint.model = ""  # the server's name of the judge model
+    c.endpoint.model = ""  # the server's name of the model
     c.endpoint.api_key_env = "OPENAI_API_KEY"  # name of the environment variable that holds the API key
     c.endpoint.max_tokens = 512  # maximum tokens of a judgment with its reasons
-    c.endpoint.max_requests = 1000  # maximum paid requests per evaluation
+    c.endpoint.max_requests = 1000  # maximum paid requests per command
     c.endpoint.retries = 5  # retries of a request after a temporary failure
     c.endpoint.timeout_s = 60.0  # seconds until a request times out
 

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible chat endpoint. Every reply is cached on disk, so none is paid for twice."""
+"""A judge or writer behind an OpenAI-compatible chat endpoint. Replies are cached on disk: none is paid for twice."""
 
 import hashlib
 import json
@@ -55,13 +55,21 @@ class Endpoint:
     last.
     """
 
-    def __init__(self, settings: ConfigDict, cache: epath.PathLike, sleep: Callable = time.sleep) -> None:
+    def __init__(
+        self,
+        settings: ConfigDict,
+        cache: epath.PathLike,
+        sleep: Callable = time.sleep,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> None:
         """Reads the cache.
 
         Args:
           settings: the section `endpoint` of the settings.
           cache: JSON lines {id, text, finish}; each new reply is appended.
           sleep: waits so many seconds.
+          temperature, top_p: how the server samples; by default greedily.
 
         Raises:
           EndpointError: a setting cannot work, or the cache file is of another kind.
@@ -73,6 +81,8 @@ class Endpoint:
         self._authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._limit_field = "max_tokens"
+        # Not every server knows top_p, so it is sent only where it matters.
+        self._sampling = {"temperature": temperature} | ({"top_p": top_p} if temperature and top_p < 1 else {})
         self._sleep, self._lock = sleep, threading.Lock()
         self._stop_reason: str | None = None  # once set, no further request is sent
         self._cache = epath.Path(cache)
@@ -81,7 +91,7 @@ class Endpoint:
         self._too_long = {row["id"] for row in rows if row["finish"] == TOO_LONG}
 
     def complete(self, prompts: Sequence[str], max_tokens: int) -> list[str | None]:
-        """The reply to each prompt, in order, at temperature 0.
+        """The reply to each prompt, in order.
 
         None stands for a reply that was filtered, empty, cut off at `max_tokens` or, after all attempts, malformed; and
         for a prompt beyond the server's context.
@@ -114,7 +124,9 @@ class Endpoint:
         return self.replies
 
     def _id(self, prompt: str, max_tokens: int) -> str:
-        return hashlib.sha256(json.dumps([self._url, self.settings.model, prompt, max_tokens]).encode()).hexdigest()
+        sampling = [self._sampling] if self._sampling["temperature"] else []
+        key = [self._url, self.settings.model, prompt, max_tokens, *sampling]
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def _fetch(self, row_id: str, prompt: str, max_tokens: int) -> None:
         """Sends a prompt until there is a reply, and caches the reply."""
@@ -154,7 +166,7 @@ class Endpoint:
     def _send(self, prompt: str, max_tokens: int) -> Reply:
         """Sends one request; a second one where the server wants another name for the limit."""
         messages, field = [{"role": "user", "content": prompt}], self._limit_field
-        body = {"model": self.settings.model, "messages": messages, "temperature": 0, field: max_tokens}
+        body = {"model": self.settings.model, "messages": messages, **self._sampling, field: max_tokens}
         headers = {"Content-Type": "application/json"} | self._authorization
         try:
             response = post(self._url, json.dumps(body).encode(), headers, self.settings.timeout_s, MAX_BODY)

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from selfreward_jax.method.rows import AttemptRow
 from selfreward_jax.method.templates import fill
-from selfreward_jax.sampling.engine import Completion, Engine, Request, SamplingParams
+from selfreward_jax.sampling.engine import Completion, Request, SamplingParams
 from selfreward_jax.worlds.toy import generator
 
 # A text-only model cannot give these, so responses to such prompts would be wasted.
@@ -143,7 +143,14 @@ class PromptPool:
         return [Completion(i, 0, self.prompts[n], [], [], True) for i, n in numbers if n < len(self.prompts)]
 
 
-Writer = Engine | ToyPromptSource | PromptPool
+class Writer(Protocol):
+    """What writes prompts: an `Engine`, or a source that stands in for one."""
+
+    def fits(self, prompt: str, max_new_tokens: int) -> bool:
+        """Whether a few-shot prompt leaves room for a new prompt."""
+
+    def generate(self, requests: Sequence[Request], sampling_params: SamplingParams, key: Any) -> list[Completion]:
+        """One completion of each request, in order; fewer where there is no further prompt."""
 
 
 class PromptInputs(NamedTuple):

@@ -16,6 +16,7 @@ from selfreward_jax.method import prompt_generation, templates
 from selfreward_jax.method.rows import InstructionRow, Row, without_system
 from selfreward_jax.runs.loading import resolve_model
 from selfreward_jax.runs.run import Run
+from selfreward_jax.stages.endpoint_writer import open_endpoint
 
 HELD_OUT_SETS = ("validation", "heldout", "ranked_validation", "ranked_heldout")
 
@@ -59,7 +60,11 @@ def _pin_writer(run: Run) -> None:
     """Stores which model writes the prompts in the first round. Every later round must find the same one."""
     writer, path = run.cfg.prompts.writer, run.workdir / "prompts_writer.json"
     pinned = storage.read_json(path) or {}
-    model, digest = resolve_model(writer, pinned.get("model", ""))
+    if writer == "endpoint":
+        open_endpoint(run)
+        model = digest = run.cfg.endpoint.model
+    else:
+        model, digest = resolve_model(writer, pinned.get("model", ""))
     if pinned and pinned["digest"] != digest:
         raise StageError(
             f"prompts.writer {writer} is not the model of the earlier rounds ({pinned['model']}, {pinned['digest']}; "

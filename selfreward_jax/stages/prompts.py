@@ -19,6 +19,7 @@ from selfreward_jax.stages.common import (
     previous_model,
     prompt_template,
 )
+from selfreward_jax.stages.endpoint_writer import EndpointWriter, open_endpoint
 from selfreward_jax.stages.sampling import sampling_params
 from selfreward_jax.telemetry.numbers import counted, counts
 from selfreward_jax.telemetry.progress import Progress
@@ -117,6 +118,8 @@ def _writer(run: Run, model: str, earlier: list[str]) -> prompt_generation.Write
         return prompt_generation.PromptPool(left, f"{run.cfg.seed} {model} pool")
     if not path:
         return run.models.engine(previous_model(model))
+    if path == "endpoint":
+        return EndpointWriter(open_endpoint(run))
     if path == "world":
         return prompt_generation.ToyPromptSource(run.cfg.seed)
     run.models.drop_engine()
