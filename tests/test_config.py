@@ -220,3 +220,21 @@ def test_an_integer_beyond_all_floats_is_out_of_range(sign):
     with pytest.raises(ConfigError) as caught:
         config.from_stored(stored)
     assert_mentions(str(caught.value), "dpo.beta", "inf")
+
+
+def test_the_preset_of_the_paper_has_its_values():
+    """What arXiv 2401.10020 gives, in sections 2 and 3.1."""
+    c = config.get_config("llama2_70b")
+    assert (c.sft.lr, c.sft.lr_end, c.sft.batch_size, c.sft.dropout) == (5.5e-6, 1.1e-6, 16, 0.1)
+    assert (c.dpo.lr, c.dpo.lr_end, c.dpo.batch_size, c.dpo.dropout, c.dpo.beta) == (1e-6, 1e-7, 16, 0.1, 0.1)
+    assert (c.dpo.loss, c.dpo.reference, c.dpo.nll_weight, c.dpo.replay_weight) == ("sigmoid", "previous", 0, 0)
+    assert (c.sft.sets, c.eft.source, c.sft_baseline) == (("ift", "eft"), "baseline", True)
+    assert (c.prompts.num_seed_examples, c.prompts.num_generated_examples) == (6, 2)
+    assert (c.prompts.temperature, c.prompts.top_p) == (0.6, 0.9)
+    assert (c.responses.num_samples, c.responses.temperature, c.responses.top_p) == (4, 0.7, 0.9)
+    assert (c.judge.kind, c.judge.num_samples, c.judge.aggregation) == ("model", 3, "mean")
+    assert (c.pairs.rejected, c.pairs.length_control_rho, c.pairs.min_gap) == ("worst", 0, 0)
+    assert (c.dpo.eval_every, c.dpo.eval_prompts, c.pairwise.method) == (200, 253, "pairwise")
+    assert c.prompts.writer.startswith("hub:meta-llama/Llama-2-70b-chat")
+    assert min(c.prompts.count, c.prompts.max_attempts) > 3964
+    assert c.prompts.later_count > 6942

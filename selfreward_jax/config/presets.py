@@ -163,6 +163,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama2_70b": _PAPER
     | {
         "model.init": "hub:meta-llama/Llama-2-70b-hf@main",
+        # To the letter (docs/paper.md): a fixed chat model writes the prompts, so M1 is not taught to.
+        "sft.sets": ("ift", "eft"),
+        "data.prompt_rows": 0,
+        "prompts.writer": "hub:meta-llama/Llama-2-70b-chat-hf@main",
+        "prompts.later_count": 9000,
+        "dpo.eval_every": 200,
+        "pairwise.method": "pairwise",
         "parallel.fsdp": 16,
         "parallel.tensor": 4,
         "parallel.sampling_tensor": 8,
