@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 import pytest
 from conftest import ROOT, micro
 
-from benchmarks import cases, roofline
+from benchmarks import cases, roofline, variants
 from benchmarks.artifacts import fork
 from benchmarks.side_by_side import fastest_setting, training_settings
 from selfreward_jax import loop
@@ -174,3 +174,16 @@ def test_an_arm_goes_on_from_the_models_of_another_run(finished_run, tmp_path):
     assert made.weights_fingerprint("m1") == given.weights_fingerprint("m1")
     assert made.weights_fingerprint("m2") != given.weights_fingerprint("m2")
     assert not (workdir / "m1" / "half.txt").exists()
+
+
+def test_votes_are_replaced_by_random_ones():
+    rows = [{"id": f"m2/0/{i}", "votes": [{"text": "x", "finished": True, "score": 9.0}] * 3} for i in range(2000)]
+    noisy = variants.replace_votes(rows, 0.3, "0 m2 noise")
+    assert [row["id"] for row in noisy] == [row["id"] for row in rows]
+    scores = [vote["score"] for row in noisy for vote in row["votes"]]
+    replaced = [score for score in scores if score != 9.0]
+    assert len(replaced) / len(scores) == pytest.approx(0.3, abs=0.02)
+    assert sum(replaced) / len(replaced) == pytest.approx(2.5, abs=0.1)
+    assert set(replaced) == {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
+    assert noisy[0]["score"] == pytest.approx(sum(scores[:3]) / 3)
+    assert noisy == variants.replace_votes(rows, 0.3, "0 m2 noise")
