@@ -429,6 +429,8 @@ def test_the_size_of_a_set_changes_no_other(tmp_path):
         small[name] for name in ("heldout", "ranked_heldout", "validation")
     ]
     assert made_sets(tmp_path, seed=1)[0]["ift"] != small["ift"]
+    more = made_sets(tmp_path, comparison_rows=5, meta_rows=5)[0]
+    assert {name: more[name] for name in small} == small
 
 
 def test_too_few_requests_are_refused(tmp_path):

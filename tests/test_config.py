@@ -161,6 +161,13 @@ REFUSED = [
     ({"responses.temperature": float("nan")}, ["responses.temperature"]),
     ({"checks.max_ties": 1.5}, ["checks.max_ties", "1.5", "1"]),
     ({"checks.max_fall": 0.5}, ["checks.max_fall", "0.5", "1"]),
+    ({"sft.sets": ("ift", "eft", "comparisons")}, ["sft.sets", "'comparisons'", "data.comparison_rows"]),
+    ({"dpo.replay_sets": ("meta",)}, ["dpo.replay_sets", "'meta'", "data.meta_rows"]),
+    ({"data.ift": "a", "data.eft": "b", "data.meta_rows": 5}, ["data.meta_rows", "5"]),
+    ({"data.meta_rows": 5, "judge.output_format": "choice"}, ["data.meta_rows", "5", "judge.output_format"]),
+    ({"pairs.rejected": "anchor", "pairs.agreement": "votes"}, ["pairs.agreement", "'votes'", "pairs.rejected"]),
+    ({"dpo.judge_pairs": "meta", "judge.shots": 2}, ["judge.shots", "2", "dpo.judge_pairs"]),
+    ({"judge.kind": "pairwise", "judge.opponents": 3}, ["judge.opponents", "3"]),
 ]
 
 
@@ -172,6 +179,15 @@ def test_invalid_settings_are_refused_on_one_line(changed, facts):
         validate(c, 8)
     assert "\n" not in str(error.value)
     assert_mentions(str(error.value), *facts)
+
+
+def test_judge_pairs_leave_a_place_for_other_pairs():
+    c = config.get_config()
+    c.update_from_flattened_dict({"dpo.judge_pairs": "meta", "dpo.batch_size": 1})
+    with pytest.raises(ConfigError, match=r"dpo\.judge_pair_share\b.*\bdpo\.batch_size 1\b"):
+        validate(c, 1)
+    c.dpo.batch_size = 2
+    assert validate(c, 1) is None
 
 
 def test_batch_sizes_are_checked_against_the_number_of_devices():

@@ -53,6 +53,7 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     check_ranges(flatten_config(c))
     _check_choices(c)
     _check_data(c)
+    _check_seed_sets(c)
     _check_model(c, platform)
     _check_batch_sizes(c, row_devices)
     _check_dpo(c)
@@ -79,6 +80,21 @@ def _check_choices(c: ConfigDict) -> None:
                 raise _refuse(field, _get(c, field), f"some of {', '.join(SEED_SETS)}", f"remove {name!r}")
     if not c.sft.sets:
         raise _refuse("sft.sets", c.sft.sets, f"some of {', '.join(SEED_SETS)}", "name a set to train M1 on")
+
+
+def _check_seed_sets(c: ConfigDict) -> None:
+    """A set that is trained on is made."""
+    for name, count in (("comparisons", "data.comparison_rows"), ("meta", "data.meta_rows")):
+        for field in ("sft.sets", "dpo.replay_sets"):
+            if name in _get(c, field) and not _get(c, count):
+                raise ConfigError(f"{field} names {name!r}, but {count} is 0: raise it, or take {name!r} out")
+    if c.data.meta_rows and c.world == "toy" and c.data.ift:  # with a file it is not the toy world
+        raise _refuse("data.meta_rows", c.data.meta_rows, "0 with your own seeds", "only the worlds write such rows")
+    if c.data.meta_rows and c.judge.output_format != "points":
+        raise ConfigError(
+            f"data.meta_rows is {c.data.meta_rows}, but judge.output_format is {c.judge.output_format!r}: such rows "
+            "compare judgments that end in points; set the former to 0, or the latter to points"
+        )
 
 
 def _check_checkable(c: ConfigDict) -> None:
@@ -189,7 +205,8 @@ def _check_judge_pairs(c: ConfigDict) -> None:
             f"dpo.judge_pairs is 'pairwise', but judge.kind is {c.judge.kind!r} and judge.num_samples "
             f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=pairwise: set both"
         )
-    if c.dpo.judge_pairs != "none" and round(c.dpo.batch_size * c.dpo.judge_pair_share) >= c.dpo.batch_size:
+    of_judge = max(1, round(c.dpo.batch_size * c.dpo.judge_pair_share))
+    if c.dpo.judge_pairs != "none" and of_judge >= c.dpo.batch_size:
         raise ConfigError(
             f"dpo.judge_pair_share is {c.dpo.judge_pair_share} and dpo.batch_size {c.dpo.batch_size}: no place is left "
             "for pairs of responses; lower the former or raise the latter"
@@ -198,6 +215,11 @@ def _check_judge_pairs(c: ConfigDict) -> None:
         raise ConfigError(
             f"dpo.judge_pairs is 'meta', but judge.kind is {c.judge.kind!r} and judge.num_samples "
             f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=model on a response: set both"
+        )
+    if c.dpo.judge_pairs == "meta" and c.judge.shots:
+        raise ConfigError(
+            f"judge.shots is {c.judge.shots}, but dpo.judge_pairs is 'meta', which trains the judge without examples: "
+            "set one of them to 0 or none"
         )
     if c.dpo.judge_pairs != "none" and c.pairs.agreement != "none":
         raise ConfigError(
@@ -209,6 +231,8 @@ def _check_judge_pairs(c: ConfigDict) -> None:
 def _check_pairwise_judge(c: ConfigDict) -> None:
     if c.judge.kind != "pairwise":
         return
+    if c.judge.opponents % 2:
+        raise _refuse("judge.opponents", c.judge.opponents, "even: as many on both sides of the ring", "add 1")
     for field, value in (
         ("pairs.rejected", "anchor"),
         ("pairs.agreement", "judges"),
@@ -228,6 +252,11 @@ def _check_agreement(c: ConfigDict) -> None:
         raise ConfigError(
             f"pairs.agreement is {source!r}, which dpo.loss {c.dpo.loss!r} ignores: set it to none, or dpo.loss to "
             "sigmoid or cdpo"
+        )
+    if c.pairs.rejected == "anchor":
+        raise ConfigError(
+            f"pairs.agreement is {source!r}, but pairs.rejected is 'anchor': agreement is of the scores of a round's "
+            "own responses, and an anchor is none of them; set one of them to none or worst"
         )
     if c.dpo.label_smoothing:
         raise ConfigError(

@@ -46,8 +46,8 @@ def from_tasks(settings: Any, seed: int, output_format: str) -> tuple[dict[str, 
         )
         sets["comparisons"] = [row for row in compared if normalize(row["prompt"]) not in used]
     if settings.meta_rows:
-        rows = generator.meta_rows(training, settings.meta_rows, word_counts, _stream(seed, "meta"))
-        sets["meta"] = [row for row in rows if normalize(row["prompt"]) not in used]
+        judged_twice = generator.meta_rows(training, settings.meta_rows, word_counts, _stream(seed, "meta"))
+        sets["meta"] = [row for row in judged_twice if normalize(row["prompt"]) not in used]
     for name, part in parts.items():
         prompts = generator.prompts(part, settings.heldout_prompts, _stream(seed, name), name == "heldout")
         sets[name] = [{"prompt": prompt} for prompt in dict.fromkeys(prompts)]

@@ -325,13 +325,19 @@ def _judged_rows(prompts: Iterable[PromptWithResponses], output_format: str) -> 
 
 
 def _comparison_rows(prompts: Iterable[PromptWithResponses], count: int, rng: Random) -> list[Row]:
-    """At most `count` comparisons of two answers of different scores, with the judgments that `_judged_rows` has."""
+    """At most `count` comparisons of two answers whose scores differ as they are written, with the judgments that
+    `_judged_rows` has."""
 
     def judged(answer: Answer) -> Judged:
         judgment = parseable_judgment(answer, "points") or one_line_judgment(round(answer.score))
         return Judged(answer.response, judgment, answer.score)
 
-    pairs = [(p.prompt, two) for p in prompts for two in combinations(p.answers, 2) if two[0].score != two[1].score]
+    pairs = [
+        (p.prompt, two)
+        for p in prompts
+        for two in combinations(p.answers, 2)
+        if round(two[0].score) != round(two[1].score)
+    ]
     chosen = rng.sample(pairs, min(count, len(pairs)))
     return [comparison_row(prompt, (judged(one), judged(other)), rng) for prompt, (one, other) in chosen]
 
