@@ -61,6 +61,8 @@ def test_the_score_is_the_share_of_wins():
     assert judged["m2/0/1"]["score"] == 0.0
     assert [v["score"] for v in judged["m2/0/2"]["votes"]] == [0, 0, 5, None]
     assert judged["m2/0/2"]["score"] == pytest.approx(5 / 3)
+    few = comparisons.judgments(comparisons.compared(rows, TEXTS), min_votes=4)
+    assert {r["id"]: r["score"] is None for r in few} == {"m2/0/0": False, "m2/0/1": True, "m2/0/2": True}
     scaled = {r["id"]: r for r in comparisons.judgments(comparisons.compared(rows, TEXTS, "scale"))}
     assert [v["score"] for v in scaled["m2/0/2"]["votes"]] == [0, 0, 2.5, None]  # 20 characters against 10
 
@@ -105,6 +107,8 @@ def test_pairs_of_judgments_by_a_small_table():
         ("m2/0/0-2/0", "P|R0|R2", "x", "unreadable"),
         ("m2/0/0-2/1", "P|R2|R0", "right", "tie"),
     ]
+    rounding = {"m2/0/0": 0.1 + 0.2, "m2/0/1": 0.3, "m2/0/2": 0.3}
+    assert comparisons.judge_pairs(rows, by_id, rounding, "{prompt}") == []
     cut_off = [{"id": "m2/0/0-1", "orders": [[vote("a", "x"), vote(None, "y", finished=False)], []], "tokens": 0}]
     assert comparisons.judge_pairs(cut_off, by_id, scores, "{prompt}") == []
 

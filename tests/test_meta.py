@@ -51,6 +51,24 @@ def test_both_orders_are_shown():
     )
 
 
+def test_a_response_with_one_whole_judgment_gives_way_to_another():
+    cut, whole = judgment("m2/0/0", 1, 5, variance=4.0), judgment("m2/0/1", 2, 3, variance=0.25)
+    cut["votes"][0]["finished"] = False
+    assert [one.id for one in meta.most_doubtful([cut, whole], RESPONSES)] == ["m2/0/1"]
+    cut["votes"][1]["finished"] = False
+    assert meta.most_doubtful([cut], RESPONSES) == []
+
+
+def test_a_judgment_without_a_score_may_be_rejected_but_not_chosen():
+    judged = meta.most_doubtful([judgment("m2/0/0", 1, 5, None, variance=4.0)], RESPONSES)
+    wins_all = [verdict("m2/0/0/0-1", "a", "b"), verdict("m2/0/0/0-2", "b", "a"), verdict("m2/0/0/1-2", "b", "a")]
+    (pair,) = meta.judge_pairs(judged, wins_all, "{prompt}")
+    assert (pair["chosen"], pair["rejected"]) == ("m2/0/0 vote 0: 1", "m2/0/0 vote 1: 5")
+    loses_all = [verdict("m2/0/0/0-1", "a", "b"), verdict("m2/0/0/0-2", "a", "b"), verdict("m2/0/0/1-2", "a", "b")]
+    (pair,) = meta.judge_pairs(judged, loses_all, "{prompt}")
+    assert (pair["chosen"], pair["rejected"]) == ("m2/0/0 vote 0: 1", "m2/0/0 vote 2: None")
+
+
 def verdict(name, ours_first, theirs_first):
     return {"id": name, "verdict": 0, "read": [ours_first, theirs_first], "texts": ["", ""], "tokens": 0}
 

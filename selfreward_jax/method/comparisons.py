@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from selfreward_jax.method.judge import judgment_row
 from selfreward_jax.method.judge_parsing import MAX_SCORE
+from selfreward_jax.method.pairs import comparable
 from selfreward_jax.method.pairwise import Matchup, both_orders, resolve_orders
 from selfreward_jax.method.rows import ComparisonRow, JudgmentRow, PairRow, PreferenceVote, ResponseRow, Vote
 
@@ -43,7 +44,8 @@ def matchups(responses: Iterable[ResponseRow], opponents: int = 0) -> list[Match
 
 
 def who_meets(count: int, opponents: int = 0) -> list[tuple[int, int]]:
-    """Which of `count` responses are compared: all pairs; or each with `opponents` others, its neighbours in a ring."""
+    """Which of `count` responses are compared: all pairs; or each with `opponents` others, its neighbours in a ring
+    on both sides, so an even number."""
     if not opponents or opponents >= count - 1:
         return list(itertools.combinations(range(count), 2))
     steps = range(1, -(-opponents // 2) + 1)
@@ -93,8 +95,9 @@ def _credit(votes: tuple[PreferenceVote, PreferenceVote], first: str, second: st
     return 0.0
 
 
-def judgments(comparisons: Iterable[Compared]) -> list[JudgmentRow]:
-    """Each response's comparisons as its votes, from 0 to 5: 5 for a full win. So its score is 5 R(i)."""
+def judgments(comparisons: Iterable[Compared], min_votes: int = 1) -> list[JudgmentRow]:
+    """Each response's comparisons as its votes, from 0 to 5: 5 for a full win. So its score is 5 R(i); None with fewer
+    than `min_votes` readable ones."""
     votes: dict[str, list[Vote]] = {}
     for c in comparisons:
         for name, sign in ((c.first, 1), (c.second, -1)):
@@ -102,7 +105,7 @@ def judgments(comparisons: Iterable[Compared]) -> list[JudgmentRow]:
             score = None if c.credit is None else MAX_SCORE * max(0.0, sign * c.credit)
             finished = all(vote["finished"] for vote in c.votes)
             votes.setdefault(name, []).append({"text": shown_first["text"], "finished": finished, "score": score})
-    return [judgment_row(name, of, tokens=0) for name, of in votes.items()]
+    return [judgment_row(name, of, tokens=0, min_votes=min_votes) for name, of in votes.items()]
 
 
 def judge_pairs(
@@ -125,7 +128,7 @@ def judge_pairs(
         prompt_id, _, numbers = row["id"].rpartition("/")
         first, second = (responses[f"{prompt_id}/{n}"] for n in numbers.split("-"))
         one, other = scores.get(first["id"]), scores.get(second["id"])
-        if one is None or other is None or one == other:
+        if one is None or other is None or comparable(one) == comparable(other):
             continue
         right = "a" if one > other else "b"
         matchup = Matchup(row["id"], first["prompt"], first["response"], second["response"])

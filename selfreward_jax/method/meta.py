@@ -43,6 +43,8 @@ class MetaMatchup(NamedTuple):
 def most_doubtful(judgments: Iterable[JudgmentRow], responses: Mapping[str, ResponseRow]) -> list[Judged]:
     """Of each prompt the response whose votes have the largest variance, the first of equals; none if all agree.
 
+    A response with fewer than two judgments that were not cut off has nothing to compare.
+
     Args:
       judgments: of a round.
       responses: by id.
@@ -50,6 +52,8 @@ def most_doubtful(judgments: Iterable[JudgmentRow], responses: Mapping[str, Resp
     best: dict[str, JudgmentRow] = {}
     for row in judgments:
         prompt_id, variance = row["id"].rpartition("/")[0], comparable(row["variance"] or 0.0)
+        if sum(vote["finished"] for vote in row["votes"]) < 2:
+            continue
         if variance > (comparable(best[prompt_id]["variance"] or 0.0) if prompt_id in best else 0.0):
             best[prompt_id] = row
     return [
@@ -72,7 +76,8 @@ def matchups(judged: Iterable[Judged]) -> list[MetaMatchup]:
 def judge_pairs(
     judged: Iterable[Judged], verdicts: Iterable[VerdictRow], judge_template: str, max_length: int = 0
 ) -> list[PairRow]:
-    """The best judgment of each response against the worst, by Elo; nothing where all are equal.
+    """The best judgment of each response against the worst, by Elo; nothing where all are equal. One that gives no
+    score is never the best: the judge would learn to give none.
 
     Args:
       judged: what was compared.
@@ -88,7 +93,11 @@ def judge_pairs(
     pairs: list[PairRow] = []
     for one in judged:
         ratings = elo(weighted_wins(max(one.votes) + 1, games.get(one.id, [])))
-        best, worst = (choose(one.votes, key=lambda i: comparable(ratings[i])) for choose in (max, min))
+        scored = [i for i, vote in one.votes.items() if vote["score"] is not None]
+        if not scored:
+            continue
+        best = max(scored, key=lambda i: comparable(ratings[i]))
+        worst = min(one.votes, key=lambda i: comparable(ratings[i]))
         if comparable(ratings[best] - ratings[worst]) <= 0:
             continue
         chosen, rejected = one.votes[best]["text"], one.votes[worst]["text"]

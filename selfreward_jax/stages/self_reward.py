@@ -47,7 +47,7 @@ def _from_comparisons(run: Run, model: str) -> None:
     responses = finished_responses(run.files.jsonl(model, "responses").rows())
     texts = {row["id"]: row["response"] for row in responses}
     votes = comparing.compared(run.files.jsonl(model, "comparisons").rows(), texts, run.cfg.judge.length_gate)
-    rows = comparing.judgments(votes)
+    rows = comparing.judgments(votes, run.cfg.judge.min_votes)
     run.files.jsonl(model, "judgments").finish(rows, tokens=0)
     log_line(f"  {model} judgments: {judging.format_stats(judging.judge_stats(rows))}")
 
@@ -90,7 +90,10 @@ def hacked(run: Run, model: str) -> None:
 
 
 def check_judge(run: Run, model: str) -> None:
-    """Raises StageError before a round where m_(t-1) could not judge the fixed set of responses."""
+    """Raises StageError before a round where m_(t-1) could not judge the fixed set of responses. With
+    judge.kind=pairwise its comparisons are checked when they are there: it need not know how to give points."""
+    if run.cfg.judge.kind == "pairwise":
+        return
     judge_name = previous_model(model)
     check_readable(run, f"{judge_name} eval_judgments", run.files.jsonl(judge_name, "eval_judgments").rows())
 
@@ -124,6 +127,9 @@ def pairs(run: Run, model: str) -> None:
     answered, judged, anchors, judged_anchors, earlier = (s.rows() if s.manifest else [] for s in sources)
     stats = check_readable(run, f"{model} judgments", judged)
     scored = join_scores(finished_responses(answered), judged)
+    for name, rows in (("anchor_judgments", judged_anchors), ("earlier_judgments", earlier)):
+        if rows:
+            check_readable(run, f"{model} {name}", rows)
     if settings.rejected == "anchor" and anchors:
         scored = with_anchors(scored, join_scores(finished_responses(anchors), judged_anchors))
     rows, outcomes = build_pairs(scored, settings.length_control_rho, settings.rejected, settings.min_gap)
