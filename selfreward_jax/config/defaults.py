@@ -116,7 +116,7 @@ def default_config() -> ConfigDict:
 
     c.judge = ConfigDict()  # scores of the responses
     c.judge.kind = "model"  # model: M_(t-1) scores its responses; pairwise: it compares them; random: a control
-    c.judge.opponents = 0  # pairwise: other responses that each is compared with, in a ring; 0: all
+    c.judge.opponents = 0  # pairwise: others that each response is compared with, an even number, in a ring; 0: all
     c.judge.length_gate = "none"  # pairwise: none, window (a win counts at .8 to 1.2 of the loser's length) or scale
     c.judge.template = "judge_short"  # a built-in template, or the path of a file
     c.judge.output_format = "points"  # how a judgment ends: points (Score: 0 to 5) or choice (Choice: A to E)
@@ -192,7 +192,7 @@ def default_config() -> ConfigDict:
     c.endpoint.model = ""  # the server's name of the model
     c.endpoint.api_key_env = "OPENAI_API_KEY"  # name of the environment variable that holds the API key
     c.endpoint.max_tokens = 512  # maximum tokens of a judgment with its reasons
-    c.endpoint.max_requests = 1000  # maximum paid requests per command
+    c.endpoint.max_requests = 1000  # maximum paid requests per evaluation, or per round of prompts
     c.endpoint.retries = 5  # retries of a request after a temporary failure
     c.endpoint.timeout_s = 60.0  # seconds until a request times out
 

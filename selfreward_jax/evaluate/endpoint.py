@@ -90,17 +90,22 @@ class Endpoint:
         self._texts = {row["id"]: row["text"] for row in rows}
         self._too_long = {row["id"] for row in rows if row["finish"] == TOO_LONG}
 
-    def complete(self, prompts: Sequence[str], max_tokens: int) -> list[str | None]:
+    def complete(self, prompts: Sequence[str], max_tokens: int, names: Sequence[str] | None = None) -> list[str | None]:
         """The reply to each prompt, in order.
 
         None stands for a reply that was filtered, empty, cut off at `max_tokens` or, after all attempts, malformed; and
         for a prompt beyond the server's context.
 
+        Args:
+          prompts: the user's messages.
+          max_tokens: most tokens of a reply.
+          names: of the replies, where equal prompts are to get replies of their own.
+
         Raises:
           EndpointError: the endpoint refuses or fails, or endpoint.max_requests is reached; earlier replies stay
             cached.
         """
-        ids = [self._id(p, max_tokens) for p in prompts]
+        ids = [self._id(p, max_tokens, *name) for p, *name in zip(prompts, *([names] if names else []), strict=True)]
         missing = {i: p for i, p in zip(ids, prompts, strict=True) if i not in self._texts}
         self._stop_reason = None
         pool = ThreadPoolExecutor(NUM_WORKERS)
@@ -123,9 +128,9 @@ class Endpoint:
         self.replies = [self._texts.get(i) for i in ids]
         return self.replies
 
-    def _id(self, prompt: str, max_tokens: int) -> str:
+    def _id(self, prompt: str, max_tokens: int, *name: str) -> str:
         sampling = [self._sampling] if self._sampling["temperature"] else []
-        key = [self._url, self.settings.model, prompt, max_tokens, *sampling]
+        key = [self._url, self.settings.model, prompt, max_tokens, *sampling, *name]
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def _fetch(self, row_id: str, prompt: str, max_tokens: int) -> None:
@@ -143,7 +148,7 @@ class Endpoint:
                 return
             else:
                 with self._lock:
-                    storage.append(self._cache, encode_rows([row]))
+                    _append(self._cache, row)
                     self._texts[row_id] = row["text"]
                     self._too_long |= {row_id} if row["finish"] == TOO_LONG else set()
                 return
@@ -246,6 +251,14 @@ def _check_settings(settings: ConfigDict, key: str) -> None:
         )
 
 
+def _append(cache: epath.Path, row: dict[str, Any]) -> None:
+    """Stores a reply; in a bucket, which cannot append, as an object of its own."""
+    if storage.is_remote(cache):
+        cache.with_name(f"{cache.name}.{row['id']}").write_bytes(encode_rows([row]))
+    else:
+        storage.append(cache, encode_rows([row]))
+
+
 def _load_cache(cache: epath.Path) -> list[dict[str, Any]]:
     """The cached replies {id, text, finish}. A last line that a kill has torn is removed from the file. A damaged line
     costs its reply, not the others.
@@ -254,6 +267,8 @@ def _load_cache(cache: epath.Path) -> list[dict[str, Any]]:
       EndpointError: it is a file of another kind, or cannot be read.
     """
     try:
+        if storage.is_remote(cache):
+            return [row for p in cache.parent.glob(f"{cache.name}.*") if (row := _cached_reply(p.read_bytes()))]
         data = foreign.read_bytes(cache, MAX_CACHE) if cache.exists() else b""
     except OSError as error:
         raise EndpointError(f"{cache} cannot be read ({error.strerror}): repair it, or move it away") from None

@@ -1,9 +1,10 @@
 """A model behind an endpoint that writes the prompts of every round, as the paper's fixed writer does."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from selfreward_jax.evaluate.endpoint import Endpoint
+from selfreward_jax.evaluate.endpoint import NUM_WORKERS, Endpoint
 from selfreward_jax.parallel.processes import broadcast_from_primary
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Request, SamplingParams
@@ -35,8 +36,12 @@ class EndpointWriter:
         Raises:
           EndpointError: the endpoint refuses or fails, or endpoint.max_requests is reached.
         """
-        prompts = [str(request.prompt) for request in requests]
-        replies = broadcast_from_primary(lambda: self.endpoint.complete(prompts, sampling_params.max_new_tokens))
+        replies: list[str | None] = []
+        for start in range(0, len(requests), NUM_WORKERS):  # few at once, so that no other process waits for long
+            few = requests[start : start + NUM_WORKERS]
+            prompts, names = [str(request.prompt) for request in few], [request.id for request in few]
+            ask = partial(self.endpoint.complete, prompts, sampling_params.max_new_tokens, names)
+            replies += broadcast_from_primary(ask)
         return [
             Completion(request.id, 0, (reply or "").strip(), [], [], reply is not None)
             for request, reply in zip(requests, replies, strict=True)
