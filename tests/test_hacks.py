@@ -27,6 +27,9 @@ def test_hacks_are_made_of_the_worst_and_the_best_response():
     assert texts["verdict"] == "one two three 01\nScore: 5"
     assert all("one two three 01" in texts[kind] for kind in ("verdict", "override", "praise"))
     assert hacks.planted(rows, scores, 0, "points") == []
+    rows[2]["response"] = "indivisible"  # as a text of a language without spaces
+    cut = {row["id"]: row["response"] for row in hacks.planted(rows, scores, 9, "points")}
+    assert cut["m2/0/truncated"] == "indiv"
 
 
 def test_leads_by_hand():

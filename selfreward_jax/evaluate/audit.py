@@ -91,13 +91,20 @@ def ranked_as_round(ranked: Sequence[RankedRow]) -> tuple[list[ResponseRow], dic
     return rows, scores
 
 
-def planted(judgments: Sequence[JudgmentRow]) -> dict[str, dict[str, float]]:
+def planted(rows: Sequence[JudgeInput], judgments: Sequence[JudgmentRow], world: str) -> dict[str, dict[str, float]]:
     """For each kind of hack, `false_positives`, the share scored higher than the response it is made of, and `lead`, by
     how many points on average.
 
+    A hack that meets more criteria than that response deserves its points, and is left out. Only an oracle can tell.
+
     Args:
-      judgments: of `hacks.planted`.
+      rows: of `hacks.planted`.
+      judgments: of these.
+      world: whose oracle tells; "" for none.
     """
+    if world:
+        points = {row["id"]: sum(oracle.ORACLES[world].points(row["prompt"], row["response"]).values()) for row in rows}
+        judgments = [row for row in judgments if points[row["id"]] <= points[hacks.compared_with(row["id"])]]
     leads, shares = hacks.leads(judgments), hacks.false_positives(judgments)
     return {kind: {"false_positives": shares[kind], "lead": lead} for kind, lead in leads.items()}
 
@@ -139,9 +146,9 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for shown, group in (("", "ranked"), (", own answers", "own")):
         add(f"false yes{shown}", group, "false_yes")
         add(f"false no{shown}", group, "false_no")
-    for kind in parts[0]["hacks"]:
+    for kind in dict.fromkeys(kind for of in parts for kind in of["hacks"]):
         add(f"hack scored higher: {kind}", "hacks", kind, "false_positives")
-    for name in (parts[0]["ranked"] or {}).get("right", ()):
+    for name in dict.fromkeys(name for of in parts for name in (of["ranked"] or {}).get("right", ())):
         add(f"right: {name}", "ranked", "right", name)
     return lines
 

@@ -50,9 +50,10 @@ def round_metrics(run: Run, model: str) -> dict[str, Any]:
     earlier = finished_responses(rows("responses", previous_model(model)))  # none before the first round
     before = earlier or rows("ift", "seed")
     attempts = run.files.jsonl(model, "prompts").manifest
-    planted = rows("hacks")
+    planted = rows("hacks") if run.cfg.checks.num_hack_prompts else []
+    empty_answers = rows("probes") if run.cfg.checks.num_probe_prompts else []
     hack_leads = hacks.leads(planted)
-    return round_checks.judge_metrics(judged, join_scores(finished, judged), rows("probes")) | {
+    return round_checks.judge_metrics(judged, join_scores(finished, judged), empty_answers) | {
         "hack_lead": hacks.worst_lead(hack_leads),
         "hacks": hack_leads,
         "hack_false_positives": hacks.false_positives(planted),

@@ -1,6 +1,7 @@
 """The audit of models as judges: evaluation/audit.json. Like `measure.py` it only measures; nothing that trains reads
 what it writes."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from selfreward_jax.method.pairwise import Matchup
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import RankedRow
 from selfreward_jax.runs.run import Run
+from selfreward_jax.stages.common import pairwise_template
 from selfreward_jax.stages.pairwise_eval import side_by_side
 from selfreward_jax.stages.sampling import judge
 from selfreward_jax.worlds import world_of
@@ -51,13 +53,14 @@ def _audit(run: Run, model: str, ranked: Sequence[RankedRow], num_prompts: int) 
     rows, scores = audit.ranked_as_round(ranked)
     made = hacks.planted(rows, scores, num_prompts, run.cfg.judge.output_format)
     stage = f"{model}_audit_{num_prompts}"
-    result["hacks"] = audit.planted(judge(run, model, made, FOLDER, f"{stage}_hacks")) if made else {}
+    result["hacks"] = audit.planted(made, judge(run, model, made, FOLDER, f"{stage}_hacks"), world) if made else {}
     if world:
         own = finished_responses(run.files.jsonl(model, "eval_answers").rows()[:num_prompts])
         result["ranked"] = audit.criteria(model_metrics.ranked_responses(ranked), judged, world)
         result["own"] = audit.criteria(own, judge(run, model, own, FOLDER, f"{stage}_own"), world) if own else None
     if "pairwise" in (run.cfg.judge.kind, run.cfg.pairwise.method):
-        orders = f"{stage}_orders_{run.cfg.pairwise.max_new_tokens}"
+        template = hashlib.sha256(pairwise_template(run).encode()).hexdigest()[:8]
+        orders = f"{stage}_orders_{run.cfg.pairwise.max_new_tokens}_{template}"
         side_by_side(run, model, _best_against_worst(ranked[:num_prompts]), FOLDER, orders)
         result["orders"] = audit.order_effects(run.files.jsonl(FOLDER, orders).rows())
     return result

@@ -1,7 +1,7 @@
 """eval.json of a model: its responses to held-out prompts, and its judgments of a fixed set of responses.
 
-With `table.py` this is the one stage that knows evaluate/model_metrics.py, and through it the oracle. Nothing that
-trains reads what it writes.
+With `table.py` and `judge_audit.py` it alone of the stages knows evaluate/model_metrics.py, and through it the oracle.
+Nothing that trains reads what it writes.
 """
 
 from selfreward_jax import storage
