@@ -100,6 +100,12 @@ def test_what_a_setting_decides_by_hand(field, decides):
     assert list(TABLE.dependents(field)) == decides
 
 
+@pytest.mark.parametrize("field", ["judge.template", "pairwise.template", "meta.template"])
+def test_a_model_is_not_asked_in_another_form_than_it_was_taught(field):
+    """The seeds that teach a task are written with its template."""
+    assert set(TABLE.dependents(field)) & {"m1/*", "seed/*"}
+
+
 def test_a_name_of_the_working_directory_is_no_pattern(finished_run, tmp_path):
     odd = tmp_path / "lr=[5e-5] *?"
     odd.symlink_to(finished_run)

@@ -424,3 +424,13 @@ def test_a_share_of_each_batch_is_pairs_of_judgments():
     assert sorted(others[:7]) == sorted(others[7:14]) == list(range(7))
     of_judge = [number for batch in seen for number in batch if number >= 7]
     assert sorted(of_judge[:2]) == sorted(of_judge[2:4]) == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "judge_pairs", "places"),
+    [(400, 200, 4), (400, 0, 0), (400, 10, 1), (40, 10, 4), (400, 30, 3), (1, 1000, 4)],
+)
+def test_few_judge_pairs_get_few_places(pairs, judge_pairs, places):
+    """Of 16 places 4 are wanted. Ten judge pairs among 400 others would come 13 times as often with them."""
+    settings = SimpleNamespace(batch_size=16, judge_pair_share=0.25)
+    assert dpo.judge_pairs_per_batch(pairs, judge_pairs, settings) == places

@@ -15,7 +15,15 @@ from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.stages.training import Job, drop_overlong, is_trained, train
 from selfreward_jax.telemetry.numbers import counted
 from selfreward_jax.telemetry.terminal import log_line
-from selfreward_jax.train.dpo import Pair, PairLayout, choose_layout, loss_fn, make_batch_fn, reference_logprobs
+from selfreward_jax.train.dpo import (
+    Pair,
+    PairLayout,
+    choose_layout,
+    judge_pairs_per_batch,
+    loss_fn,
+    make_batch_fn,
+    reference_logprobs,
+)
 from selfreward_jax.train.monitor import TrainingMonitor
 
 
@@ -46,7 +54,11 @@ def dpo(run: Run, model: str) -> None:
         pairs, reference, replay, settings, seed, run.models.mesh, decoder.cfg, layout, len(judge_rows)
     )
     tokens = settings.batch_size * layout.tokens + bool(replay) * settings.replay_batch_size * settings.replay_seq_len
-    monitor = TrainingMonitor(float(reference[:, 0].mean()), run.cfg.checks.max_fall)
+    of_judge = judge_pairs_per_batch(len(rows), len(judge_rows), settings)
+    weights = np.full(len(pairs), 1 - of_judge / settings.batch_size)  # as the batches have them
+    weights[: len(rows)] /= len(rows)
+    weights[len(rows) :] = of_judge / settings.batch_size / max(1, len(judge_rows))
+    monitor = TrainingMonitor(float(reference[:, 0] @ weights), run.cfg.checks.max_fall)
     early = EarlyStopping(run, model, previous) if settings.eval_every else None
     start = partial(run.models.load_trainable, previous)
     metadata = {"rows": len(rows), "judge_pairs": len(judge_rows), "layout": list(layout)}

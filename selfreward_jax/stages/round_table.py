@@ -21,20 +21,29 @@ def votes(cfg: ConfigDict, responses: int, num_samples: int = 0) -> Cost:
     return Cost(responses, responses * (num_samples or cfg.judge.num_samples) * cfg.judge.max_new_tokens)
 
 
+def _prompts(cfg: ConfigDict) -> int:
+    return max(cfg.prompts.count, cfg.prompts.later_count)
+
+
 def _responses(cfg: ConfigDict) -> int:
-    return cfg.prompts.count * cfg.responses.num_samples
+    return _prompts(cfg) * cfg.responses.num_samples
 
 
 def _matchups(cfg: ConfigDict) -> int:
-    return cfg.prompts.count * len(who_meets(cfg.responses.num_samples, cfg.judge.opponents))
+    return _prompts(cfg) * len(who_meets(cfg.responses.num_samples, cfg.judge.opponents))
 
 
 def _meta(cfg: ConfigDict) -> int:
-    return cfg.prompts.count * math.comb(cfg.judge.num_samples, 2)
+    return _prompts(cfg) * math.comb(cfg.judge.num_samples, 2)
 
 
 def _anchors(cfg: ConfigDict) -> int:
-    return cfg.prompts.count * cfg.pairs.anchor_samples
+    return _prompts(cfg) * cfg.pairs.anchor_samples
+
+
+def _response_share(cfg: ConfigDict) -> float:
+    """Of a batch of pairs those that are of responses."""
+    return 1 - cfg.dpo.judge_pair_share if cfg.dpo.judge_pairs != "none" else 1.0
 
 
 CHECK_JUDGE = Stage("check_judge", self_reward.check_judge, ROUNDS, ("{m-1}/eval_judgments.jsonl",), (), ())
@@ -47,8 +56,8 @@ PROMPTS = Stage(
     settings=("prompts",),
     kind="sampling",
     manifest="{m}/prompts.manifest.json",
-    cost=lambda cfg: Cost(cfg.prompts.count, cfg.prompts.max_attempts * cfg.prompts.max_new_tokens),
-    work=lambda cfg: cfg.prompts.count * cfg.prompts.max_new_tokens,
+    cost=lambda cfg: Cost(_prompts(cfg), cfg.prompts.max_attempts * cfg.prompts.max_new_tokens),
+    work=lambda cfg: _prompts(cfg) * cfg.prompts.max_new_tokens,
 )
 RESPONSES = Stage(
     "responses",
@@ -59,7 +68,7 @@ RESPONSES = Stage(
     settings=("responses",),
     kind="sampling",
     manifest="{m}/responses.manifest.json",
-    cost=lambda cfg: Cost(cfg.prompts.count, _responses(cfg) * cfg.responses.max_new_tokens),
+    cost=lambda cfg: Cost(_prompts(cfg), _responses(cfg) * cfg.responses.max_new_tokens),
 )
 ANCHOR_RESPONSES = Stage(
     "anchor_responses",
@@ -70,7 +79,7 @@ ANCHOR_RESPONSES = Stage(
     settings=("responses", "pairs.anchor_samples"),
     kind="sampling",
     manifest="{m}/anchor_responses.manifest.json",
-    cost=lambda cfg: Cost(cfg.prompts.count, _anchors(cfg) * cfg.responses.max_new_tokens),
+    cost=lambda cfg: Cost(_prompts(cfg), _anchors(cfg) * cfg.responses.max_new_tokens),
     wanted=lambda cfg: cfg.pairs.rejected == "anchor",
 )
 COMPARISONS = Stage(
@@ -129,7 +138,7 @@ PROBES = Stage(
     settings=("judge",),
     kind="judging",
     manifest="{m}/probes.manifest.json",
-    cost=lambda cfg: votes(cfg, 4 * min(cfg.checks.num_probe_prompts, cfg.prompts.count)),
+    cost=lambda cfg: votes(cfg, 4 * min(cfg.checks.num_probe_prompts, _prompts(cfg))),
     wanted=lambda cfg: cfg.checks.num_probe_prompts > 0 and cfg.judge.kind == "model",
 )
 HACKS = Stage(
@@ -141,7 +150,7 @@ HACKS = Stage(
     settings=("judge",),
     kind="judging",
     manifest="{m}/hacks.manifest.json",
-    cost=lambda cfg: votes(cfg, 7 * min(cfg.checks.num_hack_prompts, cfg.prompts.count)),
+    cost=lambda cfg: votes(cfg, 7 * min(cfg.checks.num_hack_prompts, _prompts(cfg))),
     wanted=lambda cfg: cfg.checks.num_hack_prompts > 0 and cfg.judge.kind == "model",
 )
 PAIRS = Stage(
@@ -200,11 +209,11 @@ DPO = Stage(
         "seed/meta.jsonl",
     ),
     writes=("{m}/ref_logprobs.json", "{m}/checkpoint", "{m}/checkpoint.json", "{m}/manifest.json"),
-    settings=("dpo", "optimizer", "lora"),
+    settings=("dpo", "optimizer", "lora", "pairwise.template", "meta.template"),
     kind="training",
     manifest="{m}/manifest.json",
-    cost=lambda cfg: Cost(cfg.prompts.count),
-    work=lambda cfg: math.ceil(cfg.prompts.count * cfg.dpo.epochs / cfg.dpo.batch_size),
+    cost=lambda cfg: Cost(_prompts(cfg)),
+    work=lambda cfg: math.ceil(_prompts(cfg) * cfg.dpo.epochs / (cfg.dpo.batch_size * _response_share(cfg))),
 )
 EARLY_STOPPING = Stage("early_stopping", None, ROUNDS, (), ("{m}/early_*",), ("pairwise", "evaluate", "judge"))
 

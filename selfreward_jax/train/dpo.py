@@ -28,6 +28,8 @@ from selfreward_jax.train.logprobs import prefix_shared_logprobs, token_logprobs
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
+MAX_JUDGE_PAIR_REPEATS = 4  # a few pairs of judgments that come again and again would be learned by heart
+
 
 class Pair(NamedTuple):
     """A prompt with the chosen response, and with the rejected one.
@@ -200,9 +202,20 @@ def loss_fn(model: Decoder, settings: Any) -> LossFn:
     return loss
 
 
+def judge_pairs_per_batch(num_pairs: int, judge_pairs: int, settings: Any) -> int:
+    """How many places of a batch are for judge pairs: the share that is set, but not so many that one comes more than
+    MAX_JUDGE_PAIR_REPEATS times as often as another pair."""
+    if not judge_pairs:
+        return 0
+    wanted = round(settings.batch_size * settings.judge_pair_share)
+    most = settings.batch_size * judge_pairs * MAX_JUDGE_PAIR_REPEATS
+    most //= num_pairs + judge_pairs * MAX_JUDGE_PAIR_REPEATS
+    return max(1, min(wanted, most))
+
+
 def _order(num_pairs: int, judge_pairs: int, settings: Any, seed: int) -> np.ndarray:
     """The pair numbers of all steps, batch after batch."""
-    of_judge = max(1, round(settings.batch_size * settings.judge_pair_share)) if judge_pairs else 0
+    of_judge = judge_pairs_per_batch(num_pairs, judge_pairs, settings)
     others = settings.batch_size - of_judge
     order = batches.epoch_permutation(num_pairs, seed, settings.epochs)
     steps = max(1, -(-len(order) // others))
