@@ -24,8 +24,8 @@ def table_metrics(run_summary: dict[str, Any]) -> dict[str, Any]:
         out |= {f"{name} {metric}": models[name]["judge"][metric] for metric in JUDGE_METRICS}
         out |= {f"{name} {c}": 100 * share for c, share in models[name]["oracle"]["criteria"].items()}
     for name, round_stats in run_summary["rounds"].items():
-        pairs = round_stats["pairs"]
-        out |= {f"{name} pairs": pairs["pairs"], f"{name} tied": pairs["tied"]}
+        if pairs := round_stats["pairs"]:  # None where the run stopped before them
+            out |= {f"{name} pairs": pairs["pairs"], f"{name} tied": pairs["tied"]}
     out["seconds"], out["peak GB"] = run_summary["seconds"], run_summary["peak_memory_bytes"] / 1e9
     return out | ({"stopped": run_summary["stopped"]} if "stopped" in run_summary else {})
 

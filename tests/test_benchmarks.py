@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 import pytest
 from conftest import ROOT, micro
 
-from benchmarks import cases, roofline, variants
+from benchmarks import cases, roofline, seeds_table, variants
 from benchmarks.artifacts import fork
 from benchmarks.side_by_side import fastest_setting, training_settings
 from selfreward_jax import loop
@@ -174,6 +174,19 @@ def test_an_arm_goes_on_from_the_models_of_another_run(finished_run, tmp_path):
     assert made.weights_fingerprint("m1") == given.weights_fingerprint("m1")
     assert made.weights_fingerprint("m2") != given.weights_fingerprint("m2")
     assert not (workdir / "m1" / "half.txt").exists()
+
+
+def test_a_run_that_stopped_before_its_pairs_is_in_the_table():
+    stopped = {
+        "models": {},
+        "rounds": {"m2": {"pairs": None}},
+        "seconds": 1.0,
+        "peak_memory_bytes": 2e9,
+        "stopped": "x",
+    }
+    metrics = seeds_table.table_metrics({**stopped, "stopped": "x"})
+    assert metrics == {"seconds": 1.0, "peak GB": 2.0, "stopped": "x"}
+    assert "seed 3 stopped: x" in seeds_table.table({"plain": {3: metrics}})
 
 
 def test_votes_are_replaced_by_random_ones():
