@@ -13,6 +13,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from selfreward_jax import config, storage
+from selfreward_jax.evaluate import endpoint
 from selfreward_jax.runs.log import EventLog
 from selfreward_jax.runs.run import claim, make_run, rollback
 from selfreward_jax.stages.table import TABLE
@@ -120,3 +121,12 @@ def test_a_saved_step_counts_only_with_its_manifest_which_is_written_last(bucket
     assert checkpoints.latest_step(steps) is None
     (steps / "5.json").write_bytes(b"")
     assert checkpoints.latest_step(steps) == 5  # a kill interrupted the writing of 10
+
+
+def test_replies_of_an_endpoint_are_objects_of_their_own(bucket):
+    cache = epath.Path(bucket) / "evaluation" / "endpoint.jsonl"
+    assert endpoint._load_cache(cache) == []
+    replies = [{"id": name, "text": f"re: {name}", "finish": "stop"} for name in "ab"]
+    for reply in replies:
+        endpoint._append(cache, reply)
+    assert sorted(endpoint._load_cache(cache), key=lambda row: row["id"]) == replies

@@ -268,7 +268,9 @@ def _load_cache(cache: epath.Path) -> list[dict[str, Any]]:
     """
     try:
         if storage.is_remote(cache):
-            return [row for p in cache.parent.glob(f"{cache.name}.*") if (row := _cached_reply(p.read_bytes()))]
+            names = cache.parent.iterdir() if cache.parent.exists() else ()
+            ours = (path for path in names if path.name.startswith(f"{cache.name}."))
+            return [row for path in ours if (row := _cached_reply(path.read_bytes()))]
         data = foreign.read_bytes(cache, MAX_CACHE) if cache.exists() else b""
     except OSError as error:
         raise EndpointError(f"{cache} cannot be read ({error.strerror}): repair it, or move it away") from None
