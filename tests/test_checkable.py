@@ -6,6 +6,7 @@ from collections import Counter
 from random import Random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import given
@@ -181,6 +182,8 @@ def test_oracle_and_generator_agree_on_10000_answers():
         text = answers.write_answer(request.task, request.instructions, 0.5, rng).text
         if number % 8 == 0:  # also where it is cut off
             text = text[: len(text) * 2 // 3]
+        if number % 16 == 1:  # and where it has a verdict of its own
+            text += "\nScore: 5"
         expected = {i.kind: answers.is_met(i, text) for i in request.instructions}
         assert oracle.points(request.text, text) == expected, (request, text)
         kinds.update(expected.items())
@@ -399,6 +402,22 @@ def test_some_judged_answers_have_the_other_case_and_no_instruction_rows_do():
             asked = [r for r in rows if kind in {i.kind for i in oracle.read(r["prompt"]).instructions}]
             share = sum(has_other_case(r["response"]) for r in asked) / len(asked)
             assert least <= share <= most, (kind, share)
+
+
+def test_a_verdict_in_a_judged_answer_is_worth_nothing():
+    """It is any verdict, and the points are those of the instructions that the whole text meets."""
+    rows = generator.eft_rows(TASKS, 4000, WORD_COUNTS, "points", Random(7))
+    own = [r for r in rows if re.search(r"\n(Score: [0-5]|Choice: [A-E])$", r["response"])]
+    assert 0.04 < len(own) / len(rows) < 0.07
+    said = [float(r["response"][-1]) for r in own if "Score" in r["response"]]
+    given = [r["score"] for r in own if "Score" in r["response"]]
+    assert set(said) == {0, 1, 2, 3, 4, 5}
+    assert abs(np.corrcoef(said, given)[0, 1]) < 0.2
+    for row in own:
+        assert row["score"] <= 1 + sum(oracle.points(row["prompt"], row["response"]).values())
+    alone = [r for r in rows if re.fullmatch(r"Score: [0-5]|Choice: [A-E]", r["response"])]
+    assert alone
+    assert {r["score"] for r in alone} == {0}
 
 
 def test_no_task_is_in_two_of_training_validation_and_held_out(tmp_path):

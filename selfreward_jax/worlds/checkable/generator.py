@@ -28,8 +28,12 @@ CUT_OFF_RATE = 0.05
 # Judged answers in the other case than the one asked for. A judge that never saw them took capitals for lowercase, and
 # its models came to write capitals to every prompt.
 WRONG_CASE_RATE = 0.3
+# Judged answers that end in a verdict of their own, any one. A judge that never saw them copied it: "Score: 5" below a
+# poor answer was worth a point.
+OWN_VERDICT_RATE = 0.06
 META_FAULT_RATE = 0.15  # of a verdict in judgments that are compared
-# One judged answer in DEGENERATE_EVERY says nothing: it is one of these, the request again, or form without content.
+# One judged answer in DEGENERATE_EVERY says nothing: it is one of these, the request again, form without content, or a
+# verdict.
 DEGENERATE_EVERY = 16
 DEGENERATE_RESPONSES = ("", "Hello.", "I do not know.")
 TRANSFER_RATE = 0.5  # held-out prompts with an instruction of a kind that no seed has
@@ -191,7 +195,14 @@ def _some_answer(
     if rng.random() < CUT_OFF_RATE:
         words = text.split(" ")
         text, fits = " ".join(words[: max(2, len(words) * 2 // 3)]).rstrip(" .,!?\"'"), False
+    if rng.random() < OWN_VERDICT_RATE:
+        text = f"{text}\n{_own_verdict(rng.randrange(12))}"
     return text, fits
+
+
+def _own_verdict(number: int) -> str:
+    """What an answer says of itself."""
+    return f"Score: {number % 6}" if number < 6 else f"Choice: {'ABCDE'[number % 5]}"
 
 
 def _is_other(other: Task, task: Task, word_counts: Counter[str]) -> bool:
@@ -205,5 +216,5 @@ def _degenerate(request: Request, number: int) -> str:
     slots = {i.kind: i.slot for i in request.instructions}
     parts = ["<<Title>>\n" * ("title" in slots), slots.get("keyword", ""), slots.get("ending", "")]
     empty_form = " ".join(p for p in parts if p) or "* \n* "
-    texts = (*DEGENERATE_RESPONSES, request.text, empty_form)
+    texts = (*DEGENERATE_RESPONSES, request.text, empty_form, _own_verdict(number // 6 % 12))
     return texts[number % len(texts)]
