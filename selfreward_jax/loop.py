@@ -14,6 +14,7 @@ from selfreward_jax.config import ConfigError, validate
 from selfreward_jax.console import streams
 from selfreward_jax.data.readers import DataError
 from selfreward_jax.llm.hf_config import ModelFormatError
+from selfreward_jax.memory import planner
 from selfreward_jax.method.templates import TemplateError
 from selfreward_jax.parallel import preemption
 from selfreward_jax.report import closing, status, summary
@@ -54,8 +55,11 @@ def run(
     streams.open_closed_streams()
     timing.restart()
     validate.validate(cfg, row_devices=1)
+    cfg, reasons = planner.resolve(cfg, workdir)
     this = make_run(cfg, workdir)
     with claim(this, TABLE.dependents, allow_config_changes), terminal.log_to(this.workdir):
+        for line in reasons:
+            log_line(line)
         log_line(f"workdir {this.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
 
         def before_retry() -> None:

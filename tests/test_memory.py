@@ -137,6 +137,7 @@ def test_the_programs_of_a_run_compile_from_shapes_alone(lora):
 
 def test_decode_shapes_cover_every_stage_that_samples():
     c, mesh = config.get_config("llama3_8b"), make_mesh(devices=jax.devices()[:1])
+    c.sampling.max_concurrent = 128
     shapes = decode_shapes(c, mesh)
     assert DecodeShape(128, 3840, 1, 256) in shapes  # new prompts, one sample each
     assert DecodeShape(32, 3072, 4, 1024) in shapes  # responses
@@ -183,6 +184,8 @@ def test_a_slice_that_does_not_exist_is_refused(options, facts):
 
 def test_suggest_fix_names_a_setting_of_the_program_that_does_not_fit():
     c, gib = config.get_config("llama3_8b"), 1 << 30
+    c.update_from_flattened_dict({"sampling.max_concurrent": 128, "dpo.grad_accum_steps": 1, "sft.grad_accum_steps": 1})
+    c.parallel.update(fsdp=8, tensor=1, sampling_tensor=4)
     row = {"peak": 20.0 * gib, "hbm": 16 * gib, "mesh": {"fsdp": 8, "tensor": 1}}
     moderate = {"params": 4 * gib, "optimizer": 8 * gib}
     assert_mentions(fits.suggest_fix(c, row | {"program": "dpo", "bytes": moderate}), "dpo.grad_accum_steps", 1)

@@ -2,12 +2,17 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from selfreward_jax.cli import settings
 from selfreward_jax.config import ConfigError
 from selfreward_jax.console import streams
+from selfreward_jax.memory import planner
+from selfreward_jax.memory.machines import parse_machine
+from selfreward_jax.parallel.device_memory import run_elsewhere
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import check, make_run
 from selfreward_jax.stages import preview
@@ -17,10 +22,21 @@ from selfreward_jax.stages.table import TABLE
 def main(options: argparse.Namespace) -> int:
     """Prints what a run would do. Returns the exit code."""
     cfg = settings.load(options.config, options.fields)
+    if not options.machine:
+        cfg, reasons = planner.resolve(cfg, options.workdir)
+        return _check_here(cfg, options, reasons)
+    reasons = planner.check_machine(cfg, parse_machine(options.machine))
+    cfg.parallel.update(dict.fromkeys(("fsdp", "tensor", "replicas"), 1), sampling_tensor=0)
+    with run_elsewhere():
+        return _check_here(planner.resolve(cfg, options.workdir)[0], options, reasons)
+
+
+def _check_here(cfg: ConfigDict, options: argparse.Namespace, reasons: Sequence[str]) -> int:
+    """Reads all that the run would read."""
     run = make_run(cfg, options.workdir)
     check(run, TABLE.dependents, options.allow_config_changes)
     _check_writable(run.workdir)
-    streams.result(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}")
+    streams.result(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *reasons)
     with preview.seeded(run) as seeded:
         sets = preview.training_sets(seeded)
         _section("Seeds", preview.describe_seeds(seeded, sets))

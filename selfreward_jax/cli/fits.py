@@ -22,14 +22,14 @@ from selfreward_jax import config
 from selfreward_jax.cli import settings
 from selfreward_jax.config import validate
 from selfreward_jax.console import streams
+from selfreward_jax.memory import planner
 from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
+from selfreward_jax.memory.machines import CHIPS, GIB, parse_machine
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.programs import Program, programs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
 
-GIB = 1 << 30
-CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}  # GiB of memory
 USABLE = 0.98  # fraction of the memory; the rest is reserved by the system (15.75 of 16 GiB usable on a v5e)
 # Answers to what libtpu would ask a cloud machine for. The last one lets several processes load libtpu.
 _LIBTPU_ENV = {
@@ -57,6 +57,10 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
       ConfigError: the slice or a setting is not valid.
     """
     devices = slice_devices(topology)
+    made = planner.plan(cfg, known_config(cfg), parse_machine(topology), tokens)
+    cfg.update_from_flattened_dict(made.values)
+    if not as_json:
+        streams.result(*made.reasons)
     try:
         mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor, cfg.parallel.replicas, devices)
         if not (cfg.data.ift or cfg.data.ift_rows):

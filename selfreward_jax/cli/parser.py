@@ -38,6 +38,7 @@ def _run(parser: _Parser) -> None:
         "--workdir", default="runs/default", help="the run: a folder or gs://BUCKET/FOLDER (%(default)s)"
     )
     parser.add_argument("--dry_run", action="store_true", help="the same as `check`")
+    _machine(parser)
     _changes(parser)
     _cache(parser)
     several = parser.add_argument_group("several processes, each started with the same command")
@@ -49,9 +50,16 @@ def _run(parser: _Parser) -> None:
     several.add_argument("--process_id", type=int, help="index of this process, from 0")
 
 
+def _machine(parser: _Parser) -> None:
+    parser.add_argument(
+        "--machine", default="", help="check for this TPU slice, such as v5e:4x4, or these GPUs, such as h100:8"
+    )
+
+
 def _check(parser: _Parser) -> None:
     _configuration(parser)
     parser.add_argument("--workdir", default="runs/default", help="the run (%(default)s)")
+    _machine(parser)
     _changes(parser)
 
 

@@ -87,7 +87,7 @@ def default_config() -> ConfigDict:
         c[name].lr_end = 6e-4  # learning rate at the end of the cosine decay
         c[name].warmup_steps = 20  # steps of linear warmup, at most half of all steps
         c[name].dropout = 0.0  # dropout rate
-        c[name].grad_accum_steps = 1  # microbatches that a batch is split into
+        c[name].grad_accum_steps = 1  # microbatches that a batch is split into; 0 (sft): from the machine
     c.sft.sets = ("ift", "eft", "prompts")  # seed sets that M1 is trained on: ift, eft, comparisons, meta, prompts
 
     c.prompts = ConfigDict()  # generation of new prompts
@@ -170,7 +170,7 @@ def default_config() -> ConfigDict:
     c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, comparisons, meta, prompts
     c.dpo.replay_batch_size = 16  # packed replay rows per step
     c.dpo.replay_seq_len = 256  # tokens per packed replay row
-    c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into
+    c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into; 0: from the machine
     c.dpo.judge_pairs = "none"  # also train on pairs of judgments: none, pairwise (of judge.kind=pairwise) or meta
     c.dpo.judge_pair_max_length = 0  # meta: longest chosen judgment in characters; 0: any
     c.dpo.judge_pair_share = 0.25  # fraction of each batch that is pairs of judgments, where there are any
@@ -197,7 +197,7 @@ def default_config() -> ConfigDict:
     c.endpoint.timeout_s = 60.0  # seconds until a request times out
 
     c.sampling = ConfigDict()  # all text generation
-    c.sampling.max_concurrent = 256  # sequences decoded in parallel
+    c.sampling.max_concurrent = 256  # sequences decoded in parallel; 0: from the machine
 
     c.evaluate = ConfigDict()  # evaluation of each model
     c.evaluate.split = "heldout"  # prompt set: heldout, or validation (to choose settings)
@@ -208,10 +208,10 @@ def default_config() -> ConfigDict:
     c.evaluate.max_new_tokens = 48  # maximum tokens of a response
 
     c.parallel = ConfigDict()  # the device mesh
-    c.parallel.fsdp = 1  # devices that shard each weight; the remaining devices do data parallelism
-    c.parallel.tensor = 1  # devices that shard each matrix product (tensor parallelism)
-    c.parallel.replicas = 1  # model copies that sync once per step over a slow network: slices of a multislice TPU
-    c.parallel.sampling_tensor = 0  # tensor parallelism while sampling; 0: the same as parallel.tensor
+    c.parallel.fsdp = 1  # devices that shard each weight; the others do data parallelism; 0: from the machine
+    c.parallel.tensor = 1  # devices that shard each matrix product (tensor parallelism); 0: from the machine
+    c.parallel.replicas = 1  # model copies that sync once per step: slices of a multislice TPU; 0: from the machine
+    c.parallel.sampling_tensor = 0  # the same while sampling; 0: as parallel.tensor, or with it from the machine
     c.parallel.timeout_s = 1800.0  # seconds that a process waits for the others before it gives up
 
     c.report = ConfigDict()  # where training curves go besides events.jsonl

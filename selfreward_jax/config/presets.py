@@ -49,9 +49,15 @@ _PAPER: dict[str, Any] = {
     "dpo.nll_weight": 0.0,
     "dpo.replay_weight": 0.0,
     "dpo.replay_seq_len": 2048,
-    "sampling.max_concurrent": 128,
     "evaluate.num_samples": 1,
     "evaluate.max_new_tokens": 1024,
+    # From the machine (memory/planner.py).
+    "parallel.replicas": 0,
+    "parallel.fsdp": 0,
+    "parallel.tensor": 0,
+    "sft.grad_accum_steps": 0,
+    "dpo.grad_accum_steps": 0,
+    "sampling.max_concurrent": 0,
 }
 # Small models change less at the paper's learning rates. An NLL term and some replay keep them better judges.
 _SMALL = _PAPER | {
@@ -155,11 +161,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3_0_6b": _SMALL | {"model.init": "hub:Qwen/Qwen3-0.6B-Base@main"},
     "gemma3_1b": _SMALL | {"model.init": "hub:google/gemma-3-1b-pt@main"},
     "tinyllama": _SMALL | {"model.init": "hub:TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T@main"},
-    "smollm3_3b": _SMALL | {"model.init": "hub:HuggingFaceTB/SmolLM3-3B-Base@main", "parallel.fsdp": 4},
-    "llama3_8b": _PAPER
-    | {"model.init": "hub:meta-llama/Llama-3.1-8B@main", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},
-    "qwen3_8b": _PAPER
-    | {"model.init": "hub:Qwen/Qwen3-8B-Base@main", "parallel.fsdp": 8, "parallel.sampling_tensor": 4},
+    "smollm3_3b": _SMALL | {"model.init": "hub:HuggingFaceTB/SmolLM3-3B-Base@main"},
+    "llama3_8b": _PAPER | {"model.init": "hub:meta-llama/Llama-3.1-8B@main"},
+    "qwen3_8b": _PAPER | {"model.init": "hub:Qwen/Qwen3-8B-Base@main"},
     "llama2_70b": _PAPER
     | {
         "model.init": "hub:meta-llama/Llama-2-70b-hf@main",
@@ -170,9 +174,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompts.later_count": 9000,
         "dpo.eval_every": 200,
         "pairwise.method": "pairwise",
-        "parallel.fsdp": 16,
-        "parallel.tensor": 4,
-        "parallel.sampling_tensor": 8,
     },
 }
 

@@ -63,10 +63,9 @@ RANGES: Ranges = {
     **_all(1, 10_000, "model.num_layers"),
     **_all(0, MAX_WIDTH, "lora.rank"),
     **_all(16, 10_000_000, "tokenizer.vocab_size"),
-    **_all(1, MAX_WIDTH, *_each(_TRAININGS, "batch_size", "grad_accum_steps"), "dpo.replay_batch_size"),
-    **_all(1, MAX_WIDTH, "prompts.batch_size", "sampling.max_concurrent"),
-    **_all(1, MAX_WIDTH, "parallel.fsdp", "parallel.tensor", "parallel.replicas"),
-    **_all(0, MAX_WIDTH, "parallel.sampling_tensor"),
+    **_all(1, MAX_WIDTH, *_each(_TRAININGS, "batch_size"), "dpo.replay_batch_size", "prompts.batch_size"),
+    **_all(0, MAX_WIDTH, *_each(_TRAININGS, "grad_accum_steps"), "sampling.max_concurrent"),
+    **_all(0, MAX_WIDTH, *_each(("parallel",), "fsdp", "tensor", "replicas", "sampling_tensor")),
     # lengths in tokens or words
     **_all(8, MAX_TOKENS, "model.max_length", "pretrain.seq_len", "sft.seq_len", "dpo.replay_seq_len"),
     **_all(1, MAX_TOKENS, *_each((*_SAMPLINGS, "pairwise", "meta"), "max_new_tokens"), "endpoint.max_tokens"),

@@ -168,7 +168,7 @@ def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
     if c.dpo.replay_weight:
         fields.append("dpo.replay_batch_size")
     for field in fields:
-        value, accum_steps = _get(c, field), c[field.split(".")[0]].grad_accum_steps
+        value, accum_steps = _get(c, field), max(1, c[field.split(".")[0]].grad_accum_steps)
         divisor = row_devices * accum_steps
         length = c.dpo.replay_seq_len if field.startswith("dpo.replay") else c[field.split(".")[0]].get("seq_len", 1)
         if value * length > MAX_STEP_TOKENS:

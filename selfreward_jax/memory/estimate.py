@@ -1,0 +1,133 @@
+"""Bytes on a device, by arithmetic: what training and sampling take before anything is compiled.
+
+Within a third of what the compiler needs for the models and slices of docs/fits.md (tests/test_estimate.py).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+from ml_collections import ConfigDict
+
+from selfreward_jax.llm import lora
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import abstract_params, is_param_spec, param_specs, parameter_count
+from selfreward_jax.memory.programs import decode_shapes
+from selfreward_jax.parallel.mesh import AXES
+from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_divisor
+from selfreward_jax.runs.models import build_model_config
+from selfreward_jax.train import trainer
+from selfreward_jax.train.logprobs import MAX_LOGITS
+
+LANES = 128  # an accelerator pads the last dimension of an array to a multiple
+ALL_REDUCE_BYTES = 4e7  # that a device could read while it waits for the sum of a layer's half: 10 to 50 us
+# Arrays of a token that one layer holds while it is computed again and differentiated, by what they are as wide as.
+STREAM_ARRAYS, MLP_ARRAYS, HEAD_ARRAYS = 16, 4, 8
+
+
+class MeshShape(NamedTuple):
+    """How many devices each axis of a mesh has."""
+
+    replicas: int
+    data: int
+    fsdp: int
+    tensor: int
+
+    @property
+    def abstract(self) -> AbstractMesh:
+        """A mesh of these sizes, without devices."""
+        return AbstractMesh(tuple(self), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def is_divisible(specs: Any, mesh: MeshShape, sampling: bool = False) -> bool:
+    """Whether each parameter can be sharded over a mesh."""
+    sizes, table = mesh.abstract.shape, SAMPLING if sampling else TRAINING
+    return all(
+        size % sizes.get(table.get(axis), 1) == 0
+        for spec in jax.tree.leaves(specs, is_leaf=is_param_spec)
+        for axis, size in zip(spec.axes, spec.shape, strict=True)
+    )
+
+
+def training_bytes(
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, stage: str, pair_len: int, platform: str
+) -> int:
+    """Bytes that a device needs for an update of SFT or DPO.
+
+    Args:
+      cfg: the settings; those of batches and microbatches count.
+      pretrained: the shapes of model.init, if there is one.
+      mesh: of training.
+      stage: "sft" or "dpo".
+      pair_len: tokens of the longer side of a pair.
+      platform: as JAX names it.
+    """
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform, adapters=True)
+    base, settings = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform), cfg[stage]
+    trained, itemsize = lora.trainable_specs(model), jnp.dtype(cfg.model.dtype).itemsize
+    shards = mesh.fsdp * mesh.tensor
+    weights = 4 * parameter_count(trained)
+    moments = jax.eval_shape(trainer.make_optimizer(cfg.optimizer).init, abstract_params(trained, "float32"))
+    state = 2 * weights + (0 if cfg.optimizer.offload else _tree_bytes(moments))  # gradients are as large as weights
+    frozen = itemsize * parameter_count(param_specs(base)) if cfg.lora.rank else 0
+    rows = settings.batch_size * (2 if stage == "dpo" else 1) / settings.grad_accum_steps / batch_divisor(mesh.abstract)
+    tokens = max(1, rows) * (pair_len if stage == "dpo" else settings.seq_len)
+    gathered = itemsize * 2 * (_layer_parameters(base) + base.vocab_size * base.dim) / mesh.tensor
+    parts = (state + frozen) / shards, gathered * (mesh.fsdp > 1), _activations(base, mesh, tokens, itemsize)
+    return int(sum(parts)) + 3 * 4 * MAX_LOGITS  # logits, their gradient, and their exponentials
+
+
+def _activations(model: DecoderConfig, mesh: MeshShape, tokens: float, itemsize: int) -> float:
+    """Bytes of activations: the saved input of each layer, and one layer at work, or all with another remat."""
+    heads = (model.num_heads + model.num_kv_heads) * math.ceil(model.head_dim / LANES) * LANES
+    mlp = model.mlp_dim * (model.experts_per_token if model.num_experts else 1)
+    layer = STREAM_ARRAYS * model.dim + (MLP_ARRAYS * mlp + HEAD_ARRAYS * heads) / mesh.tensor
+    # What "dots" saves of a layer: the results of its matrix products.
+    saved = {"full": 0.0, "dots": 2 * model.dim + (2 * mlp + heads) / mesh.tensor, "none": layer}[model.remat]
+    return itemsize * tokens * (model.num_layers * (model.dim + saved) + layer)
+
+
+def _layer_parameters(model: DecoderConfig) -> int:
+    """Of one layer; of experts only some are gathered at once, as each device has its own."""
+    return parameter_count(param_specs(model)["layers"]) // model.num_layers // max(1, model.num_experts // 4)
+
+
+def sampling_bytes(
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, training: MeshShape, platform: str
+) -> int:
+    """Bytes that a device needs to sample with `sampling.max_concurrent` places, at the longest prompts.
+
+    Args:
+      cfg, pretrained, platform: as in `training_bytes`.
+      mesh: of sampling.
+      training: of training; its float32 weights are there while they are moved, and its state with early stopping.
+    """
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform)
+    itemsize, count = jnp.dtype(cfg.model.dtype).itemsize, parameter_count(param_specs(model))
+    weights = itemsize * count / mesh.tensor
+    shapes = decode_shapes(cfg, mesh.abstract)
+    places = max(shape.cached_tokens for shape in shapes)
+    cache = places * model.num_layers * 2 * model.num_kv_heads * model.head_dim * itemsize / math.prod(mesh)
+    rows = max(shape.num_slots * shape.num_samples for shape in shapes) / batch_divisor(mesh.abstract)
+    logits = 3 * 4 * rows * model.vocab_size / mesh.tensor
+    float32 = 4 * count / (training.fsdp * training.tensor)
+    largest = max(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(model), is_leaf=is_param_spec))
+    moved = float32 + itemsize * largest / mesh.tensor  # weights are moved to this mesh one by one
+    resident = 2 * float32 * (cfg.dpo.eval_every > 0)  # the moments; the weights are in `moved`, and stay
+    stays = float32 * (cfg.dpo.eval_every > 0)
+    return int(resident + weights + max(moved, stays + 1.1 * cache + logits))
+
+
+def weight_bytes(
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, platform: str
+) -> tuple[float, float]:
+    """What a device reads of the weights for a token, and what it could read while it waits for the others."""
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform)
+    weights = jnp.dtype(cfg.model.dtype).itemsize * parameter_count(param_specs(model)) / mesh.tensor
+    return weights, 2 * model.num_layers * ALL_REDUCE_BYTES * (mesh.tensor > 1)
+
+
+def _tree_bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))

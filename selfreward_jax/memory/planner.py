@@ -1,0 +1,265 @@
+"""Settings from the machine: a 0 in the settings below becomes a number that fits the devices.
+
+    parallel.replicas, parallel.fsdp, parallel.tensor, parallel.sampling_tensor,
+    sft.grad_accum_steps, dpo.grad_accum_steps, sampling.max_concurrent
+
+What costs least comes first: rows are shared by all devices; then weights are (fsdp), with as few devices as fit them;
+then a batch is split (grad_accum_steps); then matrix products are (tensor). Sampling shares products as far as the
+gives most tokens, and fills what is left with places for rows.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax import storage
+from selfreward_jax.config import ConfigError
+from selfreward_jax.config.diff import RUNTIME_FIELDS
+from selfreward_jax.config.validate import validate
+from selfreward_jax.llm import hub
+from selfreward_jax.llm.hf_config import read_config
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs
+from selfreward_jax.memory.estimate import MeshShape, is_divisible, sampling_bytes, training_bytes, weight_bytes
+from selfreward_jax.memory.machines import Machine, this_machine
+from selfreward_jax.memory.models import known_config
+from selfreward_jax.runs.models import build_model_config
+from selfreward_jax.runs.run import CONFIG_FILE
+
+MARGIN = 1.15  # some estimates are too low by that much
+USABLE = 0.97  # of the memory; the rest is the system's
+MAX_ROWS = 256  # places of one group of devices that samples: more rows no longer hide the reading of the weights
+MIN_ROWS = 8
+FORMAT_TOKENS = 128  # at most, of the chat template
+FIELDS = (
+    *("parallel.replicas", "parallel.fsdp", "parallel.tensor", "parallel.sampling_tensor"),
+    *("sft.grad_accum_steps", "dpo.grad_accum_steps", "sampling.max_concurrent"),
+)
+
+
+class Plan(NamedTuple):
+    """What was chosen.
+
+    values: the settings that were 0, with their values.
+    reasons: lines for people.
+    fits: whether the estimates say that training and sampling fit; True if the memory is not known.
+    """
+
+    values: dict[str, int]
+    reasons: list[str]
+    fits: bool
+
+
+def resolve(cfg: ConfigDict, workdir: str) -> tuple[ConfigDict, list[str]]:
+    """The settings without 0 where this machine decides, and why they are so.
+
+    A run that has begun keeps its batches and places: they are part of what its artifacts were made with.
+
+    Args:
+      cfg: the settings; those that are given stay.
+      workdir: the working directory, whose config.json may hold what was chosen before.
+
+    Raises:
+      ModelFormatError: the model of model.init cannot be found.
+    """
+    if not _open(cfg):
+        return cfg, []
+    cfg, stored = cfg.copy_and_resolve_references(), _stored(epath.Path(workdir))
+    for field in _open(cfg):
+        section, name = field.split(".")
+        if section not in RUNTIME_FIELDS and stored.get(section, {}).get(name):
+            cfg[section][name] = stored[section][name]
+    made = plan(cfg, pretrained_config(cfg), this_machine())
+    cfg.update_from_flattened_dict(made.values)
+    return cfg, made.reasons
+
+
+def _stored(workdir: epath.Path) -> dict[str, Any]:
+    """What config.json holds; nothing where it is damaged, which is told later."""
+    with contextlib.suppress(storage.CorruptionError):
+        stored = storage.read_json(workdir / CONFIG_FILE)
+        return stored if isinstance(stored, dict) else {}
+    return {}
+
+
+def check_machine(cfg: ConfigDict, machine: Machine) -> list[str]:
+    """Checks settings against a machine that need not be here. Returns the reasons of what the planner chooses.
+
+    Raises:
+      ConfigError: they cannot work there, or do not fit.
+      ModelFormatError: the model of model.init cannot be found.
+    """
+    made, there = plan(cfg, pretrained_config(cfg), machine), cfg.copy_and_resolve_references()
+    there.update_from_flattened_dict(made.values)
+    validate(there, machine.devices // there.parallel.tensor, machine.platform)
+    if not made.fits:
+        raise ConfigError(f"{machine.name} is too small: {' '.join(line.strip() for line in made.reasons)}")
+    return made.reasons
+
+
+def pretrained_config(cfg: ConfigDict) -> DecoderConfig | None:
+    """The shapes of model.init. A model of the hub whose shapes are not known by its name is downloaded.
+
+    Raises:
+      ModelFormatError: it cannot be found.
+    """
+    try:
+        return known_config(cfg)
+    except ConfigError:
+        return read_config(hub.resolve_model_dir(cfg.model.init))[0]
+
+
+def _open(cfg: ConfigDict) -> set[str]:
+    """The settings that the machine decides."""
+    fields = {field for field in FIELDS if not _get(cfg, field)}
+    return fields - ({"parallel.sampling_tensor"} if cfg.parallel.tensor else set())
+
+
+def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine, pair_len: int = 0) -> Plan:
+    """Chooses the settings that are 0.
+
+    Args:
+      cfg: the settings.
+      pretrained: the shapes of model.init, if there is one.
+      machine: where the run is to be.
+      pair_len: tokens of the longer side of a pair; 0: as many as it may have.
+    """
+    cfg, pair_len = cfg.copy_and_resolve_references(), pair_len or _longest_side(cfg)
+    chosen = _open(cfg)
+    _set(cfg, chosen, "parallel.replicas", machine.slices)
+    _set(cfg, chosen, "parallel.fsdp", machine.devices // cfg.parallel.replicas)  # where nothing divides the batches
+    for field in ("parallel.tensor", "sft.grad_accum_steps", "dpo.grad_accum_steps"):
+        _set(cfg, chosen, field, 1)
+    room, need = machine.memory * USABLE or float("inf"), {"training": 0.0, "sampling": 0.0}
+    for training in _training_candidates(cfg, chosen, pretrained, machine):
+        sizes = (training_bytes(cfg, pretrained, training, s, pair_len, machine.platform) for s in ("sft", "dpo"))
+        need["training"] = MARGIN * max(sizes)
+        need["sampling"] = _choose_sampling(cfg, chosen, pretrained, machine, training)
+        if max(need.values()) <= room:
+            break
+    if not need["training"]:  # nothing divides the batches, which the check of the settings tells
+        _choose_sampling(cfg, chosen, pretrained, machine, MeshShape(cfg.parallel.replicas, 1, 1, 1))
+    values = {field: _get(cfg, field) for field in FIELDS if field in chosen}
+    fits = need["training"] > 0 and max(need.values()) <= room
+    return Plan(values, _reasons(values, need, machine, fits), fits)
+
+
+def _longest_side(cfg: ConfigDict) -> int:
+    """Tokens of a new prompt and its response. Prompts of a file and pairs of judgments may be as long as a text."""
+    if cfg.prompts.source or cfg.dpo.judge_pairs != "none":
+        return cfg.model.max_length
+    return min(cfg.model.max_length, cfg.prompts.max_new_tokens + cfg.responses.max_new_tokens + FORMAT_TOKENS)
+
+
+def _training_candidates(
+    cfg: ConfigDict, chosen: set[str], pretrained: DecoderConfig | None, machine: Machine
+) -> Iterator[MeshShape]:
+    """Meshes for which the settings are set in turn, the cheapest first, the last one divides the model most.
+
+    Weights are shared by no devices, or by all: in between each step gathers as much, and sums gradients besides.
+    """
+    p, specs = cfg.parallel, _specs(cfg, pretrained, machine.platform)
+    per_replica = machine.devices // p.replicas
+    batches = {"sft": cfg.sft.batch_size, "dpo": cfg.dpo.batch_size}
+    batches |= {} if cfg.model.init else {"pretrain": cfg.pretrain.batch_size}
+    batches |= {"replay": cfg.dpo.replay_batch_size} if cfg.dpo.replay_weight else {}
+    for tensor in _sizes(per_replica, p.tensor, "parallel.tensor" in chosen):
+        row_devices, shared = machine.devices // tensor, per_replica // tensor
+        sizes = _sizes(shared, p.fsdp, "parallel.fsdp" in chosen)
+        meshes = [MeshShape(p.replicas, shared // fsdp, fsdp, tensor) for fsdp in sizes]
+        meshes = [mesh for mesh in meshes if is_divisible(specs, mesh)]
+        if not meshes or any(size % row_devices for size in batches.values()):
+            continue
+        _set(cfg, chosen, "parallel.tensor", tensor)
+        for mesh in dict.fromkeys((meshes[0], meshes[-1])):
+            _set(cfg, chosen, "parallel.fsdp", mesh.fsdp)
+            for steps in _powers(1, max(batches.values()) // row_devices if mesh == meshes[-1] else 1):
+                for stage in ("sft", "dpo"):
+                    _set(cfg, chosen, f"{stage}.grad_accum_steps", min(steps, batches[stage] // row_devices))
+                yield mesh
+
+
+def _choose_sampling(
+    cfg: ConfigDict, chosen: set[str], pretrained: DecoderConfig | None, machine: Machine, training: MeshShape
+) -> float:
+    """Sets the mesh and the places that decode most tokens in a second. Returns the bytes that they need.
+
+    A step reads all weights of a device and, on average, half of the cache; it takes as long as that. Where nothing
+    fits, the settings are those that need least.
+    """
+    room, best, best_rate, need = machine.memory * USABLE or float("inf"), {}, 0.0, 0.0
+    for mesh in _sampling_candidates(cfg, chosen, pretrained, machine):
+        size = sampling_bytes(cfg, pretrained, mesh, training, machine.platform)
+        tried = {f: _get(cfg, f) for f in ("parallel.sampling_tensor", "sampling.max_concurrent")}
+        if not best or (size * MARGIN < need and need > room):
+            best, need = tried, size * MARGIN
+        if size * MARGIN > room:
+            continue
+        weights, waiting = weight_bytes(cfg, pretrained, mesh, machine.platform)
+        rate = cfg.sampling.max_concurrent / (weights + (size - weights) / 2 + waiting)
+        if rate > best_rate:
+            best, best_rate, need = tried, rate, size * MARGIN
+    for field, value in best.items():
+        _set(cfg, chosen, field, value)
+    return need
+
+
+def _sampling_candidates(
+    cfg: ConfigDict, chosen: set[str], pretrained: DecoderConfig | None, machine: Machine
+) -> Iterator[MeshShape]:
+    """Meshes for which the settings are set in turn, each with fewer and fewer places."""
+    p, specs = cfg.parallel, _specs(cfg, pretrained, machine.platform)
+    per_replica, wanted = machine.devices // p.replicas, cfg.prompts.count * cfg.responses.num_samples
+    for tensor in _sizes(per_replica, p.sampling_tensor or p.tensor, "parallel.sampling_tensor" in chosen):
+        mesh = MeshShape(p.replicas, per_replica // tensor, 1, tensor)
+        if not is_divisible(specs, mesh, sampling=True):
+            continue
+        _set(cfg, chosen, "parallel.sampling_tensor", tensor)
+        groups = p.replicas * mesh.data
+        rows = min(MAX_ROWS, max(MIN_ROWS, -(-wanted // groups)))
+        while rows >= MIN_ROWS:
+            _set(cfg, chosen, "sampling.max_concurrent", rows * groups)
+            yield mesh
+            if "sampling.max_concurrent" not in chosen:
+                break
+            rows //= 2
+
+
+def _sizes(devices: int, given: int, is_free: bool) -> list[int]:
+    """The sizes that an axis may have: the given one, or the powers of two that divide the devices."""
+    return [n for n in (_powers(1, devices) if is_free else (given,)) if devices % n == 0]
+
+
+def _powers(first: int, last: int = 1 << 30) -> Iterator[int]:
+    return itertools.takewhile(lambda n: n <= last, (first << i for i in range(31)))
+
+
+def _specs(cfg: ConfigDict, pretrained: DecoderConfig | None, platform: str) -> dict:
+    """The parameters; a vocabulary that is not trained yet counts as divisible."""
+    return param_specs(build_model_config(cfg, pretrained, 1 << 15, platform))
+
+
+def _reasons(values: dict[str, int], need: dict[str, float], machine: Machine, fits: bool) -> list[str]:
+    shown = ", ".join(f"{field} {value:,}" for field, value in values.items()) or "none, all are given"
+    lines = [f"settings from the machine ({machine.name}): {shown}"]
+    if machine.memory:
+        sizes = " and ".join(f"{size / 1e9:,.1f} GB in {name}" for name, size in need.items())
+        verdict = "" if fits else ": TOO LITTLE; take more or larger devices, or set lora.rank"
+        have = f"it has {machine.memory / 1e9:,.1f} GB"
+        lines.append(f"  each device takes about {sizes}, margin included; {have}{verdict}")
+    return lines
+
+
+def _get(cfg: ConfigDict, field: str) -> int:
+    section, name = field.split(".")
+    return cfg[section][name]
+
+
+def _set(cfg: ConfigDict, chosen: set[str], field: str, value: int) -> None:
+    if field in chosen:
+        section, name = field.split(".")
+        cfg[section][name] = value
