@@ -81,6 +81,19 @@ require_main() {
       "of a file system that all machines share"
 }
 
+no_check=0 python=python3
+# check_main [MACHINE]: selfreward_jax.main reads settings, seeds, templates and the model here, before anything is created
+# that costs money. With MACHINE, such as v5e:4x4, it also says whether the run fits there. Nothing is written.
+check_main() {
+  local command=("$python" -m selfreward_jax.main --dry_run ${1:+"--machine=$1"} "${main[@]}")
+  ((!no_check)) || return 0
+  if ((dry_run)); then
+    quoted "${command[@]}"
+  else
+    "${command[@]}" >&2 || usage_error "the check above failed, and nothing was created; --no_check leaves it out"
+  fi
+}
+
 # The arguments as one line that a shell splits into the same arguments.
 quoted() {
   local word words=()

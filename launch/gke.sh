@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [--chips=4] [--slices=1] [--spot]
-#     [--max_restarts=30] [--namespace=default] [--service_account=default] [--manifest] [--dry_run]
-#     -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
+#     [--max_restarts=30] [--namespace=default] [--service_account=default] [--python=python3] [--no_check] [--manifest]
+#     [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 # launch/gke.sh --xpk --name=NAME --image=IMAGE --cluster=CLUSTER --project=PROJECT --zone=ZONE --tpu_type=TYPE
-#     [--slices=1] [--spot] [--max_restarts=30] [--dry_run] -- ...
+#     [--slices=1] [--spot] [--max_restarts=30] [--python=python3] [--no_check] [--dry_run] -- ...
 #
 # Runs selfreward_jax.main on TPU slices of the GKE cluster that kubectl is connected to. It fills in
 # launch/gke_jobset.yaml and applies it. The cluster needs the JobSet controller, 0.6 or later. With --xpk the run is
@@ -18,6 +18,8 @@
 #   --spot             only on nodes of spot node pools
 #   --max_restarts     maximum number of restarts after anything but success and bad input
 #   --service_account  the Kubernetes account with write access to the bucket (Workload Identity)
+#   --python           the interpreter here that has selfreward_jax: it checks the run first
+#   --no_check         submit without that check
 #   --manifest         print the manifest and apply nothing
 #   --dry_run          print the command and run nothing
 #   --tpu_type         the type as xpk names it, such as v5litepod-16
@@ -34,7 +36,7 @@ set -euo pipefail
 name='' image='' accelerator='' topology='' chips=4 slices=1 max_restarts=30 namespace=default service_account=default
 spot=0 xpk=0 manifest=0 cluster='' project='' zone='' tpu_type=''
 read_options "name image accelerator topology chips slices max_restarts namespace service_account cluster project \
-zone tpu_type" "spot xpk manifest" "$@"
+zone tpu_type python" "spot xpk manifest no_check" "$@"
 require name "$label" "give a name of at most 40 small letters, digits and dashes"
 require image "[A-Za-z0-9][-A-Za-z0-9._/:@]*" "give a container image with the project in it: launch/Dockerfile makes one"
 require slices "$positive" "give the number of slices, from 1"
@@ -57,6 +59,17 @@ fi
 require_main shared
 # First, so that the user's value overrides it.
 ((slices == 1)) || main=(--config.parallel.replicas="$slices" "${main[@]}")
+
+case $accelerator in
+  tpu-v4-podslice) machine=v4:$topology ;;
+  tpu-v5-lite-podslice) machine=v5e:$topology ;;
+  tpu-v5p-slice) machine=v5p:$topology ;;
+  tpu-v6e-slice) machine=v6e:$topology ;;
+  tpu7x) machine=tpu7x:$topology ;;
+  *) machine='' ;;
+esac
+((slices == 1)) || machine+=${machine:+"*$slices"}
+((manifest)) || check_main "$machine"
 
 if ((xpk)); then
   # By default xpk restarts only after 42 and 127 to 255; with these codes, after everything but 0 and 2.

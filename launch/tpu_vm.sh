@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh --name=NAME --project=PROJECT --zone=ZONE --accelerator_type=TYPE --runtime_version=VERSION
 #     [--slices=1] [--spot] [--create_options="--network=NET ..."] [--repo=URL] [--max_restarts=30] [--poll=30] [--delete]
-#     [--logs=runs/launch] [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
+#     [--logs=runs/launch] [--python=python3] [--no_check] [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 #
 # Runs selfreward_jax.main on Cloud TPU VMs. It requests them as a queued resource and waits until it is ACTIVE. It copies
 # the project to every worker, installs the requirements, and runs main with --distributed on all of them. TPUs that were
@@ -18,6 +18,8 @@
 #   --poll              seconds between two queries of the TPU state
 #   --delete            delete the TPUs when the run ends, successfully or not
 #   --logs              folder for the output, one file for each slice
+#   --python            the interpreter here that has selfreward_jax: it checks the run first
+#   --no_check          create the TPUs without that check
 #   --dry_run           print the commands of a run without incidents, and run nothing
 #
 # Notes: TPUs cost money from ACTIVE until they are deleted, whether main runs or not. Without --delete, and after Ctrl-C,
@@ -33,8 +35,8 @@ set -euo pipefail
 
 name='' project='' zone='' accelerator_type='' runtime_version='' create_options='' repo='' logs=runs/launch
 slices=1 max_restarts=30 poll=30 spot=0 delete=0
-read_options "name project zone accelerator_type runtime_version create_options repo logs slices max_restarts poll" \
-  "spot delete" "$@"
+read_options "name project zone accelerator_type runtime_version create_options repo logs slices max_restarts poll python" \
+  "spot delete no_check" "$@"
 require name "$label" "give a name of at most 40 small letters, digits and dashes"
 require project "[-a-z0-9:.]+" "give the id of your Google Cloud project"
 require zone "[a-z]+-[a-z]+[0-9]+-[a-z]" "give a zone that has such TPUs, such as us-central1-a"
@@ -161,7 +163,18 @@ wait_until_ready() {
   done
 }
 
+# v5litepod-16 and v6e-16 name chips, v4-16 and v5p-16 the two cores of each.
+generation=${accelerator_type%%-*} count=${accelerator_type##*-}
+case $generation in
+  v5litepod) machine=v5e:$count ;;
+  v6e) machine=v6e:$count ;;
+  v4 | v5p) machine=$generation:$((count / 2)) ;;
+  *) machine='' ;;
+esac
+((slices == 1)) || machine+=${machine:+"*$slices"}
+
 if ((dry_run)); then
+  check_main "$machine"
   ask
   create
   ask
@@ -172,6 +185,7 @@ if ((dry_run)); then
 fi
 
 command -v gcloud >/dev/null || usage_error "gcloud is not installed: see https://cloud.google.com/sdk/docs/install"
+check_main "$machine"
 mkdir -p "$logs"
 while :; do
   wait_until_ready

@@ -123,7 +123,10 @@ CLUSTERS = {
     ),
     "kubectl": ("gke.sh", GKE),
     "xpk": ("gke.sh", XPK),
-    "slurm": ("slurm.sh", [*SLURM, "--partition=gpu", "--account=a", "--sbatch_options=--qos=low --mem=0"]),
+    "slurm": (
+        "slurm.sh",
+        [*SLURM, "--python=python3", "--partition=gpu", "--account=a", "--sbatch_options=--qos=low --mem=0"],
+    ),
     "local": ("local.sh", ["--processes=1"]),
 }
 
@@ -161,3 +164,41 @@ def test_a_dry_run_prints_the_commands_of_a_run_and_runs_none(name, world):
     assert recorded[0]
     (world.path / "input").unlink(missing_ok=True)
     assert record(lambda: [bash(world, line) for line in printed.out.splitlines()]) == recorded
+
+
+# ---- the run is checked before anything is created
+
+CHECKED = {
+    "one slice": ("tpu_vm.sh", TPU, "--machine=v5e:16"),
+    "cores": ("tpu_vm.sh", [*TPU, "--accelerator_type=v5p-128"], "--machine=v5p:64"),
+    "several slices": ("multislice.sh", ["--slices=2", *TPU], "--machine=v5e:16*2"),
+    "kubectl": ("gke.sh", GKE, "--machine=v6e:4x4"),
+    "slurm": ("slurm.sh", [*SLURM, "--python=python3"], "--machine=gpu:8"),
+    "h100": ("slurm.sh", [*SLURM, "--python=python3", "--gpu=h100"], "--machine=h100:8"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_nothing_is_created_for_a_run_that_cannot_work(name, world):
+    script, args, machine = CHECKED[name]
+    for tool in ("gcloud", "kubectl", "sbatch"):
+        world.stub(tool, "echo ACTIVE")
+    world.stub("python3", "echo no seeds >&2; exit 2")
+    done = world.run(script, *args, "--", *MAIN)
+    assert done.returncode == 2
+    assert done.err.splitlines()[0] == "no seeds"
+    assert "--no_check" in done.err.splitlines()[-1]
+    (call,) = world.calls()
+    assert call[:3] == ["python3", "-m", "selfreward_jax.main"]
+    assert call[3:5] == ["--dry_run", machine]
+    assert call[-2:] == MAIN
+
+
+@pytest.mark.parametrize("name", ["kubectl", "slurm"])
+def test_the_check_can_be_left_out(name, world):
+    script, args, _ = CHECKED[name]
+    for tool in ("kubectl", "sbatch"):
+        world.stub(tool)
+    world.stub("python3", "exit 2")
+    assert world.run(script, *args, "--no_check", "--", *MAIN).returncode == 0
+    assert [call[0] for call in world.calls()] == ["kubectl" if name == "kubectl" else "sbatch"]

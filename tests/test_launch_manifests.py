@@ -155,13 +155,13 @@ def test_the_schema_rejects_an_invalid_jobset(path, value, world):
 def test_gke_returns_the_exit_code_of_kubectl(world):
     world.stub("kubectl", "exit 7")
     assert world.run("gke.sh", *GKE, "--", *MAIN).returncode == 7
-    assert world.calls() == [["kubectl", "apply", "-f", "-"]]
+    assert world.calls("kubectl") == [["kubectl", "apply", "-f", "-"]]
 
 
 def test_xpk_restarts_on_the_same_codes_and_gets_the_arguments_unchanged(world):
     world.stub("xpk")
     assert world.run("gke.sh", *XPK, "--slices=2", "--", *MAIN, *ODD).returncode == 0
-    ((tool, *words),) = world.calls()
+    ((tool, *words),) = world.calls("xpk")
     assert [tool, *words[:2]] == ["xpk", "workload", "create"]
     options = dict(w.removeprefix("--").split("=", 1) for w in words[2:])
     assert options["num-slices"] == "2"

@@ -12,7 +12,13 @@ world = launch_stand_ins.world  # a fixture
 
 def test_slurm_requests_one_process_for_each_gpu(world):
     world.stub("sbatch")
-    options = ["--max_requeues=3", "--python=/env/bin/python", "--partition=gpu", "--sbatch_options=--qos=low --mem=0"]
+    options = [
+        "--no_check",
+        "--max_requeues=3",
+        "--python=/env/bin/python",
+        "--partition=gpu",
+        "--sbatch_options=--qos=low --mem=0",
+    ]
     assert world.run("slurm.sh", *SLURM, *options, "--", *MAIN, *ODD).returncode == 0
     ((_, *words),) = world.calls()
     end = words.index(str(LAUNCH / "slurm.sbatch"))
