@@ -5,6 +5,7 @@ import pwd
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, assert_mentions, refused
 
 from selfreward_jax.telemetry import compile_cache
@@ -51,6 +52,36 @@ def test_an_empty_directory_disables_the_cache(tmp_path):
 def test_the_environment_variable_has_priority(tmp_path):
     counted(str(tmp_path / "ours"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
     assert not (tmp_path / "ours").exists()
+
+
+IN_A_BUCKET = """
+import jax
+from selfreward_jax.telemetry import compile_cache
+compile_cache.enable(WHERE)
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_enable_xla_caches)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "env", "directory", "xla"),
+    [
+        ("'gs://b/cache'", {}, "gs://b/cache/", "none"),
+        ("None, 'gs://b/run/'", {}, "gs://b/run/compile_cache/", "none"),
+        ("'/x', 'gs://b/run'", {}, "/x/", "xla_gpu"),
+        ("None, '/runs/a'", {}, "/caches/selfreward_jax/", "xla_gpu"),
+        ("None, 'gs://b/run'", {"JAX_COMPILATION_CACHE_DIR": "/y"}, "/y", "xla_gpu"),
+        ("'/x'", {"JAX_COMPILATION_CACHE_DIR": "gs://b/z"}, "gs://b/z", "none"),
+    ],
+)
+def test_a_cache_may_be_in_a_bucket(where, env, directory, xla):
+    """Then XLA keeps none of its own, which would be a local folder named gs:."""
+    base = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    base |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": "/caches"} | env
+    command = [sys.executable, "-c", IN_A_BUCKET.replace("WHERE", where)]
+    done = subprocess.run(command, cwd=ROOT, env=base, capture_output=True, text=True)
+    found, enabled = done.stdout.split()
+    assert found.startswith(directory), done.stderr
+    assert enabled.startswith(xla)
 
 
 def test_the_default_is_in_the_users_cache_folder(monkeypatch):

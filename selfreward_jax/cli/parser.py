@@ -173,7 +173,8 @@ def _changes(parser: _Parser) -> None:
 
 def _cache(parser: _Parser) -> None:
     parser.add_argument(
-        "--compile_cache", help="folder of compiled programs; empty: none (default: ~/.cache/selfreward_jax)"
+        "--compile_cache",
+        help="folder of compiled programs, or gs://; empty: none (default: ~/.cache, or --workdir in a bucket)",
     )
 
 

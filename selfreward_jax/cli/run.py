@@ -25,7 +25,7 @@ def main(options: argparse.Namespace) -> int:
     distributed = distributed_options(options)
     if options.dry_run:
         return check.main(options)
-    compile_cache.enable(options.compile_cache)
+    compile_cache.enable(options.compile_cache, options.workdir)
     if distributed is None:
         return run(cfg, options)
     return processes.supervise(lambda: run(cfg, options, distributed))

@@ -25,16 +25,22 @@ class CompileCount(NamedTuple):
         return CompileCount(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def enable(directory: str | None = None) -> None:
-    """Caches compiled programs below `directory` from now on, by default in the user's cache folder; "" disables this.
+def enable(directory: str | None = None, workdir: str = "") -> None:
+    """Caches compiled programs below `directory` from now on, a folder or gs://BUCKET/FOLDER; "" disables this.
 
-    Each kind of processor has its own folder: machine code for one may not run on another. The environment variable
-    JAX_COMPILATION_CACHE_DIR has priority over `directory`. If the folder is not writable, JAX warns and the run
-    continues without the cache.
+    By default it is in the user's cache folder; for a working directory in a bucket it is there, since the machines of
+    such a run come and go. Each kind of processor has its own folder: machine code for one may not run on another. The
+    environment variable JAX_COMPILATION_CACHE_DIR has priority over `directory`. If the folder is not writable, JAX
+    warns and the run continues without the cache.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if directory is None:
+        directory = f"{workdir.rstrip('/')}/compile_cache" if "://" in workdir else _default_directory()
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if "://" in (directory if given is None else given):
+        # XLA would keep the results of its own searches beside it, in a local folder of that name.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    if given is not None:
         return
-    directory = _default_directory() if directory is None else directory
     if not directory:
         jax.config.update("jax_compilation_cache_dir", None)
         return
