@@ -94,6 +94,19 @@ check_main() {
   fi
 }
 
+# require_reachable REMEDY [FILE ...]: no setting of selfreward_jax.main names a file or folder of this machine, which the
+# others do not have; but the FILEs, which they get.
+require_reachable() {
+  local remedy=$1 option value file
+  shift
+  for option in data.ift data.eft model.init prompts.source prompts.writer {judge,prompts,pairwise,meta}.template; do
+    value=$(main_option "config.$option")
+    [[ $value && -e $value ]] || continue # a name, an address, or a path of the other machines
+    for file in "$@"; do [[ $file != "$value" ]] || continue 2; done
+    usage_error "--config.$option is '$value', which is on this machine alone: give gs://BUCKET/..., or $remedy"
+  done
+}
+
 # The arguments as one line that a shell splits into the same arguments.
 quoted() {
   local word words=()

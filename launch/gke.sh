@@ -57,6 +57,7 @@ else
   ((total % chips == 0)) || usage_error "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
 fi
 require_main shared
+require_reachable "put it into the image and give its path there"
 # First, so that the user's value overrides it.
 ((slices == 1)) || main=(--config.parallel.replicas="$slices" "${main[@]}")
 

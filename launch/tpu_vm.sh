@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh --name=NAME --project=PROJECT --zone=ZONE --accelerator_type=TYPE --runtime_version=VERSION
 #     [--slices=1] [--spot] [--create_options="--network=NET ..."] [--repo=URL] [--max_restarts=30] [--poll=30] [--delete]
-#     [--logs=runs/launch] [--python=python3] [--no_check] [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
+#     [--copy=FILE[,FILE...]] [--logs=runs/launch] [--python=python3] [--no_check] [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 #
 # Runs selfreward_jax.main on Cloud TPU VMs. It requests them as a queued resource and waits until it is ACTIVE. It copies
 # the project to every worker, installs the requirements, and runs main with --distributed on all of them. TPUs that were
@@ -14,6 +14,7 @@
 #   --spot              cheaper, but may be preempted at any time
 #   --create_options    more options of "gcloud compute tpus queued-resources create", separated by spaces
 #   --repo              clone this URL instead of copying selfreward_jax/, configs/ and requirements.txt
+#   --copy              files and folders of the current folder that the workers get too: seeds, a model
 #   --max_restarts      maximum number of restarts after anything but success and bad input
 #   --poll              seconds between two queries of the TPU state
 #   --delete            delete the TPUs when the run ends, successfully or not
@@ -33,9 +34,9 @@ set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-name='' project='' zone='' accelerator_type='' runtime_version='' create_options='' repo='' logs=runs/launch
+name='' project='' zone='' accelerator_type='' runtime_version='' create_options='' repo='' copy='' logs=runs/launch
 slices=1 max_restarts=30 poll=30 spot=0 delete=0
-read_options "name project zone accelerator_type runtime_version create_options repo logs slices max_restarts poll python" \
+read_options "name project zone accelerator_type runtime_version create_options repo copy logs slices max_restarts poll python" \
   "spot delete no_check" "$@"
 require name "$label" "give a name of at most 40 small letters, digits and dashes"
 require project "[-a-z0-9:.]+" "give the id of your Google Cloud project"
@@ -47,7 +48,10 @@ require max_restarts "$nonnegative" "give the maximum number of restarts, from 0
 require poll "$nonnegative" "give seconds"
 require logs ".+" "give a folder"
 [[ ! $repo ]] || require repo "[^ ]+[:/][^ ]+" "give a URL that the workers can clone"
+[[ ! $copy ]] || require copy "[^/, ]+(,[^/, ]+)*" "give names in the current folder, separated by commas"
+IFS=, read -ra copied <<<"$copy"
 require_main shared
+require_reachable "--copy=NAME for what is in the current folder" "${copied[@]}"
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 tpus=(gcloud compute tpus)
@@ -87,9 +91,26 @@ on_node() {
 }
 
 copy_to() {
-  run "${tpus[@]}" tpu-vm scp --recurse --worker=all "$root/selfreward_jax" "$root/configs" "$root/requirements.txt" \
+  local project=("$root/selfreward_jax" "$root/configs" "$root/requirements.txt")
+  [[ ! $repo ]] || project=()
+  run "${tpus[@]}" tpu-vm scp --recurse --worker=all "${project[@]}" "${copied[@]}" ${passed:+"$passed"} \
     "$1:selfreward/" "${where[@]}"
 }
+
+# Variables that the program reads go to the workers in a file, so that no command line shows a token.
+passed=''
+pass_environment() {
+  local name
+  for name in HF_TOKEN WANDB_API_KEY OPENAI_API_KEY LIBTPU_INIT_ARGS XLA_FLAGS JAX_COMPILATION_CACHE_DIR; do
+    [[ ${!name-} ]] || continue
+    if [[ ! $passed ]]; then
+      passed=$logs/environment
+      ((dry_run)) || { mkdir -p "$logs" && rm -f "$passed" && (umask 077 && : >"$passed"); }
+    fi
+    ((dry_run)) || printf 'export %s=%q\n' "$name" "${!name}" >>"$passed"
+  done
+}
+pass_environment
 
 # gcloud returns the code of the first worker that failed. That worker may only have lost the one with bad input.
 logged() { "$1" "$2" "${3-}" 2>&1 | relay "[$2]" "$logs/$2.log" "failed with exit status 2."; }
@@ -112,6 +133,7 @@ install+=" && python3 -m uv pip install -q --python=.venv/bin/python -r requirem
 set_up() {
   if [[ $repo ]]; then
     on_all on_node "[ -d selfreward ] || git clone -q --depth=1 $(quoted "$repo") selfreward" || return
+    [[ ! $copy && ! $passed ]] || on_all copy_to || return
   else
     on_all on_node "mkdir -p selfreward" && on_all copy_to || return
   fi
@@ -119,7 +141,7 @@ set_up() {
 }
 
 # A process whose connection was lost may still hold the chips. Its process id and command identify it.
-program="cd selfreward && while grep -qs '^\.venv/bin/python' /proc/\$(cat main.pid 2>/dev/null)/cmdline; do"
+program="cd selfreward && { [ ! -f environment ] || . ./environment; } && while grep -qs '^\.venv/bin/python' /proc/\$(cat main.pid 2>/dev/null)/cmdline; do"
 program+=" kill -9 \$(cat main.pid); sleep 1; done; echo \$\$ >main.pid;"
 program+=" exec .venv/bin/python -m selfreward_jax.main --distributed $(quoted "${main[@]}")"
 

@@ -202,3 +202,16 @@ def test_the_check_can_be_left_out(name, world):
     world.stub("python3", "exit 2")
     assert world.run(script, *args, "--no_check", "--", *MAIN).returncode == 0
     assert [call[0] for call in world.calls()] == ["kubectl" if name == "kubectl" else "sbatch"]
+
+
+@pytest.mark.parametrize(("script", "given"), [("tpu_vm.sh", TPU), ("gke.sh", GKE)])
+@pytest.mark.parametrize("field", ["data.ift", "model.init", "judge.template"])
+def test_a_file_that_the_workers_do_not_have_is_refused(script, given, field, world):
+    (world.path / "mine").mkdir()
+    done = world.run(script, *given, "--", *MAIN, f"--config.{field}=mine")
+    assert (done.returncode, done.err.count("\n")) == (2, 1)
+    assert f"--config.{field} is 'mine'" in done.err
+    assert "gs://" in done.err
+    assert world.calls() == []
+    elsewhere = world.run(script, *given, "--dry_run", "--", *MAIN, f"--config.{field}=/on/the/workers")
+    assert elsewhere.returncode == 0

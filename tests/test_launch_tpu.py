@@ -176,3 +176,28 @@ def test_a_worker_kills_its_disconnected_process_and_gets_its_arguments_unchange
     finally:
         lost.kill()
         other.kill()
+
+
+def test_the_workers_get_files_and_variables_and_no_command_shows_a_token(tpu, world):
+    (world.path / "ift.jsonl").write_text("{}")
+    (world.path / "model").mkdir()
+    main = [*MAIN, "--config.data.ift=ift.jsonl", "--config.model.init=model"]
+    done = tpu(["ACTIVE"], [0], "--copy=ift.jsonl,model", main=main, HF_TOKEN="se cret", XLA_FLAGS="--a=1 --b")
+    assert done.returncode == 0, done.err
+    (copy,) = [c for c in world.calls("gcloud") if c[4] == "scp"]
+    assert {"ift.jsonl", "model", "runs/launch/environment"} <= set(copy)
+    assert "se cret" not in done.out + done.err + world.log.read_text()
+    passed = world.path / "runs" / "launch" / "environment"
+    assert passed.stat().st_mode & 0o777 == 0o600
+    assert bash(world, f'. {passed}; printf \'%s|%s\' "$HF_TOKEN" "$XLA_FLAGS"') == "se cret|--a=1 --b"
+    command = world.calls("gcloud")[-1][-1]
+    assert ". ./environment" in command
+
+
+def test_files_are_copied_beside_a_clone_too(tpu, world):
+    (world.path / "ift.jsonl").write_text("{}")
+    main = [*MAIN, "--config.data.ift=ift.jsonl"]
+    assert tpu(["ACTIVE"], [0], "--repo=https://host/a.git", "--copy=ift.jsonl", main=main).returncode == 0
+    (copy,) = [c for c in world.calls("gcloud") if c[4] == "scp"]
+    assert "ift.jsonl" in copy
+    assert not any("selfreward_jax" in word for word in copy)
