@@ -2,12 +2,9 @@
 # launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [--chips=4] [--slices=1] [--spot]
 #     [--max_restarts=30] [--namespace=default] [--service_account=default] [--python=python3] [--no_check] [--manifest]
 #     [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
-# launch/gke.sh --xpk --name=NAME --image=IMAGE --cluster=CLUSTER --project=PROJECT --zone=ZONE --tpu_type=TYPE
-#     [--slices=1] [--spot] [--max_restarts=30] [--python=python3] [--no_check] [--dry_run] -- ...
 #
 # Runs selfreward_jax.main on TPU slices of the GKE cluster that kubectl is connected to. It fills in
-# launch/gke_jobset.yaml and applies it. The cluster needs the JobSet controller, 0.6 or later. With --xpk the run is
-# submitted through xpk, to a cluster that xpk created.
+# launch/gke_jobset.yaml and applies it. The cluster needs the JobSet controller, 0.6 or later.
 #
 #   --name             of the JobSet
 #   --image            container image with the project in its working directory: launch/Dockerfile
@@ -22,40 +19,31 @@
 #   --no_check         submit without that check
 #   --manifest         print the manifest and apply nothing
 #   --dry_run          print the command and run nothing
-#   --tpu_type         the type as xpk names it, such as v5litepod-16
 #
 # Notes: the command returns at once, and the cluster does the rest, restarts too. A waiting pod costs nothing; a node that
 # the autoscaler created for it does. A finished JobSet remains. To resume a run, delete the JobSet
 # (kubectl delete jobset NAME) and repeat the command.
 #
-# Exit code: 2 bad input, else that of kubectl or xpk.
+# Exit code: 2 bad input, else that of kubectl.
 set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
 name='' image='' accelerator='' topology='' chips=4 slices=1 max_restarts=30 namespace=default service_account=default
-spot=0 xpk=0 manifest=0 cluster='' project='' zone='' tpu_type=''
-read_options "name image accelerator topology chips slices max_restarts namespace service_account cluster project \
-zone tpu_type python" "spot xpk manifest no_check" "$@"
+spot=0 manifest=0
+read_options "name image accelerator topology chips slices max_restarts namespace service_account python" \
+  "spot manifest no_check" "$@"
 require name "$label" "give a name of at most 40 small letters, digits and dashes"
 require image "[A-Za-z0-9][-A-Za-z0-9._/:@]*" "give a container image with the project in it: launch/Dockerfile makes one"
 require slices "$positive" "give the number of slices, from 1"
 require max_restarts "$nonnegative" "give the maximum number of restarts, from 0"
-if ((xpk)); then
-  require cluster "$label" "give the name of a cluster that xpk created"
-  require project "[-a-z0-9:.]+" "give the id of your Google Cloud project"
-  require zone "[a-z]+-[a-z]+[0-9]+(-[a-z])?" "give the cluster's zone, such as us-central1-a"
-  require tpu_type "[-a-z0-9]+" "give the TPU type as xpk names it, such as v5litepod-16"
-  ((!spot)) || usage_error "--spot cannot be used with --xpk: spot nodes are chosen when xpk creates the cluster"
-else
-  require accelerator "[a-z][-a-z0-9]*" "give the node pool's gke-tpu-accelerator, such as tpu-v5-lite-podslice"
-  require topology "$positive(x$positive){1,2}" "give the node pool's gke-tpu-topology, such as 4x4 or 2x2x4"
-  require chips "$positive" "give the chips of one host, such as 4"
-  require namespace "$label" "give a Kubernetes namespace"
-  require service_account "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes service account"
-  total=$((${topology//x/*}))
-  ((total % chips == 0)) || usage_error "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
-fi
+require accelerator "[a-z][-a-z0-9]*" "give the node pool's gke-tpu-accelerator, such as tpu-v5-lite-podslice"
+require topology "$positive(x$positive){1,2}" "give the node pool's gke-tpu-topology, such as 4x4 or 2x2x4"
+require chips "$positive" "give the chips of one host, such as 4"
+require namespace "$label" "give a Kubernetes namespace"
+require service_account "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes service account"
+total=$((${topology//x/*}))
+((total % chips == 0)) || usage_error "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
 require_main shared
 require_reachable "put it into the image and give its path there"
 # First, so that the user's value overrides it.
@@ -71,15 +59,6 @@ case $accelerator in
 esac
 ((slices == 1)) || machine+=${machine:+"*$slices"}
 ((manifest)) || check_main "$machine"
-
-if ((xpk)); then
-  # By default xpk restarts only after 42 and 127 to 255; with these codes, after everything but 0 and 2.
-  run xpk workload create --workload="$name" --cluster="$cluster" --project="$project" --zone="$zone" \
-    --tpu-type="$tpu_type" --num-slices="$slices" --docker-image="$image" --max-restarts="$max_restarts" \
-    --restart-on-exit-codes=1,3-126 \
-    --command="$(quoted python -m selfreward_jax.main --distributed "${main[@]}")"
-  exit
-fi
 
 # The arguments as a JSON list, which is valid YAML. Kubernetes reads $$ as $, and $(NAME) as a variable.
 list() {

@@ -17,9 +17,6 @@ MAIN = ["--config=configs/iter3.py:llama3_8b", "--workdir=gs://bucket/run"]
 ODD = ["--config.data.ift=a b", '--config.x=it\'s "$HOME" $(NAME) ${NAME} & \\n ; *']
 TPU = "--name=run1 --project=proj --zone=us-central1-a --accelerator_type=v5litepod-16 --runtime_version=v2-x".split()
 GKE = "--name=run1 --image=reg.dev/p/i:1 --accelerator=tpu-v6e-slice --topology=4x4".split()
-XPK = (
-    "--xpk --name=run1 --image=reg.dev/p/i:1 --cluster=c --project=proj --zone=us-central1-a --tpu_type=v6e-16".split()
-)
 SLURM = "--nodes=2 --gpus=4".split()
 
 

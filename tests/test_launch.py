@@ -9,7 +9,7 @@ from pathlib import Path
 
 import launch_stand_ins
 import pytest
-from launch_stand_ins import GCLOUD, GKE, LAUNCH, MAIN, ODD, SLURM, TPU, XPK, bash
+from launch_stand_ins import GCLOUD, GKE, LAUNCH, MAIN, ODD, SLURM, TPU, bash
 
 world = launch_stand_ins.world  # a fixture
 
@@ -75,7 +75,6 @@ BAD = [
     ],
     *[("tpu_vm.sh", [o for o in TPU if o != missing], [missing.split("=")[0]]) for missing in TPU],
     *[("gke.sh", [o for o in GKE if o != missing], [missing.split("=")[0]]) for missing in GKE],
-    *[("gke.sh", [o for o in XPK if o != missing], [missing.split("=")[0]]) for missing in XPK[1:]],
     *[("slurm.sh", [o for o in SLURM if o != missing], [missing.split("=")[0]]) for missing in SLURM],
     ("local.sh", ["--processes"], ["--processes", "--processes=VALUE"]),
     ("local.sh", ["--processes=two"], ["--processes", "'two'", "1"]),
@@ -95,7 +94,6 @@ BAD = [
     ("gke.sh", [*GKE, "--topology=4"], ["--topology", "'4'", "4x4"]),
     ("gke.sh", [*GKE, "--topology=3x3"], ["--chips", "'4'", "3x3"]),
     ("gke.sh", [*GKE, "--image=a b"], ["--image", "'a b'", "Dockerfile"]),
-    ("gke.sh", [*XPK, "--spot"], ["--spot", "--xpk"]),
     ("slurm.sh", [*SLURM, "--time=long"], ["--time", "'long'", "24:00:00"]),
     ("slurm.sh", [*SLURM, "--python=a b"], ["--python", "'a b'", ".venv/bin/python"]),
 ]
@@ -122,7 +120,6 @@ CLUSTERS = {
         [*TPU, "--repo=https://host/a.git", "--poll=0", "--create_options=--network=n --tags=t"],
     ),
     "kubectl": ("gke.sh", GKE),
-    "xpk": ("gke.sh", XPK),
     "slurm": (
         "slurm.sh",
         [*SLURM, "--python=python3", "--partition=gpu", "--account=a", "--sbatch_options=--qos=low --mem=0"],
@@ -141,7 +138,7 @@ def test_a_dry_run_prints_the_commands_of_a_run_and_runs_none(name, world):
     assert world.calls() == []
 
     world.stub("gcloud", GCLOUD)
-    for tool in ("kubectl", "xpk", "sbatch"):
+    for tool in ("kubectl", "sbatch"):
         world.stub(tool, 'cat >"$STATE/input"' if tool == "kubectl" else "")
     world.stub("python", 'echo "$XLA_FLAGS $JAX_PLATFORMS" >>"$STATE/input"')
 

@@ -1,14 +1,13 @@
 """Manifests for GKE and SkyPilot: checked against schemas of their fields, and the commands that a machine runs."""
 
 import copy
-import shlex
 import shutil
 import subprocess
 
 import launch_stand_ins
 import pytest
 import yaml
-from launch_stand_ins import GKE, LAUNCH, MAIN, ODD, XPK
+from launch_stand_ins import GKE, LAUNCH, MAIN, ODD
 
 world = launch_stand_ins.world  # a fixture
 
@@ -156,23 +155,6 @@ def test_gke_returns_the_exit_code_of_kubectl(world):
     world.stub("kubectl", "exit 7")
     assert world.run("gke.sh", *GKE, "--", *MAIN).returncode == 7
     assert world.calls("kubectl") == [["kubectl", "apply", "-f", "-"]]
-
-
-def test_xpk_restarts_on_the_same_codes_and_gets_the_arguments_unchanged(world):
-    world.stub("xpk")
-    assert world.run("gke.sh", *XPK, "--slices=2", "--", *MAIN, *ODD).returncode == 0
-    ((tool, *words),) = world.calls("xpk")
-    assert [tool, *words[:2]] == ["xpk", "workload", "create"]
-    options = dict(w.removeprefix("--").split("=", 1) for w in words[2:])
-    assert options["num-slices"] == "2"
-    assert options["tpu-type"] == "v6e-16"
-    restarted = {42, *range(127, 256)}  # by default
-    for span in options["restart-on-exit-codes"].split(","):
-        first, _, last = span.partition("-")
-        restarted |= set(range(int(first), int(last or first) + 1))
-    assert set(range(1, 256)) - restarted == {2}
-    program = ["python", "-m", "selfreward_jax.main", "--distributed", "--config.parallel.replicas=2"]
-    assert shlex.split(options["command"]) == [*program, *MAIN, *ODD]
 
 
 # ---- SkyPilot
