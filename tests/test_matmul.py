@@ -1,11 +1,16 @@
 """The product of activations and a weight: value and gradients are those of tensordot."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.matmul import matmul
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.train.logprobs import token_logprobs
 
 SHAPES = [((2, 3, 4), (4, 5), 1), ((2, 3, 4), (4, 5, 6), 1), ((2, 3, 4, 5), (4, 5, 6), 2), ((3, 4), (4, 2), 1)]
 
@@ -36,3 +41,32 @@ def test_no_weight_gradient_is_transposed():
     x, w = jnp.ones((2, 3, 4)), jnp.ones((4, 5))
     jaxpr = jax.make_jaxpr(jax.grad(lambda w: jnp.sum(matmul(x, w, 1) ** 2)))(w)
     assert "transpose" not in {eqn.primitive.name for eqn in jaxpr.eqns}
+
+
+def products(lowered):
+    """For each matrix product of a lowered program its type, and whether it is exact."""
+    lines = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    dtypes = [re.search(r": \(tensor<(?:\d+x)*(\w+)>", line)[1] for line in lines]
+    return list(zip(dtypes, ("HIGHEST" in line for line in lines), strict=True))
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_means_float32(impl, dtype, random_params):
+    """On accelerators too, forward and backward. Their default would be bfloat16 or TF32."""
+    cfg = DecoderConfig(
+        vocab_size=32, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, dtype=dtype,
+        attention=impl,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), random_params(cfg))
+    tokens = jnp.zeros((2, 8), jnp.int32)
+    model = Decoder(cfg)
+
+    def loss(params):
+        return jnp.sum(token_logprobs(model, params, tokens))
+
+    lowered = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=("tpu",))
+    found = products(lowered)
+    assert len(found) > 30
+    assert {"float32": "f32", "bfloat16": "bf16"}[dtype] in {kind for kind, _ in found}
+    assert all(is_exact == (kind == "f32") for kind, is_exact in found if dtype == "float32" or kind == "bf16")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from selfreward_jax.llm.matmul import exact
 from selfreward_jax.parallel.sharding import devices_in_use
 
 
@@ -68,7 +69,7 @@ def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | Non
         P, K, _, S = k.shape
         # [P, K, G*T*M, H]: all queries that read the same keys in one matrix product.
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-        s = jnp.matmul(q.reshape(P, K, -1, H), k, preferred_element_type=jnp.float32)
+        s = jnp.matmul(q.reshape(P, K, -1, H), k, precision=exact(k.dtype), preferred_element_type=jnp.float32)
         s = s / math.sqrt(H) if scale is None else s * scale
         s = s if softcap is None else soft_cap(s, softcap)
         s = s.reshape(P, K, B // P, T, N // K, S)
@@ -91,7 +92,8 @@ def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | Non
         P, K, G, _, M, S = s.shape
         e = jnp.exp(s - to_PKGTM(max_BTN, s)[..., None])
         denominator = denominator + to_BTN(e.sum(-1))
-        o = jnp.matmul(e.astype(v.dtype).reshape(P, K, G * T * M, S), v, preferred_element_type=jnp.float32)
+        e = e.astype(v.dtype).reshape(P, K, G * T * M, S)
+        o = jnp.matmul(e, v, precision=exact(v.dtype), preferred_element_type=jnp.float32)
         out = out + o.reshape(P, K, G, T, M, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, T, N, H)
     return (out / denominator[..., None]).astype(q_BTNH.dtype)
 

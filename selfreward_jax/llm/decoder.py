@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from selfreward_jax.llm import experts
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask_row, in_window, soft_cap
-from selfreward_jax.llm.matmul import matmul
+from selfreward_jax.llm.matmul import exact, matmul
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, init_params, param_specs
 from selfreward_jax.llm.rotary import apply_rope, rope_cos_sin
@@ -323,7 +323,7 @@ class Decoder(nn.Module):
 
 def logits_of(cfg: DecoderConfig, x_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D] and the output matrix, or some of its columns."""
-    logits = jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(x_BTD, head_DV, precision=exact(x_BTD.dtype), preferred_element_type=jnp.float32)
     logits = logits if cfg.logit_scale == 1.0 else logits * cfg.logit_scale
     return logits if cfg.logit_softcap is None else soft_cap(logits, cfg.logit_softcap)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from selfreward_jax.llm.matmul import exact, matmul
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.parallel.sharding import BATCH_AXES
 
@@ -22,7 +23,7 @@ def mixture(cfg: DecoderConfig, w: dict[str, jax.Array], x_BTD: jax.Array, activ
     Each device has some experts as a whole, and its own rows. It computes its experts for its rows; the results are
     summed over the mesh axis `tensor`. No token is dropped.
     """
-    index_BTk, weight_BTk = route(cfg, jnp.einsum("BTD,DE->BTE", x_BTD, w["router"]))
+    index_BTk, weight_BTk = route(cfg, matmul(x_BTD, w["router"], 1))
     matrices = [w[name] for name in ("w_gate", "w_up", "w_down")]
     run = partial(_experts, activation=activation)
     if jax.sharding.get_abstract_mesh().empty:
@@ -71,8 +72,9 @@ def _experts(
     sizes_E = jnp.bincount(jnp.where(is_here_A, expert_A, E), length=E + 1)[:E].astype(jnp.int32)
     token_A = order_A // k
     rows_AD = x_BTD.reshape(-1, D)[token_A]
-    gate_AF, up_AF = (jax.lax.ragged_dot(rows_AD, m, sizes_E) for m in (gate_EDF, up_EDF))
-    out_AD = jax.lax.ragged_dot((activation(gate_AF) * up_AF).astype(x_BTD.dtype), down_EFD, sizes_E)
+    product = partial(jax.lax.ragged_dot, group_sizes=sizes_E, precision=exact(x_BTD.dtype))
+    gate_AF, up_AF = (product(rows_AD, m) for m in (gate_EDF, up_EDF))
+    out_AD = product((activation(gate_AF) * up_AF).astype(x_BTD.dtype), down_EFD)
     weight_A1 = jnp.where(is_here_A, weight_BTk.reshape(-1), 0)[order_A][:, None]
     out_AD = jnp.where(is_here_A[order_A][:, None], out_AD * weight_A1, 0)
     y_BTD = jnp.zeros((B * T, D), x_BTD.dtype).at[token_A].add(out_AD).reshape(B, T, D)

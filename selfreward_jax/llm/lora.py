@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from selfreward_jax.llm.matmul import matmul
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, Params, param_specs
 
@@ -42,7 +43,7 @@ def merge(cfg: DecoderConfig, params: Params) -> Params:
     layers = dict(params["layers"])
     for name in cfg.lora_targets if cfg.lora_rank else ():
         a, b = layers.pop(f"{name}_a"), layers.pop(f"{name}_b")
-        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a.astype(jnp.float32), b.astype(jnp.float32))
+        product = jax.vmap(lambda a, b: matmul(a, b, 1))(a.astype(jnp.float32), b.astype(jnp.float32))
         merged = layers[name].astype(jnp.float32) + product * (cfg.lora_alpha / cfg.lora_rank)
         layers[name] = merged.astype(layers[name].dtype)
     return {**params, "layers": layers}

@@ -36,7 +36,7 @@ def resolve_impl(impl: str, platform: str, dtype: str, head_dim: int = 128) -> s
     if impl != "auto":
         return impl
     if platform == "tpu":
-        return "splash"
+        return "splash" if dtype != "float32" else "reference"  # the kernel multiplies float32 numbers in bfloat16
     if platform in ("gpu", "cuda"):
         return "cudnn" if dtype in ("bfloat16", "float16") and head_dim <= MAX_CUDNN_HEAD else "xla"
     return "reference"
@@ -117,7 +117,10 @@ def self_attention(
         return jax.nn.dot_product_attention(
             q_BTNH, k_BTKH, v_BTKH, is_causal=True, local_window_size=local_window, implementation="cudnn", scale=scale
         )
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl, scale=scale)
+    with jax.default_matmul_precision("highest" if q_BTNH.dtype == jnp.float32 else None):
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl, scale=scale
+        )
 
 
 def self_mask(length: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:

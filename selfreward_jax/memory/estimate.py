@@ -74,8 +74,8 @@ def training_bytes(
     frozen = itemsize * parameter_count(param_specs(base)) if cfg.lora.rank else 0
     rows = settings.batch_size * (2 if stage == "dpo" else 1) / settings.grad_accum_steps / batch_divisor(mesh.abstract)
     tokens = max(1, rows) * (pair_len if stage == "dpo" else settings.seq_len)
-    gathered = itemsize * 2 * (_layer_parameters(base) + base.vocab_size * base.dim) / mesh.tensor
-    parts = (state + frozen) / shards, gathered * (mesh.fsdp > 1), _activations(base, mesh, tokens, itemsize)
+    whole_weights = itemsize * 2 * (_layer_parameters(base) + base.vocab_size * base.dim) / mesh.tensor
+    parts = (state + frozen) / shards, whole_weights * (mesh.fsdp > 1), _activations(base, mesh, tokens, itemsize)
     return int(sum(parts)) + 3 * 4 * MAX_LOGITS  # logits, their gradient, and their exponentials
 
 
@@ -90,7 +90,7 @@ def _activations(model: DecoderConfig, mesh: MeshShape, tokens: float, itemsize:
 
 
 def _layer_parameters(model: DecoderConfig) -> int:
-    """Of one layer; of experts only some are gathered at once, as each device has its own."""
+    """Of one layer; of experts only some are whole_weights at once, as each device has its own."""
     return parameter_count(param_specs(model)["layers"]) // model.num_layers // max(1, model.num_experts // 4)
 
 
