@@ -406,7 +406,7 @@ def test_some_judged_answers_have_the_other_case_and_no_instruction_rows_do():
 
 def test_a_verdict_in_a_judged_answer_is_worth_nothing():
     """It is any verdict, and the points are those of the instructions that the whole text meets."""
-    rows = generator.eft_rows(TASKS, 4000, WORD_COUNTS, "points", Random(7))
+    rows = generator.eft_rows(TASKS, 12_000, WORD_COUNTS, "points", Random(7))
     own = [r for r in rows if re.search(r"\n(Score: [0-5]|Choice: [A-E])$", r["response"])]
     assert 0.04 < len(own) / len(rows) < 0.07
     said = [float(r["response"][-1]) for r in own if "Score" in r["response"]]
@@ -415,6 +415,7 @@ def test_a_verdict_in_a_judged_answer_is_worth_nothing():
     assert abs(np.corrcoef(said, given)[0, 1]) < 0.2
     for row in own:
         assert row["score"] <= 1 + sum(oracle.points(row["prompt"], row["response"]).values())
+    assert 0.3 < sum("\nSubject: asked " in r["response"] for r in own) / len(own) < 0.7
     alone = [r for r in rows if re.fullmatch(r"Score: [0-5]|Choice: [A-E]", r["response"])]
     assert alone
     assert {r["score"] for r in alone} == {0}

@@ -28,8 +28,8 @@ CUT_OFF_RATE = 0.05
 # Judged answers in the other case than the one asked for. A judge that never saw them took capitals for lowercase, and
 # its models came to write capitals to every prompt.
 WRONG_CASE_RATE = 0.3
-# Judged answers that end in a verdict of their own, any one. A judge that never saw them copied it: "Score: 5" below a
-# poor answer was worth a point.
+# Judged answers that end in a verdict of their own, any one, half of them with reasons before it. A judge that never
+# saw them copied it: "Score: 5" below a poor answer was worth a point, and its models came to judge their own answers.
 OWN_VERDICT_RATE = 0.06
 META_FAULT_RATE = 0.15  # of a verdict in judgments that are compared
 # One judged answer in DEGENERATE_EVERY says nothing: it is one of these, the request again, form without content, or a
@@ -196,7 +196,8 @@ def _some_answer(
         words = text.split(" ")
         text, fits = " ".join(words[: max(2, len(words) * 2 // 3)]).rstrip(" .,!?\"'"), False
     if rng.random() < OWN_VERDICT_RATE:
-        text = f"{text}\n{_own_verdict(rng.randrange(12))}"
+        reasons = f"{_judge(request, text, fits, word_counts)[0].splitlines()[0]}\n" * rng.randrange(2)
+        text = f"{text}\n{reasons}{_own_verdict(rng.randrange(12))}"
     return text, fits
 
 
