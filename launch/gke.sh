@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [--chips=4] [--slices=1] [--spot]
-#     [--max_restarts=30] [--namespace=default] [--service_account=default] [--python=python3] [--no_check] [--manifest]
-#     [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
+#     [--max_restarts=30] [--namespace=default] [--service_account=default] [--secret=NAME] [--python=python3] [--no_check]
+#     [--manifest] [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 #
 # Runs selfreward_jax.main on TPU slices of the GKE cluster that kubectl is connected to. It fills in
 # launch/gke_jobset.yaml and applies it. The cluster needs the JobSet controller, 0.6 or later.
@@ -15,6 +15,8 @@
 #   --spot             only on nodes of spot node pools
 #   --max_restarts     maximum number of restarts after anything but success and bad input
 #   --service_account  the Kubernetes account with write access to the bucket (Workload Identity)
+#   --secret           a Kubernetes secret whose keys become variables of the program, such as HF_TOKEN or XLA_FLAGS:
+#                      kubectl create secret generic NAME --from-literal=HF_TOKEN=...
 #   --python           the interpreter here that has selfreward_jax: it checks the run first
 #   --no_check         submit without that check
 #   --manifest         print the manifest and apply nothing
@@ -30,8 +32,8 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 name='' image='' accelerator='' topology='' chips=4 slices=1 max_restarts=30 namespace=default service_account=default
-spot=0 manifest=0
-read_options "name image accelerator topology chips slices max_restarts namespace service_account python" \
+spot=0 manifest=0 secret=''
+read_options "name image accelerator topology chips slices max_restarts namespace service_account secret python" \
   "spot manifest no_check" "$@"
 require name "$label" "give a name of at most 40 small letters, digits and dashes"
 require image "[A-Za-z0-9][-A-Za-z0-9._/:@]*" "give a container image with the project in it: launch/Dockerfile makes one"
@@ -42,6 +44,7 @@ require topology "$positive(x$positive){1,2}" "give the node pool's gke-tpu-topo
 require chips "$positive" "give the chips of one host, such as 4"
 require namespace "$label" "give a Kubernetes namespace"
 require service_account "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes service account"
+[[ ! $secret ]] || require secret "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes secret"
 total=$((${topology//x/*}))
 ((total % chips == 0)) || usage_error "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
 require_main shared
@@ -75,9 +78,10 @@ list() {
 
 text=$(sed '/^ *#/d' "$(dirname "$0")/gke_jobset.yaml")
 ((spot)) || text=$(grep -v "with --spot only" <<<"$text")
+[[ $secret ]] || text=$(grep -v "with --secret only" <<<"$text")
 declare -A values=([NAME]=$name [NAMESPACE]=$namespace [MAX_RESTARTS]=$max_restarts [SLICES]=$slices
   [HOSTS]=$((total / chips)) [SERVICE_ACCOUNT]=$service_account [ACCELERATOR]=$accelerator [TOPOLOGY]=$topology
-  [IMAGE]=$image [CHIPS]=$chips)
+  [IMAGE]=$image [CHIPS]=$chips [SECRET]=$secret)
 for key in "${!values[@]}"; do text=${text//"\${$key}"/"${values[$key]}"}; done
 text=${text/"\${ARGUMENTS}"/"$(list "${main[@]}")"} # last, so that user text is not substituted
 

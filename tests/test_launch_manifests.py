@@ -39,6 +39,7 @@ CONTAINER = closed(
     ports=many(closed("containerPort", containerPort={"type": "integer", "minimum": 1, "maximum": 65535})),
     command=many(WORD),
     args=many(WORD),
+    envFrom=many(closed("secretRef", secretRef=closed("name", name=WORD))),
     resources=closed("limits", limits={"type": "object", "additionalProperties": COUNT}),
 )
 POD = closed(
@@ -105,6 +106,13 @@ def test_the_manifest_is_a_jobset(world):
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"] == ["python", "-m", "selfreward_jax.main", "--distributed"]
     assert container["args"] == ["--config.parallel.replicas=3", *MAIN]
+
+
+def test_a_secret_becomes_variables(world):
+    found = manifest(world, "--secret=keys", "--", *MAIN)
+    assert faults(JOBSET, found) == []
+    (container,) = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
 def test_the_manifest_fails_on_bad_input_and_restarts_on_anything_else(world):
