@@ -3,13 +3,12 @@
     python -m benchmarks.fit_table [--rows=8b,70b] [--only=prefill,decode] [--write [--missing]]
 
 Each row of TPU figures comes from `selfreward-jax fits` with the options shown: the run's own programs,
-compiled for the slice. Rows for GPUs are estimated, not compiled: training state, activations, the widest layer after
-all-gather, and a chunk of logits. Prints JSON lines. With --write, new rows are merged into benchmarks/fit_table.jsonl,
+compiled for the slice, with what the planner chooses where they leave it open. Rows for GPUs are estimated by the
+planner alone. Prints JSON lines. With --write, new rows are merged into benchmarks/fit_table.jsonl,
 and the document is written from all rows.
 """
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,9 @@ from pathlib import Path
 from absl import app, flags
 
 from selfreward_jax import config
-from selfreward_jax.config import validate
-from selfreward_jax.llm.parameters import is_param_spec, param_specs, parameter_count
+from selfreward_jax.memory import planner
+from selfreward_jax.memory.machines import parse_machine
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.train.logprobs import MAX_LOGITS
 
 _ROWS = flags.DEFINE_string("rows", "", "Only rows whose name contains one of these, separated by commas.")
 _MISSING = flags.DEFINE_bool("missing", False, "With --write: only rows that are not stored yet.")
@@ -30,75 +28,46 @@ GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
 ROWS_FILE, DOCUMENT = ROOT / "benchmarks/fit_table.jsonl", ROOT / "docs/fits.md"
 
-_BATCH_64 = "--config.sampling.max_concurrent=64"
-# Name, preset, slice, options. DPO at 2,048 tokens per side for pretrained models.
+# Name, preset, slice, options; the planner chooses what they leave open. DPO at 2,048 tokens a side for pretrained models.
 COMPILED = [
     ("tiny", "tiny", "v5e:1x1", ""),
     ("micro", "micro", "v5e:1x1", ""),
     ("scratch", "scratch", "v5e:1x1", ""),
+    ("135m", "smollm2_135m", "v5e:1x1", ""),
     ("135m", "smollm2_135m", "v5e:2x2", ""),
-    ("135m", "smollm2_135m", "v4:2x2x1", ""),
-    ("135m", "smollm2_135m", "v5p:2x2x1", ""),
-    ("135m", "smollm2_135m", "v6e:2x2", ""),
-    ("1b", "tinyllama", "v5e:2x2", "--config.parallel.fsdp=4"),
-    ("1b", "tinyllama", "v5e:1x1", "--config.sft.grad_accum_steps=16 --config.dpo.grad_accum_steps=16"),
-    ("1b", "tinyllama", "v4:2x2x1", "--config.parallel.fsdp=4"),
-    ("1b", "tinyllama", "v5p:2x2x1", "--config.parallel.fsdp=4"),
-    ("1b", "tinyllama", "v6e:2x2", "--config.parallel.fsdp=4"),
-    ("1b gemma3", "gemma3_1b", "v5e:2x2", "--config.parallel.fsdp=4"),
-    ("1b gemma3", "gemma3_1b", "v5p:2x2x1", "--config.parallel.fsdp=4"),
-    ("8b", "llama3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8 {_BATCH_64}"),
-    ("8b", "llama3_8b", "v5e:2x4", f"--config.parallel.fsdp=8 --config.parallel.sampling_tensor=8 {_BATCH_64}"),
-    ("8b", "llama3_8b", "v5p:2x2x2", "--config.parallel.fsdp=8 --config.parallel.sampling_tensor=2"),
-    ("8b", "llama3_8b", "v6e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=4 {_BATCH_64}"),
-    ("8b", "llama3_8b", "v4:2x2x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=4 {_BATCH_64}"),
-    ("8b qwen3", "qwen3_8b", "v5e:4x4", f"--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8 {_BATCH_64}"),
-    (
-        "8b lora",
-        "llama3_8b",
-        "v5e:2x2",
-        "--config.lora.rank=16 --config.parallel.fsdp=4 --config.parallel.sampling_tensor=4 "
-        "--config.sampling.max_concurrent=16 --config.sft.grad_accum_steps=4 --config.dpo.grad_accum_steps=4",
-    ),
-    (
-        "27b gemma3",
-        "llama3_8b",
-        "v5p:4x4x4",
-        "--config.model.init=hub:google/gemma-3-27b-pt@main --config.parallel.fsdp=16 --config.parallel.tensor=4 "
-        "--config.parallel.sampling_tensor=8",
-    ),
-    (
-        "30b qwen3 moe",
-        "qwen3_8b",
-        "v5p:4x4x4",
-        "--config.model.init=hub:Qwen/Qwen3-30B-A3B-Base@main --config.parallel.fsdp=16 --config.parallel.tensor=4 "
-        "--config.parallel.sampling_tensor=4",
-    ),
-    ("70b", "llama2_70b", "v5p:4x4x4", "--config.parallel.sampling_tensor=8"),
-    ("70b", "llama2_70b", "v5p:2x2x4", "--config.parallel.fsdp=4 --config.parallel.sampling_tensor=8"),
-    (
-        "70b",
-        "llama2_70b",
-        "v4:4x4x8",
-        "--config.parallel.fsdp=16 --config.parallel.tensor=8 --config.sampling.max_concurrent=128",
-    ),
-    ("70b", "llama2_70b", "v6e:8x8", "--config.parallel.fsdp=16 --config.parallel.sampling_tensor=8"),
-    (
-        "70b",
-        "llama2_70b",
-        "v5e:16x16",
-        "--config.parallel.fsdp=32 --config.parallel.tensor=8 --config.sft.batch_size=32 --config.dpo.batch_size=32",
-    ),
+    ("270m gemma3", "gemma3_270m", "v5e:1x1", ""),
+    ("1b", "tinyllama", "v5e:2x2", ""),
+    ("1b", "tinyllama", "v5e:2x4", ""),
+    ("1b", "tinyllama", "v6e:2x2", ""),
+    ("1b gemma3", "gemma3_1b", "v5e:2x2", ""),
+    ("3b", "smollm3_3b", "v5e:4x4", ""),
+    ("8b", "llama3_8b", "v5e:4x4", ""),
+    ("8b", "llama3_8b", "v5e:2x4", ""),
+    ("8b", "llama3_8b", "v6e:2x4", ""),
+    ("8b", "llama3_8b", "v5p:2x2x2", ""),
+    ("8b", "llama3_8b", "v4:2x2x4", ""),
+    ("8b qwen3", "qwen3_8b", "v5e:4x4", ""),
+    ("8b lora", "llama3_8b", "v5e:2x2", "--config.lora.rank=16"),
+    ("27b gemma3", "llama3_8b", "v5p:4x4x4", "--config.model.init=hub:google/gemma-3-27b-pt@main"),
+    ("30b qwen3 moe", "qwen3_8b", "v5p:4x4x4", "--config.model.init=hub:Qwen/Qwen3-30B-A3B-Base@main"),
+    ("70b", "llama2_70b", "v5p:4x4x4", ""),
+    ("70b", "llama2_70b", "v4:4x4x8", "--config.sft.batch_size=32 --config.dpo.batch_size=32"),
+    ("70b", "llama2_70b", "v6e:8x8", "--config.dpo.eval_every=0"),
 ]
-# The arguments of estimate_gpu.
+# Name, preset, GPUs of one kind: planned and estimated, not compiled.
 ESTIMATED = [
-    ("135m", "smollm2_135m", "H100", 1, 80, 1, 1),
-    ("1b", "tinyllama", "H100", 1, 80, 1, 1),
-    ("8b", "llama3_8b", "H100", 8, 80, 1, 1),
-    ("8b", "llama3_8b", "H200", 8, 141, 1, 1),
-    ("70b", "llama2_70b", "H100", 64, 80, 4, 8),
-    ("70b", "llama2_70b", "H200", 8, 141, 1, 8),
-    ("70b", "llama2_70b", "H200", 32, 141, 4, 8),
+    ("135m", "smollm2_135m", "t4:1"),
+    ("270m gemma3", "gemma3_270m", "l4:1"),
+    ("0.6b qwen3", "qwen3_0_6b", "h100:1"),
+    ("1b", "tinyllama", "h100:1"),
+    ("1b gemma3", "gemma3_1b", "h100:1"),
+    ("3b", "smollm3_3b", "h100:4"),
+    ("8b", "llama3_8b", "h100:8"),
+    ("8b", "llama3_8b", "h200:8"),
+    ("8b qwen3", "qwen3_8b", "h100:8"),
+    ("70b", "llama2_70b", "h100:64"),
+    ("70b", "llama2_70b", "h200:8"),
+    ("70b", "llama2_70b", "h200:32"),
 ]
 
 
@@ -122,10 +91,10 @@ about speed.
 ESTIMATED_HEAD = """
 ## GPUs, estimated
 
-By arithmetic alone; the formulas are in the script. All GPUs share each weight, and sampling is in bfloat16.
+By the arithmetic of the planner alone, with its margin; GB of each device, and what it chooses.
 
-| model | GPUs | memory | DPO | sampling | |
-| --- | --- | --: | --: | --: | --- |
+| model | GPUs | memory | training | sampling | | fsdp | tensor | sampling_tensor | grad_accum_steps | max_concurrent |
+| --- | --- | --: | --: | --: | --- | --: | --: | --: | --: | --: |
 """
 
 
@@ -142,48 +111,12 @@ def compile_rows(name: str, preset: str, topology: str, options: str, only: list
     return [{"name": name, "preset": preset, "slice": topology, "options": options, **row} for row in rows]
 
 
-def estimate_gpu(name: str, preset: str, gpu: str, count: int, memory: int, tensor: int, sampling_tensor: int) -> dict:
-    """Memory of DPO and sampling on each GPU, by arithmetic; all GPUs share each weight.
-
-    Args:
-      name, preset: the model.
-      gpu, count, memory: the kind of GPU, the number of GPUs, GiB of each.
-      tensor, sampling_tensor: devices that share each matrix product in training and in sampling.
-    """
-    c = config.get_config(preset)
-    model = known_config(c)
-    c.data.ift = c.data.eft = "any"
-    validate.validate(c, count // tensor)
-    total, rows = parameter_count(param_specs(model)), 2 * c.dpo.batch_size * tensor // count
-    layer = parameter_count(param_specs(model)["layers"]) // model.num_layers
-    largest = max(math.prod(w.shape) for w in _flatten(param_specs(model)))
-    # Stacked layers are gathered one layer at a time.
-    widest = max(largest // model.num_layers, model.vocab_size * model.dim)
-    state = 16 * total / count  # float32 weights, gradients and two moments
-    activations = 2 * rows * 2048 * model.dim * model.num_layers
-    # One layer recomputed: about 16 arrays as wide as the stream and 3 as wide as the feed-forward, in bfloat16.
-    recomputed = 2 * rows * 2048 * (16 * model.dim + 3 * model.mlp_dim)
-    dpo = state + activations + recomputed + 2 * 2 * (layer + widest) + 3 * 4 * MAX_LOGITS
-    kv = 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim / sampling_tensor
-    samples = max(1, c.sampling.max_concurrent * sampling_tensor // count)
-    prompt = (c.model.max_length - c.responses.max_new_tokens) / c.responses.num_samples  # shared by a prompt's samples
-    sampling = 2 * total / sampling_tensor + samples * kv * (prompt + c.responses.max_new_tokens) + 4 * total / count
-    fits = max(dpo, sampling) < 0.9 * memory * GIB
-    return {
-        "name": name,
-        "preset": preset,
-        "slice": f"{count} x {gpu}",
-        "tensor": tensor,
-        "sampling_tensor": sampling_tensor,
-        "dpo": dpo / GIB,
-        "sampling": sampling / GIB,
-        "memory": memory,
-        "fits": fits,
-    }
-
-
-def _flatten(tree: dict) -> list:
-    return [w for x in tree.values() for w in ([x] if is_param_spec(x) else _flatten(x))]
+def estimate_gpu(name: str, preset: str, gpus: str) -> dict:
+    """What the planner makes of GPUs of one kind, such as h100:8."""
+    c, machine = config.get_config(preset), parse_machine(gpus)
+    plan = planner.plan(c, known_config(c), machine, 2048)
+    sizes = {name: size / 1e9 for name, size in plan.need.items()}
+    return {"name": name, "gpus": gpus, "memory": machine.memory / 1e9, "fits": plan.fits, **sizes, **plan.values}
 
 
 def document(compiled: list[dict], estimated: list[dict]) -> str:
@@ -206,10 +139,12 @@ def document(compiled: list[dict], estimated: list[dict]) -> str:
         row_cells = [f"{name} ({preset})", topology, str(memory), *cells, verdict, options_cell]
         lines.append(f"| {' | '.join(row_cells)} |")
     lines += ESTIMATED_HEAD.splitlines()
+    chosen = ("parallel.fsdp", "parallel.tensor", "parallel.sampling_tensor", "dpo.grad_accum_steps")
     for g in estimated:
         verdict = "should fit" if g["fits"] else "does not fit"
-        gpus = f"{g['slice']}, tensor {g['tensor']}, sampling_tensor {g['sampling_tensor']}"
-        lines.append(f"| {g['name']} | {gpus} | {g['memory']} | {g['dpo']:.1f} | {g['sampling']:.1f} | {verdict} |")
+        values = " | ".join(f"{g[field]:,}" for field in (*chosen, "sampling.max_concurrent"))
+        sizes = f"{g['memory']:.0f} | {g['training']:.1f} | {g['sampling']:.1f}"
+        lines.append(f"| {g['name']} | {g['gpus']} | {sizes} | {verdict} | {values} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,11 +23,13 @@ for _row in ROWS:
 LARGE = [key for key in COMPILED if PRESETS.get(key[1], {}).get("model.init")]
 
 
-def compiled_config(preset, options):
+def compiled_config(preset, options, chosen):
     """The settings that a row of docs/fits.md was compiled with."""
     c = config.get_config(preset)
     c.update_from_flattened_dict({"sampling.max_concurrent": 128, "sft.grad_accum_steps": 1, "dpo.grad_accum_steps": 1})
-    c.dpo.eval_every, c.pairwise.method = 0, "scores"
+    if not chosen:  # an older row
+        c.dpo.eval_every, c.pairwise.method = 0, "scores"
+    c.update_from_flattened_dict(chosen)
     given = dict(option.removeprefix("--config.").split("=") for option in options.split())
     known = flatten_config(c)
     c.update_from_flattened_dict({field: type(known[field])(value) for field, value in given.items()})
@@ -38,7 +40,8 @@ def compiled_config(preset, options):
 def test_estimates_are_near_what_the_compiler_needs(key):
     """For every program that fits. One that is too small by more than the margin would be refused too late."""
     _, preset, _, options = key
-    rows, c = COMPILED[key], compiled_config(preset, options)
+    rows = COMPILED[key]
+    c = compiled_config(preset, options, rows["dpo"].get("settings", {}))
     (mesh, *_) = (MeshShape(*rows[name]["mesh"].values()) for name in ("sft", "dpo"))
     pretrained = known_config(c)
     for name in ("sft", "dpo"):

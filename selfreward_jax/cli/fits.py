@@ -68,7 +68,7 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
         validate.validate(cfg, batch_divisor(mesh), "tpu")
         rows = []
         for program in programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only):
-            rows.append(measure_program(program, topology, mesh))
+            rows.append(measure_program(program, topology, mesh) | {"settings": made.values})
             streams.result(*([json.dumps(rows[-1])] if as_json else _format_row(rows[-1])))
     except ValueError as error:  # sizes that are not divisible; the message has the numbers
         raise config.ConfigError(str(error)) from None

@@ -47,11 +47,13 @@ class Plan(NamedTuple):
     values: the settings that were 0, with their values.
     reasons: lines for people.
     fits: whether the estimates say that training and sampling fit; True if the memory is not known.
+    need: bytes of a device in training and in sampling, margin included.
     """
 
     values: dict[str, int]
     reasons: list[str]
     fits: bool
+    need: dict[str, float]
 
 
 def resolve(cfg: ConfigDict, workdir: str) -> tuple[ConfigDict, list[str]]:
@@ -145,7 +147,7 @@ def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine, pa
         _choose_sampling(cfg, chosen, pretrained, machine, MeshShape(cfg.parallel.replicas, 1, 1, 1))
     values = {field: _get(cfg, field) for field in FIELDS if field in chosen}
     fits = need["training"] > 0 and max(need.values()) <= room
-    return Plan(values, _reasons(values, need, machine, fits), fits)
+    return Plan(values, _reasons(values, need, machine, fits), fits, need)
 
 
 def _longest_side(cfg: ConfigDict) -> int:
