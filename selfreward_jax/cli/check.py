@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -25,15 +26,19 @@ def main(options: argparse.Namespace) -> int:
     if not options.machine:
         cfg, reasons = planner.resolve(cfg, options.workdir)
         return _check_here(cfg, options, reasons)
-    reasons = planner.check_machine(cfg, parse_machine(options.machine))
-    cfg.parallel.update(dict.fromkeys(("fsdp", "tensor", "replicas"), 1), sampling_tensor=0)
+    cfg, reasons = planner.check_machine(cfg, options.workdir, parse_machine(options.machine))
+    # What is left is checked here, on one device.
+    cfg.parallel.update(dict.fromkeys(("fsdp", "tensor", "replicas", "sampling_tensor"), 1))
+    cfg.model.attention = "auto" if cfg.model.attention == "cudnn" else cfg.model.attention
     with run_elsewhere():
-        return _check_here(planner.resolve(cfg, options.workdir)[0], options, reasons)
+        return _check_here(cfg, options, reasons, jax.devices()[:1])
 
 
-def _check_here(cfg: ConfigDict, options: argparse.Namespace, reasons: Sequence[str]) -> int:
-    """Reads all that the run would read."""
-    run = make_run(cfg, options.workdir)
+def _check_here(
+    cfg: ConfigDict, options: argparse.Namespace, reasons: Sequence[str], devices: Sequence[jax.Device] | None = None
+) -> int:
+    """Reads all that the run would read, as if it were on these devices; all if not given."""
+    run = make_run(cfg, options.workdir, devices)
     check(run, TABLE.dependents, options.allow_config_changes)
     _check_writable(run.workdir)
     streams.result(f"{options.config}, workdir {run.workdir}, seed {cfg.seed}, up to m{cfg.iterations}", *reasons)

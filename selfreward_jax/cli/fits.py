@@ -57,14 +57,15 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
       ConfigError: the slice or a setting is not valid.
     """
     devices = slice_devices(topology)
+    if not (cfg.data.ift or cfg.data.ift_rows):
+        cfg.data.ift = cfg.data.eft = "any"  # the seed data do not matter here
+    validate.validate(cfg, 1, "tpu")
     made = planner.plan(cfg, known_config(cfg), parse_machine(topology), tokens)
     cfg.update_from_flattened_dict(made.values)
     if not as_json:
         streams.result(*made.reasons)
     try:
         mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor, cfg.parallel.replicas, devices)
-        if not (cfg.data.ift or cfg.data.ift_rows):
-            cfg.data.ift = cfg.data.eft = "any"  # the seed data do not matter here
         validate.validate(cfg, batch_divisor(mesh), "tpu")
         rows = []
         for program in programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only):

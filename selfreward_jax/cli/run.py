@@ -25,6 +25,8 @@ def main(options: argparse.Namespace) -> int:
     distributed = distributed_options(options)
     if options.dry_run:
         return check.main(options)
+    if options.machine:
+        raise ConfigError(f"--machine={options.machine} is for --dry_run: a run takes the devices that are here")
     compile_cache.enable(options.compile_cache, options.workdir)
     if distributed is None:
         return run(cfg, options)

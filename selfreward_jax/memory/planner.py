@@ -10,6 +10,7 @@ gives most tokens, and fills what is left with places for rows.
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from selfreward_jax.memory.models import known_config
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
 
-MARGIN = 1.15  # some estimates are too low by that much
+MARGIN = 1.15  # estimates are .81 to 1.07 of what the compiler needs where that is much
 USABLE = 0.97  # of the memory; the rest is the system's
 MAX_ROWS = 256  # places of one group of devices that samples: more rows no longer hide the reading of the weights
 MIN_ROWS = 8
@@ -66,18 +67,26 @@ def resolve(cfg: ConfigDict, workdir: str) -> tuple[ConfigDict, list[str]]:
       workdir: the working directory, whose config.json may hold what was chosen before.
 
     Raises:
+      ConfigError: a setting cannot work, or no mesh of the devices can.
       ModelFormatError: the model of model.init cannot be found.
     """
+    validate(cfg, row_devices=1)
     if not _open(cfg):
         return cfg, []
+    cfg = _as_it_began(cfg, workdir)
+    made = plan(cfg, pretrained_config(cfg), this_machine())
+    cfg.update_from_flattened_dict(made.values)
+    return cfg, made.reasons
+
+
+def _as_it_began(cfg: ConfigDict, workdir: str) -> ConfigDict:
+    """A copy of the settings with what was chosen for the run in a working directory, of what its artifacts hold."""
     cfg, stored = cfg.copy_and_resolve_references(), _stored(epath.Path(workdir))
     for field in _open(cfg):
         section, name = field.split(".")
         if section not in RUNTIME_FIELDS and stored.get(section, {}).get(name):
             cfg[section][name] = stored[section][name]
-    made = plan(cfg, pretrained_config(cfg), this_machine())
-    cfg.update_from_flattened_dict(made.values)
-    return cfg, made.reasons
+    return cfg
 
 
 def _stored(workdir: epath.Path) -> dict[str, Any]:
@@ -88,19 +97,21 @@ def _stored(workdir: epath.Path) -> dict[str, Any]:
     return {}
 
 
-def check_machine(cfg: ConfigDict, machine: Machine) -> list[str]:
-    """Checks settings against a machine that need not be here. Returns the reasons of what the planner chooses.
+def check_machine(cfg: ConfigDict, workdir: str, machine: Machine) -> tuple[ConfigDict, list[str]]:
+    """Checks settings against a machine that need not be here. Returns as `resolve` would there.
 
     Raises:
       ConfigError: they cannot work there, or do not fit.
       ModelFormatError: the model of model.init cannot be found.
     """
-    made, there = plan(cfg, pretrained_config(cfg), machine), cfg.copy_and_resolve_references()
+    validate(cfg, 1, machine.platform)
+    there = _as_it_began(cfg, workdir)
+    made = plan(there, pretrained_config(cfg), machine)
     there.update_from_flattened_dict(made.values)
     validate(there, machine.devices // there.parallel.tensor, machine.platform)
     if not made.fits:
         raise ConfigError(f"{machine.name} is too small: {' '.join(line.strip() for line in made.reasons)}")
-    return made.reasons
+    return there, made.reasons
 
 
 def pretrained_config(cfg: ConfigDict) -> DecoderConfig | None:
@@ -129,12 +140,15 @@ def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine, pa
       pretrained: the shapes of model.init, if there is one.
       machine: where the run is to be.
       pair_len: tokens of the longer side of a pair; 0: as many as it may have.
+
+    Raises:
+      ConfigError: no arrangement of the devices divides the model and the batches.
     """
     cfg, pair_len = cfg.copy_and_resolve_references(), pair_len or _longest_side(cfg)
     chosen = _open(cfg)
     _set(cfg, chosen, "parallel.replicas", machine.slices)
-    _set(cfg, chosen, "parallel.fsdp", machine.devices // cfg.parallel.replicas)  # where nothing divides the batches
-    for field in ("parallel.tensor", "sft.grad_accum_steps", "dpo.grad_accum_steps"):
+    _check_divisible(cfg, machine)
+    for field in ("sft.grad_accum_steps", "dpo.grad_accum_steps"):
         _set(cfg, chosen, field, 1)
     room, need = machine.memory * USABLE or float("inf"), {"training": 0.0, "sampling": 0.0}
     for training in _training_candidates(cfg, chosen, pretrained, machine):
@@ -143,11 +157,54 @@ def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine, pa
         need["sampling"] = _choose_sampling(cfg, chosen, pretrained, machine, training)
         if max(need.values()) <= room:
             break
-    if not need["training"]:  # nothing divides the batches, which the check of the settings tells
-        _choose_sampling(cfg, chosen, pretrained, machine, MeshShape(cfg.parallel.replicas, 1, 1, 1))
+    if not (need["training"] and need["sampling"]):
+        raise _no_mesh(cfg, machine, "train" if not need["training"] else "sample")
     values = {field: _get(cfg, field) for field in FIELDS if field in chosen}
-    fits = need["training"] > 0 and max(need.values()) <= room
+    fits = max(need.values()) <= room
     return Plan(values, _reasons(values, need, machine, fits), fits, need)
+
+
+def _check_divisible(cfg: ConfigDict, machine: Machine) -> None:
+    """Raises ConfigError where the axes that are given cannot share the devices."""
+    p = cfg.parallel
+    if machine.platform == "tpu" and machine.slices > 1 and p.replicas != machine.slices:
+        raise ConfigError(
+            f"parallel.replicas is {p.replicas}, but {machine.name} has {machine.slices} slices: set it to that"
+        )
+    for tensor, shown in ((p.tensor, "tensor"), (p.sampling_tensor, "sampling_tensor")):
+        fsdp = p.fsdp if shown == "tensor" else 1
+        if machine.devices % (p.replicas * (fsdp or 1) * (tensor or 1)):
+            raise ConfigError(
+                f"parallel.replicas {p.replicas}, parallel.fsdp {fsdp} and parallel.{shown} {tensor} do not share the "
+                f"{machine.devices} devices of {machine.name}: choose numbers whose product divides {machine.devices}"
+            )
+
+
+def _no_mesh(cfg: ConfigDict, machine: Machine, what: str) -> ConfigError:
+    batches = ", ".join(f"{field} {size}" for field, size in _batches(cfg).items())
+    return ConfigError(
+        f"no mesh of the {machine.devices} devices of {machine.name} can {what} this model with {batches}, "
+        f"parallel.fsdp {cfg.parallel.fsdp} and parallel.tensor {cfg.parallel.tensor} (0: any): use batches that "
+        "more devices divide, or other numbers of devices"
+    )
+
+
+def _batches(cfg: ConfigDict) -> dict[str, int]:
+    """The batches that are trained on, by their settings."""
+    batches = {"sft.batch_size": cfg.sft.batch_size, "dpo.batch_size": cfg.dpo.batch_size}
+    batches |= {} if cfg.model.init else {"pretrain.batch_size": cfg.pretrain.batch_size}
+    return batches | ({"dpo.replay_batch_size": cfg.dpo.replay_batch_size} if cfg.dpo.replay_weight else {})
+
+
+def _accumulations(cfg: ConfigDict, chosen: set[str], stage: str, row_devices: int) -> list[int]:
+    """Numbers of microbatches that split each batch of a stage among the devices; the fewest first."""
+    sizes = [size for field, size in _batches(cfg).items() if field.startswith(f"{stage}.")]
+    most, left = divmod(math.gcd(*sizes), row_devices)
+    if left or not sizes:
+        return [] if sizes else [1]
+    field = f"{stage}.grad_accum_steps"
+    wanted = range(1, most + 1) if field in chosen else [cfg[stage].grad_accum_steps]
+    return [steps for steps in wanted if most % steps == 0]
 
 
 def _longest_side(cfg: ConfigDict) -> int:
@@ -166,22 +223,24 @@ def _training_candidates(
     """
     p, specs = cfg.parallel, _specs(cfg, pretrained, machine.platform)
     per_replica = machine.devices // p.replicas
-    batches = {"sft": cfg.sft.batch_size, "dpo": cfg.dpo.batch_size}
-    batches |= {} if cfg.model.init else {"pretrain": cfg.pretrain.batch_size}
-    batches |= {"replay": cfg.dpo.replay_batch_size} if cfg.dpo.replay_weight else {}
     for tensor in _sizes(per_replica, p.tensor, "parallel.tensor" in chosen):
-        row_devices, shared = machine.devices // tensor, per_replica // tensor
+        shared = per_replica // tensor
         sizes = _sizes(shared, p.fsdp, "parallel.fsdp" in chosen)
         meshes = [MeshShape(p.replicas, shared // fsdp, fsdp, tensor) for fsdp in sizes]
         meshes = [mesh for mesh in meshes if is_divisible(specs, mesh)]
-        if not meshes or any(size % row_devices for size in batches.values()):
+        row_devices = machine.devices // tensor
+        steps = {s: _accumulations(cfg, chosen, s, row_devices) for s in ("sft", "dpo", "pretrain")}
+        if not meshes or not all(steps.values()):
             continue
         _set(cfg, chosen, "parallel.tensor", tensor)
-        for mesh in dict.fromkeys((meshes[0], meshes[-1])):
+        fewest = min(steps["sft"][0], steps["dpo"][0])
+        more = sorted({*steps["sft"], *steps["dpo"]})
+        for mesh, limits in dict.fromkeys([(meshes[0], (fewest,)), (meshes[-1], tuple(more))]):
             _set(cfg, chosen, "parallel.fsdp", mesh.fsdp)
-            for steps in _powers(1, max(batches.values()) // row_devices if mesh == meshes[-1] else 1):
+            for limit in limits:
                 for stage in ("sft", "dpo"):
-                    _set(cfg, chosen, f"{stage}.grad_accum_steps", min(steps, batches[stage] // row_devices))
+                    fitting = [n for n in steps[stage] if n <= limit] or steps[stage]
+                    _set(cfg, chosen, f"{stage}.grad_accum_steps", fitting[-1] if fitting[0] <= limit else fitting[0])
                 yield mesh
 
 
@@ -242,6 +301,10 @@ def _powers(first: int, last: int = 1 << 30) -> Iterator[int]:
 
 def _specs(cfg: ConfigDict, pretrained: DecoderConfig | None, platform: str) -> dict:
     """The parameters; a vocabulary that is not trained yet counts as divisible."""
+    try:
+        build_model_config(cfg, pretrained, 1 << 15, platform, adapters=True)
+    except ValueError as error:
+        raise ConfigError(f"lora.rank is {cfg.lora.rank}: {error}") from None
     return param_specs(build_model_config(cfg, pretrained, 1 << 15, platform))
 
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ class Run:
         return self.files.path
 
 
-def make_run(cfg: ConfigDict, workdir: str) -> Run:
-    """A run of these settings, sharded as config.parallel says. Reads and writes nothing.
+def make_run(cfg: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None = None) -> Run:
+    """A run of these settings, sharded as config.parallel says over all devices, or those given. Reads and writes
+    nothing.
 
     Raises:
       ConfigError: the devices cannot be arranged so, or the working directory cannot be reached.
@@ -61,7 +62,7 @@ def make_run(cfg: ConfigDict, workdir: str) -> Run:
     files = Workspace(cfg, workdir)
     p = cfg.parallel
     try:
-        mesh = make_mesh(p.fsdp, p.tensor, p.replicas)
+        mesh = make_mesh(p.fsdp, p.tensor, p.replicas, devices)
         models = ModelStore(cfg, files, mesh, sampling_mesh(mesh, p.sampling_tensor))
     except ValueError as error:
         raise config.ConfigError(str(error)) from None
