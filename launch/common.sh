@@ -94,16 +94,19 @@ check_main() {
   fi
 }
 
-# require_reachable REMEDY [FILE ...]: no setting of selfreward_jax.main names a file or folder of this machine, which the
-# others do not have; but the FILEs, which they get.
+# require_reachable REMEDY [NAME ...]: no option of selfreward_jax.main names a file or folder of this machine, which the
+# others do not have; but what is in configs/, and in the NAMEs, which they get.
 require_reachable() {
-  local remedy=$1 option value file
+  local remedy=$1 option value name
   shift
-  for option in data.ift data.eft model.init prompts.source prompts.writer {judge,prompts,pairwise,meta}.template; do
-    value=$(main_option "config.$option")
-    [[ $value && -e $value ]] || continue # a name, an address, or a path of the other machines
-    for file in "$@"; do [[ $file != "$value" ]] || continue 2; done
-    usage_error "--config.$option is '$value', which is on this machine alone: give gs://BUCKET/..., or $remedy"
+  for option in config config.{data.ift,data.eft,model.init,prompts.source,prompts.writer,{judge,prompts,pairwise,meta}.template}; do
+    value=$(main_option "$option" | tail -n 1)
+    [[ $option != config ]] || value=${value%%:*}
+    [[ $value != "~"* ]] || value=$HOME${value#"~"}
+    value=${value#./}
+    if [[ ! $value ]] || ! compgen -G "$value" >/dev/null; then continue; fi # a name, an address, or a path over there
+    for name in configs "$@"; do [[ $value != "$name" && $value != "$name"/* ]] || continue 2; done
+    usage_error "--$option is '$value', which is on this machine alone: give gs://BUCKET/..., or $remedy"
   done
 }
 

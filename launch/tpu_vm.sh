@@ -48,8 +48,11 @@ require max_restarts "$nonnegative" "give the maximum number of restarts, from 0
 require poll "$nonnegative" "give seconds"
 require logs ".+" "give a folder"
 [[ ! $repo ]] || require repo "[^ ]+[:/][^ ]+" "give a URL that the workers can clone"
-[[ ! $copy ]] || require copy "[^/, ]+(,[^/, ]+)*" "give names in the current folder, separated by commas"
+[[ ! $copy ]] || require copy "[^/,[:space:]]+(,[^/,[:space:]]+)*" "give names in the current folder, separated by commas"
 IFS=, read -ra copied <<<"$copy"
+for file in "${copied[@]}"; do
+  [[ -e $file ]] || usage_error "--copy is '$copy', but there is no '$file' in the current folder: give names that are there"
+done
 require_main shared
 require_reachable "--copy=NAME for what is in the current folder" "${copied[@]}"
 
@@ -90,27 +93,23 @@ on_node() {
   run "${tpus[@]}" tpu-vm ssh "$1" "${where[@]}" --worker=all --ssh-flag=-oServerAliveInterval=30 --command="$2"
 }
 
+# Variables that the program reads go to the workers in a file, so that no command line shows a token. It is written for
+# each start, so that none of an earlier one stays there.
+environment=$logs/$name/environment
+write_environment() {
+  local variable
+  mkdir -p "${environment%/*}" && rm -f "$environment" && (umask 077 && : >"$environment")
+  for variable in HF_TOKEN WANDB_API_KEY OPENAI_API_KEY LIBTPU_INIT_ARGS XLA_FLAGS JAX_COMPILATION_CACHE_DIR; do
+    [[ ! ${!variable-} ]] || printf 'export %s=%q\n' "$variable" "${!variable}" >>"$environment"
+  done
+}
+
 copy_to() {
   local project=("$root/selfreward_jax" "$root/configs" "$root/requirements.txt")
   [[ ! $repo ]] || project=()
-  run "${tpus[@]}" tpu-vm scp --recurse --worker=all "${project[@]}" "${copied[@]}" ${passed:+"$passed"} \
-    "$1:selfreward/" "${where[@]}"
+  run "${tpus[@]}" tpu-vm scp --recurse --worker=all "${project[@]}" "${copied[@]}" "$environment" "$1:selfreward/" \
+    "${where[@]}"
 }
-
-# Variables that the program reads go to the workers in a file, so that no command line shows a token.
-passed=''
-pass_environment() {
-  local name
-  for name in HF_TOKEN WANDB_API_KEY OPENAI_API_KEY LIBTPU_INIT_ARGS XLA_FLAGS JAX_COMPILATION_CACHE_DIR; do
-    [[ ${!name-} ]] || continue
-    if [[ ! $passed ]]; then
-      passed=$logs/environment
-      ((dry_run)) || { mkdir -p "$logs" && rm -f "$passed" && (umask 077 && : >"$passed"); }
-    fi
-    ((dry_run)) || printf 'export %s=%q\n' "$name" "${!name}" >>"$passed"
-  done
-}
-pass_environment
 
 # gcloud returns the code of the first worker that failed. That worker may only have lost the one with bad input.
 logged() { "$1" "$2" "${3-}" 2>&1 | relay "[$2]" "$logs/$2.log" "failed with exit status 2."; }
@@ -133,10 +132,10 @@ install+=" && python3 -m uv pip install -q --python=.venv/bin/python -r requirem
 set_up() {
   if [[ $repo ]]; then
     on_all on_node "[ -d selfreward ] || git clone -q --depth=1 $(quoted "$repo") selfreward" || return
-    [[ ! $copy && ! $passed ]] || on_all copy_to || return
   else
-    on_all on_node "mkdir -p selfreward" && on_all copy_to || return
+    on_all on_node "mkdir -p selfreward" || return
   fi
+  on_all copy_to || return
   on_all on_node "$install"
 }
 
@@ -146,6 +145,7 @@ program+=" kill -9 \$(cat main.pid); sleep 1; done; echo \$\$ >main.pid;"
 program+=" exec .venv/bin/python -m selfreward_jax.main --distributed $(quoted "${main[@]}")"
 
 finish() {
+  ((dry_run)) || rm -f "$environment"
   ((!delete)) || remove || log "$name could not be deleted: delete it yourself, since it costs money"
   exit "$1"
 }
@@ -190,7 +190,7 @@ generation=${accelerator_type%%-*} count=${accelerator_type##*-}
 case $generation in
   v5litepod) machine=v5e:$count ;;
   v6e) machine=v6e:$count ;;
-  v4 | v5p) machine=$generation:$((count / 2)) ;;
+  v4 | v5p) machine=$generation:$((10#$count / 2)) ;;
   *) machine='' ;;
 esac
 ((slices == 1)) || machine+=${machine:+"*$slices"}
@@ -208,7 +208,7 @@ fi
 
 command -v gcloud >/dev/null || usage_error "gcloud is not installed: see https://cloud.google.com/sdk/docs/install"
 check_main "$machine"
-mkdir -p "$logs"
+write_environment
 while :; do
   wait_until_ready
   code=0

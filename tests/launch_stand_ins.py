@@ -10,7 +10,7 @@ import pytest
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 # All tools that a script may find in PATH, besides the fakes: the real gcloud or kubectl must never be called.
-TOOLS = "bash cat dirname env grep head mkdir rm sed sleep tail touch".split()
+TOOLS = "bash cat dirname env grep head mkdir rm sed sleep stat tail touch".split()
 
 MAIN = ["--config=configs/iter3.py:llama3_8b", "--workdir=gs://bucket/run"]
 # Options that need quoting on their way through two shells, YAML and Kubernetes.
@@ -97,6 +97,11 @@ case "$*" in
     echo "$state" ;;
   *"queued-resources create"*) [[ ! -e $STATE/creates ]] || exit "$(next "$STATE/creates")" ;;
   *"tpu-vm list"*) next "$STATE/nodes" | while read -r state; do printf '%s\\n' $state; done ;;
+  *scp*)
+    for word in "$@"; do
+      [[ $word == */environment ]] || continue
+      { printf '%s\n' "$word" "$(stat -c %a "$word")" && cat "$word"; } >"$STATE/environment"
+    done ;;
   *selfreward_jax.main*)
     touch "$STATE/started.$5"
     for other in ${WAIT_FOR-}; do

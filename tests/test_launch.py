@@ -202,13 +202,29 @@ def test_the_check_can_be_left_out(name, world):
 
 
 @pytest.mark.parametrize(("script", "given"), [("tpu_vm.sh", TPU), ("gke.sh", GKE)])
-@pytest.mark.parametrize("field", ["data.ift", "model.init", "judge.template"])
-def test_a_file_that_the_workers_do_not_have_is_refused(script, given, field, world):
+@pytest.mark.parametrize("option", ["--config.data.ift=mine", "--config.model.init=./mine", "--config.data.ift=mi*",
+                                    "--config.judge.template=~/mine", "--config=mine:tiny"])  # fmt: skip
+def test_a_file_that_the_workers_do_not_have_is_refused(script, given, option, world):
     (world.path / "mine").mkdir()
-    done = world.run(script, *given, "--", *MAIN, f"--config.{field}=mine")
+    done = world.run(script, *given, "--", *MAIN, option)
     assert (done.returncode, done.err.count("\n")) == (2, 1)
-    assert f"--config.{field} is 'mine'" in done.err
+    assert option.split("=")[0] in done.err
     assert "gs://" in done.err
     assert world.calls() == []
-    elsewhere = world.run(script, *given, "--dry_run", "--", *MAIN, f"--config.{field}=/on/the/workers")
-    assert elsewhere.returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--config.data.ift=/on/the/workers", "--config.judge.template=configs/j.txt",
+                                    "--config.data.ift=seeds/ift.jsonl", "--config.data.ift=./seeds"])  # fmt: skip
+def test_what_the_workers_get_may_be_named(option, world):
+    for folder in ("seeds", "configs"):
+        (world.path / folder).mkdir()
+    (world.path / "seeds" / "ift.jsonl").touch()
+    (world.path / "configs" / "j.txt").touch()
+    done = world.run("tpu_vm.sh", *TPU, "--copy=seeds", "--dry_run", "--", *MAIN, option)
+    assert (done.returncode, done.err) == (0, "")
+
+
+def test_what_is_copied_must_be_there(world):
+    done = world.run("tpu_vm.sh", *TPU, "--copy=missing.jsonl", "--", *MAIN)
+    assert (done.returncode, done.err.count("\n")) == (2, 1)
+    assert "'missing.jsonl'" in done.err

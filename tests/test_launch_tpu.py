@@ -185,11 +185,13 @@ def test_the_workers_get_files_and_variables_and_no_command_shows_a_token(tpu, w
     done = tpu(["ACTIVE"], [0], "--copy=ift.jsonl,model", main=main, HF_TOKEN="se cret", XLA_FLAGS="--a=1 --b")
     assert done.returncode == 0, done.err
     (copy,) = [c for c in world.calls("gcloud") if c[4] == "scp"]
-    assert {"ift.jsonl", "model", "runs/launch/environment"} <= set(copy)
+    assert {"ift.jsonl", "model", "runs/launch/run1/environment"} <= set(copy)
     assert "se cret" not in done.out + done.err + world.log.read_text()
-    passed = world.path / "runs" / "launch" / "environment"
-    assert passed.stat().st_mode & 0o777 == 0o600
-    assert bash(world, f'. {passed}; printf \'%s|%s\' "$HF_TOKEN" "$XLA_FLAGS"') == "se cret|--a=1 --b"
+    assert not (world.path / "runs" / "launch" / "run1" / "environment").exists()  # it held the token
+    name, mode, text = (world.path / "environment").read_text().split("\n", 2)
+    assert (name, mode) == ("runs/launch/run1/environment", "600")
+    (world.path / "sourced").write_text(text)
+    assert bash(world, '. ./sourced; printf \'%s|%s\' "$HF_TOKEN" "$XLA_FLAGS"') == "se cret|--a=1 --b"
     command = world.calls("gcloud")[-1][-1]
     assert ". ./environment" in command
 
@@ -200,4 +202,5 @@ def test_files_are_copied_beside_a_clone_too(tpu, world):
     assert tpu(["ACTIVE"], [0], "--repo=https://host/a.git", "--copy=ift.jsonl", main=main).returncode == 0
     (copy,) = [c for c in world.calls("gcloud") if c[4] == "scp"]
     assert "ift.jsonl" in copy
+    assert (world.path / "environment").read_text().splitlines()[2:] == []  # nothing of an earlier start stays
     assert not any("selfreward_jax" in word for word in copy)
