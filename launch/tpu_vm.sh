@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh --name=NAME --project=PROJECT --zone=ZONE --accelerator_type=TYPE --runtime_version=VERSION
 #     [--slices=1] [--spot] [--create_options="--network=NET ..."] [--repo=URL] [--max_restarts=30] [--poll=30] [--delete]
-#     [--copy=FILE[,FILE...]] [--logs=runs/launch] [--python=python3] [--no_check] [--dry_run] -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
+#     [--copy=FILE[,FILE...]] [--logs=runs/launch] [--python=python3] [--no_check] [--dry_run]
+#     -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 #
 # Runs selfreward_jax.main on Cloud TPU VMs. It requests them as a queued resource and waits until it is ACTIVE. It copies
 # the project to every worker, installs the requirements, and runs main with --distributed on all of them. TPUs that were
@@ -145,7 +146,6 @@ program+=" kill -9 \$(cat main.pid); sleep 1; done; echo \$\$ >main.pid;"
 program+=" exec .venv/bin/python -m selfreward_jax.main --distributed $(quoted "${main[@]}")"
 
 finish() {
-  ((dry_run)) || rm -f "$environment"
   ((!delete)) || remove || log "$name could not be deleted: delete it yourself, since it costs money"
   exit "$1"
 }
@@ -208,6 +208,7 @@ fi
 
 command -v gcloud >/dev/null || usage_error "gcloud is not installed: see https://cloud.google.com/sdk/docs/install"
 check_main "$machine"
+trap 'rm -f "$environment"' EXIT # it may hold a token
 write_environment
 while :; do
   wait_until_ready

@@ -211,7 +211,7 @@ def default_config() -> ConfigDict:
     c.parallel.fsdp = 1  # devices that shard each weight; the others do data parallelism; 0: from the machine
     c.parallel.tensor = 1  # devices that shard each matrix product (tensor parallelism); 0: from the machine
     c.parallel.replicas = 1  # model copies that sync once per step: slices of a multislice TPU; 0: from the machine
-    c.parallel.sampling_tensor = 0  # the same while sampling; 0: as parallel.tensor, or with it from the machine
+    c.parallel.sampling_tensor = 0  # as tensor, while sampling; 0: the same number, or with it from the machine
     c.parallel.timeout_s = 1800.0  # seconds that a process waits for the others before it gives up
 
     c.report = ConfigDict()  # where training curves go besides events.jsonl

@@ -90,7 +90,7 @@ def _activations(model: DecoderConfig, mesh: MeshShape, tokens: float, itemsize:
 
 
 def _layer_parameters(model: DecoderConfig) -> int:
-    """Of one layer; of experts only some are whole_weights at once, as each device has its own."""
+    """Of one layer; of experts only some are gathered at once, as each device has its own."""
     return parameter_count(param_specs(model)["layers"]) // model.num_layers // max(1, model.num_experts // 4)
 
 

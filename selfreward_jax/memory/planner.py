@@ -3,9 +3,9 @@
     parallel.replicas, parallel.fsdp, parallel.tensor, parallel.sampling_tensor,
     sft.grad_accum_steps, dpo.grad_accum_steps, sampling.max_concurrent
 
-What costs least comes first: rows are shared by all devices; then weights are (fsdp), with as few devices as fit them;
-then a batch is split (grad_accum_steps); then matrix products are (tensor). Sampling shares products as far as the
-gives most tokens, and fills what is left with places for rows.
+What costs least comes first. All devices share the rows of a batch. Where that is too much, they share the weights too
+(fsdp), then batches are split (grad_accum_steps), then matrix products are shared (tensor). Sampling takes the mesh and
+the places that decode most tokens in a second.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from selfreward_jax.memory.models import known_config
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
 
-MARGIN = 1.15  # estimates are .81 to 1.07 of what the compiler needs where that is much
+MARGIN = 1.25  # the lowest estimate is .81 of what the compiler needs
 USABLE = 0.97  # of the memory; the rest is the system's
 MAX_ROWS = 256  # places of one group of devices that samples: more rows no longer hide the reading of the weights
 MIN_ROWS = 8
@@ -239,8 +239,8 @@ def _training_candidates(
             _set(cfg, chosen, "parallel.fsdp", mesh.fsdp)
             for limit in limits:
                 for stage in ("sft", "dpo"):
-                    fitting = [n for n in steps[stage] if n <= limit] or steps[stage]
-                    _set(cfg, chosen, f"{stage}.grad_accum_steps", fitting[-1] if fitting[0] <= limit else fitting[0])
+                    most = max((n for n in steps[stage] if n <= limit), default=steps[stage][0])
+                    _set(cfg, chosen, f"{stage}.grad_accum_steps", most)
                 yield mesh
 
 
