@@ -123,7 +123,8 @@ def load(path: str | os.PathLike[str], model: str = "", *, max_concurrent: int =
 
 
 def _keep_compiled_programs() -> None:
-    if jax.config.jax_compilation_cache_dir is None:  # else the user has decided
+    # Elsewhere the user has decided, in Python; a variable is respected there.
+    if jax.config.jax_compilation_cache_dir in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         compile_cache.enable()
 
 

@@ -125,3 +125,6 @@ def test_an_audit_needs_prompts(finished_run):
     code, err = ended(evaluate, f"--workdir={finished_run}", "--audit=-1")
     assert (code, err.count("\n")) == (2, 1)
     assert_mentions(err, "--audit=-1")
+    code, err = ended(evaluate, f"--workdir={finished_run}", "--audit=2", "--judge=m1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert_mentions(err, "--judge=m1", "--audit")

@@ -64,6 +64,9 @@ def main(options: argparse.Namespace) -> int:
 
 def _audit(run: Run, options: argparse.Namespace) -> list[str]:
     """Audits models as judges; the lines that tell it."""
+    for name in ("judge", "opponent", "suite"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name}={getattr(options, name)}: an --audit has none; leave one of them out")
     if options.audit < 1:
         raise ConfigError(f"--audit={options.audit}: it must be at least 1, the number of prompts")
     names, _ = _choose_models(run, options.models, "")
