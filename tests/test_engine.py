@@ -15,7 +15,8 @@ from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.method.responses import generate_responses
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling import batching, sampler
-from selfreward_jax.sampling.engine import Engine, NonFiniteLogitsError, Request, SamplingParams, sample_keys
+from selfreward_jax.sampling.engine import Engine, NonFiniteLogitsError, Request, SamplingParams
+from selfreward_jax.sampling.keys import sample_keys
 from selfreward_jax.stages.sampling import drop_long_prompts
 
 
@@ -148,30 +149,27 @@ def test_common_prefix_len(rests, length):
         assert shared == 0 or len({tuple(x[:16]) for x in ids}) == 1
 
 
-def test_num_prompt_slots_is_limited_by_rows_and_by_prompts():
-    mesh = make_mesh(devices=jax.devices()[:1])
-    assert [batching.num_prompt_slots(n, 256, 4, mesh) for n in (1, 2, 3, 33, 64, 65, 1000)] == [
-        1,
-        2,
-        4,
-        64,
-        64,
-        64,
-        64,
-    ]
-    assert batching.num_prompt_slots(1000, 3, 4, mesh) == 1
+def test_there_are_not_many_more_slots_than_samples():
+    assert [batching.num_slots(n, 256, 1) for n in (1, 2, 3, 33, 255, 256, 257, 4000)] == [1, 2, 4, 64] + [256] * 4
+    assert [batching.num_slots(n, 30, 8) for n in (1, 9, 1000)] == [8, 16, 32]
 
 
-def test_prefill_batch_size_limits_the_tokens():
+def test_slots_are_refilled_in_sixteenths_and_prefill_limits_the_tokens():
     shape = make_mesh(devices=jax.devices()[:1]).shape
     mesh_of = lambda platform: SimpleNamespace(shape=shape, devices=np.array([SimpleNamespace(platform=platform)]))  # noqa: E731
     cpu, tpu = mesh_of("cpu"), mesh_of("tpu")
-    assert [batching.prefill_batch_size(1000, 256, length, cpu) for length in (16, 128, 1024, 10_000)] == [32, 8, 1, 1]
-    assert batching.prefill_batch_size(64, 64, 128, cpu) == 8
-    assert [batching.prefill_batch_size(1000, slots, 128, tpu) for slots in (1, 15, 16, 64)] == [1, 1, 2, 8]
-    assert batching.prefill_batch_size(64, 64, 128, tpu) == 64  # there is a slot for each
-    assert batching.prefill_batch_size(64, 64, 1024, tpu) == batching.prefill_batch_size(1000, 256, 1024, tpu) == 8
-    assert batching.prefill_batch_size(1000, 256, 10_000, tpu) == 1
+
+    def sizes(slots, num_samples, all_at_once, mesh, length):  # samples inserted, prompts prefilled together
+        return tuple(
+            f(slots, num_samples, all_at_once, mesh, length)
+            for f in (batching.insert_size, batching.prefill_batch_size)
+        )
+
+    assert [sizes(256, 4, False, cpu, n) for n in (16, 128, 1024, 10_000)] == [(16, 8), (16, 8), (4, 1), (4, 1)]
+    assert [sizes(n, 4, False, tpu, 128) for n in (4, 32, 64, 1024)] == [(1, 1), (2, 1), (4, 2), (64, 32)]
+    assert sizes(256, 4, True, tpu, 128) == (256, 64)  # there is a slot for each
+    assert sizes(256, 4, True, tpu, 1024) == (32, 8)
+    assert sizes(1, 1, True, cpu, 16) == (1, 1)
 
 
 def test_a_row_depends_on_its_id_and_key_and_not_on_the_batch(make_engine, completions):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from selfreward_jax.cli import explain
 from selfreward_jax.console.escape import escape
 from selfreward_jax.runs.run import open_run
-from selfreward_jax.sampling.engine import stable_hash32
+from selfreward_jax.sampling.keys import stable_hash32
 from selfreward_jax.storage import read_checksummed
 from selfreward_jax.storage.artifacts import JsonlArtifact
 

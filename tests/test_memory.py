@@ -140,14 +140,14 @@ def test_decode_shapes_cover_every_stage_that_samples():
     c.sampling.max_concurrent = 128
     shapes = decode_shapes(c, mesh)
     assert DecodeShape(128, 3840, 1, 256) in shapes  # new prompts, one sample each
-    assert DecodeShape(32, 3072, 4, 1024) in shapes  # responses
-    assert DecodeShape(42, 3840, 3, 256) in shapes  # votes
+    assert DecodeShape(128, 3072, 4, 1024) in shapes  # responses
+    assert DecodeShape(128, 3840, 3, 256) in shapes  # votes
     assert DecodeShape(128, 3072, 1, 1024) in shapes  # one response per prompt, for evaluation
     assert max(d.cached_tokens for d in shapes) == 128 * 4096
-    assert DecodeShape(32, 3840, 4, 256) in shapes  # the baseline's judgments
+    assert DecodeShape(128, 3840, 4, 256) in shapes  # the baseline's judgments
     c.eft.source, c.pairwise.method, c.pairwise.max_new_tokens = "scores", "pairwise", 64
     shapes = decode_shapes(c, mesh)
-    assert DecodeShape(32, 3840, 4, 256) not in shapes
+    assert DecodeShape(128, 3840, 4, 256) not in shapes
     assert DecodeShape(128, 4096, 1, 64) in shapes  # 4,032 tokens, padded
 
 

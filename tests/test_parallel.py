@@ -208,17 +208,17 @@ def decoded(scan, mesh, sampling):
     tokens, lengths = rng.integers(0, 256, (8, 16)).astype(np.int32), rng.integers(3, 16, 8).astype(np.int32)
     tokens, lengths = put(tokens, batch_sharding(mesh, 2)), put(lengths, batch_sharding(mesh, 1))
     keys = jax.random.key_data(jax.random.split(jax.random.key(2), 16))
-    keys = put(np.asarray(keys).reshape(8, 2, -1), batch_sharding(mesh, 3))
+    keys = put(np.asarray(keys), batch_sharding(mesh, 2))
     how, stop_ids = sampler.DrawParams(np.float32(4), np.float32(0.9)), tuple(range(0, 256, 16))
     with jax.set_mesh(mesh):
         prefix = sampler.read_prefix(cfg, params, put(np.arange(32, dtype=np.int32), replicated(mesh)))
         read = sampler.prefill(cfg, params, tokens, lengths, prefix)
-        slots = sampler.init_slots(cfg, 8, 2, 16, 12)
+        slots = sampler.init_slots(cfg, 16, 16, 12)
         before = shard_shapes(slots.cache)
-        places = put(np.arange(8, dtype=np.int32), batch_sharding(mesh, 1))
-        slots = sampler.insert(slots, places, *read, lengths, keys, how, stop_ids=stop_ids)
-        program = sampler.decode.lower(cfg, params, slots, prefix, how, np.int32(8), stop_ids=stop_ids).compile()
-        slots = program(params, slots, prefix, how, np.int32(8))
+        places = put(np.arange(16, dtype=np.int32), batch_sharding(mesh, 1))
+        slots = sampler.insert(slots, places, places // 2, *read, lengths, keys, how, stop_ids=stop_ids)
+        program = sampler.decode.lower(cfg, params, slots, prefix, how, np.int32(16), stop_ids=stop_ids).compile()
+        slots = program(params, slots, prefix, how, np.int32(16))
     return program.as_text(), fetch(slots.samples), before | shard_shapes(slots.cache)
 
 

@@ -171,7 +171,7 @@ def test_a_shared_prefix_equals_the_prefix_in_each_prompt(option, random_params)
 def test_a_decode_step_copies_neither_the_weights_nor_the_cache(params):
     """In the compiled program, the matrices of a layer are sliced before the loop, and the cache is updated in place. A
     copy at every token would only cost time, so no other test would fail."""
-    slots = jax.eval_shape(lambda: sampler.init_slots(CFG, 3, 1, 16, 64))
+    slots = jax.eval_shape(lambda: sampler.init_slots(CFG, 3, 16, 64))
     draw_params = sampler.DrawParams(np.float32(0.7), np.float32(0.9))
     lowered = sampler.decode.lower(CFG, params, slots, None, draw_params, np.int32(3), stop_ids=())
     options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
@@ -192,24 +192,28 @@ def test_a_sample_inserted_later_is_bitwise_the_same(params):
     keys = np.asarray(jax.random.key_data(keys_of(8))).reshape(4, 2, -1)
     draw_params, stop_ids = sampler.DrawParams(np.float32(0.8), np.float32(0.9)), (4, 9)
 
-    def inserted(slots, indices, prompts):
+    def inserted(slots, indices, prompts, samples):
+        """Samples (prompt, number) of two prompts go to the slots `indices`."""
         prefilled = sampler.prefill(CFG, params, tokens[prompts], lengths[prompts])
+        which, sample_keys = np.array([p for p, _ in samples]), np.array([keys[prompts[p], n] for p, n in samples])
         return sampler.insert(
-            slots, np.array(indices), *prefilled, lengths[prompts], keys[prompts], draw_params, stop_ids=stop_ids
+            slots, np.array(indices), which, *prefilled, lengths[prompts], sample_keys, draw_params, stop_ids=stop_ids
         )
 
     def decoded(slots):
-        return sampler.decode(CFG, params, slots, None, draw_params, np.int32(2), stop_ids=stop_ids)
+        return sampler.decode(CFG, params, slots, None, draw_params, np.int32(4), stop_ids=stop_ids)
 
-    expected = jax.device_get(decoded(inserted(sampler.init_slots(CFG, 2, 2, S, W), [0, 1], [0, 1])).samples)
-    slots = decoded(inserted(sampler.init_slots(CFG, 2, 2, S, W), [1, 0], [2, 3]))
+    everything = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    new = partial(sampler.init_slots, CFG, 4, S, W)
+    expected = jax.device_get(decoded(inserted(new(), range(4), [0, 1], everything)).samples)
+    slots = decoded(inserted(new(), [2, 3, 0, 1], [2, 3], everything))
     first = jax.device_get(slots.samples)
-    # Prompt 0 gets the slot of prompt 3. Prompt 1 has no slot: it only fills the batch.
-    again = jax.device_get(decoded(inserted(slots, [0, 2], [0, 1])).samples)
-    for actual, reference in zip(again, expected, strict=True):
-        np.testing.assert_array_equal(actual[:2], reference[:2])
-    for actual, reference in zip(again, first, strict=True):
-        np.testing.assert_array_equal(actual[2:], reference[2:])  # finished samples are unchanged
+    # The samples of prompts 0 and 1 go to two slots of prompt 3 and of prompt 2. The others have no slot: they only
+    # fill the batch.
+    again = jax.device_get(decoded(inserted(slots, [1, 4, 4, 2], [0, 1], everything)).samples)
+    for actual, reference, unchanged in zip(again, expected, first, strict=True):
+        np.testing.assert_array_equal(actual[[1, 2]], reference[[0, 3]])
+        np.testing.assert_array_equal(actual[[0, 3]], unchanged[[0, 3]])
 
 
 # --- the distribution ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from selfreward_jax.method.rows import JudgmentRow, Response
 from selfreward_jax.report import time_report
 from selfreward_jax.runs.run import stored_settings
 from selfreward_jax.runs.workspace import key_name
-from selfreward_jax.sampling.engine import stable_hash32
+from selfreward_jax.sampling.keys import stable_hash32
 from selfreward_jax.stages.table import TABLE
 from selfreward_jax.storage.artifacts import JsonlArtifact
 from selfreward_jax.telemetry.numbers import three_digits

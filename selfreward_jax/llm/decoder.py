@@ -8,9 +8,9 @@ Letters for array axes, the only table of the repository. They are used in suffi
 
     B batch           N query heads              V vocabulary
     T query length    K key/value heads          L layers
-    S key length      H head size                P prompts, each with G samples: B = P * G
+    S key length      H head size                P rows of keys, each read by G queries: B = P * G
     D model           M = N / K query heads      R prompts in one prefill batch (sampling/)
-    F feed-forward      for each key/value head  W new tokens of a sample (sampling/)
+    F feed-forward      for each key/value head  I samples inserted together, W new tokens of one (sampling/)
     n blocks of C tokens of the vocabulary (sampling/top_p.py)
 
 A digit is the length of an axis: `x_B1` is [B, 1].
@@ -197,16 +197,21 @@ def gather_last(x: jax.Array, last_index_B: jax.Array) -> jax.Array:
 
 
 class Decoder(nn.Module):
-    """`Decoder(cfg).apply({"params": p}, tokens_BT)` gives logits [B, T, V] in float32."""
+    """`Decoder(cfg).apply({"params": p}, tokens_BT)` gives logits [B, T, V] in float32.
+
+    With `has_layers` False it has no weights of layers. The caller then passes them to `hidden_states`.
+    """
 
     cfg: DecoderConfig
+    has_layers: bool = True
 
     def setup(self) -> None:
         """Declares the weights."""
         dtype = jnp.dtype(self.cfg.param_dtype)
         for name, specs in param_specs(self.cfg).items():
             # `layers` is a dictionary of stacked weights, the others are single weights.
-            setattr(self, name, self.param(name, init_params, specs, dtype))
+            if self.has_layers or name != "layers":
+                setattr(self, name, self.param(name, init_params, specs, dtype))
 
     def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
         """Logits [B, T, V], float32. Keyword inputs as in `hidden_states`."""
@@ -240,7 +245,7 @@ class Decoder(nn.Module):
           past: earlier segments, each a `KVSegment` with k and v as this method returns them. The number of their rows
             divides B; one row may serve several consecutive queries. Layers with a window need its `positions`.
           key: dropout key; None disables dropout.
-          layers: the result of `unstack_layers`, for callers that call this method in a loop.
+          layers: the weights of each layer, as `unstack_layers` returns them.
           last_index_B: the index of the one token of each row whose hidden state is returned; by default all tokens.
             Each row must hold a single text. Where layers are not scanned, dropout of the last layer is drawn for
             these tokens alone.
@@ -329,7 +334,7 @@ def logits_of(cfg: DecoderConfig, x_BTD: jax.Array, head_DV: jax.Array) -> jax.A
 
 
 def unstack_layers(cfg: DecoderConfig, stacked: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
-    """Each layer's own weights. Inside a loop, XLA copies slices of the stack, all weights in total, in every
-    iteration. Unstacked before the loop, they are copied once."""
+    """Each layer's own weights. XLA copies the slices of a stack, all weights in total, in every call of a program, and
+    in a loop in every iteration."""
     parts = {name: jax.lax.split(weight, [1] * cfg.num_layers) for name, weight in stacked.items()}
     return [{name: part[i][0] for name, part in parts.items()} for i in range(cfg.num_layers)]

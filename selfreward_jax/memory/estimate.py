@@ -97,7 +97,7 @@ def _layer_parameters(model: DecoderConfig) -> int:
 def sampling_bytes(
     cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, training: MeshShape, platform: str
 ) -> int:
-    """Bytes that a device needs to sample with `sampling.max_concurrent` places, at the longest prompts.
+    """Bytes that a device needs to sample with `sampling.max_concurrent` slots, at the longest prompts.
 
     Args:
       cfg, pretrained, platform: as in `training_bytes`.
@@ -108,9 +108,9 @@ def sampling_bytes(
     itemsize, count = jnp.dtype(cfg.model.dtype).itemsize, parameter_count(param_specs(model))
     weights = itemsize * count / mesh.tensor
     shapes = decode_shapes(cfg, mesh.abstract)
-    places = max(shape.cached_tokens for shape in shapes)
-    cache = places * model.num_layers * 2 * model.num_kv_heads * model.head_dim * itemsize / math.prod(mesh)
-    rows = max(shape.num_slots * shape.num_samples for shape in shapes) / batch_divisor(mesh.abstract)
+    tokens = max(shape.cached_tokens for shape in shapes)
+    cache = tokens * model.num_layers * 2 * model.num_kv_heads * model.head_dim * itemsize / math.prod(mesh)
+    rows = max(shape.num_slots for shape in shapes) / batch_divisor(mesh.abstract)
     logits = 3 * 4 * rows * model.vocab_size / mesh.tensor
     float32 = 4 * count / (training.fsdp * training.tensor)
     largest = max(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(model), is_leaf=is_param_spec))

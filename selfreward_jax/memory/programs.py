@@ -26,7 +26,7 @@ from selfreward_jax.parallel.sharding import (
 )
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.sampling import sampler
-from selfreward_jax.sampling.batching import num_prompt_slots, padded_length, prefill_batch_size
+from selfreward_jax.sampling.batching import num_slots, padded_length, prefill_batch_size
 from selfreward_jax.train import dpo, sft, trainer
 
 
@@ -47,7 +47,7 @@ class Program(NamedTuple):
     resident_bytes: int = 0
 
 
-MANY_REQUESTS = 1 << 30  # more than there are prompt slots
+MANY_SAMPLES = 1 << 30  # more than there are slots
 NAMES = ("sft", "dpo", "merge", "reshard", "prefill", "decode")
 
 
@@ -192,7 +192,7 @@ def _dpo_batch(settings: Any, mesh: Mesh, pair_len: int) -> dict[str, Any]:
 
 
 class DecodeShape(NamedTuple):
-    """The largest shapes of a stage that samples: prompt slots, prompt length, samples per prompt, new tokens."""
+    """The largest shapes of a stage that samples: slots, prompt length, samples per prompt, new tokens."""
 
     num_slots: int
     prompt_len: int
@@ -202,11 +202,11 @@ class DecodeShape(NamedTuple):
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are held."""
-        return self.num_slots * (self.prompt_len + self.num_samples * self.max_new_tokens)
+        return self.num_slots * (self.prompt_len + self.max_new_tokens)
 
 
 def decode_shapes(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
-    """The shapes of every stage that samples, with more prompts than prompt slots.
+    """The shapes of every stage that samples, with more samples than slots.
 
     A prefix that prompts share is counted for each prompt, as if it were not shared.
     """
@@ -224,7 +224,7 @@ def decode_shapes(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
         settings.append((1, cfg.pairwise.max_new_tokens))
     return [
         DecodeShape(
-            num_prompt_slots(MANY_REQUESTS, cfg.sampling.max_concurrent, num_samples, mesh),
+            num_slots(MANY_SAMPLES, cfg.sampling.max_concurrent, batch_divisor(mesh)),
             padded_length(cfg.model.max_length - max_new_tokens),
             num_samples,
             max_new_tokens,
@@ -240,6 +240,7 @@ def _sampling_programs(
     model, dtype = _model_config(cfg, pretrained, mesh), cfg.model.dtype
     trained = _sharded_params(param_specs(model), "float32", training_mesh)
     params = _sharded_params(param_specs(model), dtype, mesh, SAMPLING)
+    drawn = params if model.scan_layers else _unstacked(model, params)
     resident: dict[str, int] = {}
     if cfg.dpo.eval_every:  # early stopping samples during training, whose state stays on the devices
         training = _training(cfg, pretrained, training_mesh, "dpo")
@@ -251,9 +252,18 @@ def _sampling_programs(
     if "reshard" in names:
         yield _reshard_program(dtype, trained, params, resident)
     if "prefill" in names:
-        yield _prefill_program(cfg, model, mesh, params, resident)
+        yield _prefill_program(cfg, model, mesh, drawn, resident)
     if "decode" in names:
-        yield _decode_program(cfg, model, mesh, params, resident)
+        yield _decode_program(cfg, model, mesh, drawn, resident)
+
+
+def _unstacked(model: DecoderConfig, params: Any) -> Any:
+    """Shapes of `sampler.unstack_params`."""
+    layers = {
+        name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sampler.without_layer_axis(x.sharding))
+        for name, x in params["layers"].items()
+    }
+    return {**params, "layers": [layers] * model.num_layers}
 
 
 def _merge_program(
@@ -288,11 +298,11 @@ def _prefill_program(
     cfg: ConfigDict, model: DecoderConfig, mesh: Mesh, params: Any, resident: dict[str, int]
 ) -> Program:
     """The largest prefill. It runs ahead, while the slots are full."""
-    shapes = decode_shapes(cfg, mesh)
-    R, S = max(
-        ((prefill_batch_size(MANY_REQUESTS, d.num_slots, d.prompt_len, mesh), d.prompt_len) for d in shapes),
-        key=math.prod,
+    shapes = (
+        (prefill_batch_size(d.num_slots, d.num_samples, False, mesh, d.prompt_len), d.prompt_len)
+        for d in decode_shapes(cfg, mesh)
     )
+    R, S = max(shapes, key=math.prod)
 
     def token_array(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, len(shape)))
@@ -315,9 +325,8 @@ def _decode_program(
     draw, min_free = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
     with jax.set_mesh(mesh):
         lowered = sampler.decode.lower(model, params, slots, None, draw, min_free, stop_ids=(2,))
-    rows = shape.num_slots * shape.num_samples
     num_bytes = resident | {"params": bytes_per_device(params), "cache": bytes_per_device(slots)}
-    text = f"{rows} rows of {shape.max_new_tokens} new tokens after {shape.prompt_len}"
+    text = f"{shape.num_slots} rows of {shape.max_new_tokens} new tokens after {shape.prompt_len}"
     return Program("decode", text, lowered, num_bytes, sum(resident.values()))
 
 
@@ -329,9 +338,7 @@ def _slots(model: DecoderConfig, shape: DecodeShape, mesh: Mesh) -> Any:
     """Shapes of the sampler's state, with the shardings that the sampler gives it."""
     with jax.set_mesh(mesh):
         slots = jax.eval_shape(
-            lambda: sampler.init_slots(
-                model, shape.num_slots, shape.num_samples, shape.prompt_len, shape.max_new_tokens
-            )
+            lambda: sampler.init_slots(model, shape.num_slots, shape.prompt_len, shape.max_new_tokens)
         )
     shardings = jax.tree.map(lambda x: NamedSharding(mesh, sampler.partition_spec(x.ndim)), slots)
     return _with_shardings(slots, shardings)

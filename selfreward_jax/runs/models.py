@@ -183,6 +183,7 @@ def build_model_config(
     runtime: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
     head_dim = pretrained.head_dim if pretrained else c.head_dim
     runtime |= {"attention": resolve_impl(c.attention, platform, c.dtype, head_dim), "dropout": dropout}
+    runtime |= {"kv_layout": "columns" if platform == "cpu" else "tokens"}
     if adapters and cfg.lora.rank:
         runtime |= {f"lora_{k}": v for k, v in cfg.lora.items()}
     if pretrained:

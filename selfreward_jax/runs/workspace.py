@@ -18,7 +18,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.config.diff import config_hash
 from selfreward_jax.config.paths import expand_home
 from selfreward_jax.parallel import processes
-from selfreward_jax.sampling.engine import stable_hash32
+from selfreward_jax.sampling.keys import stable_hash32
 from selfreward_jax.storage.artifacts import JsonlArtifact
 
 # Names under which stages are hashed into random keys. Another name here would change every measured number.

@@ -1,4 +1,4 @@
-"""Which prompts run together: their shared prefix, buckets of similar length, and the number of prompt slots."""
+"""Which prompts run together: their shared prefix, buckets of similar length, and the number of slots."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 
 from selfreward_jax.parallel.sharding import batch_divisor, round_up
 
-MIN_BUCKET_FILLS = 4  # a bucket holds enough prompts to fill all prompt slots at least this many times
-REFILL_GROUPS = 8  # prompt slots are refilled in groups of 1/8: at most that fraction is empty before a refill
+MIN_BUCKET_FILLS = 32  # a bucket holds enough samples to fill all slots at least this many times
+REFILL_GROUPS = 16  # slots are refilled in groups of 1/16: at most that fraction is free before a refill
+PREFILL_GROUPS = 8  # prompts are prefilled for 1/8 of the slots
 PREFILL_TOKENS = 8192  # prompt tokens that a device prefills at once, unless a single prompt is longer
 PREFILL_TOKENS_CPU = 1024  # more do not stay in a CPU's caches from one matrix product to the next
 MIN_SHARED_PREFIX = 32  # tokens; a shorter common prefix is not prefilled separately
@@ -41,25 +42,31 @@ def bucket_by_length(lengths: Sequence[int], min_size: int) -> list[tuple[list[i
     return [(order[a:b], padded_length(lengths[order[b - 1]])) for a, b in spans if b > a]
 
 
-def num_prompt_slots(num_requests: int, max_concurrent: int, num_samples: int, mesh: Mesh) -> int:
-    """How many prompts are decoded at the same time, with about `max_concurrent` samples in all.
+def num_slots(num_samples: int, max_concurrent: int, divisor: int) -> int:
+    """How many samples of `num_samples` in all are decoded at the same time.
 
-    The result is divisible by the mesh's batch axes, and not much larger than the number of requests.
+    About `max_concurrent`, not much more than there are, and divisible by `divisor`, the devices that share the rows.
     """
-    divisor = batch_divisor(mesh)
-    limit = round_up(max(1, max_concurrent // num_samples), divisor)
-    return min(limit, divisor << max(0, -(-num_requests // divisor) - 1).bit_length())
+    limit = round_up(max_concurrent, divisor)
+    return min(limit, divisor << max(0, -(-num_samples // divisor) - 1).bit_length())
 
 
-def prefill_batch_size(num_requests: int, num_slots: int, prompt_len: int, mesh: Mesh) -> int:
-    """How many prompts of `prompt_len` tokens are prefilled at once, and inserted when as many slots are free.
+def prefill_batch_size(num_slots: int, num_samples: int, all_at_once: bool, mesh: Mesh, length: int) -> int:
+    """How many prompts of `length` tokens, each with `num_samples` samples, are prefilled together.
 
-    If there is a slot for each request, all prompts are prefilled at once, up to the token limit of a device.
+    `all_at_once`: there is a slot for each sample of the call, so it need not be refilled.
     """
-    divisor = batch_divisor(mesh)
+    divisor, groups = batch_divisor(mesh), 1 if all_at_once else PREFILL_GROUPS
     max_tokens = PREFILL_TOKENS_CPU if mesh.devices.flat[0].platform == "cpu" else PREFILL_TOKENS
-    wanted = num_slots if num_requests <= num_slots else num_slots // REFILL_GROUPS
-    return round_up(max(1, min(wanted, max_tokens // prompt_len * divisor)), divisor)
+    wanted = -(-num_slots // (num_samples * groups))
+    return round_up(max(1, min(wanted, max_tokens // length * divisor)), divisor)
+
+
+def insert_size(num_slots: int, num_samples: int, all_at_once: bool, mesh: Mesh, prompt_len: int) -> int:
+    """How many samples enter slots together: no more than one prefill of the longest prompts gives."""
+    prefilled = num_samples * prefill_batch_size(num_slots, num_samples, all_at_once, mesh, prompt_len)
+    wanted = num_slots if all_at_once else max(1, num_slots // REFILL_GROUPS)
+    return round_up(min(wanted, prefilled), batch_divisor(mesh))
 
 
 def padded_length(num_tokens: int) -> int:

@@ -2,14 +2,14 @@
 
 Requests are sorted by length and split into buckets. The buckets are always computed from the full list, never from the
 requests that remain. So each row runs in programs of the same shapes, and gets the same bits, when a stage is
-interrupted and resumed. Within a bucket, new prompts enter the prompt slots that finished prompts leave. The common
-prefix of all prompts of a call is prefilled once.
+interrupted and resumed. Within a bucket, a sample that ends leaves its slot to the next one, of the same prompt or of
+another (bucket.py). The common prefix of all prompts of a call is prefilled once.
 """
 
 import copy
-import hashlib
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, replicated, round_up
 from selfreward_jax.sampling import batching, sampler
+from selfreward_jax.sampling.bucket import Bucket, BucketRun, DrawnSample, Prompt, SampledModel, SamplingParams, pad
 
 
 class NonFiniteLogitsError(InputError, ArithmeticError):
@@ -48,22 +49,6 @@ class Request(NamedTuple):
     prompt: str | Sequence[tuple[str, str]]
 
 
-class Prompt(NamedTuple):
-    """A request as token ids, without the prefix that all requests share."""
-
-    id: str
-    ids: list[int]
-
-
-class SamplingParams(NamedTuple):
-    """Samples for each prompt, temperature (0 is greedy), top-p mass, and the limit of new tokens."""
-
-    num_samples: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-
-
 class Completion(NamedTuple):
     """One sample. `finished` is False if it was cut off at `max_new_tokens`; logprobs are those of `ids`."""
 
@@ -75,34 +60,17 @@ class Completion(NamedTuple):
     finished: bool
 
 
-class Bucket(NamedTuple):
-    """What the prompts of one length bucket have in common.
+@dataclass
+class SlotUse:
+    """How well slots are used: the tokens that were kept, and the slots times the tokens that were decoded in all."""
 
-    num_slots: prompts decoded at the same time, P.
-    prefill_batch_size: prompts prefilled and inserted together, R.
-    prompt_len: the padded length of the prompts, without the prefix.
-    prefix: keys and values of the prefix that all prompts share, if there is one.
-    key: the stage's key.
-    should_stop: where it returns True, no more prompts are inserted.
-    """
+    tokens: int = 0
+    slot_tokens: int = 0
 
-    num_slots: int
-    prefill_batch_size: int
-    prompt_len: int
-    prefix: KVSegment | None
-    sampling_params: SamplingParams
-    key: jax.Array
-    should_stop: Callable[[], bool]
-
-
-class Prefilled(NamedTuple):
-    """Prompts that the device has prefilled, with the arguments of `sampler.insert` for them."""
-
-    prompts: list[Prompt]
-    logits: jax.Array
-    segment: KVSegment
-    lengths: jax.Array
-    keys: jax.Array
+    @property
+    def share(self) -> float:
+        """The share of slots at work, on average over the decoding steps; 1.0 before the first."""
+        return self.tokens / self.slot_tokens if self.slot_tokens else 1.0
 
 
 class Engine:
@@ -129,8 +97,9 @@ class Engine:
         raw: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
+        self.cfg, self.params, self.chat, self.mesh = cfg, sampler.unstack_params(cfg, params), chat, mesh
         self.max_concurrent, self.max_length, self.raw, self.should_stop = max_concurrent, max_length, raw, should_stop
+        self.slot_use = SlotUse()  # of the latest call
         self._prefix: tuple[list[int], KVSegment] | None = None  # the prefix that was prefilled last
 
     def as_raw(self) -> "Engine":
@@ -187,96 +156,55 @@ class Engine:
                     f"prompt {request.id} has {len(tokens)} tokens; with {sampling_params.max_new_tokens} new ones it "
                     f"passes the model's length {self.max_length}"
                 )
+        self.slot_use = SlotUse()
         if not requests:
             return
         prefix, prefix_len = self._prefill_prefix(ids)
         suffixes, done = [x[prefix_len:] for x in ids], set(done)
-        num_slots = batching.num_prompt_slots(
-            len(requests), self.max_concurrent, sampling_params.num_samples, self.mesh
-        )
+        num_samples = sampling_params.num_samples
+        total_samples = len(requests) * num_samples
+        num_slots = batching.num_slots(total_samples, self.max_concurrent, batch_divisor(self.mesh))
+        sizes = num_slots, num_samples, total_samples <= num_slots, self.mesh
         should_stop = (lambda: False) if ignore_stop else self.should_stop
-        lengths, min_size = [len(x) for x in suffixes], batching.MIN_BUCKET_FILLS * num_slots
+        lengths, min_size = [len(x) for x in suffixes], -(-batching.MIN_BUCKET_FILLS * num_slots // num_samples)
         for members, prompt_len in batching.bucket_by_length(lengths, min_size):
             prompts = [Prompt(requests[i].id, suffixes[i]) for i in members if requests[i].id not in done]
             if prompts and not should_stop():
-                batch_size = batching.prefill_batch_size(len(requests), num_slots, prompt_len, self.mesh)
-                bucket = Bucket(num_slots, batch_size, prompt_len, prefix, sampling_params, key, should_stop)
-                yield from self._run_bucket(prompts, bucket)
+                insert_size = batching.insert_size(*sizes, prompt_len)
+                prefill_batch_size = partial(batching.prefill_batch_size, *sizes)
+                bucket = Bucket(num_slots, insert_size, prefill_batch_size, prompt_len, prefix, sampling_params, key)
+                yield from self._run_bucket(prompts, bucket, should_stop)
 
-    def _run_bucket(self, prompts: list[Prompt], bucket: Bucket) -> Iterator[list[Completion]]:
-        """Completions of the prompts of one bucket.
-
-        At any time up to P prompts are active. Where R slots are free, up to R prompts are inserted, until
-        `should_stop` returns True.
-        """
-        P, R, params = bucket.num_slots, bucket.prefill_batch_size, bucket.sampling_params
-        draw = sampler.DrawParams(np.float32(params.temperature), np.float32(params.top_p))
-        stop_ids = tuple(self.chat.stop_ids)
-        queue = deque(prompts[i : i + R] for i in range(0, len(prompts), R))
-        with jax.set_mesh(self.mesh):
-            slots = sampler.init_slots(self.cfg, P, params.num_samples, bucket.prompt_len, params.max_new_tokens)
-        prefilled = self._prefill_next(queue, bucket)
-        free, active = list(range(P)), {}
-        finished: list[Completion] = []
-        while prefilled or active:
-            while prefilled and len(free) >= R:
-                if bucket.should_stop():
-                    prefilled = None
-                    break
-                filled, free = free[: len(prefilled.prompts)], free[len(prefilled.prompts) :]
-                active |= zip(filled, prefilled.prompts, strict=True)
-                slot_index_R = np.array(filled + [P] * (R - len(filled)), np.int32)
-                with jax.set_mesh(self.mesh):
-                    slots = sampler.insert(slots, self._put(slot_index_R), *prefilled[1:], draw, stop_ids=stop_ids)
-                prefilled = self._prefill_next(queue, bucket)
-            if not active:
-                break
-            min_free = R if prefilled else min(P, len(free) + R)
-            with jax.set_mesh(self.mesh):
-                slots = sampler.decode(
-                    self.cfg, self.params, slots, bucket.prefix, draw, np.int32(min_free), stop_ids=stop_ids
-                )
+    def _run_bucket(
+        self, prompts: list[Prompt], bucket: Bucket, should_stop: Callable[[], bool]
+    ) -> Iterator[list[Completion]]:
+        """Completions of the prompts of one bucket, all samples of a prompt together."""
+        model = SampledModel(self.cfg, self.params, self.mesh, tuple(self.chat.stop_ids))
+        run, ended = BucketRun(model, bucket, prompts), defaultdict(list)
+        for drawn in run.drawn(should_stop):
+            finished: list[Completion] = []
+            for sample in drawn:
+                samples = ended[sample.prompt.id]
+                samples.append(self._completion(sample))
+                if len(samples) == bucket.sampling_params.num_samples:
+                    finished += sorted(ended.pop(sample.prompt.id), key=lambda c: c.sample)
             if finished:
-                yield finished  # the caller processes these while the device decodes
-            samples, done_B = fetch((slots.samples, slots.done_B))
-            done_P = done_B.reshape(P, params.num_samples).all(1)
-            ended = [slot for slot in active if done_P[slot]]
-            finished = [c for slot in ended for c in self._completions(active.pop(slot), samples, slot, params)]
-            free += ended
-        if finished:
-            yield finished
+                yield finished
+        self.slot_use.tokens += run.num_tokens
+        self.slot_use.slot_tokens += run.num_steps * bucket.num_slots
 
-    def _prefill_next(self, queue: deque[list[Prompt]], bucket: Bucket) -> Prefilled | None:
-        """Prefills the next prompts of the queue, before there are free slots for them. None if the queue is empty."""
-        if not queue:
-            return None
-        R, num_samples = bucket.prefill_batch_size, bucket.sampling_params.num_samples
-        prompts = queue.popleft()
-        tokens, lengths = self._pad([p.ids for p in prompts], R, bucket.prompt_len)
-        row_ids = [p.id for p in prompts] + [""] * (R - len(prompts))
-        keys = jax.random.key_data(sample_keys(bucket.key, row_ids, num_samples))
-        keys = np.asarray(keys).reshape(R, num_samples, -1)
-        with jax.set_mesh(self.mesh):
-            logits, segment = sampler.prefill(self.cfg, self.params, tokens, lengths, bucket.prefix)
-        return Prefilled(prompts, logits, segment, lengths, self._put(keys))
-
-    def _completions(
-        self, prompt: Prompt, samples: sampler.Samples, slot: int, sampling_params: SamplingParams
-    ) -> Iterator[Completion]:
-        for sample in range(sampling_params.num_samples):
-            row = slot * sampling_params.num_samples + sample
-            ids = samples.tokens[row, : samples.lengths[row]].tolist()
-            logprobs = samples.logprobs[row, : samples.lengths[row]]
-            if not np.isfinite(logprobs).all():
-                raise NonFiniteLogitsError(f"row {prompt.id}, sample {sample}, token {np.isfinite(logprobs).argmin()}")
-            yield Completion(
-                id=prompt.id,
-                sample=sample,
-                text=self.chat.response_text(ids),
-                ids=ids,
-                logprobs=logprobs.tolist(),
-                finished=ids[-1] in self.chat.stop_ids,
-            )
+    def _completion(self, drawn: DrawnSample) -> Completion:
+        if not np.isfinite(drawn.logprobs).all():
+            token = np.isfinite(drawn.logprobs).argmin()
+            raise NonFiniteLogitsError(f"row {drawn.prompt.id}, sample {drawn.number}, token {token}")
+        return Completion(
+            id=drawn.prompt.id,
+            sample=drawn.number,
+            text=self.chat.response_text(drawn.ids),
+            ids=drawn.ids,
+            logprobs=drawn.logprobs.tolist(),
+            finished=drawn.ids[-1] in self.chat.stop_ids,
+        )
 
     def _prefill_prefix(self, ids: Sequence[list[int]]) -> tuple[KVSegment | None, int]:
         """Keys and values of the common prefix of all prompts, and its length; None and 0 if it is short."""
@@ -329,18 +257,7 @@ class Engine:
         return put(x, batch_sharding(self.mesh, x.ndim))
 
     def _pad(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-        """Prompts as tokens [rows, length] and lengths [rows]. Rows that only fill the batch have one padding token."""
-        tokens = np.zeros((rows, length), np.int32)
-        lengths = np.ones(rows, np.int32)
-        for row, prompt in enumerate(ids):
-            tokens[row, : len(prompt)] = prompt
-            lengths[row] = len(prompt)
-        return self._put(tokens), self._put(lengths)
-
-
-def stable_hash32(name: str) -> int:
-    """A row id as a 32-bit number, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+        return tuple(map(self._put, pad(ids, rows, length)))
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -353,15 +270,3 @@ def _candidate_logprobs(
 ) -> jax.Array:
     logits, _ = sampler.prefill(cfg, params, tokens, lengths)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), candidates, axis=-1)
-
-
-@jax.jit
-def _fold_in(key: jax.Array, rows: jax.Array, samples: jax.Array) -> jax.Array:
-    fold_row_and_sample = lambda row, sample: jax.random.fold_in(jax.random.fold_in(key, row), sample)  # noqa: E731
-    return jax.vmap(fold_row_and_sample)(rows, samples)
-
-
-def sample_keys(key: jax.Array, row_ids: Sequence[str], num_samples: int) -> jax.Array:
-    """Keys [P * G]: `key` folded with the row's id and the sample's index."""
-    rows = np.repeat(np.array([stable_hash32(row_id) for row_id in row_ids], np.uint32), num_samples)
-    return _fold_in(key, rows, np.tile(np.arange(num_samples, dtype=np.uint32), len(row_ids)))

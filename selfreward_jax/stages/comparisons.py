@@ -34,7 +34,7 @@ def comparisons(run: Run, model: str) -> None:
     short = orders.drop_long(engine, prompts, max_new_tokens, label, remedy)
     params = SamplingParams(settings.num_samples, settings.temperature, settings.top_p, max_new_tokens)
     stream, left_out = partial(_stream_votes, engine, short, params), len(prompts) - len(short)
-    rows = run_resumable(run, model, "comparisons", list(short), stream, judge_name, left_out=left_out)
+    rows = run_resumable(run, model, "comparisons", list(short), stream, engine, judge_name, left_out=left_out)
     votes = [vote["preference"] for row in rows for order in row["orders"] for vote in order]
     read, first = sum(side is not None for side in votes), sum(side == "a" for side in votes)
     sides = ([v["preference"] for v in two] for row in rows for two in zip(*row["orders"], strict=True))
@@ -54,7 +54,7 @@ def meta_judgments(run: Run, model: str) -> None:
     short = orders.drop_long(engine, prompts, settings.max_new_tokens, label, remedy)
     greedy = SamplingParams(1, 0.0, 1.0, settings.max_new_tokens)
     stream, left_out = partial(stream_verdicts, engine, short, greedy), len(prompts) - len(short)
-    rows = run_resumable(run, model, "meta_judgments", list(short), stream, judge_name, left_out=left_out)
+    rows = run_resumable(run, model, "meta_judgments", list(short), stream, engine, judge_name, left_out=left_out)
     read = sum(side is not None for row in rows for side in row["read"])
     agree = sum(row["verdict"] != 0 for row in rows)
     log_line(f"  {label}: {read:,} of {2 * len(rows):,} can be read, {agree:,} verdicts hold in both orders")

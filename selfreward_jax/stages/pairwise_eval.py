@@ -91,7 +91,7 @@ def side_by_side(run: Run, judge_name: str, matchups: Sequence[Matchup], folder:
         greedy = SamplingParams(1, 0.0, 1.0, settings.max_new_tokens)  # chance has no place in a verdict
         stream = partial(stream_verdicts, engine, short, greedy)
         left_out = len(matchups) - len(short)
-        run_resumable(run, folder, stage, list(short), stream, judge_name, left_out=left_out)
+        run_resumable(run, folder, stage, list(short), stream, engine, judge_name, left_out=left_out)
     rows = run.files.jsonl(folder, stage).rows()
     limit = f"pairwise.max_new_tokens is {run.cfg.pairwise.max_new_tokens}"
     _log_unreadable(f"{folder} {stage}", [side for row in rows for side in row["read"]], limit)

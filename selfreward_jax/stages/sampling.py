@@ -33,7 +33,14 @@ def sampling_params(settings: ConfigDict) -> SamplingParams:
 
 
 def run_resumable(
-    run: Run, folder: str, stage: str, ids: Sequence[str], stream: RowStream, made_by: str = "", **metadata: Any
+    run: Run,
+    folder: str,
+    stage: str,
+    ids: Sequence[str],
+    stream: RowStream,
+    engine: Engine,
+    made_by: str = "",
+    **metadata: Any,
 ) -> list[Any]:
     """Makes FOLDER/STAGE.jsonl of the rows of `stream`, and continues where an interrupted run ended.
 
@@ -42,6 +49,7 @@ def run_resumable(
       folder, stage: the artifact.
       ids: the ids of all rows, in the order in which they are written at the end.
       stream: makes the rows. Each batch is stored as it comes.
+      engine: what `stream` samples with.
       made_by: the model whose weights the manifest names; "" for none.
       **metadata: further fields of the manifest.
 
@@ -64,7 +72,7 @@ def run_resumable(
     ordered = [rows[i] for i in ids]
     metadata |= {"weights": run.files.weights_fingerprint(made_by)} if made_by else {}
     artifact.finish(ordered, tokens=sum(row["tokens"] for row in ordered), **metadata)
-    progress.close()
+    progress.close(f"{engine.slot_use.share:.0%} of the slots in use" if engine.slot_use.slot_tokens else "")
     run.log.flush()
     return ordered
 
@@ -92,7 +100,7 @@ def sample_with_engine(
     short = drop_long_prompts(engine, prompts, settings.max_new_tokens, f"{folder} {stage}")
     stream = partial(generate_responses, engine, short, sampling_params(settings))
     ids = [row["id"] for row in short]
-    run_resumable(run, folder, stage, ids, stream, made_by, left_out=len(prompts) - len(short))
+    run_resumable(run, folder, stage, ids, stream, engine, made_by, left_out=len(prompts) - len(short))
 
 
 def sample_best_of_n(
@@ -180,7 +188,7 @@ def judge(
     params = sampling_params(settings)._replace(num_samples=num_samples or settings.num_samples)
     stream = partial(judging.judge, engine, judged, template, params, settings, shots=shots)
     left_out = len(responses) - len(judged)
-    rows = run_resumable(run, folder, stage, [r["id"] for r in judged], stream, model, left_out=left_out)
+    rows = run_resumable(run, folder, stage, [r["id"] for r in judged], stream, engine, model, left_out=left_out)
     stats = judging.judge_stats(rows)
     for line in (f"  {folder} {stage}: {judging.format_stats(stats)}", *judging.format_histogram(stats)):
         log_line(line)

@@ -1,0 +1,109 @@
+"""How many slots are at work: the engine itself, with a model that stands in and gives every sample a known length."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.sampling import batching, bucket, sampler
+from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
+
+LONGEST = 192
+KEY = jax.random.key(0)
+CFG = DecoderConfig(
+    vocab_size=8, dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=8, scan_layers=True
+)
+
+
+class FakeSampler:
+    """In place of sampler.py: no model, no device. `length` gives the tokens of a sample from its key's data."""
+
+    DrawParams = sampler.DrawParams
+
+    def __init__(self, length):
+        self.length, self.inserted = length, []
+
+    def init_slots(self, cfg, num_slots, prompt_len, max_new_tokens):
+        width = np.zeros((num_slots, max_new_tokens))
+        samples = sampler.Samples(width.astype(int), width, np.ones(num_slots, int))
+        ones = np.ones(num_slots, int)
+        return SimpleNamespace(samples=samples, done_B=ones > 0, num_steps=0, ends_B=ones)
+
+    def prefill(self, *_):
+        return None, None
+
+    def insert(self, slots, slot_index, prompt_index, logits, segment, lengths, keys, draw, stop_ids):
+        for slot, key in zip(slot_index, keys, strict=True):
+            if slot < len(slots.done_B):
+                assert slots.done_B[slot]
+                slots.samples.lengths[slot], slots.ends_B[slot] = 1, self.length(tuple(key))
+                self.inserted.append(tuple(key))
+        slots.done_B = slots.samples.lengths >= slots.ends_B
+        return slots
+
+    def decode(self, cfg, params, slots, prefix, draw, min_free, stop_ids):
+        while slots.done_B.sum() < min_free:
+            slots.samples.lengths[:] += ~slots.done_B
+            slots.done_B = slots.samples.lengths >= slots.ends_B
+            slots.num_steps += 1
+        return slots
+
+
+@pytest.fixture
+def simulate(monkeypatch):
+    """A function of requests, samples and a length rule that returns the engine, its completions and the stand-in."""
+
+    def run(prompt_lengths, num_samples, length, *, slots=64, stop_after=10**9):
+        fake = FakeSampler(length)
+        monkeypatch.setattr(bucket, "sampler", fake)
+        monkeypatch.setattr(bucket, "fetch", lambda x: x)
+        monkeypatch.setattr(bucket, "put", lambda x, _: x)
+        monkeypatch.setattr(batching, "MIN_SHARED_PREFIX", 10**9)
+        chat = SimpleNamespace(stop_ids=[0], prompt_ids=lambda p: [1] * int(p), response_text=lambda ids: "")
+        engine = Engine(
+            CFG, None, chat, make_mesh(devices=jax.devices()[:1]), max_concurrent=slots, max_length=10**6,
+            should_stop=lambda: len(fake.inserted) >= stop_after,
+        )  # fmt: skip
+        requests = [Request(f"r{i}", str(n)) for i, n in enumerate(prompt_lengths)]
+        params = SamplingParams(num_samples, 1.0, 1.0, LONGEST)
+        return engine, list(engine.stream(requests, params, KEY)), fake
+
+    return run
+
+
+def log_normal(median, sigma):
+    """Lengths that depend on a sample's key alone: log-normal with this median, and cut off at LONGEST."""
+    draw = lambda key: np.random.default_rng([int(x) for x in key]).lognormal(np.log(median), sigma)  # noqa: E731
+    return lambda key: int(np.clip(draw(key), 1, LONGEST))
+
+
+def prompt_lengths(number, median, seed=3):
+    return np.random.default_rng(seed).lognormal(np.log(median), 0.6, number).astype(int) + 8
+
+
+@pytest.mark.parametrize(
+    ("number", "num_samples", "prompt_median", "median", "sigma"),
+    [(500, 4, 40, 60, 0.7), (2000, 3, 200, 90, 0.35), (500, 4, 40, 30, 1.0)],
+    ids=["responses", "judgments", "long tail"],
+)
+def test_at_least_88_of_100_slots_are_at_work(simulate, number, num_samples, prompt_median, median, sigma):
+    lengths = prompt_lengths(number, prompt_median)
+    engine, batches, fake = simulate(lengths, num_samples, log_normal(median, sigma))
+    assert sum(map(len, batches)) == number * num_samples == len(set(fake.inserted))
+    assert engine.slot_use.share >= 0.88
+
+
+def test_after_a_stop_prompts_with_a_slot_are_finished_and_no_others_are_started(simulate):
+    _, batches, fake = simulate([8] * 100, 4, lambda key: 1 + key[0] % LONGEST, slots=6, stop_after=33)
+    ids = [c.id for batch in batches for c in batch]
+    assert len(ids) == len(fake.inserted) == 36  # nine prompts: with the 33rd sample the last of them was started
+    assert all(ids.count(i) == 4 for i in ids)
+
+
+def test_samples_that_end_at_once_leave_no_slot_idle(simulate):
+    engine, batches, _ = simulate([8] * 50, 2, lambda key: 1, slots=8)
+    assert sum(map(len, batches)) == 100
+    assert engine.slot_use.share == 1.0  # nothing was decoded
