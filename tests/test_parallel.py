@@ -199,10 +199,10 @@ def test_collective_sizes_of_a_program():
 
 
 @lru_cache
-def decoded(scan, mesh, sampling):
+def decoded(scan, mesh, sampling, layout="columns"):
     """The compiled decode program, with weights sharded for sampling or for training; its samples; and the shapes of a
     device's shards of the cache, before and after."""
-    cfg = DecoderConfig(**vars(BIG) | {"scan_layers": scan})
+    cfg = DecoderConfig(**vars(BIG) | {"scan_layers": scan, "kv_layout": layout})
     params = random_weights(cfg, mesh, SAMPLING if sampling else TRAINING)
     rng = np.random.default_rng(1)
     tokens, lengths = rng.integers(0, 256, (8, 16)).astype(np.int32), rng.integers(3, 16, 8).astype(np.int32)
@@ -265,6 +265,37 @@ def samples_on_eight_devices_equal_those_of_one():
         assert len(np.unique(expected.lengths)) > 1
         # Keys and values are sharded by rows and heads: 16 rows over 2, 4 heads over 4.
         assert {part[-4:] for part in cache} == {(8, 1, 32, 12), (8, 1, 12, 32)}, cache
+
+
+@on_eight
+def replicas_decode_by_themselves_the_samples_of_one_device():
+    _, expected, _ = decoded(False, one_device(), True)
+    mesh = sampling_mesh(make_mesh(replicas=2, fsdp=2, tensor=2), 2)
+    for scan, layout in ((False, "columns"), (False, "tokens"), (True, "tokens")):
+        program, actual, _ = decoded(scan, mesh, True, layout)
+        np.testing.assert_array_equal(actual.tokens, expected.tokens)
+        np.testing.assert_array_equal(actual.lengths, expected.lengths)
+        np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-4)
+        groups = re.findall(r"replica_groups=(\S+?),? ", program)
+        assert groups
+        for group in groups:  # devices 0 to 3 are one replica
+            assert all(len({d < 4 for d in devices}) == 1 for devices in members(group)), group
+
+
+def members(groups):
+    """The devices of each replica group of a compiled program: {{0,1},{2,3}} or [2,4]<=[2,2,2]T(0,2,1)."""
+    if groups.startswith("{"):
+        return [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", groups)]
+    shape, source, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups).groups()
+    ints = lambda text: tuple(map(int, text.split(",")))  # noqa: E731
+    devices = np.arange(math.prod(ints(source))).reshape(ints(source))
+    return devices.transpose(ints(order) if order else None).reshape(ints(shape)).tolist()
+
+
+def test_members_of_replica_groups():
+    assert members("{{0,1},{2,3}}") == [[0, 1], [2, 3]]
+    assert members("[2,4]<=[8]") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert members("[4,2]<=[2,2,2]T(0,2,1)") == [[0, 2], [1, 3], [4, 6], [5, 7]]
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class FakeSampler:
         width = np.zeros((num_slots, max_new_tokens))
         samples = sampler.Samples(width.astype(int), width, np.ones(num_slots, int))
         ones = np.ones(num_slots, int)
-        return SimpleNamespace(samples=samples, done_B=ones > 0, num_steps=0, ends_B=ones)
+        return SimpleNamespace(samples=samples, done_B=ones > 0, steps_B=0 * ones, ends_B=ones)
 
     def prefill(self, *_):
         return None, None
@@ -48,7 +48,7 @@ class FakeSampler:
         while slots.done_B.sum() < min_free:
             slots.samples.lengths[:] += ~slots.done_B
             slots.done_B = slots.samples.lengths >= slots.ends_B
-            slots.num_steps += 1
+            slots.steps_B += 1
         return slots
 
 

@@ -73,9 +73,16 @@ def constrain(x: jax.Array, *spec: Any) -> jax.Array:
       x: an array.
       *spec: a mesh axis, BATCH_AXES or None for each dimension.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
+    spec = tuple(free_axes(axes) if isinstance(axes, tuple) else axes for axes in spec)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def free_axes(axes: tuple[str, ...] = BATCH_AXES) -> tuple[str, ...]:
+    """The axes that no surrounding `shard_map` has split arrays over already."""
+    return tuple(axis for axis in axes if axis not in jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def devices_in_use() -> int:

@@ -102,11 +102,11 @@ class BucketRun:
     """Draws the samples of a bucket's prompts; iterate over `drawn`.
 
     num_tokens: tokens that were decoded so far and belong to a sample.
-    num_steps: tokens that were decoded so far in every slot at once.
+    slot_tokens: tokens that all slots together had room for so far.
     """
 
     def __init__(self, model: SampledModel, bucket: Bucket, prompts: Sequence[Prompt]) -> None:
-        self.model, self.bucket, self.num_tokens, self.num_steps = model, bucket, 0, 0
+        self.model, self.bucket, self.num_tokens, self.slot_tokens = model, bucket, 0, 0
         params = bucket.sampling_params
         self._draw = sampler.DrawParams(np.float32(params.temperature), np.float32(params.top_p))
         self._queue = deque(_prefill_batches(prompts, bucket.prefill_batch_size))
@@ -197,8 +197,8 @@ class BucketRun:
 
     def _collect(self) -> list[DrawnSample]:
         """The samples that have ended; their slots are free."""
-        samples, done, num_steps = fetch((self._slots.samples, self._slots.done_B, self._slots.num_steps))
-        self.num_steps = int(num_steps)
+        samples, done, steps = fetch((self._slots.samples, self._slots.done_B, self._slots.steps_B))
+        self.slot_tokens = int(steps.sum())
         ended = [slot for slot in self._active if done[slot]]
         self._free += ended
         self.num_tokens += sum(int(samples.lengths[slot]) - 1 for slot in ended)  # the first is drawn at the insertion

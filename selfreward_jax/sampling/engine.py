@@ -191,7 +191,7 @@ class Engine:
             if finished:
                 yield finished
         self.slot_use.tokens += run.num_tokens
-        self.slot_use.slot_tokens += run.num_steps * bucket.num_slots
+        self.slot_use.slot_tokens += run.slot_tokens
 
     def _completion(self, drawn: DrawnSample) -> Completion:
         if not np.isfinite(drawn.logprobs).all():

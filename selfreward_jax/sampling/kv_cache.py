@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.parallel.sharding import BATCH_AXES, free_axes
 
 # Keys and values of all layers.
 Cache = tuple[Any, Any]
@@ -49,8 +51,19 @@ def write(cfg: DecoderConfig, cache: Cache, new: Cache, column_B: jax.Array) -> 
     (keys, values), (k, v) = cache, new
     if cfg.kv_layout == "columns":
         return _write_rows(keys, k, column_B, axis=-1), _write_rows(values, v, column_B, axis=-2)
-    k = jax.tree.map(lambda x: x.swapaxes(-1, -2), k)
-    return _scatter(keys, k, column_B), _scatter(values, v, column_B)
+    new, old = (jax.tree.map(lambda x: x.swapaxes(-1, -2), k), v), (keys, values)
+    if jax.sharding.get_abstract_mesh().empty:
+        return _scatter(old, new, column_B)
+    # Each device writes its own rows and heads.
+    specs = jax.tree.map(lambda x: PartitionSpec(*(None,) * (x.ndim - 4), free_axes(), "tensor"), old)
+    scatter = jax.shard_map(
+        _scatter,
+        in_specs=(specs, specs, PartitionSpec(free_axes())),
+        out_specs=specs,
+        check_vma=False,
+        axis_names=set(free_axes((*BATCH_AXES, "tensor"))),
+    )
+    return scatter(old, new, column_B)
 
 
 def _write_rows(old: Any, new: Any, column_B: jax.Array, axis: int) -> Any:

@@ -14,6 +14,7 @@ own sample has ended. Each slot writes to the cache column of its own length. Ra
 own key and the token's position. So a sample does not depend on the other slots, or on when it was inserted.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.decoder import Decoder, unstack_layers
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params
-from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
+from selfreward_jax.parallel.sharding import BATCH_AXES, constrain, free_axes
 from selfreward_jax.sampling.kv_cache import Cache, as_segment, init_cache, write
 from selfreward_jax.sampling.top_p import sample_token
 
@@ -49,7 +50,7 @@ class Slots(NamedTuple):
     keys_B2: the data of a random key for each sample.
     samples: what is drawn.
     done_B: whether a slot is free: its sample has ended, or it never had one.
-    num_steps: tokens that were decoded, in every slot at once.
+    steps_B: tokens that were decoded while the slot existed, whether it was free or not.
     """
 
     cache: Cache
@@ -58,7 +59,7 @@ class Slots(NamedTuple):
     keys_B2: jax.Array
     samples: Samples
     done_B: jax.Array
-    num_steps: jax.Array
+    steps_B: jax.Array
 
 
 class DrawParams(NamedTuple):
@@ -79,8 +80,8 @@ def init_slots(cfg: DecoderConfig, num_slots: int, prompt_len: int, max_new_toke
     prompt = KVSegment(*init_cache(cfg, B, prompt_len), jnp.ones((B, 1, prompt_len), bool))
     samples = Samples(ids, ids.astype(jnp.float32), ones)
     key_data = jax.random.key_data(jax.random.split(jax.random.key(0), B))
-    cache, num_steps = init_cache(cfg, B, W, cfg.kv_layout), jnp.zeros((), jnp.int32)
-    return constrain_all(Slots(cache, prompt, ones, key_data, samples, ones.astype(bool), num_steps))
+    cache = init_cache(cfg, B, W, cfg.kv_layout)
+    return constrain_all(Slots(cache, prompt, ones, key_data, samples, ones.astype(bool), jnp.zeros_like(ones)))
 
 
 def constrain_all(tree: Any) -> Any:
@@ -91,11 +92,10 @@ def constrain_all(tree: Any) -> Any:
 def partition_spec(ndim: int) -> PartitionSpec:
     """The sharding of an array of the sampler, by its number of dimensions.
 
-    4: keys or values. 5: keys or values with the layers stacked in the first axis. Fewer: an array with rows first,
-    or a number.
+    4: keys or values. 5: keys or values with the layers stacked in the first axis. Fewer: an array with rows first.
     """
     if ndim < 4:
-        return PartitionSpec(*(BATCH_AXES, None, None)[:ndim])
+        return PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1))
     return PartitionSpec(*(None,) * (ndim - 4), BATCH_AXES, "tensor", None, None)
 
 
@@ -236,6 +236,9 @@ def decode(
 ) -> Slots:
     """Decodes until at least `min_free` slots are free.
 
+    Each replica of the mesh decodes by itself, until its share of `min_free` is free: for a token nothing is sent over
+    the slow network between replicas.
+
     Args:
       cfg, params: the model.
       slots: the state, from `insert`.
@@ -244,6 +247,28 @@ def decode(
       min_free: at most B.
       stop_ids: ids that end a sample.
     """
+    run = partial(_decode, cfg, stop_ids=stop_ids)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["replica"] == 1:
+        return run(params, slots, prefix, draw, min_free)
+    rows = jax.tree.map(lambda x: PartitionSpec(*(None,) * max(0, x.ndim - 4), "replica"), slots)
+    everywhere = jax.tree.map(lambda _: PartitionSpec(), (params, prefix, draw, min_free))
+    in_specs = (everywhere[0], rows, *everywhere[1:])
+    share = -(-min_free // mesh.shape["replica"])
+    run = jax.shard_map(run, in_specs=in_specs, out_specs=rows, axis_names={"replica"}, check_vma=False)
+    return run(params, slots, prefix, draw, share)
+
+
+def _decode(
+    cfg: DecoderConfig,
+    params: Params,
+    slots: Slots,
+    prefix: KVSegment | None,
+    draw: DrawParams,
+    min_free: jax.Array,
+    *,
+    stop_ids: tuple[int, ...],
+) -> Slots:
     model = _model(cfg, params)
     W = slots.samples.tokens.shape[1]
     prefix_len = 0 if prefix is None else prefix.mask.shape[-1]
@@ -251,8 +276,8 @@ def decode(
     own_positions_BW = first_position_B1 + _arange_1S(W)
     prompt = slots.prompt._replace(positions=prefix_len + _arange_1S(slots.prompt.mask.shape[-1]))
 
-    def step(state: tuple[Cache, Samples, jax.Array, jax.Array]) -> tuple[Cache, Samples, jax.Array, jax.Array]:
-        cache, samples, done_B, num_steps = state
+    def step(slots: Slots) -> Slots:
+        cache, samples = slots.cache, slots.samples
         # The input is each row's last token. Its keys and values go to the cache column of the token's index.
         last_B = samples.lengths - 1
         last_B1 = last_B[:, None]
@@ -263,24 +288,44 @@ def decode(
         hidden, (k, v) = model.hidden_states(token_B1, positions_BT=positions_B1, past=past)
         # This equals `last_B`. Its dependence on a value read from the cache lets XLA write in place, without a copy.
         column_B = jnp.minimum(last_B, jnp.where(jnp.isinf(hidden[:, 0, 0]), W, W - 1))
-        cache = constrain_all(write(cfg, cache, (k, v), column_B))
         token_B, logprob_B = _draw(model.unembed(hidden[:, 0]), slots.keys_B2, samples.lengths, draw)
-        return (
-            cache,
-            _append(samples, token_B, logprob_B, ~done_B),
-            done_B | _is_done(token_B, samples.lengths + 1, W, stop_ids),
-            num_steps + 1,
+        return constrain_all(
+            slots._replace(
+                cache=write(cfg, cache, (k, v), column_B),
+                samples=_append(samples, token_B, logprob_B, ~slots.done_B),
+                done_B=slots.done_B | _is_done(token_B, samples.lengths + 1, W, stop_ids),
+                steps_B=slots.steps_B + 1,
+            )
         )
 
-    state = (slots.cache, slots.samples, slots.done_B, slots.num_steps)
-    cache, samples, done_B, num_steps = jax.lax.while_loop(lambda state: state[2].sum() < min_free, step, state)
-    return slots._replace(cache=cache, samples=samples, done_B=done_B, num_steps=num_steps)
+    return jax.lax.while_loop(lambda slots: slots.done_B.sum() < min_free, step, slots)
 
 
 def _draw(
     logits_BV: jax.Array, keys_B2: jax.Array, position_B: jax.Array, draw: DrawParams
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [B], and their log-probs under the model itself (temperature 1, no top-p)."""
+    """Tokens [B], and their log-probs under the model itself (temperature 1, no top-p).
+
+    Each device draws for rows of its own, with all of the vocabulary: the logits are exchanged once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _draw_rows(logits_BV, keys_B2, position_B, draw)
+    axes = free_axes((*BATCH_AXES, "tensor"))
+    if logits_BV.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        axes = free_axes()  # too few rows: the devices of a group draw the same
+    rows, names = PartitionSpec(axes), free_axes((*BATCH_AXES, "tensor"))
+    # As they are outside; else the compiler would exchange weights to have the logits as they are drawn from.
+    logits_BV, keys_B2, position_B = constrain(logits_BV, BATCH_AXES, "tensor"), *constrain_all((keys_B2, position_B))
+    in_specs = (rows, rows, rows, DrawParams(PartitionSpec(), PartitionSpec()))
+    run = jax.shard_map(_draw_rows, in_specs=in_specs, out_specs=rows, axis_names=set(names), check_vma=False)
+    token_B, logprob_B = run(logits_BV, keys_B2, position_B, draw)
+    return constrain(token_B, BATCH_AXES), constrain(logprob_B, BATCH_AXES)
+
+
+def _draw_rows(
+    logits_BV: jax.Array, keys_B2: jax.Array, position_B: jax.Array, draw: DrawParams
+) -> tuple[jax.Array, jax.Array]:
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2), position_B)
     token_B = sample_token(logits_BV, keys_B, draw.temperature, draw.top_p)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]

@@ -27,8 +27,8 @@ def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array
     greedy = lambda: jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)  # noqa: E731
     start_B = jax.lax.cond(temperature > 0, lambda: jnp.zeros(B, jnp.int32), greedy)
     max_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    weight_BnC, num_shards = _to_blocks(jnp.exp((logits_BV - max_B1) / jnp.maximum(temperature, 1e-6)))
-    blocks_per_shard, block_size = weight_BnC.shape[1] // num_shards, weight_BnC.shape[2]
+    weight_BV = jnp.exp((logits_BV - max_B1) / jnp.maximum(temperature, 1e-6))
+    weight_BnC = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
     sums_Bn = weight_BnC.sum(-1)
     nucleus_mass_B = top_p * sums_Bn.sum(-1)
 
@@ -36,7 +36,6 @@ def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array
         round_index, pending_B, bound_B, sums_Bn, token_B = state
         uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, round_index)))(keys_B)
         block_B, offset_B, weight_B = _inverse_cdf(weight_BnC, sums_Bn, bound_B, uniform_B)
-        drawn_B = block_B // blocks_per_shard * (V // num_shards) + block_B % blocks_per_shard * block_size + offset_B
         likelier_Bn = _above(weight_BnC, weight_B).sum(-1)
         in_nucleus_B = (likelier_Bn.sum(-1) < nucleus_mass_B) | (top_p >= 1)
         rejected_B = pending_B & ~in_nucleus_B
@@ -45,27 +44,12 @@ def sample_token(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array
             rejected_B,
             jnp.where(rejected_B, weight_B, bound_B),
             jnp.where(rejected_B[:, None], likelier_Bn, sums_Bn),
-            jnp.where(pending_B & in_nucleus_B, drawn_B, token_B),
+            jnp.where(pending_B & in_nucleus_B, block_B * BLOCK + offset_B, token_B),
         )
 
     start = (jnp.int32(0), jnp.full(B, temperature > 0), jnp.zeros(B), sums_Bn, start_B)
     any_pending = lambda state: state[1].any() & (state[0] < MAX_ROUNDS)  # noqa: E731
     return jax.lax.while_loop(any_pending, attempt, start)[-1]
-
-
-def _to_blocks(weight_BV: jax.Array) -> tuple[jax.Array, int]:
-    """[B, n, C], with zeros after the last token; and the number of shards of the vocabulary.
-
-    Each shard is on another device and has its own blocks.
-    """
-    B, V = weight_BV.shape
-    mesh = jax.sharding.get_abstract_mesh()
-    num_shards = 1 if mesh.empty else mesh.shape["tensor"]
-    num_shards = num_shards if V % num_shards == 0 else 1
-    shards = weight_BV.reshape(B, num_shards, V // num_shards)
-    block_size = min(BLOCK, V // num_shards)
-    shards = jnp.pad(shards, ((0, 0), (0, 0), (0, -(V // num_shards) % block_size)))
-    return shards.reshape(B, -1, block_size), num_shards
 
 
 def _above(weight_BnC: jax.Array, bound_B: jax.Array) -> jax.Array:
