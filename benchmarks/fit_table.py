@@ -19,6 +19,7 @@ from selfreward_jax import config
 from selfreward_jax.memory import planner
 from selfreward_jax.memory.machines import parse_machine
 from selfreward_jax.memory.models import known_config
+from selfreward_jax.memory.round_time import ASSUMPTIONS, round_times
 
 _ROWS = flags.DEFINE_string("rows", "", "Only rows whose name contains one of these, separated by commas.")
 _MISSING = flags.DEFINE_bool("missing", False, "With --write: only rows that are not stored yet.")
@@ -71,6 +72,19 @@ ESTIMATED = [
 ]
 
 
+# Name, preset, machine: the seconds of a round's stages, by arithmetic.
+TIMED = [
+    ("135m", "smollm2_135m", "t4:1"),
+    ("270m gemma3", "gemma3_270m", "l4:1"),
+    ("1b", "tinyllama", "h100:1"),
+    ("1b", "tinyllama", "v5e:2x4"),
+    ("8b", "llama3_8b", "v5e:4x4"),
+    ("8b", "llama3_8b", "v6e:2x4"),
+    ("8b", "llama3_8b", "h100:8"),
+    ("70b", "llama2_70b", "v5p:4x4x4"),
+]
+
+
 HEAD = """# What fits where
 
 Made by `python -m benchmarks.fit_table --write`.
@@ -98,6 +112,19 @@ By the arithmetic of the planner alone, with its margin; GB of each device, and 
 """
 
 
+TIMED_HEAD = f"""
+## A round, by arithmetic
+
+Seconds of the stages of one round with the settings of the preset, and what the planner chooses. `selfreward-jax fits` and
+`selfreward-jax check --machine` print the same for your settings.
+
+{ASSUMPTIONS[0].upper()}{ASSUMPTIONS[1:]}
+
+| model | machine | max_concurrent | prompts | responses | judgments | reference | DPO | load and save | minutes |
+| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |
+"""
+
+
 def compile_rows(name: str, preset: str, topology: str, options: str, only: list[str]) -> list[dict]:
     """The rows of `fits` for one slice, for the programs in `only` or for all."""
     command = [sys.executable, "-m", "selfreward_jax", "fits", f"--config=configs/iter3.py:{preset}", "--json"]
@@ -117,6 +144,15 @@ def estimate_gpu(name: str, preset: str, gpus: str) -> dict:
     plan = planner.plan(c, known_config(c), machine, 2048)
     sizes = {name: size / 1e9 for name, size in plan.need.items()}
     return {"name": name, "gpus": gpus, "memory": machine.memory / 1e9, "fits": plan.fits, **sizes, **plan.values}
+
+
+def time_row(name: str, preset: str, text: str) -> str:
+    """A row of the table of times."""
+    c, machine = config.get_config(preset), parse_machine(text)
+    c.update_from_flattened_dict(planner.plan(c, known_config(c), machine, 2048).values)
+    seconds = [stage.seconds for stage in round_times(c, known_config(c), machine)]
+    cells = [f"{name} ({preset})", text, f"{c.sampling.max_concurrent:,}", *(f"{s:,.0f}" for s in seconds)]
+    return f"| {' | '.join([*cells, f'{sum(seconds) / 60:,.0f}'])} |"
 
 
 def document(compiled: list[dict], estimated: list[dict]) -> str:
@@ -145,6 +181,7 @@ def document(compiled: list[dict], estimated: list[dict]) -> str:
         values = " | ".join(f"{g[field]:,}" for field in (*chosen, "sampling.max_concurrent"))
         sizes = f"{g['memory']:.0f} | {g['training']:.1f} | {g['sampling']:.1f}"
         lines.append(f"| {g['name']} | {g['gpus']} | {sizes} | {verdict} | {values} |")
+    lines += [*TIMED_HEAD.splitlines(), *(time_row(*entry) for entry in TIMED)]
     return "\n".join(lines) + "\n"
 
 

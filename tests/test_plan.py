@@ -6,6 +6,7 @@ import pytest
 from conftest import arguments, assert_mentions, micro, refused
 
 from selfreward_jax import config
+from selfreward_jax.memory.machines import Rates
 from selfreward_jax.report import estimates
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import make_run
@@ -91,7 +92,7 @@ def test_seconds_by_stated_rates_by_hand():
     cfg = config.get_config()
     cfg.sft.epochs, cfg.pretrain.epochs, cfg.dpo.epochs, cfg.dpo.replay_weight = 2.0, 3.0, 1.0, 0.0
     cfg.sampling.max_concurrent = 100
-    rates = estimates.Rates(1e12, 1e9, "")
+    rates = Rates(1e12, 1e9, "")
     lengths = {"ift": [10, 30], "eft": [60], "documents": [1000]}
     seconds = estimates.make_estimator(cfg, rates, 10**6, 2, lengths)
     steps = planned(cfg)

@@ -12,7 +12,8 @@ from selfreward_jax.cli import settings
 from selfreward_jax.config import ConfigError
 from selfreward_jax.console import streams
 from selfreward_jax.memory import planner
-from selfreward_jax.memory.machines import parse_machine
+from selfreward_jax.memory.machines import Rates, datasheet, parse_machine
+from selfreward_jax.memory.round_time import format_times, round_times
 from selfreward_jax.parallel.device_memory import run_elsewhere
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import check, make_run
@@ -26,18 +27,25 @@ def main(options: argparse.Namespace) -> int:
     if not options.machine:
         cfg, reasons = planner.resolve(cfg, options.workdir)
         return _check_here(cfg, options, reasons)
-    cfg, reasons = planner.check_machine(cfg, options.workdir, parse_machine(options.machine))
+    machine = parse_machine(options.machine)
+    cfg, reasons = planner.check_machine(cfg, options.workdir, machine)
+    reasons += format_times(round_times(cfg, planner.pretrained_config(cfg), machine))
     # What is left is checked here, on one device.
     cfg.parallel.update(dict.fromkeys(("fsdp", "tensor", "replicas", "sampling_tensor"), 1))
     cfg.model.attention = "auto" if cfg.model.attention == "cudnn" else cfg.model.attention
     with run_elsewhere():
-        return _check_here(cfg, options, reasons, jax.devices()[:1])
+        return _check_here(cfg, options, reasons, jax.devices()[:1], datasheet(machine.name, machine.devices))
 
 
 def _check_here(
-    cfg: ConfigDict, options: argparse.Namespace, reasons: Sequence[str], devices: Sequence[jax.Device] | None = None
+    cfg: ConfigDict,
+    options: argparse.Namespace,
+    reasons: Sequence[str],
+    devices: Sequence[jax.Device] | None = None,
+    rates: Rates | None = None,
 ) -> int:
-    """Reads all that the run would read, as if it were on these devices; all if not given."""
+    """Reads all that the run would read, as if it were on these devices; all if not given. `rates` are of the machine
+    that it is planned for."""
     run = make_run(cfg, options.workdir, devices)
     check(run, TABLE.dependents, options.allow_config_changes)
     _check_writable(run.workdir)
@@ -48,7 +56,7 @@ def _check_here(
         _section("One example of each set, «what carries loss» marked", preview.show_examples(seeded, sets))
         lengths = {name: [len(example.ids) for example in examples] for name, examples in sets.items()}
         run.cfg.data.heldout_prompts = preview.count_held_out(seeded)  # a file may have fewer than was asked for
-        _section("Stages", plan(run, TABLE, lengths, seeded.models.chat.tokenizer.vocab_size))
+        _section("Stages", plan(run, TABLE, lengths, seeded.models.chat.tokenizer.vocab_size, rates))
     return 0
 
 

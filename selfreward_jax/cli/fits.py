@@ -27,6 +27,7 @@ from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
 from selfreward_jax.memory.machines import CHIPS, GIB, parse_machine
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.programs import Program, programs
+from selfreward_jax.memory.round_time import format_times, round_times
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
 
@@ -62,6 +63,8 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
     validate.validate(cfg, 1, "tpu")
     made = planner.plan(cfg, known_config(cfg), parse_machine(topology), tokens)
     cfg.update_from_flattened_dict(made.values)
+    times = round_times(cfg, known_config(cfg), parse_machine(topology))
+    planned = {"settings": made.values, "round_seconds": {t.stage: round(t.seconds) for t in times}}
     if not as_json:
         streams.result(*made.reasons)
     try:
@@ -69,13 +72,13 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
         validate.validate(cfg, batch_divisor(mesh), "tpu")
         rows = []
         for program in programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only):
-            rows.append(measure_program(program, topology, mesh) | {"settings": made.values})
+            rows.append(measure_program(program, topology, mesh) | planned)
             streams.result(*([json.dumps(rows[-1])] if as_json else _format_row(rows[-1])))
     except ValueError as error:  # sizes that are not divisible; the message has the numbers
         raise config.ConfigError(str(error)) from None
     fits = all(row["fits"] for row in rows)
     if not as_json:
-        streams.result("FITS" if fits else "DOES NOT FIT")
+        streams.result(*format_times(times), "FITS" if fits else "DOES NOT FIT")
         streams.result(*(suggest_fix(cfg, row) for row in rows if not row["fits"]))
     return 0 if fits else 1
 

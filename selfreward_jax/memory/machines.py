@@ -16,8 +16,44 @@ CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}  # GiB of memor
 DEVICES_PER_CHIP = {"tpu7x": 2}
 GPUS = {"t4": 16, "l4": 24, "a100-40": 40, "a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB, as they are sold
 GPU_SHARE = 0.75  # of a GPU's memory is taken by JAX
+# Datasheets: dense bfloat16 FLOP/s, and bytes/s of a device's memory. The first name that a device's kind contains.
+DATASHEETS = {
+    "b200": (2250e12, 8.0e12),
+    "h200": (989e12, 4.8e12),
+    "h100": (989e12, 3.35e12),
+    "a100": (312e12, 1.6e12),
+    "l4": (121e12, 0.3e12),
+    "t4": (65e12, 0.32e12),
+    "tpu7x": (1153e12, 3.69e12),
+    "v6": (918e12, 1.64e12),
+    "v5p": (459e12, 2.77e12),
+    "v5 lite": (197e12, 0.82e12),
+    "v5e": (197e12, 0.82e12),
+    "v4": (275e12, 1.23e12),
+}
 _TPU = re.compile(rf"({'|'.join(CHIPS)}):(\d+(?:x\d+){{0,2}})(?:\*(\d+))?")
 _GPU = re.compile(rf"({'|'.join(GPUS)}|gpu):([1-9]\d{{0,4}})")
+
+
+class Rates(NamedTuple):
+    """What some devices do together.
+
+    flops: of matrix products in a second.
+    bandwidth: bytes/s of their memory.
+    source: where the two come from.
+    """
+
+    flops: float
+    bandwidth: float
+    source: str
+
+
+def datasheet(kind: str, devices: int) -> Rates | None:
+    """The rates of `devices` devices, by their kind as JAX names it or by a machine's name; None for an unknown one."""
+    rates = next((rates for name, rates in DATASHEETS.items() if name in kind.lower()), None)
+    if rates is None:
+        return None
+    return Rates(devices * rates[0], devices * rates[1], f"the datasheet of {devices} x {kind}")
 
 
 class Machine(NamedTuple):

@@ -2,53 +2,25 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from selfreward_jax.memory.machines import Rates, datasheet
+from selfreward_jax.memory.round_time import DECODE_SHARE, TRAINING_SHARE
 from selfreward_jax.runs.stage import Step
 
-# Datasheets: dense bfloat16 FLOP/s, and bytes/s of a device's memory. The first name that a device's kind contains.
-DATASHEETS = {
-    "H200": (989e12, 4.8e12),
-    "H100": (989e12, 3.35e12),
-    "A100": (312e12, 1.6e12),
-    "L4": (121e12, 0.3e12),
-    "T4": (65e12, 0.32e12),
-    "v6": (918e12, 1.64e12),
-    "v5p": (459e12, 2.77e12),
-    "v5 lite": (197e12, 0.82e12),
-    "v5e": (197e12, 0.82e12),
-    "v4": (275e12, 1.23e12),
-}
-TRAINING_SHARE = 0.24  # of the FLOP/s: a DPO step of a model of 1B on an H100
-DECODE_SHARE = 0.3  # of the memory's bytes/s
 STEP_SECONDS = 5e-4  # what a decode step takes at least, whatever the size of the model
-
-
-class Rates(NamedTuple):
-    """What the devices of this machine do together.
-
-    flops: of matrix products in a second.
-    bandwidth: bytes/s of their memory.
-    source: where the two come from.
-    """
-
-    flops: float
-    bandwidth: float
-    source: str
 
 
 def machine_rates() -> Rates:
     """The rates of this machine's devices: from datasheets; for a CPU or an unknown device measured in a moment."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    for name, (flops, bandwidth) in DATASHEETS.items():
-        if name in kind:
-            return Rates(len(devices) * flops, len(devices) * bandwidth, f"the datasheet of {len(devices)} x {kind}")
+    if (rates := datasheet(kind, len(devices))) is not None:
+        return rates
     x, ones = jnp.ones((1024, 1024), jnp.float32), np.ones(8_000_000)
     multiply = jax.jit(lambda x: x @ x / 1024)
     return Rates(

@@ -11,6 +11,7 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.hf_config import ModelFormatError
 from selfreward_jax.llm.parameters import abstract_params, param_specs, parameter_count
+from selfreward_jax.memory.machines import Rates
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.parallel.device_memory import device_memory
 from selfreward_jax.report import estimates, run_state, time_report
@@ -22,18 +23,23 @@ from selfreward_jax.train import trainer
 
 
 def plan(
-    run: Run, table: StageTable, lengths: Mapping[str, Sequence[int]] | None = None, vocab_size: int = 0
+    run: Run,
+    table: StageTable,
+    lengths: Mapping[str, Sequence[int]] | None = None,
+    vocab_size: int = 0,
+    rates: Rates | None = None,
 ) -> list[str]:
     """The plan as lines.
 
     Times of steps to do are estimated from steps of the same kind that are done; where there are none, from the stated
-    rates of this machine.
+    rates of the machine.
 
     Args:
       run: the run; nothing of it is written.
       table: its stages.
       lengths: tokens of each example of the sets that are trained on, by the set's name.
       vocab_size: of the tokenizer, where it is trained; else its maximum counts.
+      rates: of the machine; those of this one if not given.
     """
     planned = [step for step in table.steps(run.cfg) if step.stage.cost is not None]
     manifests = {step.label: manifest for step in planned if (manifest := step.manifest(run)) is not None}
@@ -41,7 +47,7 @@ def plan(
     known = run_state.seconds_left(run, table)
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
     parameters, memory = _memory(run, vocab_size or run.cfg.tokenizer.vocab_size)
-    rates = estimates.machine_rates()
+    rates = rates or estimates.machine_rates()
     itemsize = jnp.dtype(run.cfg.model.dtype).itemsize
     stated = estimates.make_estimator(run.cfg, rates, parameters, itemsize, lengths or {})
     left = {"measured": 0.0, "stated": 0.0}
@@ -63,7 +69,7 @@ def plan(
     return [*lines, "", *memory, "", *_time_left(left, rates)]
 
 
-def _time_left(left: Mapping[str, float], rates: estimates.Rates) -> list[str]:
+def _time_left(left: Mapping[str, float], rates: Rates) -> list[str]:
     total = sum(left.values())
     if not total:
         return ["nothing is left to do"]

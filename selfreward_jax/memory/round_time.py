@@ -1,0 +1,140 @@
+"""Seconds of a round's stages on a machine that need not be here: arithmetic from datasheets, with its assumptions.
+
+What no datasheet has was measured once on an H100 (the shares of its rates that a step reaches) or is assumed (how long
+texts are, how many prompts are accepted). A first real round corrects it: `selfreward-jax check` then goes by its pace.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from selfreward_jax.llm import lora
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs, parameter_count
+from selfreward_jax.memory.estimate import ALL_REDUCE_BYTES
+from selfreward_jax.memory.machines import Machine, Rates, datasheet
+from selfreward_jax.runs.models import build_model_config
+from selfreward_jax.sampling.batching import padded_length
+
+TRAINING_SHARE = 0.24  # of the FLOP/s: a DPO step of a model of 1B on an H100
+DECODE_SHARE = 0.3  # of the memory's bytes/s: a decode step of the same model there
+SLOT_USE = 0.9  # of the slots at work (tests/test_slot_use.py)
+LENGTH_SHARE = 0.5  # of the tokens that a text may have
+REQUEST_TOKENS = 256  # of a request
+ACCEPTED = 0.6  # of the new prompts
+PAIRED = 0.8  # of the prompts: their responses have different scores
+STORE_RATE = 0.5e9  # bytes/s that a host reads from or writes to the working directory
+DEVICES_PER_HOST = {"tpu": 4, "gpu": 8}
+ASSUMPTIONS = (
+    f"assumed: texts have {LENGTH_SHARE:.0%} of the tokens that they may have, requests {REQUEST_TOKENS}; "
+    f"{ACCEPTED:.0%} of the new prompts are accepted, {PAIRED:.0%} give a pair; {SLOT_USE:.0%} of the slots are used; "
+    f"a step reaches {DECODE_SHARE:.0%} of the memory's rate in decoding and {TRAINING_SHARE:.0%} of the FLOP/s in "
+    f"training; a host stores {STORE_RATE / 1e9:.1f} GB/s. Nothing of this was measured on this machine."
+)
+
+
+class StageTime(NamedTuple):
+    """A stage of a round, its seconds, and the tokens (for load and save: the bytes) that they are for."""
+
+    stage: str
+    seconds: float
+    amount: float
+
+
+class _Sampling(NamedTuple):
+    """A stage that samples: prompts, tokens of each, samples for each, and the limit of new tokens."""
+
+    stage: str
+    prompts: float
+    prompt_len: float
+    num_samples: int
+    max_new_tokens: int
+
+
+def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine) -> list[StageTime]:
+    """The stages of one round, in order; empty where no datasheet is known.
+
+    Args:
+      cfg: the settings, with no 0 that the planner would replace.
+      pretrained: the shapes of model.init, if there is one.
+      machine: with devices of a kind in the datasheets.
+    """
+    rates = datasheet(machine.name, 1)
+    if rates is None:
+        return []
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, machine.platform, adapters=True)
+    count, trained = parameter_count(param_specs(model)), parameter_count(lora.trainable_specs(model))
+    flops = machine.devices * rates.flops * TRAINING_SHARE
+    response_len = LENGTH_SHARE * cfg.responses.max_new_tokens
+    pair_tokens = 2 * PAIRED * cfg.prompts.count * (REQUEST_TOKENS + response_len)
+    replay = cfg.dpo.replay_batch_size * cfg.dpo.replay_seq_len * bool(cfg.dpo.replay_weight)
+    trained_tokens = cfg.dpo.epochs * (pair_tokens + replay * PAIRED * cfg.prompts.count / cfg.dpo.batch_size)
+    per_token = (8 if model.remat == "full" else 6) * count  # 6 of arXiv 2001.08361, 2 more for a second forward pass
+    stored = 3 * 4 * count + 3 * 4 * trained  # three stages load float32 weights; they and two moments are saved
+    hosts = max(1, machine.devices // DEVICES_PER_HOST.get(machine.platform, 1))
+    return [
+        *(_sampling_time(cfg, model, machine, rates, count, stage) for stage in _sampling_stages(cfg)),
+        StageTime("reference log-probs", 2 * count * pair_tokens / flops, pair_tokens),
+        StageTime("dpo", per_token * trained_tokens / flops, trained_tokens),
+        StageTime("load and save", stored / (hosts * STORE_RATE), stored),
+    ]
+
+
+def _sampling_stages(cfg: ConfigDict) -> list[_Sampling]:
+    prompts, responses, judge = cfg.prompts, cfg.responses, cfg.judge
+    examples = prompts.num_seed_examples + prompts.num_generated_examples
+    judged_len = REQUEST_TOKENS + LENGTH_SHARE * responses.max_new_tokens  # the rubric is computed once for all
+    few_shot_len = LENGTH_SHARE * examples * REQUEST_TOKENS
+    return [
+        _Sampling("prompts", prompts.count / ACCEPTED, few_shot_len, 1, prompts.max_new_tokens),
+        _Sampling("responses", prompts.count, REQUEST_TOKENS, responses.num_samples, responses.max_new_tokens),
+        _Sampling(
+            "judgments", prompts.count * responses.num_samples, judged_len, judge.num_samples, judge.max_new_tokens
+        ),
+    ]
+
+
+def _sampling_time(
+    cfg: ConfigDict, model: DecoderConfig, machine: Machine, rates: Rates, count: int, stage: _Sampling
+) -> StageTime:
+    """Prefill, and as many decode steps as the tokens need in the slots that there are."""
+    rows, tensor = cfg.sampling.max_concurrent, cfg.parallel.sampling_tensor or cfg.parallel.tensor
+    tokens = stage.prompts * stage.num_samples * LENGTH_SHARE * stage.max_new_tokens
+    prefill = 2 * count * stage.prompts * stage.prompt_len / (machine.devices * rates.flops * TRAINING_SHARE)
+    length = padded_length(int(stage.prompt_len)) + stage.max_new_tokens
+    step = decode_step_seconds(model, rates, count, rows * tensor / machine.devices, tensor, length)
+    return StageTime(stage.stage, prefill + tokens / (rows * SLOT_USE) * step, tokens)
+
+
+def decode_step_seconds(
+    model: DecoderConfig, rates: Rates, parameters: int, rows: float, tensor: int, length: int
+) -> float:
+    """Seconds of a decode step of a group of devices that share each product.
+
+    It reads all weights and all keys and values once, or multiplies, whichever takes longer; and it waits twice for the
+    other devices in each layer.
+
+    Args:
+      model: the shapes, and the dtype of weights and cache.
+      rates: of one device.
+      parameters: of the model.
+      rows: that the group decodes together.
+      tensor: devices of the group.
+      length: tokens that each row attends to, padding included.
+    """
+    itemsize = jnp.dtype(model.dtype).itemsize
+    cache = rows * length * model.num_layers * 2 * model.num_kv_heads * model.head_dim
+    reading = itemsize * (parameters + cache) / tensor / (rates.bandwidth * DECODE_SHARE)
+    multiplying = 2 * parameters * rows / tensor / (rates.flops * TRAINING_SHARE)
+    waiting = 2 * model.num_layers * ALL_REDUCE_BYTES / rates.bandwidth * (tensor > 1)
+    return max(reading, multiplying) + waiting
+
+
+def format_times(times: list[StageTime]) -> list[str]:
+    """Lines for people."""
+    if not times:
+        return []
+    total = sum(t.seconds for t in times)
+    parts = ", ".join(f"{t.stage} {t.seconds:,.0f}" for t in times)
+    return [f"a round takes about {total / 60:,.0f} min by arithmetic; in seconds: {parts}", f"  {ASSUMPTIONS}"]

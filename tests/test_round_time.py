@@ -1,0 +1,61 @@
+"""Seconds of a round by arithmetic: hand-computed values, and what must change them."""
+
+import pytest
+
+from selfreward_jax import config
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.memory import planner, round_time
+from selfreward_jax.memory.machines import Machine, Rates, datasheet, parse_machine
+from selfreward_jax.memory.models import known_config
+
+MODEL = DecoderConfig(
+    vocab_size=100, dim=64, num_layers=10, num_heads=4, num_kv_heads=2, head_dim=50, mlp_dim=64, dtype="bfloat16"
+)
+
+
+def test_a_decode_step_by_hand():
+    rates = Rates(flops=1e15, bandwidth=1e12, source="")
+    # Weights 2e9 bytes; keys and values of 4 rows of 1,000 tokens: 4 x 1,000 x 10 layers x 2 x 2 heads x 50 x 2 bytes.
+    one = round_time.decode_step_seconds(MODEL, rates, 10**9, 4, 1, 1000)
+    assert one == pytest.approx((2e9 + 1.6e7) / (0.3 * 1e12))
+    # Two devices read half each and wait twice a layer, each time as long as 40 MB take to be read.
+    two = round_time.decode_step_seconds(MODEL, rates, 10**9, 4, 2, 1000)
+    assert two == pytest.approx(one / 2 + 20 * 4e7 / 1e12)
+    # Many rows: the products take longer than the reading.
+    many = round_time.decode_step_seconds(MODEL, rates, 10**9, 10_000, 1, 1)
+    assert many == pytest.approx(2e9 * 10_000 / (0.24 * 1e15))
+
+
+def times_of(preset, machine, **changes):
+    cfg, machine = config.get_config(preset), parse_machine(machine)
+    cfg.update_from_flattened_dict(planner.plan(cfg, known_config(cfg), machine, 2048).values | changes)
+    return cfg, {t.stage: t for t in round_time.round_times(cfg, known_config(cfg), machine)}
+
+
+def test_training_and_storage_by_hand():
+    cfg, times = times_of("llama3_8b", "v5e:4x4")
+    count = 8_030_261_248
+    pairs = 2 * 0.8 * cfg.prompts.count * (256 + cfg.responses.max_new_tokens / 2)
+    assert times["reference log-probs"].seconds == pytest.approx(2 * count * pairs / (16 * 197e12 * 0.24), rel=1e-3)
+    assert times["load and save"].seconds == pytest.approx(24 * count / (4 * 0.5e9), rel=1e-3)
+    assert times["responses"].amount == cfg.prompts.count * cfg.responses.num_samples * cfg.responses.max_new_tokens / 2
+
+
+def test_more_devices_more_samples_and_adapters_change_the_times():
+    _, small = times_of("llama3_8b", "v5e:4x4")
+    _, large = times_of("llama3_8b", "v5e:8x8")
+    assert all(large[stage].seconds < small[stage].seconds for stage in small)
+    _, more = times_of("llama3_8b", "v5e:4x4", **{"judge.num_samples": 6})
+    assert 1.5 < more["judgments"].seconds / small["judgments"].seconds < 2  # prefill stays
+    assert more["responses"] == small["responses"]
+    _, adapters = times_of("llama3_8b", "v5e:4x4", **{"lora.rank": 16})
+    assert adapters["load and save"].seconds < 0.6 * small["load and save"].seconds
+
+
+def test_an_unknown_device_has_no_times():
+    cfg = config.get_config("tinyllama")
+    assert round_time.round_times(cfg, known_config(cfg), Machine("4 x abacus", "cpu", 4, 0)) == []
+    assert datasheet("abacus", 2) is None
+    assert datasheet("NVIDIA H100 80GB HBM3", 2)[:2] == (2 * 989e12, 2 * 3.35e12)
+    assert datasheet("TPU v5 lite", 4)[:2] == (4 * 197e12, 4 * 0.82e12)
+    assert round_time.format_times([]) == []
