@@ -115,8 +115,8 @@ By the arithmetic of the planner alone, with its margin; GB of each device, and 
 TIMED_HEAD = f"""
 ## A round, by arithmetic
 
-Seconds of the stages of one round with the settings of the preset, and what the planner chooses. `selfreward-jax fits` and
-`selfreward-jax check --machine` print the same for your settings.
+Seconds of the stages of one round with the settings of the preset, and what the planner chooses. `selfreward-jax fits`
+and `selfreward-jax check --machine` print the same for your settings.
 
 {ASSUMPTIONS[0].upper()}{ASSUMPTIONS[1:]}
 
