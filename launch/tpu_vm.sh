@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh --name=NAME --project=PROJECT --zone=ZONE --accelerator_type=TYPE --runtime_version=VERSION
-#     [--slices=1] [--spot] [--create_options="--network=NET ..."] [--repo=URL] [--max_restarts=30] [--poll=30] [--delete]
+#     [--slices=1] [--spot | --flex_start=HOURS] [--create_options="--network=NET ..."] [--repo=URL] [--max_restarts=30] [--poll=30] [--delete]
 #     [--copy=FILE[,FILE...]] [--logs=runs/launch] [--python=python3] [--no_check] [--dry_run]
 #     -- --config=FILE[:PRESET] --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 #
@@ -13,6 +13,7 @@
 #   --runtime_version   the image for it, such as v2-alpha-tpuv5-lite, v2-alpha-tpuv6e, v2-alpha-tpuv5
 #   --slices            above 1: Multislice; passes --config.parallel.replicas=SLICES
 #   --spot              cheaper, but may be preempted at any time
+#   --flex_start        cheaper than on demand and not preempted, for this many hours, at most 168; by "gcloud alpha"
 #   --create_options    more options of "gcloud compute tpus queued-resources create", separated by spaces
 #   --repo              clone this URL instead of copying selfreward_jax/, configs/ and requirements.txt
 #   --copy              files and folders of the current folder that the workers get too: seeds, a model
@@ -36,8 +37,8 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 name='' project='' zone='' accelerator_type='' runtime_version='' create_options='' repo='' copy='' logs=runs/launch
-slices=1 max_restarts=30 poll=30 spot=0 delete=0
-read_options "name project zone accelerator_type runtime_version create_options repo copy logs slices max_restarts poll python" \
+slices=1 max_restarts=30 poll=30 spot=0 delete=0 flex_start=''
+read_options "name project zone accelerator_type runtime_version create_options repo copy logs slices flex_start max_restarts poll python" \
   "spot delete no_check" "$@"
 require name "$label" "give a name of at most 40 small letters, digits and dashes"
 require project "[-a-z0-9:.]+" "give the id of your Google Cloud project"
@@ -48,6 +49,10 @@ require slices "$positive" "give the number of slices, from 1"
 require max_restarts "$nonnegative" "give the maximum number of restarts, from 0"
 require poll "$nonnegative" "give seconds"
 require logs ".+" "give a folder"
+if [[ $flex_start ]]; then
+  require flex_start "[1-9][0-9]?|1[0-5][0-9]|16[0-8]" "give hours, from 1 to 168"
+  ((!spot)) || usage_error "--spot and --flex_start are given: give one of them"
+fi
 [[ ! $repo ]] || require repo "[^ ]+[:/][^ ]+" "give a URL that the workers can clone"
 [[ ! $copy ]] || require copy "[^/,[:space:]]+(,[^/,[:space:]]+)*" "give names in the current folder, separated by commas"
 IFS=, read -ra copied <<<"$copy"
@@ -70,10 +75,13 @@ else
 fi
 
 create() {
-  local tier=()
+  local tier=() command=("${tpus[@]}")
   ((!spot)) || tier=(--spot)
+  if [[ $flex_start ]]; then
+    command=(gcloud alpha compute tpus) tier=(--provisioning-model=flex-start --max-run-duration="${flex_start}h")
+  fi
   # shellcheck disable=SC2086  # several options in one word
-  run "${tpus[@]}" queued-resources create "$name" "${ids[@]}" --accelerator-type="$accelerator_type" \
+  run "${command[@]}" queued-resources create "$name" "${ids[@]}" --accelerator-type="$accelerator_type" \
     --runtime-version="$runtime_version" "${where[@]}" "${tier[@]}" $create_options
 }
 

@@ -30,8 +30,11 @@ def by_hand(engine, prompt, texts, values):
     """The weighted mean from the full forward pass: the first id by which the texts differ, of each of them."""
     ids = [engine.chat.example(prompt, text).ids for text in texts]
     prefix_len = next(i for i in range(99) if len({tuple(x[: i + 1]) for x in ids}) > 1)
+    stacked = jax.tree.map(lambda *layers: np.stack(layers), *engine.params["layers"])
     forward = jax.jit(lambda p, x: Decoder(engine.cfg).apply({"params": p}, x))
-    logits = np.asarray(forward(engine.params, np.array([ids[0][:prefix_len]])), np.float64)[0, -1]
+    logits = np.asarray(forward({**engine.params, "layers": stacked}, np.array([ids[0][:prefix_len]])), np.float64)[
+        0, -1
+    ]
     weights = np.exp([logits[x[prefix_len]] for x in ids])
     return float(weights @ np.array(values) / weights.sum())
 

@@ -54,6 +54,22 @@ def test_a_run_creates_waits_installs_runs_and_keeps_the_tpus(tpu, world):
     assert "step 1 of run1" in (world.path / "runs/launch/run1.log").read_text()
 
 
+def test_flex_start_asks_for_hours(tpu, world):
+    assert tpu(["", "ACTIVE"], [0], "--flex_start=12").returncode == 0
+    create = next(c for c in world.calls("gcloud") if "create" in c)
+    assert create[1:7] == ["alpha", "compute", "tpus", "queued-resources", "create", "run1"]
+    assert {"--provisioning-model=flex-start", "--max-run-duration=12h"} <= set(create)
+    assert "--spot" not in create
+
+
+@pytest.mark.parametrize("options", [["--flex_start=169"], ["--flex_start=0"], ["--flex_start=2", "--spot"]])
+def test_flex_start_refuses_what_the_cloud_would(tpu, world, options):
+    done = tpu([""], [0], *options)
+    assert done.returncode == 2
+    assert "--flex_start" in done.err
+    assert world.calls("gcloud") == []
+
+
 def test_preempted_tpus_are_replaced_and_the_run_resumes(tpu, world):
     done = tpu(["", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"], [255, 0])
     assert done.returncode == 0, done.err

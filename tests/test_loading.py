@@ -74,7 +74,7 @@ for path in sys.argv[1:]:
         model = load_model(path, mesh_from=mesh_from)
         fraction = lambda x: math.prod(x.sharding.shard_shape(x.shape)) / x.size
         engine = model.engine(8, 256)
-        print(fraction(model.params["layers"]["wq"]), fraction(engine.params["layers"]["wq"]))
+        print(fraction(model.params["layers"]["wq"]), fraction(engine.params["layers"][0]["wq"]))
 """
 
 
