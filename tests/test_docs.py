@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
+from configs.real import checkable
 from selfreward_jax import config
 from selfreward_jax.cli import parser
 from selfreward_jax.config import files, validate
@@ -79,7 +80,8 @@ def test_documented_commands_and_options_exist(program, words):
     for spec in positional:
         file, _, preset = spec.partition(":")
         assert files.find(file.replace("ITER", "iter2").replace("iterN", "iter2"))
-        assert preset in ("", "tiny", *PRESETS) or preset.isupper()
+        presets = checkable.MACHINES if file.endswith("checkable.py") else ("tiny", *PRESETS)
+        assert preset in ("", *presets) or preset.isupper()
 
 
 def test_every_command_is_documented():

@@ -6,11 +6,17 @@ import pytest
 from conftest import arguments, assert_mentions, micro, refused
 
 from selfreward_jax import config
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs, parameter_count
 from selfreward_jax.memory.machines import Rates
 from selfreward_jax.report import estimates
 from selfreward_jax.report.plan import plan
 from selfreward_jax.runs.run import make_run
 from selfreward_jax.stages.table import TABLE
+
+MODEL = DecoderConfig(
+    vocab_size=640, dim=32, num_layers=2, num_heads=4, num_kv_heads=1, head_dim=8, mlp_dim=64, dtype="float32"
+)
 
 
 def planned(cfg):
@@ -92,19 +98,22 @@ def test_seconds_by_stated_rates_by_hand():
     cfg = config.get_config()
     cfg.sft.epochs, cfg.pretrain.epochs, cfg.dpo.epochs, cfg.dpo.replay_weight = 2.0, 3.0, 1.0, 0.0
     cfg.sampling.max_concurrent = 100
-    rates = Rates(1e12, 1e9, "")
+    rates = Rates(1, 1e12, 1e9, "")
     lengths = {"ift": [10, 30], "eft": [60], "documents": [1000]}
-    seconds = estimates.make_estimator(cfg, rates, 10**6, 2, lengths)
+    count = parameter_count(param_specs(MODEL))
+    seconds = estimates.make_estimator(cfg, rates, MODEL, lengths)
     steps = planned(cfg)
-    per_token = 6 * 10**6 / (0.24 * 1e12)
+    per_token = 6 * count / (0.24 * 1e12)
     assert seconds(steps["m0", "pretrain"]) == pytest.approx(1000 * 3 * per_token)
     assert seconds(steps["m1", "sft"]) == pytest.approx(100 * 2 * per_token)
     assert seconds(steps["m2", "dpo"]) == pytest.approx(600 * 2 * 20 * per_token)
-    decode_step = 10**6 * 2 / (0.3 * 1e9)  # the weights are read once
-    assert seconds(steps["m2", "judgments"]) == pytest.approx(600 * 4 * 3 * 112 / 100 * decode_step)
+    cache = 100 * (cfg.model.max_length // 2) * 2 * 2 * 1 * 8  # rows, tokens, layers, keys and values, heads, size
+    decode_step = 4 * (count + cache) / (0.3 * 1e9)  # the weights are read once
+    assert seconds(steps["m2", "judgments"]) == pytest.approx(600 * 4 * 3 * 112 / (0.9 * 100) * decode_step)
+    assert estimates.make_estimator(cfg, rates, None, lengths)(steps["m1", "sft"]) is None
     assert seconds(steps["seed", "documents"]) is None
     cfg.model.remat = "full"
-    assert estimates.make_estimator(cfg, rates, 10**6, 2, lengths)(steps["m1", "sft"]) == pytest.approx(
+    assert estimates.make_estimator(cfg, rates, MODEL, lengths)(steps["m1", "sft"]) == pytest.approx(
         100 * 2 * per_token * 8 / 6
     )
 

@@ -14,7 +14,7 @@ MODEL = DecoderConfig(
 
 
 def test_a_decode_step_by_hand():
-    rates = Rates(flops=1e15, bandwidth=1e12, source="")
+    rates = Rates(devices=1, flops=1e15, bandwidth=1e12, source="")
     # Weights 2e9 bytes; keys and values of 4 rows of 1,000 tokens: 4 x 1,000 x 10 layers x 2 x 2 heads x 50 x 2 bytes.
     one = round_time.decode_step_seconds(MODEL, rates, 10**9, 4, 1, 1000)
     assert one == pytest.approx((2e9 + 1.6e7) / (0.3 * 1e12))
@@ -56,6 +56,6 @@ def test_an_unknown_device_has_no_times():
     cfg = config.get_config("tinyllama")
     assert round_time.round_times(cfg, known_config(cfg), Machine("4 x abacus", "cpu", 4, 0)) == []
     assert datasheet("abacus", 2) is None
-    assert datasheet("NVIDIA H100 80GB HBM3", 2)[:2] == (2 * 989e12, 2 * 3.35e12)
-    assert datasheet("TPU v5 lite", 4)[:2] == (4 * 197e12, 4 * 0.82e12)
+    assert datasheet("NVIDIA H100 80GB HBM3", 2)[:3] == (2, 2 * 989e12, 2 * 3.35e12)
+    assert datasheet("TPU v5 lite", 4)[:3] == (4, 4 * 197e12, 4 * 0.82e12)
     assert round_time.format_times([]) == []

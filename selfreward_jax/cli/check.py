@@ -29,12 +29,13 @@ def main(options: argparse.Namespace) -> int:
         return _check_here(cfg, options, reasons)
     machine = parse_machine(options.machine)
     cfg, reasons = planner.check_machine(cfg, options.workdir, machine)
+    planned, rates = cfg.copy_and_resolve_references(), datasheet(machine.name, machine.devices)
     reasons += format_times(round_times(cfg, planner.pretrained_config(cfg), machine))
     # What is left is checked here, on one device.
     cfg.parallel.update(dict.fromkeys(("fsdp", "tensor", "replicas", "sampling_tensor"), 1))
     cfg.model.attention = "auto" if cfg.model.attention == "cudnn" else cfg.model.attention
     with run_elsewhere():
-        return _check_here(cfg, options, reasons, jax.devices()[:1], datasheet(machine.name, machine.devices))
+        return _check_here(cfg, options, reasons, jax.devices()[:1], (planned, rates) if rates else None)
 
 
 def _check_here(
@@ -42,10 +43,9 @@ def _check_here(
     options: argparse.Namespace,
     reasons: Sequence[str],
     devices: Sequence[jax.Device] | None = None,
-    rates: Rates | None = None,
+    elsewhere: tuple[ConfigDict, Rates] | None = None,
 ) -> int:
-    """Reads all that the run would read, as if it were on these devices; all if not given. `rates` are of the machine
-    that it is planned for."""
+    """Reads all that the run would read, as if it were on these devices; all if not given. `elsewhere` as in `plan`."""
     run = make_run(cfg, options.workdir, devices)
     check(run, TABLE.dependents, options.allow_config_changes)
     _check_writable(run.workdir)
@@ -56,7 +56,7 @@ def _check_here(
         _section("One example of each set, «what carries loss» marked", preview.show_examples(seeded, sets))
         lengths = {name: [len(example.ids) for example in examples] for name, examples in sets.items()}
         run.cfg.data.heldout_prompts = preview.count_held_out(seeded)  # a file may have fewer than was asked for
-        _section("Stages", plan(run, TABLE, lengths, seeded.models.chat.tokenizer.vocab_size, rates))
+        _section("Stages", plan(run, TABLE, lengths, seeded.models.chat.tokenizer.vocab_size, elsewhere))
     return 0
 
 

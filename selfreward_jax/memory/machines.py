@@ -38,14 +38,20 @@ _GPU = re.compile(rf"({'|'.join(GPUS)}|gpu):([1-9]\d{{0,4}})")
 class Rates(NamedTuple):
     """What some devices do together.
 
+    devices: how many they are.
     flops: of matrix products in a second.
     bandwidth: bytes/s of their memory.
     source: where the two come from.
     """
 
+    devices: int
     flops: float
     bandwidth: float
     source: str
+
+    def of_one(self) -> "Rates":
+        """The rates of each of them."""
+        return Rates(1, self.flops / self.devices, self.bandwidth / self.devices, self.source)
 
 
 def datasheet(kind: str, devices: int) -> Rates | None:
@@ -53,7 +59,7 @@ def datasheet(kind: str, devices: int) -> Rates | None:
     rates = next((rates for name, rates in DATASHEETS.items() if name in kind.lower()), None)
     if rates is None:
         return None
-    return Rates(devices * rates[0], devices * rates[1], f"the datasheet of {devices} x {kind}")
+    return Rates(devices, devices * rates[0], devices * rates[1], f"the datasheet of {devices} x {kind}")
 
 
 class Machine(NamedTuple):

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.parameters import param_specs, parameter_count
 from selfreward_jax.memory.machines import Rates, datasheet
-from selfreward_jax.memory.round_time import DECODE_SHARE, TRAINING_SHARE
+from selfreward_jax.memory.round_time import SLOT_USE, TRAINING_SHARE, decode_step_seconds
 from selfreward_jax.runs.stage import Step
 
 STEP_SECONDS = 5e-4  # what a decode step takes at least, whatever the size of the model
@@ -24,6 +26,7 @@ def machine_rates() -> Rates:
     x, ones = jnp.ones((1024, 1024), jnp.float32), np.ones(8_000_000)
     multiply = jax.jit(lambda x: x @ x / 1024)
     return Rates(
+        len(devices),
         2 * 1024**3 / _seconds(lambda: multiply(x).block_until_ready()),
         ones.nbytes / _seconds(lambda: ones.sum()),
         f"matrix products and reads measured on this {kind}",
@@ -42,18 +45,18 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def make_estimator(
-    cfg: ConfigDict, rates: Rates, parameters: int, itemsize: int, lengths: Mapping[str, Sequence[int]]
+    cfg: ConfigDict, rates: Rates, model: DecoderConfig | None, lengths: Mapping[str, Sequence[int]]
 ) -> Callable[[Step], float | None]:
     """A function from a step to its estimated seconds, or to None if what the step does is not known.
 
-    Training takes 6 FLOPs a parameter and token (arXiv 2001.08361), 8 where activations are computed again. A decode
-    step reads all weights once for all rows. Sampling is at its upper bound: every text as long as it may be.
+    Training takes 6 FLOPs a parameter and token (arXiv 2001.08361), 8 where activations are computed again. Decode
+    steps are those of `decode_step_seconds`, with rows of half the model's length. Sampling is at its upper bound:
+    every text as long as it may be.
 
     Args:
       cfg: the settings.
       rates: of the machine.
-      parameters: of the model.
-      itemsize: bytes of a weight in sampling.
+      model: its shapes; None if they are not known yet.
       lengths: tokens of each example of the sets that are trained on, by the set's name.
     """
     tokens = {name: sum(of) for name, of in lengths.items()}
@@ -64,17 +67,20 @@ def make_estimator(
         "sft": sum(count for name, count in tokens.items() if name != "documents"),
         "dpo": cfg.prompts.count * (pair + replay),
     }
-    decode_step = max(
-        parameters * itemsize / (rates.bandwidth * DECODE_SHARE),
-        2 * parameters * cfg.sampling.max_concurrent / (rates.flops * TRAINING_SHARE),
-        STEP_SECONDS,
-    )
+    parameters, rows = 0 if model is None else parameter_count(param_specs(model)), cfg.sampling.max_concurrent
+    decode_step = STEP_SECONDS
+    if model is not None:
+        one, tensor = rates.of_one(), cfg.parallel.sampling_tensor or cfg.parallel.tensor
+        each = rows * tensor / rates.devices
+        decode_step = max(
+            decode_step_seconds(model, one, parameters, each, tensor, cfg.model.max_length // 2), decode_step
+        )
     flops = parameters * (8 if cfg.model.remat == "full" else 6)
 
     def seconds(step: Step) -> float | None:
         if (name := step.stage.name) in epoch:
             return epoch[name] * cfg[name].epochs * flops / (rates.flops * TRAINING_SHARE) or None
         sampled = step.stage.cost(cfg).tokens if step.stage.cost else 0
-        return sampled / cfg.sampling.max_concurrent * decode_step or None
+        return sampled / (rows * SLOT_USE) * decode_step or None
 
     return seconds

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.hf_config import ModelFormatError
+from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs, parameter_count
 from selfreward_jax.memory.machines import Rates
 from selfreward_jax.memory.models import known_config
@@ -27,7 +29,7 @@ def plan(
     table: StageTable,
     lengths: Mapping[str, Sequence[int]] | None = None,
     vocab_size: int = 0,
-    rates: Rates | None = None,
+    elsewhere: tuple[ConfigDict, Rates] | None = None,
 ) -> list[str]:
     """The plan as lines.
 
@@ -39,17 +41,16 @@ def plan(
       table: its stages.
       lengths: tokens of each example of the sets that are trained on, by the set's name.
       vocab_size: of the tokenizer, where it is trained; else its maximum counts.
-      rates: of the machine; those of this one if not given.
+      elsewhere: the settings and the rates of the machine that it is planned for, if it is not this one.
     """
     planned = [step for step in table.steps(run.cfg) if step.stage.cost is not None]
     manifests = {step.label: manifest for step in planned if (manifest := step.manifest(run)) is not None}
     seconds = time_report.seconds_by_stage(time_report.read(run.workdir, table.kind_of))
     known = run_state.seconds_left(run, table)
     lines = [f"{'stage':22s} {'rows':>9s} {'new tokens':>12s} {'seconds':>9s}"]
-    parameters, memory = _memory(run, vocab_size or run.cfg.tokenizer.vocab_size)
-    rates = rates or estimates.machine_rates()
-    itemsize = jnp.dtype(run.cfg.model.dtype).itemsize
-    stated = estimates.make_estimator(run.cfg, rates, parameters, itemsize, lengths or {})
+    model, memory = _memory(run, vocab_size or run.cfg.tokenizer.vocab_size, here=elsewhere is None)
+    cfg, rates = elsewhere or (run.cfg, estimates.machine_rates())
+    stated = estimates.make_estimator(cfg, rates, model, lengths or {})
     left = {"measured": 0.0, "stated": 0.0}
     for step in planned:
         if (manifest := manifests.get(step.label)) is not None:
@@ -90,31 +91,36 @@ def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
 
 
-def _memory(run: Run, vocab_size: int) -> tuple[int, list[str]]:
-    """The number of parameters (0 if it is not known), and lines about the bytes on a device that stay for long."""
+def _memory(run: Run, vocab_size: int, here: bool) -> tuple[DecoderConfig | None, list[str]]:
+    """The model's shapes (None if they are not known), and lines about the bytes on a device that stay for long."""
     try:
-        return _state_bytes(run, vocab_size)
+        return _state_bytes(run, vocab_size, here)
     except (ConfigError, ModelFormatError) as error:  # the model is not here yet
-        return 0, [f"memory is not known: {error}"]
+        return None, [f"memory is not known: {error}"]
 
 
-def _state_bytes(run: Run, vocab_size: int) -> tuple[int, list[str]]:
+def _state_bytes(run: Run, vocab_size: int, here: bool) -> tuple[DecoderConfig, list[str]]:
     c = run.cfg
     described = known_config(c), vocab_size, run.models.platform
     cfg, adapted = build_model_config(c, *described), build_model_config(c, *described, adapters=True)
-    specs, trained = param_specs(cfg), abstract_params(lora.trainable_specs(adapted), "float32")
+    trained = lora.trainable_specs(adapted)
+    adapters = f", of which adapters train {parameter_count(trained):,}" * bool(c.lora.rank)
+    lines = [f"parameters: {parameter_count(param_specs(cfg)):,}{adapters}"]
+    return cfg, lines + (_bytes_here(run, cfg, trained) if here else [])
+
+
+def _bytes_here(run: Run, cfg: DecoderConfig, specs: Any) -> list[str]:
+    c, trained = run.cfg, abstract_params(specs, "float32")
     moments = jax.eval_shape(trainer.make_optimizer(c.optimizer).init, trained)
     itemsize = jnp.dtype(cfg.dtype).itemsize
-    count = parameter_count(specs)
+    count = parameter_count(param_specs(cfg))
     frozen = count * itemsize if c.lora.rank else 0
     training = (2 * _bytes(trained) + _bytes(moments) + frozen) / (c.parallel.fsdp * c.parallel.tensor)
     tensor = c.parallel.sampling_tensor or c.parallel.tensor
     tokens = c.sampling.max_concurrent * c.model.max_length
     cache = tokens * cfg.num_layers * 2 * cfg.num_kv_heads * cfg.head_dim * itemsize
     sampling = count * itemsize / tensor + cache / run.models.sampling_mesh.size
-    adapters = f", of which adapters train {parameter_count(lora.trainable_specs(adapted)):,}"
     lines = [
-        f"parameters: {count:,}" + adapters * bool(c.lora.rank),
         f"each device holds {_size(training)} in training (parameters, gradients, moments) and {_size(sampling)} in "
         "sampling (parameters, cache)",
     ]
@@ -122,7 +128,7 @@ def _state_bytes(run: Run, vocab_size: int) -> tuple[int, list[str]]:
     room = f"this machine: {len(jax.devices())} x {device}, {_size(have)} each" if have else f"this machine: {device}"
     if have and max(training, sampling) > have:
         room += ": TOO LITTLE; raise parallel.fsdp, set lora.rank, or take larger devices"
-    return count, [
+    return [
         *lines,
         room,
         "activations are not included; `selfreward-jax fits` compiles the programs for a TPU slice",
