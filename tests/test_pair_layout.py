@@ -17,6 +17,7 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.train import dpo, logprobs
 from selfreward_jax.train.batches import padded_batch
+from selfreward_jax.train.pair_layout import PairLayout, choose_layout, pair_arrays
 
 CFG = DecoderConfig(vocab_size=29, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
@@ -75,11 +76,15 @@ def test_shared_prompts_give_the_same_logprobs_and_gradients(option, random_para
         return each, grads
 
     expected, gradients = graded(lambda p: by_side(model, p, PAIRS))
-    layouts = [dpo.PairLayout(20, 32, 32)]
+    layouts = [PairLayout(20, 32, 32)]
     if not option:
-        layouts += [dpo.PairLayout(33, 48, 16), dpo.PairLayout(1, 16, 48), dpo.PairLayout(0, 0, 48)]
+        layouts += [
+            PairLayout(33, 48, 16),
+            PairLayout(1, 16, 48),
+            PairLayout(0, 0, 48),
+        ]
     for layout in layouts:
-        arrays = dpo.pair_arrays(PAIRS, layout)
+        arrays = pair_arrays(PAIRS, layout)
         assert arrays["chosen_tokens"].shape == (4, layout.suffix_len)
         assert ("prompt_tokens" in arrays) == bool(layout.max_shared)
         # The content of padding must not matter.
@@ -95,7 +100,7 @@ def test_shared_prompts_give_the_same_logprobs_and_gradients(option, random_para
 
 def test_reference_logprobs_equal_those_of_each_side(random_params):
     params = random_params(CFG)
-    assert dpo.choose_layout(PAIRS, CFG).max_shared
+    assert choose_layout(PAIRS, CFG).max_shared
     actual = dpo.reference_logprobs(Decoder(CFG), params, PAIRS, 3, make_mesh())
     expected = jax.jit(lambda p: by_side(Decoder(CFG), p, PAIRS))(params)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
@@ -103,8 +108,8 @@ def test_reference_logprobs_equal_those_of_each_side(random_params):
 
 def test_the_sides_are_independent(random_params):
     params, model = random_params(CFG), Decoder(CFG)
-    layout = dpo.choose_layout(PAIRS, CFG)
-    arrays = dpo.pair_arrays(PAIRS, layout)
+    layout = choose_layout(PAIRS, CFG)
+    arrays = pair_arrays(PAIRS, layout)
     other = arrays | {"rejected_tokens": (arrays["rejected_tokens"] + 5) % 29}
     first, second = (logprobs_of(model, params, batch) for batch in (arrays, other))
     np.testing.assert_array_equal(first[:, 0], second[:, 0])
@@ -113,9 +118,9 @@ def test_the_sides_are_independent(random_params):
 
 def test_the_layout_with_the_fewest_slots_is_chosen():
     # All prompts shared: 112 + 2 * 16 = 144 slots; full sides need 2 * 128.
-    assert dpo.choose_layout(random_pairs((112, 16, 10), (100, 12, 16)), CFG) == dpo.PairLayout(112, 112, 16)
+    assert choose_layout(random_pairs((112, 16, 10), (100, 12, 16)), CFG) == PairLayout(112, 112, 16)
     # Not shared: long prompts have short responses and the other way round, 112 + 2 * 112 > 2 * 128.
-    assert dpo.choose_layout(random_pairs((112, 16, 16), (16, 112, 112)), CFG) == dpo.PairLayout(0, 0, 128)
+    assert choose_layout(random_pairs((112, 16, 16), (16, 112, 112)), CFG) == PairLayout(0, 0, 128)
     some = random_pairs((112, 16, 10), (100, 12, 16))
     # The layout of an earlier round, if these pairs fit into it and it needs few more slots.
     for previous, chosen in (
@@ -124,26 +129,25 @@ def test_the_layout_with_the_fewest_slots_is_chosen():
         ((110, 112, 18), True),
         ((96, 96, 24), False),
     ):
-        previous = dpo.PairLayout(*previous)
-        assert (dpo.choose_layout(some, CFG, previous) == previous) == chosen
-    assert dpo.choose_layout(some, CFG, dpo.PairLayout(0, 0, 64)).max_shared == 112
+        previous = PairLayout(*previous)
+        assert (choose_layout(some, CFG, previous) == previous) == chosen
+    assert choose_layout(some, CFG, PairLayout(0, 0, 64)).max_shared == 112
     # Only 64 tokens are shared: sharing 120 would need 128 + 2 * 64 slots.
-    assert dpo.choose_layout(random_pairs((64, 64, 64), (120, 8, 8)), CFG) == dpo.PairLayout(64, 64, 64)
+    assert choose_layout(random_pairs((64, 64, 64), (120, 8, 8)), CFG) == PairLayout(64, 64, 64)
     # Nothing shared.
     assert (
-        dpo.choose_layout([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).max_shared
-        == 0
+        choose_layout([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).max_shared == 0
     )
     # With splash too. A kernel that does not support a prefix, or no window with one, shares nothing.
     some = random_pairs((112, 16, 10))
-    assert dpo.choose_layout(some, replace(CFG, attention="splash")).max_shared == 112
-    assert dpo.choose_layout(some, replace(CFG, attention="splash", sliding_window=8)).max_shared == 0
-    assert dpo.choose_layout(some, replace(CFG, attention="cudnn")).max_shared == 0
+    assert choose_layout(some, replace(CFG, attention="splash")).max_shared == 112
+    assert choose_layout(some, replace(CFG, attention="splash", sliding_window=8)).max_shared == 0
+    assert choose_layout(some, replace(CFG, attention="cudnn")).max_shared == 0
 
 
 def test_targets_are_never_shared():
     same = pair([5, 6], [7, 8, 9], [7, 8, 4])  # the responses start with the same tokens
-    arrays = dpo.pair_arrays([same], dpo.PairLayout(9, 16, 16))
+    arrays = pair_arrays([same], PairLayout(9, 16, 16))
     assert arrays["prompt_lengths"].tolist() == [2]
     assert arrays["chosen_target"].sum() == arrays["rejected_target"].sum() == 3
 
@@ -151,9 +155,9 @@ def test_targets_are_never_shared():
 @given(st.lists(st.tuples(*[st.integers(1, 200)] * 3), min_size=1, max_size=6))
 def test_every_token_has_its_slot(lengths):
     pairs = random_pairs(*lengths)
-    layout = dpo.choose_layout(pairs, CFG)
+    layout = choose_layout(pairs, CFG)
     assert layout.tokens <= 2 * -(-max(p + max(c, r) for p, c, r in lengths) // 16) * 16
-    arrays = dpo.pair_arrays(pairs, layout)
+    arrays = pair_arrays(pairs, layout)
     for row, two in enumerate(pairs):
         n = arrays["prompt_lengths"][row] if layout.max_shared else 0
         head = arrays["prompt_tokens"][row, :n].tolist() if layout.max_shared else []

@@ -29,7 +29,7 @@ from selfreward_jax.parallel.arrays import fetch, put, reshard
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding, param_shardings, replicated
 from selfreward_jax.sampling import sampler
-from selfreward_jax.train import batches, dpo, logprobs, sft, trainer
+from selfreward_jax.train import batches, dpo, logprobs, pair_layout, sft, trainer
 
 ON_EIGHT = {}
 
@@ -362,7 +362,7 @@ def preference_training_is_the_same_on_eight_devices():
 
 @on_eight
 def reference_logprobs_are_the_same_on_eight_devices():
-    assert dpo.choose_layout(PAIRS_OF["dpo of shared prompts"], TINY).max_shared
+    assert pair_layout.choose_layout(PAIRS_OF["dpo of shared prompts"], TINY).max_shared
     for pairs in PAIRS_OF.values():
         actual, expected = (
             dpo.reference_logprobs(Decoder(TINY), random_weights(TINY, mesh), pairs, 4, mesh)

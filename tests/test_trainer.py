@@ -20,7 +20,7 @@ from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import param_shardings, replicated
-from selfreward_jax.train import checkpoints, dpo, logprobs, sft, trainer
+from selfreward_jax.train import checkpoints, dpo, logprobs, pair_layout, sft, trainer
 
 CFG = DecoderConfig(vocab_size=29, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 ADAMW = SimpleNamespace(
@@ -433,4 +433,4 @@ def test_a_share_of_each_batch_is_pairs_of_judgments():
 def test_few_judge_pairs_get_few_places(pairs, judge_pairs, places):
     """Of 16 places 4 are wanted. Ten judge pairs among 400 others would come 13 times as often with them."""
     settings = SimpleNamespace(batch_size=16, judge_pair_share=0.25)
-    assert dpo.judge_pairs_per_batch(pairs, judge_pairs, settings) == places
+    assert pair_layout.judge_pairs_per_batch(pairs, judge_pairs, settings) == places

@@ -15,16 +15,9 @@ from selfreward_jax.stages.early_stopping import EarlyStopping
 from selfreward_jax.stages.training import Job, drop_overlong, is_trained, train
 from selfreward_jax.telemetry.numbers import counted
 from selfreward_jax.telemetry.terminal import log_line
-from selfreward_jax.train.dpo import (
-    Pair,
-    PairLayout,
-    choose_layout,
-    judge_pairs_per_batch,
-    loss_fn,
-    make_batch_fn,
-    reference_logprobs,
-)
+from selfreward_jax.train.dpo import loss_fn, make_batch_fn, reference_logprobs
 from selfreward_jax.train.monitor import TrainingMonitor
+from selfreward_jax.train.pair_layout import Pair, PairLayout, choose_layout, judge_pairs_per_batch
 
 
 def dpo(run: Run, model: str) -> None:
