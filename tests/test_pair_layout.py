@@ -1,7 +1,9 @@
 """Pairs whose prompt is processed once for both sides: the same log-probs and gradients, fewer tokens."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,14 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.train import dpo, logprobs
 from selfreward_jax.train.batches import padded_batch
-from selfreward_jax.train.pair_layout import PairLayout, choose_layout, pair_arrays
+from selfreward_jax.train.pair_layout import (
+    WINDOW,
+    PairLayout,
+    choose_layout,
+    make_schedule,
+    pair_arrays,
+    smallest_layout,
+)
 
 CFG = DecoderConfig(vocab_size=29, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 
@@ -165,3 +174,49 @@ def test_every_token_has_its_slot(lengths):
             rest = len(e.ids) - n
             assert head + arrays[f"{side}_tokens"][row, :rest].tolist() == e.ids
             assert arrays[f"{side}_target"][row].sum() == sum(e.target)
+
+
+def settings_of(buckets, batch_size=4, epochs=2.0):
+    return SimpleNamespace(batch_size=batch_size, epochs=epochs, judge_pair_share=0.25, length_buckets=buckets)
+
+
+LONG_TAIL = random_pairs(*((10, int(n), int(n) + 3) for n in np.random.default_rng(5).lognormal(3.2, 0.7, 97).clip(2)))
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 4])
+def test_each_epoch_has_each_pair_once_and_every_pair_fits(buckets):
+    schedule = make_schedule(LONG_TAIL, 0, settings_of(buckets), 3, CFG)
+    assert schedule.order.shape == (49, 4)  # 194 places and two of the beginning again
+    counts = np.bincount(schedule.order.reshape(-1), minlength=97)
+    assert sorted(set(counts.tolist())) == [2, 3]
+    assert counts.sum() == 196
+    assert len(schedule.layouts) <= buckets
+    for pairs, layout in zip(schedule.order, schedule.of_step, strict=True):
+        pair_arrays([LONG_TAIL[i] for i in pairs], schedule.layouts[layout])  # raises where a side is too long
+
+
+def test_batches_of_similar_length_need_fewer_slots():
+    one, four = (make_schedule(LONG_TAIL, 0, settings_of(n), 3, CFG) for n in (1, 4))
+    assert four.layouts[-1] == one.layouts[0]
+    assert four.tokens < 0.75 * one.tokens
+    # Within a window of batches lengths are sorted, and the batches are shuffled.
+    lengths = np.array([max(len(e.ids) for e in pair.sides) for pair in LONG_TAIL])[four.order[:WINDOW]]
+    spans = sorted((batch.min(), batch.max()) for batch in lengths)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    assert lengths.max(axis=1).tolist() != sorted(lengths.max(axis=1))
+
+
+def test_layouts_of_the_round_before_are_used_again_where_they_fit():
+    before = make_schedule(LONG_TAIL, 0, settings_of(3), 3, CFG).layouts
+    fewer = [pair for i, pair in enumerate(LONG_TAIL) if i % 7]
+    assert set(make_schedule(fewer, 0, settings_of(3), 8, CFG, before).layouts) <= set(before)
+
+
+def test_reference_logprobs_do_not_depend_on_the_layouts(random_params):
+    params, layouts = random_params(CFG), make_schedule(LONG_TAIL[:30], 0, settings_of(3), 3, CFG).layouts
+    assert len(layouts) == 3
+    assert len({smallest_layout(pair, layouts) for pair in LONG_TAIL[:30]}) == 3
+    one, several = (
+        dpo.reference_logprobs(Decoder(CFG), params, LONG_TAIL[:30], 4, make_mesh(), of) for of in ([], layouts)
+    )
+    np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-4)

@@ -189,7 +189,7 @@ def run(tiny, tmp_path, smoothing=None, **changed):
     pairs = [pair_of(row) for row in trl.pairs()]
     settings = {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "dpo_weight": 1.0, "nll_weight": 0.0}
     settings |= {"replay_weight": 0.0, "epochs": 1, "batch_size": len(pairs), "grad_accum_steps": 1} | changed
-    settings = SimpleNamespace(**settings)
+    settings = SimpleNamespace(length_buckets=1, **settings)
     if smoothing is not None:
         pairs = [pair._replace(label_smoothing=float(e)) for pair, e in zip(pairs, smoothing, strict=True)]
     logprobs = dpo.reference_logprobs(Decoder(cfg), reference, pairs, 2, make_mesh())

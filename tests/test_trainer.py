@@ -79,7 +79,7 @@ def test_accumulation_changes_only_rounding_for_sft(random_params):
 def dpo_settings(**changed):
     defaults = {"epochs": 1, "batch_size": 4, "grad_accum_steps": 1, "beta": 0.3, "dpo_weight": 0.7, "nll_weight": 0.2}
     defaults |= {"replay_weight": 0.5, "replay_batch_size": 4, "replay_seq_len": 32}
-    defaults |= {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0}
+    defaults |= {"loss": "sigmoid", "label_smoothing": 0.0, "gamma": 0.0, "length_buckets": 1}
     return SimpleNamespace(**defaults | changed)
 
 
@@ -414,7 +414,8 @@ def test_a_share_of_each_batch_is_pairs_of_judgments():
     """Seven pairs of responses and two of judgments: three and one in each batch."""
     reference = np.stack([np.arange(9.0), -np.arange(9.0)], axis=1).astype(np.float32)
     settings = dpo_settings(replay_weight=0.0, batch_size=4, epochs=2, judge_pair_share=0.25)
-    steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), CFG, judge_pairs=2)
+    schedule = pair_layout.make_schedule(PAIRS, 2, settings, 3, CFG)
+    steps, batch_at = dpo.make_batch_fn(PAIRS, reference, [], settings, 3, make_mesh(), CFG, schedule)
     assert steps == 5  # 14 of three
     seen = [
         jax.device_get(batch_at(step)["arrays"]["reference"][0, :, 0]).astype(int).tolist() for step in range(steps)

@@ -170,6 +170,7 @@ def default_config() -> ConfigDict:
     c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, comparisons, meta, prompts
     c.dpo.replay_batch_size = 16  # packed replay rows per step
     c.dpo.replay_seq_len = 256  # tokens per packed replay row
+    c.dpo.length_buckets = 1  # lengths that batches are padded to; above 1, a batch has pairs of similar length
     c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into; 0: from the machine
     c.dpo.judge_pairs = "none"  # also train on pairs of judgments: none, pairwise (of judge.kind=pairwise) or meta
     c.dpo.judge_pair_max_length = 0  # meta: longest chosen judgment in characters; 0: any

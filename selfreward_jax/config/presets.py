@@ -70,6 +70,7 @@ _SMALL = _PAPER | {
     "dpo.lr": 5e-6,
     "dpo.lr_end": 5e-7,
     "dpo.nll_weight": 0.2,
+    "dpo.length_buckets": 3,
     "dpo.replay_weight": 1.0,
     "evaluate.max_new_tokens": 512,
 }

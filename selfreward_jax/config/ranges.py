@@ -78,6 +78,7 @@ RANGES: Ranges = {
     **_all(0, 1, "eft.max_share", "prompts.max_rouge"),
     **_all(0, 1, *_each(_SAMPLINGS, "top_p"), excludes_low=True),
     **_all(0, 1, *_each(_TRAININGS, "dropout"), "optimizer.b1", "optimizer.b2", excludes_high=True),
+    **_all(1, 8, "dpo.length_buckets"),
     **_all(0, 1, "dpo.judge_pair_share", excludes_low=True, excludes_high=True),
     **_all(0, 0.5, "dpo.label_smoothing", "pairs.length_control_rho", excludes_high=True),
     # other quantities

@@ -17,7 +17,7 @@ from selfreward_jax.telemetry.numbers import counted
 from selfreward_jax.telemetry.terminal import log_line
 from selfreward_jax.train.dpo import loss_fn, make_batch_fn, reference_logprobs
 from selfreward_jax.train.monitor import TrainingMonitor
-from selfreward_jax.train.pair_layout import Pair, PairLayout, choose_layout, judge_pairs_per_batch
+from selfreward_jax.train.pair_layout import Pair, PairLayout, judge_pairs_per_batch, make_schedule
 
 
 def dpo(run: Run, model: str) -> None:
@@ -33,20 +33,23 @@ def dpo(run: Run, model: str) -> None:
         for row in (*rows, *judge_rows)
     ]
     decoder = Decoder(run.models.model_config(settings.dropout, adapters=True))
-    # The layout of the round before, so that slightly other lengths need no new compilation.
-    known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layout")
-    layout = choose_layout(pairs, decoder.cfg, known and PairLayout(*known))
-    reference = _reference_logprobs(run, model, pairs, layout)
+    # The layouts of the round before, so that slightly other lengths need no new compilation.
+    known = (storage.read_checksummed(run.workdir / previous / "manifest.json") or {}).get("layouts", [])
+    seed = run.files.stage_seed(model, "dpo")
+    schedule = make_schedule(
+        pairs, len(judge_rows), settings, seed, decoder.cfg, [PairLayout(*layout) for layout in known]
+    )
+    reference = _reference_logprobs(run, model, pairs, schedule.layouts)
     replay = [e for of_set in seed_examples(run, settings.replay_sets).values() for e in of_set]
     if settings.replay_weight and replay:
         replay = drop_overlong(replay, settings.replay_seq_len, f"{model} replay", "dpo.replay_seq_len")
     else:
         replay = []
-    seed = run.files.stage_seed(model, "dpo")
-    steps, batch_at = make_batch_fn(
-        pairs, reference, replay, settings, seed, run.models.mesh, decoder.cfg, layout, len(judge_rows)
+    steps, batch_at = make_batch_fn(pairs, reference, replay, settings, seed, run.models.mesh, decoder.cfg, schedule)
+    tokens = (
+        round(settings.batch_size * schedule.tokens)
+        + bool(replay) * settings.replay_batch_size * settings.replay_seq_len
     )
-    tokens = settings.batch_size * layout.tokens + bool(replay) * settings.replay_batch_size * settings.replay_seq_len
     of_judge = judge_pairs_per_batch(len(rows), len(judge_rows), settings)
     weights = np.full(len(pairs), 1 - of_judge / settings.batch_size)  # as the batches have them
     weights[: len(rows)] /= len(rows)
@@ -54,7 +57,11 @@ def dpo(run: Run, model: str) -> None:
     monitor = TrainingMonitor(float(reference[:, 0] @ weights), run.cfg.checks.max_fall)
     early = EarlyStopping(run, model, previous) if settings.eval_every else None
     start = partial(run.models.load_trainable, previous)
-    metadata = {"rows": len(rows), "judge_pairs": len(judge_rows), "layout": list(layout)}
+    metadata = {
+        "rows": len(rows),
+        "judge_pairs": len(judge_rows),
+        "layouts": [list(layout) for layout in schedule.layouts],
+    }
     train(run, Job(model, "dpo", loss_fn(decoder, settings), steps, batch_at, start, tokens, monitor, metadata, early))
 
 
@@ -63,7 +70,7 @@ def _label_smoothing(row: PairRow) -> float | None:
     return (1 - row["agreement"]) / 2 if "agreement" in row else None
 
 
-def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: PairLayout) -> np.ndarray:
+def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layouts: Sequence[PairLayout]) -> np.ndarray:
     """Log-probs [pairs, 2] of the responses under the reference, float32. They are stored in MODEL/ref_logprobs.json:
     the reference is not in memory during training, and a restart on other machines reads the same numbers."""
     path = run.workdir / model / "ref_logprobs.json"
@@ -76,7 +83,7 @@ def _reference_logprobs(run: Run, model: str, pairs: Sequence[Pair], layout: Pai
         models.drop_engine()  # of an earlier stage
         decoder = Decoder(models.model_config(adapters=True))
         params = lora.combine(models.frozen_base(), models.load_trainable(reference))
-        logprobs = reference_logprobs(decoder, params, pairs, run.cfg.dpo.batch_size, models.mesh, layout)
+        logprobs = reference_logprobs(decoder, params, pairs, run.cfg.dpo.batch_size, models.mesh, layouts)
         stored = {"owner": run.files.owner, "pairs": of_pairs}
         stored |= {"chosen": logprobs[:, 0].tolist(), "rejected": logprobs[:, 1].tolist()}
         storage.write_checksummed(path, stored)

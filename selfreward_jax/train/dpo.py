@@ -17,10 +17,18 @@ from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.arrays import put
-from selfreward_jax.parallel.sharding import batch_sharding, replicated, round_up
+from selfreward_jax.parallel.sharding import batch_sharding, replicated
 from selfreward_jax.train import batches, preference_losses
 from selfreward_jax.train.logprobs import prefix_shared_logprobs, token_logprobs
-from selfreward_jax.train.pair_layout import Pair, PairLayout, batch_order, choose_layout, pair_arrays
+from selfreward_jax.train.pair_layout import (
+    Pair,
+    PairLayout,
+    Schedule,
+    choose_layout,
+    make_schedule,
+    pair_arrays,
+    smallest_layout,
+)
 from selfreward_jax.train.sft import packed_loss
 from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
 
@@ -41,19 +49,30 @@ def pair_logprobs(model: Decoder, params: Params, batch: dict[str, Any], key: ja
 
 
 def reference_logprobs(
-    model: Decoder, params: Params, pairs: Sequence[Pair], batch_size: int, mesh: Mesh, layout: PairLayout | None = None
+    model: Decoder,
+    params: Params,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    mesh: Mesh,
+    layouts: Sequence[PairLayout] = (),
 ) -> np.ndarray:
-    """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round."""
-    layout = layout or choose_layout(pairs, model.cfg)
+    """Sequence log-probs [pairs, 2] (chosen, rejected) under the reference, computed once for the round.
+
+    With several layouts, each pair is in the smallest one that it fits into; they are in the order of their size.
+    """
+    layouts = layouts or [choose_layout(pairs, model.cfg)]
     logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
-    out = np.zeros((round_up(len(pairs), batch_size), 2), np.float32)
-    for start in range(0, len(pairs), batch_size):
-        rows = pairs[start : start + batch_size]
-        arrays = pair_arrays([*rows, *[rows[-1]] * (batch_size - len(rows))], layout)
-        sharded = {name: put(x, batch_sharding(mesh, x.ndim)) for name, x in arrays.items()}
-        with jax.set_mesh(mesh):
-            out[start : start + batch_size] = logprobs(params, sharded)
-    return out[: len(pairs)]
+    out = np.zeros((len(pairs), 2), np.float32)
+    smallest = np.array([smallest_layout(pair, layouts) for pair in pairs])
+    for number, layout in enumerate(layouts):
+        (members,) = np.nonzero(smallest == number)
+        for start in range(0, len(members), batch_size):
+            rows = members[start : start + batch_size]
+            arrays = pair_arrays([pairs[i] for i in np.resize(rows, batch_size)], layout)
+            sharded = {name: put(x, batch_sharding(mesh, x.ndim)) for name, x in arrays.items()}
+            with jax.set_mesh(mesh):
+                out[rows] = np.asarray(logprobs(params, sharded))[: len(rows)]
+    return out
 
 
 def loss_fn(model: Decoder, settings: Any) -> LossFn:
@@ -114,8 +133,7 @@ def make_batch_fn(
     seed: int,
     mesh: Mesh,
     cfg: DecoderConfig,
-    layout: PairLayout | None = None,
-    judge_pairs: int = 0,
+    schedule: Schedule | None = None,
 ) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """Returns the number of steps of `settings.epochs` epochs, and a function from a step to its sharded batch.
 
@@ -130,13 +148,10 @@ def make_batch_fn(
       seed: seed of the data order.
       mesh: the training mesh.
       cfg: of the model.
-      layout: of the pairs; by default `choose_layout`.
-      judge_pairs: so many of `pairs`, the last ones, are pairs of judgments. They are settings.judge_pair_share of each
-        batch, and at least one of it.
+      schedule: which pairs each step has; by default `make_schedule` without judge pairs.
     """
-    order = batch_order(len(pairs) - judge_pairs, judge_pairs, settings, seed)
-    steps = len(order) // settings.batch_size
-    layout = layout or choose_layout(pairs, cfg)
+    schedule = schedule or make_schedule(pairs, 0, settings, seed, cfg)
+    steps = len(schedule.order)
     rows: list[list[int]] = []
     num_slots = 0
     if settings.replay_weight and replay:
@@ -151,7 +166,7 @@ def make_batch_fn(
         num_slots = batches.target_slots(replay, rows, settings.replay_seq_len, logits_per_slot)
 
     def batch_at(step: int) -> dict[str, Any]:
-        indices = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+        indices, layout = schedule.order[step], schedule.layouts[schedule.of_step[step]]
         arrays = {"reference": reference[indices], **pair_arrays([pairs[i] for i in indices], layout)}
         if pairs[0].label_smoothing is not None:
             arrays["label_smoothing"] = np.array([pairs[i].label_smoothing for i in indices], np.float32)

@@ -18,6 +18,7 @@ from selfreward_jax.llm.self_attention import supports_prefix
 from selfreward_jax.parallel.sharding import round_up
 from selfreward_jax.train import batches
 
+WINDOW = 8  # batches within which pairs are sorted by length
 MAX_JUDGE_PAIR_REPEATS = 4  # a few pairs of judgments that come again and again would be learned by heart
 
 
@@ -84,6 +85,85 @@ def choose_layout(pairs: Sequence[Pair], cfg: DecoderConfig, previous: PairLayou
     return best
 
 
+class Schedule(NamedTuple):
+    """The batches of all steps, and the layouts of their arrays.
+
+    order: pair numbers, [steps, batch_size].
+    layouts: from the smallest to the largest, which all pairs fit into.
+    of_step: which of them each step has.
+    """
+
+    order: np.ndarray
+    layouts: list[PairLayout]
+    of_step: np.ndarray
+
+    @property
+    def tokens(self) -> float:
+        """Slots of a pair, on average over the steps."""
+        return float(np.mean([self.layouts[i].tokens for i in self.of_step]))
+
+
+def make_schedule(
+    pairs: Sequence[Pair],
+    judge_pairs: int,
+    settings: Any,
+    seed: int,
+    cfg: DecoderConfig,
+    previous: Sequence[PairLayout] = (),
+) -> Schedule:
+    """Which pairs each step has, and how long its arrays are.
+
+    With settings.length_buckets above 1, pairs are sorted by length within WINDOW batches, and these are shuffled. So
+    batches have pairs of similar length. There are at most that many layouts, as each is a program to compile.
+
+    Args:
+      pairs: the pairs; the last `judge_pairs` are pairs of judgments.
+      judge_pairs: how many these are.
+      settings: config.dpo.
+      seed: of the data order.
+      cfg: of the model.
+      previous: layouts for which programs are compiled, the largest last.
+    """
+    largest = choose_layout(pairs, cfg, previous[-1] if previous else None)
+    needs = np.array([_needs(pair, largest) for pair in pairs])
+    order = batch_order(len(pairs) - judge_pairs, judge_pairs, settings, seed, needs @ [1, 2])
+    if settings.length_buckets == 1:
+        return Schedule(order, [largest], np.zeros(len(order), int))
+    of_steps = needs[order].max(axis=1)  # [steps, 2]
+    groups = np.array_split(of_steps[np.argsort(of_steps @ [1, 2])], settings.length_buckets)
+    wanted = [_rounded(group.max(axis=0), largest) for group in groups if len(group)]
+    layouts = sorted({*(_known(layout, previous) for layout in wanted[:-1]), largest}, key=lambda layout: layout.tokens)
+    of_step = [next(i for i, layout in enumerate(layouts) if _fits(need, layout)) for need in of_steps]
+    return Schedule(order, layouts, np.array(of_step))
+
+
+def smallest_layout(pair: Pair, layouts: Sequence[PairLayout]) -> int:
+    """The number of the smallest layout that a pair fits into, of those of a schedule."""
+    return next(i for i, layout in enumerate(layouts) if _fits(_needs(pair, layout), layout))
+
+
+def _needs(pair: Pair, layout: PairLayout) -> tuple[int, int]:
+    """The slots that a pair needs: of the prefix, as the layout shares it, and of the longer side's rest."""
+    prefix = min(shared_prefix_len(pair), layout.max_shared)
+    return prefix, max(len(e.ids) for e in pair.sides) - prefix
+
+
+def _rounded(need: np.ndarray, layout: PairLayout) -> PairLayout:
+    prompt_len, suffix_len = (min(round_up(int(n), 16), most) for n, most in zip(need, layout[1:], strict=True))
+    return layout._replace(prompt_len=prompt_len, suffix_len=suffix_len)
+
+
+def _known(layout: PairLayout, previous: Sequence[PairLayout]) -> PairLayout:
+    """A layout of before that this one fits into with few more slots, or this one."""
+    known = [p for p in previous if p.max_shared == layout.max_shared and _fits(layout[1:], p)]
+    best = min(known, key=lambda p: p.tokens, default=layout)
+    return best if best.tokens <= 1.1 * layout.tokens else layout
+
+
+def _fits(need: Sequence[int], layout: PairLayout) -> bool:
+    return need[0] <= layout.prompt_len and need[1] <= layout.suffix_len
+
+
 def shared_prefix_len(pair: Pair) -> int:
     """Length of the common prefix that carries no loss on either side."""
     chosen, rejected = pair.sides
@@ -122,16 +202,30 @@ def judge_pairs_per_batch(num_pairs: int, judge_pairs: int, settings: Any) -> in
     return max(1, min(wanted, most))
 
 
-def batch_order(num_pairs: int, judge_pairs: int, settings: Any, seed: int) -> np.ndarray:
-    """The pair numbers of all steps, batch after batch."""
+def batch_order(num_pairs: int, judge_pairs: int, settings: Any, seed: int, tokens: np.ndarray) -> np.ndarray:
+    """The pair numbers of all steps, [steps, batch_size]; `tokens` are those of each pair."""
     of_judge = judge_pairs_per_batch(num_pairs, judge_pairs, settings)
     others = settings.batch_size - of_judge
     order = batches.epoch_permutation(num_pairs, seed, settings.epochs)
     steps = max(1, -(-len(order) // others))
-    order = np.resize(order, steps * others).reshape(steps, others)
+    order = np.resize(order, steps * others)
+    if settings.length_buckets > 1:
+        order = _by_length(order, tokens, others, seed)
+    order = order.reshape(steps, others)
     if of_judge:
         epochs = -(-steps * of_judge // judge_pairs)
         # A random stream of its own, as replay has.
         second = batches.epoch_permutation(judge_pairs, seed + (1 << 33), epochs)[: steps * of_judge]
         order = np.concatenate([order, num_pairs + second.reshape(steps, of_judge)], axis=1)
-    return order.reshape(-1)
+    return order
+
+
+def _by_length(order: np.ndarray, tokens: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """The same pairs, sorted by length within windows of WINDOW batches; the batches of a window are shuffled."""
+    windows = []
+    for number, start in enumerate(range(0, len(order), WINDOW * batch_size)):
+        window = order[start : start + WINDOW * batch_size]
+        window = window[np.argsort(tokens[window], kind="stable")].reshape(-1, batch_size)
+        shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 34) + number]))
+        windows.append(window[shuffle.permutation(len(window))].reshape(-1))
+    return np.concatenate(windows)
