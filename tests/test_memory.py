@@ -39,7 +39,7 @@ HloModule jit_step, num_partitions=4
 }
 
 %counts (p: (s32[], f32[8,4])) -> pred[] {
-  %turns = s32[]{:T(128)} constant(30)
+  %turns = u32[]{:T(128)} constant(30)
   ROOT %below = pred[] compare(%i, %turns), direction=LT
 }
 
@@ -228,6 +228,7 @@ def test_8b_fits_sixteen_v5e_and_not_eight():
     code, (row,) = fit(eight, "--topology=v5e:4x4", "--config.parallel.fsdp=16", "--only=dpo")
     assert (code, row["fits"]) == (0, True)
     assert row["peak"] < 15 << 30
+    assert "collective-permute" not in row["collectives"]  # no products in rings
     code, (row,) = fit(eight, "--topology=v5e:2x4", "--config.parallel.fsdp=8", "--only=dpo")
     assert (code, row["fits"]) == (1, False)
 
