@@ -139,8 +139,9 @@ def state_shardings(
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
-# XLA for TPU turns products of sharded weights into rings of small products. For 8B on v5p:2x2x2 a step then moves twice
-# the bytes, and by the compiler's own estimate takes 1.33 times the cycles. A threshold that nothing reaches forbids it.
+# XLA for TPU turns products of sharded weights into rings of small products. For 8B on v5p:2x2x2 a step then moves
+# twice the bytes, and by the compiler's own estimate takes 1.33 times the cycles. A threshold that nothing reaches
+# forbids it.
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
