@@ -199,6 +199,7 @@ def _by_platform(*arrays: jax.Array, rule: ScoreRule) -> jax.Array:
 
 
 BLOCK = 128  # the kernel requires lengths and head sizes that are multiples of this
+MAX_BLOCK = 512  # larger blocks of two passes do not fit the fast memory of every TPU
 
 
 def _kernel_on(
@@ -232,8 +233,18 @@ def _kernel(N: int, T: int, S: int, rule: ScoreRule, interpret: bool) -> splash.
     mask = splash_mask.CausalMask(shape, offset)
     if rule.window is not None:
         mask = splash_mask.LocalMask(shape, (rule.window - 1, 0), offset)
-    block_size = max(b for b in (BLOCK, 2 * BLOCK, 4 * BLOCK) if T % b == S % b == 0)
-    masks, block_sizes = splash_mask.MultiHeadMask([mask] * N), splash.BlockSizes(*[block_size] * 8)
+    q, kv = (max(b for b in range(BLOCK, MAX_BLOCK + 1, BLOCK) if length % b == 0) for length in shape)
+    block_sizes = splash.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        block_q_dq=q,
+        block_kv_dq=kv,
+    )
+    masks = splash_mask.MultiHeadMask([mask] * N)
     return splash.make_splash_mha(
         masks,
         block_sizes=block_sizes,
