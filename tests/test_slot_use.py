@@ -64,7 +64,7 @@ def simulate(monkeypatch):
         monkeypatch.setattr(batching, "MIN_SHARED_PREFIX", 10**9)
         chat = SimpleNamespace(stop_ids=[0], prompt_ids=lambda p: [1] * int(p), response_text=lambda ids: "")
         engine = Engine(
-            CFG, None, chat, make_mesh(devices=jax.devices()[:1]), max_concurrent=slots, max_length=10**6,
+            CFG, {"layers": []}, chat, make_mesh(devices=jax.devices()[:1]), max_concurrent=slots, max_length=10**6,
             should_stop=lambda: len(fake.inserted) >= stop_after,
         )  # fmt: skip
         requests = [Request(f"r{i}", str(n)) for i, n in enumerate(prompt_lengths)]

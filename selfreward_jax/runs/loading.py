@@ -23,6 +23,7 @@ from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs import owner
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.sampling.engine import Engine
+from selfreward_jax.sampling.sampler import unstack_params
 
 
 class LoadedModel(NamedTuple):
@@ -41,7 +42,7 @@ class LoadedModel(NamedTuple):
     def engine(self, max_concurrent: int, max_length: int, raw: bool = False) -> Engine:
         """An engine that samples from the model; `max_length` is limited to the model's. Arguments as in `Engine`."""
         shardings = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
-        params = reshard(self.params, shardings, self.cfg.dtype)
+        params = unstack_params(self.cfg, reshard(self.params, shardings, self.cfg.dtype))
         return Engine(
             self.cfg,
             params,

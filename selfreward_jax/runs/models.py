@@ -24,6 +24,7 @@ from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.workspace import Workspace
 from selfreward_jax.sampling.engine import Engine
+from selfreward_jax.sampling.sampler import unstack_params
 from selfreward_jax.train import checkpoints
 
 
@@ -150,9 +151,10 @@ class ModelStore:
     def make_engine(self, params: Params) -> Engine:
         """A sampler of full parameters, resharded for sampling and cast to the compute dtype."""
         shardings = self.shardings(param_specs(self.model_config()), sampling=True)
+        resharded = reshard(params, shardings, self.cfg.model.dtype)
         return Engine(
             self.model_config(),
-            reshard(params, shardings, self.cfg.model.dtype),
+            unstack_params(self.model_config(), resharded),
             self.chat,
             self.sampling_mesh,
             max_concurrent=self.cfg.sampling.max_concurrent,

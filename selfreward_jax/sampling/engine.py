@@ -97,7 +97,9 @@ class Engine:
         raw: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.cfg, self.params, self.chat, self.mesh = cfg, sampler.unstack_params(cfg, params), chat, mesh
+        if isinstance(params["layers"], dict):  # the caller's dictionary stays as it is
+            params = sampler.unstack_params(cfg, {**params, "layers": dict(params["layers"])})
+        self.cfg, self.params, self.chat, self.mesh = cfg, params, chat, mesh
         self.max_concurrent, self.max_length, self.raw, self.should_stop = max_concurrent, max_length, raw, should_stop
         self.slot_use = SlotUse()  # of the latest call
         self._prefix: tuple[list[int], KVSegment] | None = None  # the prefix that was prefilled last

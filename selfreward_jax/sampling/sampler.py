@@ -102,13 +102,21 @@ def partition_spec(ndim: int) -> PartitionSpec:
 def unstack_params(cfg: DecoderConfig, params: Params) -> Params:
     """Parameters in the form that decodes fastest: each layer's weights on their own, unless layers are scanned.
 
-    The functions below take both forms.
+    The functions below take both forms. Weights are taken out of `params`, one by one: so the memory never holds two
+    copies of all of them, if nothing else refers to them.
     """
-    if cfg.scan_layers:
+    if cfg.scan_layers or not isinstance(params["layers"], dict):
         return params
-    specs = jax.tree.map(lambda x: x.sharding, params["layers"])
-    layers = [{n: without_layer_axis(s) for n, s in specs.items()}] * cfg.num_layers
-    return {**params, "layers": jax.jit(partial(unstack_layers, cfg), out_shardings=layers)(params["layers"])}
+    stacked, layers = params["layers"], [{} for _ in range(cfg.num_layers)]
+    for name in list(stacked):
+        for layer, weight in zip(layers, _split(stacked.pop(name), cfg.num_layers), strict=True):
+            layer[name] = weight
+    return {**params, "layers": layers}
+
+
+def _split(stack: jax.Array, num_layers: int) -> list[jax.Array]:
+    split = lambda x: [part[0] for part in jax.lax.split(x, [1] * num_layers)]  # noqa: E731
+    return jax.jit(split, out_shardings=[without_layer_axis(stack.sharding)] * num_layers)(stack)
 
 
 def without_layer_axis(sharding: Sharding) -> Sharding:
