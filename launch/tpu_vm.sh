@@ -13,7 +13,8 @@
 #   --runtime_version   the image for it, such as v2-alpha-tpuv5-lite, v2-alpha-tpuv6e, v2-alpha-tpuv5
 #   --slices            above 1: Multislice; passes --config.parallel.replicas=SLICES
 #   --spot              cheaper, but may be preempted at any time
-#   --flex_start        cheaper than on demand and not preempted, for this many hours, at most 168; by "gcloud alpha"
+#   --flex_start        cheaper than on demand and not preempted, for this many hours, at most 168; by "gcloud alpha". A run that
+#                       needs longer is requested again: --max_restarts bounds how often
 #   --create_options    more options of "gcloud compute tpus queued-resources create", separated by spaces
 #   --repo              clone this URL instead of copying selfreward_jax/, configs/ and requirements.txt
 #   --copy              files and folders of the current folder that the workers get too: seeds, a model

@@ -206,6 +206,12 @@ def test_batches_of_similar_length_need_fewer_slots():
     assert lengths.max(axis=1).tolist() != sorted(lengths.max(axis=1))
 
 
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_a_batch_has_a_pair_once(batch_size):
+    schedule = make_schedule(LONG_TAIL[:64], 0, settings_of(3, batch_size), 3, CFG)
+    assert all(len(set(batch)) == batch_size for batch in schedule.order.tolist())
+
+
 def test_layouts_of_the_round_before_are_used_again_where_they_fit():
     before = make_schedule(LONG_TAIL, 0, settings_of(3), 3, CFG).layouts
     fewer = [pair for i, pair in enumerate(LONG_TAIL) if i % 7]

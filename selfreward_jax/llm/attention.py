@@ -15,8 +15,8 @@ class KVSegment(NamedTuple):
     """Keys and values that some rows attend to.
 
     k [P, K, H, S], v [P, K, S, H], mask [B, P or 1, T or 1, S], True where a query may attend. With B = P * G
-    query rows, row p serves the G consecutive queries p * G ... p * G + G - 1: the samples of one prompt
-    share the prompt's keys without a copy. With P = 1 all rows share one prefix.
+    query rows, row p serves the G consecutive queries p * G ... p * G + G - 1: both sides of a pair share the
+    prompt's keys without a copy. With P = 1 all rows share one prefix.
 
     positions [B, P or 1, S], of the keys; only layers with a window need them.
     """

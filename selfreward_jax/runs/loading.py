@@ -23,6 +23,7 @@ from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs import owner
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.sampling.engine import Engine
+from selfreward_jax.sampling.kv_cache import kv_layout
 from selfreward_jax.sampling.sampler import unstack_params
 
 
@@ -170,8 +171,8 @@ def open_run_model(path: str, name: str, parallel: ConfigDict | None = None) -> 
 def _load_folder(folder: epath.Path, mesh_from: Run | None) -> LoadedModel:
     cfg, hf_config = read_config(folder)
     chat = read_chat(folder, mesh_from is not None and mesh_from.cfg.chat.thinking == "on")
-    cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype)
     mesh = mesh_from.models.mesh if mesh_from else make_mesh(replicas=num_slices(jax.devices()))
+    cfg = dataclasses.replace(cfg, dtype=cfg.param_dtype, kv_layout=kv_layout(mesh.devices.flat[0].platform))
     return LoadedModel(
         folder.name,
         cfg,

@@ -24,6 +24,7 @@ from selfreward_jax.parallel.arrays import reshard
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.workspace import Workspace
 from selfreward_jax.sampling.engine import Engine
+from selfreward_jax.sampling.kv_cache import kv_layout
 from selfreward_jax.sampling.sampler import unstack_params
 from selfreward_jax.train import checkpoints
 
@@ -151,10 +152,10 @@ class ModelStore:
     def make_engine(self, params: Params) -> Engine:
         """A sampler of full parameters, resharded for sampling and cast to the compute dtype."""
         shardings = self.shardings(param_specs(self.model_config()), sampling=True)
-        resharded = reshard(params, shardings, self.cfg.model.dtype)
+        params = reshard(params, shardings, self.cfg.model.dtype)
         return Engine(
             self.model_config(),
-            unstack_params(self.model_config(), resharded),
+            unstack_params(self.model_config(), params),
             self.chat,
             self.sampling_mesh,
             max_concurrent=self.cfg.sampling.max_concurrent,
@@ -185,7 +186,7 @@ def build_model_config(
     runtime: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
     head_dim = pretrained.head_dim if pretrained else c.head_dim
     runtime |= {"attention": resolve_impl(c.attention, platform, c.dtype, head_dim), "dropout": dropout}
-    runtime |= {"kv_layout": "columns" if platform == "cpu" else "tokens"}
+    runtime |= {"kv_layout": kv_layout(platform)}
     if adapters and cfg.lora.rank:
         runtime |= {f"lora_{k}": v for k, v in cfg.lora.items()}
     if pretrained:

@@ -198,7 +198,7 @@ class BucketRun:
     def _collect(self) -> list[DrawnSample]:
         """The samples that have ended; their slots are free."""
         samples, done, steps = fetch((self._slots.samples, self._slots.done_B, self._slots.steps_B))
-        self.slot_tokens = int(steps.sum())
+        self.slot_tokens = int(steps.max()) * len(steps)  # a replica that waits for another has free slots too
         ended = [slot for slot in self._active if done[slot]]
         self._free += ended
         self.num_tokens += sum(int(samples.lengths[slot]) - 1 for slot in ended)  # the first is drawn at the insertion

@@ -22,6 +22,11 @@ from selfreward_jax.parallel.sharding import BATCH_AXES, free_axes
 Cache = tuple[Any, Any]
 
 
+def kv_layout(platform: str) -> str:
+    """The layout for devices of a JAX platform."""
+    return "columns" if platform == "cpu" else "tokens"
+
+
 def init_cache(cfg: DecoderConfig, rows: int, length: int, layout: str = "columns") -> Cache:
     """The cache of `length` tokens in each row, all zero."""
     K, H = cfg.num_kv_heads, cfg.head_dim

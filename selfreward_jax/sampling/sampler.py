@@ -16,7 +16,7 @@ own key and the token's position. So a sample does not depend on the other slots
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -115,8 +115,14 @@ def unstack_params(cfg: DecoderConfig, params: Params) -> Params:
 
 
 def _split(stack: jax.Array, num_layers: int) -> list[jax.Array]:
+    return jax.block_until_ready(_split_fn(stack.sharding, num_layers)(stack))
+
+
+@cache
+def _split_fn(sharding: Sharding, num_layers: int) -> Any:
+    """The jitted function that splits one stack, and keeps how it is sharded."""
     split = lambda x: [part[0] for part in jax.lax.split(x, [1] * num_layers)]  # noqa: E731
-    return jax.jit(split, out_shardings=[without_layer_axis(stack.sharding)] * num_layers)(stack)
+    return jax.jit(split, out_shardings=[without_layer_axis(sharding)] * num_layers)
 
 
 def without_layer_axis(sharding: Sharding) -> Sharding:

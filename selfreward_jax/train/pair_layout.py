@@ -126,11 +126,12 @@ def make_schedule(
     """
     largest = choose_layout(pairs, cfg, previous[-1] if previous else None)
     needs = np.array([_needs(pair, largest) for pair in pairs])
-    order = batch_order(len(pairs) - judge_pairs, judge_pairs, settings, seed, needs @ [1, 2])
+    lengths = np.array([max(len(e.ids) for e in pair.sides) for pair in pairs])  # the order depends on nothing else
+    order = batch_order(len(pairs) - judge_pairs, judge_pairs, settings, seed, lengths)
     if settings.length_buckets == 1:
         return Schedule(order, [largest], np.zeros(len(order), int))
     of_steps = needs[order].max(axis=1)  # [steps, 2]
-    groups = np.array_split(of_steps[np.argsort(of_steps @ [1, 2])], settings.length_buckets)
+    groups = np.array_split(of_steps[np.argsort(of_steps @ [1, 2], kind="stable")], settings.length_buckets)
     wanted = [_rounded(group.max(axis=0), largest) for group in groups if len(group)]
     layouts = sorted({*(_known(layout, previous) for layout in wanted[:-1]), largest}, key=lambda layout: layout.tokens)
     of_step = [next(i for i, layout in enumerate(layouts) if _fits(need, layout)) for need in of_steps]
@@ -202,15 +203,15 @@ def judge_pairs_per_batch(num_pairs: int, judge_pairs: int, settings: Any) -> in
     return max(1, min(wanted, most))
 
 
-def batch_order(num_pairs: int, judge_pairs: int, settings: Any, seed: int, tokens: np.ndarray) -> np.ndarray:
-    """The pair numbers of all steps, [steps, batch_size]; `tokens` are those of each pair."""
+def batch_order(num_pairs: int, judge_pairs: int, settings: Any, seed: int, lengths: np.ndarray) -> np.ndarray:
+    """The pair numbers of all steps, [steps, batch_size]; `lengths` are those of the pairs' longer sides."""
     of_judge = judge_pairs_per_batch(num_pairs, judge_pairs, settings)
     others = settings.batch_size - of_judge
     order = batches.epoch_permutation(num_pairs, seed, settings.epochs)
     steps = max(1, -(-len(order) // others))
     order = np.resize(order, steps * others)
     if settings.length_buckets > 1:
-        order = _by_length(order, tokens, others, seed)
+        order = _by_length(order, lengths, num_pairs, others, seed)
     order = order.reshape(steps, others)
     if of_judge:
         epochs = -(-steps * of_judge // judge_pairs)
@@ -220,12 +221,15 @@ def batch_order(num_pairs: int, judge_pairs: int, settings: Any, seed: int, toke
     return order
 
 
-def _by_length(order: np.ndarray, tokens: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
-    """The same pairs, sorted by length within windows of WINDOW batches; the batches of a window are shuffled."""
-    windows = []
+def _by_length(order: np.ndarray, lengths: np.ndarray, num_pairs: int, batch_size: int, seed: int) -> np.ndarray:
+    """The same pairs, sorted by length within windows of WINDOW batches; the batches of a window are shuffled.
+
+    Within a window epochs stay apart: else both places of a pair would be next to each other.
+    """
+    windows, epochs = [], np.arange(len(order)) // num_pairs
     for number, start in enumerate(range(0, len(order), WINDOW * batch_size)):
-        window = order[start : start + WINDOW * batch_size]
-        window = window[np.argsort(tokens[window], kind="stable")].reshape(-1, batch_size)
+        places = slice(start, start + WINDOW * batch_size)
+        window = order[places][np.lexsort((lengths[order[places]], epochs[places]))].reshape(-1, batch_size)
         shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 34) + number]))
         windows.append(window[shuffle.permutation(len(window))].reshape(-1))
     return np.concatenate(windows)
