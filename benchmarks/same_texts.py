@@ -19,7 +19,6 @@ from absl import app, flags
 
 _CONFIG = flags.DEFINE_string("config", "iter2", "Configuration of the run.")
 ANSWERS = "m1/eval_answers.jsonl"
-FORGOTTEN = ("m1/eval*",)  # what the CPU makes again
 
 
 def run(workdir: Path, platform: str) -> None:
@@ -47,9 +46,8 @@ def main(argv: list[str]) -> None:
     here, cpu = map(Path, argv[1:3])
     run(here, "")
     shutil.copytree(here, cpu, dirs_exist_ok=True)
-    for pattern in FORGOTTEN:
-        for path in cpu.glob(pattern):
-            path.unlink()
+    for path in cpu.glob("m1/eval*"):  # the CPU makes them again
+        path.unlink()
     run(cpu, "cpu")
     theirs, same, total = dict(responses(cpu)), 0, 0
     for name, response in responses(here):

@@ -27,6 +27,7 @@ PAIRED = 0.8  # of the prompts: their responses have different scores
 STORE_RATE = 0.5e9  # bytes/s that a host reads from or writes to the working directory
 DEVICES_PER_HOST = {"tpu": 4, "gpu": 8}
 ASSUMPTIONS = (
+    "counted for a judge that scores each response alone, without comparisons and meta-judgments; "
     f"assumed: texts have {LENGTH_SHARE:.0%} of the tokens that they may have, requests {REQUEST_TOKENS}; "
     f"{ACCEPTED:.0%} of the new prompts are accepted, {PAIRED:.0%} give a pair; {SLOT_USE:.0%} of the slots are used; "
     f"a step reaches {DECODE_SHARE:.0%} of the memory's rate in decoding and {TRAINING_SHARE:.0%} of the FLOP/s in "

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from selfreward_jax.parallel.sharding import batch_divisor, round_up
 
 MIN_BUCKET_FILLS = 32  # a bucket holds enough samples to fill all slots at least this many times
-REFILL_GROUPS = 16  # slots are refilled in groups of 1/16: at most that fraction is free before a refill
+REFILL_GROUPS = 16  # slots are refilled in groups of 1/16, but at least one for each device that shares the rows
 PREFILL_GROUPS = 8  # prompts are prefilled for 1/8 of the slots
 PREFILL_TOKENS = 8192  # prompt tokens that a device prefills at once, unless a single prompt is longer
 PREFILL_TOKENS_CPU = 1024  # more do not stay in a CPU's caches from one matrix product to the next

@@ -133,7 +133,9 @@ def make_schedule(
     of_steps = needs[order].max(axis=1)  # [steps, 2]
     groups = np.array_split(of_steps[np.argsort(of_steps @ [1, 2], kind="stable")], settings.length_buckets)
     wanted = [_rounded(group.max(axis=0), largest) for group in groups if len(group)]
-    layouts = sorted({*(_known(layout, previous) for layout in wanted[:-1]), largest}, key=lambda layout: layout.tokens)
+    layouts = sorted(
+        {*(_known(layout, previous, largest) for layout in wanted[:-1]), largest}, key=lambda layout: layout.tokens
+    )
     of_step = [next(i for i, layout in enumerate(layouts) if _fits(need, layout)) for need in of_steps]
     return Schedule(order, layouts, np.array(of_step))
 
@@ -154,9 +156,10 @@ def _rounded(need: np.ndarray, layout: PairLayout) -> PairLayout:
     return layout._replace(prompt_len=prompt_len, suffix_len=suffix_len)
 
 
-def _known(layout: PairLayout, previous: Sequence[PairLayout]) -> PairLayout:
-    """A layout of before that this one fits into with few more slots, or this one."""
-    known = [p for p in previous if p.max_shared == layout.max_shared and _fits(layout[1:], p)]
+def _known(layout: PairLayout, previous: Sequence[PairLayout], largest: PairLayout) -> PairLayout:
+    """A layout of before, within the largest, that this one fits into with few more slots; or this one."""
+    same = [p for p in previous if p.max_shared == layout.max_shared]
+    known = [p for p in same if _fits(layout[1:], p) and _fits(p[1:], largest)]
     best = min(known, key=lambda p: p.tokens, default=layout)
     return best if best.tokens <= 1.1 * layout.tokens else layout
 
