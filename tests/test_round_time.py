@@ -1,5 +1,7 @@
 """Seconds of a round by arithmetic: hand-computed values, and what must change them."""
 
+import dataclasses
+
 import pytest
 
 from selfreward_jax import config
@@ -15,15 +17,25 @@ MODEL = DecoderConfig(
 
 def test_a_decode_step_by_hand():
     rates = Rates(devices=1, flops=1e15, bandwidth=1e12, source="")
-    # Weights 2e9 bytes; keys and values of 4 rows of 1,000 tokens: 4 x 1,000 x 10 layers x 2 x 2 heads x 50 x 2 bytes.
-    one = round_time.decode_step_seconds(MODEL, rates, 10**9, 4, 1, 1000)
-    assert one == pytest.approx((2e9 + 1.6e7) / (0.3 * 1e12))
+    # A layer: q and o 64 x 200, k and v 64 x 100, three matrices 64 x 64, two norms; an embedding of 100 and a norm.
+    count = 10 * (2 * 64 * 200 + 2 * 64 * 100 + 3 * 64 * 64 + 2 * 64) + 100 * 64 + 64
+    # Keys and values of 4 rows of 1,000 tokens: 4 x 1,000 x 10 layers x 2 x 2 heads x 50 x 2 bytes.
+    one = round_time.decode_step_seconds(MODEL, rates, 4, 1, 1000)
+    assert one == pytest.approx((2 * count + 1.6e7) / (0.3 * 1e12))
     # Two devices read half each and wait twice a layer, each time as long as 40 MB take to be read.
-    two = round_time.decode_step_seconds(MODEL, rates, 10**9, 4, 2, 1000)
+    two = round_time.decode_step_seconds(MODEL, rates, 4, 2, 1000)
     assert two == pytest.approx(one / 2 + 20 * 4e7 / 1e12)
     # Many rows: the products take longer than the reading.
-    many = round_time.decode_step_seconds(MODEL, rates, 10**9, 10_000, 1, 1)
-    assert many == pytest.approx(2e9 * 10_000 / (0.24 * 1e15))
+    many = round_time.decode_step_seconds(MODEL, rates._replace(flops=1e9), 10_000, 1, 1)
+    assert many == pytest.approx(2 * count * 10_000 / (0.24 * 1e9))
+    # Of eight experts a token is multiplied with two; many rows read all.
+    mixture = dataclasses.replace(MODEL, num_experts=8, experts_per_token=2)
+    experts, router = 10 * 3 * 64 * 64, 10 * 64 * 8
+    few = round_time.decode_step_seconds(mixture, rates._replace(flops=1e9), 10_000, 1, 1)
+    assert few == pytest.approx(2 * (count + experts + router) * 10_000 / (0.24 * 1e9))
+    assert round_time.decode_step_seconds(mixture, rates, 4, 1, 1000) == pytest.approx(
+        (2 * (count + 7 * experts + router) + 1.6e7) / (0.3 * 1e12)
+    )
 
 
 def times_of(preset, machine, **changes):

@@ -4,14 +4,16 @@ What no datasheet has was measured once on an H100 (the shares of its rates that
 texts are, how many prompts are accepted). A first real round corrects it: `selfreward-jax check` then goes by its pace.
 """
 
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.model_config import DecoderConfig
-from selfreward_jax.llm.parameters import param_specs, parameter_count
+from selfreward_jax.llm.parameters import is_param_spec, param_specs, parameter_count
 from selfreward_jax.memory.estimate import ALL_REDUCE_BYTES
 from selfreward_jax.memory.machines import Machine, Rates, datasheet
 from selfreward_jax.runs.models import build_model_config
@@ -66,17 +68,18 @@ def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Mach
         return []
     model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, machine.platform, adapters=True)
     count, trained = parameter_count(param_specs(model)), parameter_count(lora.trainable_specs(model))
+    active = _active_parameters(model)
     flops = machine.devices * rates.flops * TRAINING_SHARE
     response_len = LENGTH_SHARE * cfg.responses.max_new_tokens
     pair_tokens = 2 * PAIRED * cfg.prompts.count * (REQUEST_TOKENS + response_len)
     replay = cfg.dpo.replay_batch_size * cfg.dpo.replay_seq_len * bool(cfg.dpo.replay_weight)
     trained_tokens = cfg.dpo.epochs * (pair_tokens + replay * PAIRED * cfg.prompts.count / cfg.dpo.batch_size)
-    per_token = (8 if model.remat == "full" else 6) * count  # 6 of arXiv 2001.08361, 2 more for a second forward pass
+    per_token = (8 if model.remat == "full" else 6) * active  # 6 of arXiv 2001.08361, 2 more for a second forward pass
     stored = 3 * 4 * count + 3 * 4 * trained  # three stages load float32 weights; they and two moments are saved
     hosts = max(1, machine.devices // DEVICES_PER_HOST.get(machine.platform, 1))
     return [
-        *(_sampling_time(cfg, model, machine, rates, count, stage) for stage in _sampling_stages(cfg)),
-        StageTime("reference log-probs", 2 * count * pair_tokens / flops, pair_tokens),
+        *(_sampling_time(cfg, model, machine, rates, stage) for stage in _sampling_stages(cfg)),
+        StageTime("reference log-probs", 2 * active * pair_tokens / flops, pair_tokens),
         StageTime("dpo", per_token * trained_tokens / flops, trained_tokens),
         StageTime("load and save", stored / (hosts * STORE_RATE), stored),
     ]
@@ -97,20 +100,26 @@ def _sampling_stages(cfg: ConfigDict) -> list[_Sampling]:
 
 
 def _sampling_time(
-    cfg: ConfigDict, model: DecoderConfig, machine: Machine, rates: Rates, count: int, stage: _Sampling
+    cfg: ConfigDict, model: DecoderConfig, machine: Machine, rates: Rates, stage: _Sampling
 ) -> StageTime:
     """Prefill, and as many decode steps as the tokens need in the slots that there are."""
     rows, tensor = cfg.sampling.max_concurrent, cfg.parallel.sampling_tensor or cfg.parallel.tensor
     tokens = stage.prompts * stage.num_samples * LENGTH_SHARE * stage.max_new_tokens
-    prefill = 2 * count * stage.prompts * stage.prompt_len / (machine.devices * rates.flops * TRAINING_SHARE)
+    flops = machine.devices * rates.flops * TRAINING_SHARE
+    prefill = 2 * _active_parameters(model) * stage.prompts * stage.prompt_len / flops
     length = padded_length(int(stage.prompt_len)) + stage.max_new_tokens
-    step = decode_step_seconds(model, rates, count, rows * tensor / machine.devices, tensor, length)
+    step = decode_step_seconds(model, rates, rows * tensor / machine.devices, tensor, length)
     return StageTime(stage.stage, prefill + tokens / (rows * SLOT_USE) * step, tokens)
 
 
-def decode_step_seconds(
-    model: DecoderConfig, rates: Rates, parameters: int, rows: float, tensor: int, length: int
-) -> float:
+def _active_parameters(model: DecoderConfig) -> float:
+    """The parameters that a token is multiplied with: of the experts the chosen ones alone."""
+    share = model.experts_per_token / model.num_experts if model.num_experts else 1.0
+    specs = jax.tree.leaves(param_specs(model), is_leaf=is_param_spec)
+    return sum(math.prod(spec.shape) * (share if "experts" in spec.axes[:2] else 1.0) for spec in specs)
+
+
+def decode_step_seconds(model: DecoderConfig, rates: Rates, rows: float, tensor: int, length: int) -> float:
     """Seconds of a decode step of a group of devices that share each product.
 
     It reads all weights and all keys and values once, or multiplies, whichever takes longer; and it waits twice for the
@@ -119,15 +128,14 @@ def decode_step_seconds(
     Args:
       model: the shapes, and the dtype of weights and cache.
       rates: of one device.
-      parameters: of the model.
       rows: that the group decodes together.
       tensor: devices of the group.
       length: tokens that each row attends to, padding included.
     """
     itemsize = jnp.dtype(model.dtype).itemsize
     cache = rows * length * model.num_layers * 2 * model.num_kv_heads * model.head_dim
-    reading = itemsize * (parameters + cache) / tensor / (rates.bandwidth * DECODE_SHARE)
-    multiplying = 2 * parameters * rows / tensor / (rates.flops * TRAINING_SHARE)
+    reading = itemsize * (parameter_count(param_specs(model)) + cache) / tensor / (rates.bandwidth * DECODE_SHARE)
+    multiplying = 2 * _active_parameters(model) * rows / tensor / (rates.flops * TRAINING_SHARE)
     waiting = 2 * model.num_layers * ALL_REDUCE_BYTES / rates.bandwidth * (tensor > 1)
     return max(reading, multiplying) + waiting
 

@@ -72,9 +72,7 @@ def make_estimator(
     if model is not None:
         one, tensor = rates.of_one(), cfg.parallel.sampling_tensor or cfg.parallel.tensor
         each = rows * tensor / rates.devices
-        decode_step = max(
-            decode_step_seconds(model, one, parameters, each, tensor, cfg.model.max_length // 2), decode_step
-        )
+        decode_step = max(decode_step_seconds(model, one, each, tensor, cfg.model.max_length // 2), decode_step)
     flops = parameters * (8 if cfg.model.remat == "full" else 6)
 
     def seconds(step: Step) -> float | None:
