@@ -9,10 +9,10 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
 
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs
+from selfreward_jax.memory.programs import DecodeShape, slot_shapes, unstacked_shapes
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, param_shardings
 from selfreward_jax.sampling import sampler
@@ -42,17 +42,12 @@ def compile_decode(cfg, topology, *, replicas=1, tensor=2, rows=128, prompt_len=
     specs = param_specs(cfg)
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     params = jax.tree.map(shape, abstract_params(specs, "bfloat16"), param_shardings(specs, mesh, SAMPLING))
-    layer = {
-        name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sampler.without_layer_axis(x.sharding))
-        for name, x in params["layers"].items()
-    }
-    params |= {"layers": [layer] * cfg.num_layers}
+    slots = slot_shapes(cfg, DecodeShape(rows, prompt_len, 1, max_new_tokens), mesh)
     number = jax.ShapeDtypeStruct((), jnp.float32)
+    draw, min_free = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
     with jax.set_mesh(mesh):
-        slots = jax.eval_shape(lambda: sampler.init_slots(cfg, rows, prompt_len, max_new_tokens))
-        slots = jax.tree.map(lambda x: shape(x, NamedSharding(mesh, sampler.partition_spec(x.ndim))), slots)
-        draw, min_free = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
-        return sampler.decode.lower(cfg, params, slots, None, draw, min_free, stop_ids=(2,)).compile(), slots
+        lowered = sampler.decode.lower(cfg, unstacked_shapes(cfg, params), slots, None, draw, min_free, stop_ids=(2,))
+    return lowered.compile(), slots
 
 
 def copied_bytes(text):

@@ -240,7 +240,7 @@ def _sampling_programs(
     model, dtype = _model_config(cfg, pretrained, mesh), cfg.model.dtype
     trained = _sharded_params(param_specs(model), "float32", training_mesh)
     params = _sharded_params(param_specs(model), dtype, mesh, SAMPLING)
-    drawn = params if model.scan_layers else _unstacked(model, params)
+    drawn = params if model.scan_layers else unstacked_shapes(model, params)
     resident: dict[str, int] = {}
     if cfg.dpo.eval_every:  # early stopping samples during training, whose state stays on the devices
         training = _training(cfg, pretrained, training_mesh, "dpo")
@@ -257,7 +257,7 @@ def _sampling_programs(
         yield _decode_program(cfg, model, mesh, drawn, resident)
 
 
-def _unstacked(model: DecoderConfig, params: Any) -> Any:
+def unstacked_shapes(model: DecoderConfig, params: Any) -> Any:
     """Shapes of `sampler.unstack_params`."""
     layers = {
         name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sampler.without_layer_axis(x.sharding))
@@ -307,7 +307,7 @@ def _prefill_program(
     def token_array(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, len(shape)))
 
-    slots = _slots(model, _largest_shape(cfg, mesh), mesh)
+    slots = slot_shapes(model, _largest_shape(cfg, mesh), mesh)
     with jax.set_mesh(mesh):
         lowered = sampler.prefill.lower(model, params, token_array(R, S), token_array(R))
     num_bytes = resident | {"params": bytes_per_device(params), "cache": bytes_per_device(slots)}
@@ -320,7 +320,7 @@ def _decode_program(
 ) -> Program:
     """Decoding with the largest cache."""
     shape = _largest_shape(cfg, mesh)
-    slots = _slots(model, shape, mesh)
+    slots = slot_shapes(model, shape, mesh)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     draw, min_free = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
     with jax.set_mesh(mesh):
@@ -334,7 +334,7 @@ def _largest_shape(cfg: ConfigDict, mesh: Mesh) -> DecodeShape:
     return max(decode_shapes(cfg, mesh), key=lambda shape: shape.cached_tokens)
 
 
-def _slots(model: DecoderConfig, shape: DecodeShape, mesh: Mesh) -> Any:
+def slot_shapes(model: DecoderConfig, shape: DecodeShape, mesh: Mesh) -> Any:
     """Shapes of the sampler's state, with the shardings that the sampler gives it."""
     with jax.set_mesh(mesh):
         slots = jax.eval_shape(

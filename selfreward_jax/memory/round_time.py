@@ -68,7 +68,7 @@ def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Mach
         return []
     model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, machine.platform, adapters=True)
     count, trained = parameter_count(param_specs(model)), parameter_count(lora.trainable_specs(model))
-    active = _active_parameters(model)
+    active = active_parameters(model)
     flops = machine.devices * rates.flops * TRAINING_SHARE
     response_len = LENGTH_SHARE * cfg.responses.max_new_tokens
     pair_tokens = 2 * PAIRED * cfg.prompts.count * (REQUEST_TOKENS + response_len)
@@ -106,13 +106,13 @@ def _sampling_time(
     rows, tensor = cfg.sampling.max_concurrent, cfg.parallel.sampling_tensor or cfg.parallel.tensor
     tokens = stage.prompts * stage.num_samples * LENGTH_SHARE * stage.max_new_tokens
     flops = machine.devices * rates.flops * TRAINING_SHARE
-    prefill = 2 * _active_parameters(model) * stage.prompts * stage.prompt_len / flops
+    prefill = 2 * active_parameters(model) * stage.prompts * stage.prompt_len / flops
     length = padded_length(int(stage.prompt_len)) + stage.max_new_tokens
     step = decode_step_seconds(model, rates, rows * tensor / machine.devices, tensor, length)
     return StageTime(stage.stage, prefill + tokens / (rows * SLOT_USE) * step, tokens)
 
 
-def _active_parameters(model: DecoderConfig) -> float:
+def active_parameters(model: DecoderConfig) -> float:
     """The parameters that a token is multiplied with: of the experts the chosen ones alone."""
     share = model.experts_per_token / model.num_experts if model.num_experts else 1.0
     specs = jax.tree.leaves(param_specs(model), is_leaf=is_param_spec)
@@ -135,7 +135,7 @@ def decode_step_seconds(model: DecoderConfig, rates: Rates, rows: float, tensor:
     itemsize = jnp.dtype(model.dtype).itemsize
     cache = rows * length * model.num_layers * 2 * model.num_kv_heads * model.head_dim
     reading = itemsize * (parameter_count(param_specs(model)) + cache) / tensor / (rates.bandwidth * DECODE_SHARE)
-    multiplying = 2 * _active_parameters(model) * rows / tensor / (rates.flops * TRAINING_SHARE)
+    multiplying = 2 * active_parameters(model) * rows / tensor / (rates.flops * TRAINING_SHARE)
     waiting = 2 * model.num_layers * ALL_REDUCE_BYTES / rates.bandwidth * (tensor > 1)
     return max(reading, multiplying) + waiting
 

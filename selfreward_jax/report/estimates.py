@@ -9,9 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from selfreward_jax.llm.model_config import DecoderConfig
-from selfreward_jax.llm.parameters import param_specs, parameter_count
 from selfreward_jax.memory.machines import Rates, datasheet
-from selfreward_jax.memory.round_time import SLOT_USE, TRAINING_SHARE, decode_step_seconds
+from selfreward_jax.memory.round_time import SLOT_USE, TRAINING_SHARE, active_parameters, decode_step_seconds
 from selfreward_jax.runs.stage import Step
 
 STEP_SECONDS = 5e-4  # what a decode step takes at least, whatever the size of the model
@@ -67,7 +66,7 @@ def make_estimator(
         "sft": sum(count for name, count in tokens.items() if name != "documents"),
         "dpo": cfg.prompts.count * (pair + replay),
     }
-    parameters, rows = 0 if model is None else parameter_count(param_specs(model)), cfg.sampling.max_concurrent
+    parameters, rows = 0 if model is None else active_parameters(model), cfg.sampling.max_concurrent
     decode_step = STEP_SECONDS
     if model is not None:
         one, tensor = rates.of_one(), cfg.parallel.sampling_tensor or cfg.parallel.tensor
