@@ -2,7 +2,7 @@
 
     python -m benchmarks.real --workdir=runs/real --model=FOLDER --ift=FILE [--seeds=0,1] [--arms=self]
 
-Runs configs/real/checkable.py for every seed, and arms that share its M1:
+Runs configs/real/checkable.py for every seed, and arms that share its M1, and the responses of round 2 that are there:
 
     self           the model judges its own responses, to M3
     random judge   random scores in place of the judge's, to M2
@@ -43,6 +43,7 @@ _SPLIT = flags.DEFINE_enum("split", "heldout", ["heldout", "validation"], "Promp
 _ONLY_TABLE = flags.DEFINE_bool("only_table", False, "Run nothing; print what there is.")
 M0 = ("seed", "tokenizer", "m0")
 M1 = (*M0, "m1/checkpoint", "m1/checkpoint.json", "m1/manifest.json")
+ROUND2 = ("m2/prompts", "m2/responses")  # of M1, whoever judges them
 ARMS: dict[str, dict[str, Any]] = {
     "self": {},
     "random judge": {"judge.kind": "random", "iterations": 2},
@@ -62,7 +63,7 @@ def run_arm(name: str, seed: int, root: Path) -> Path:
         print(f"seed {seed}, {name}: not run: it takes M1 of self", flush=True)
         return workdir
     if name != "self":
-        fork(main_workdir, workdir, M0 if name == "lora" else M1, ARMS[name]["iterations"])
+        fork(main_workdir, workdir, _shared(main_workdir, name), ARMS[name]["iterations"])
     c = get_config(_MACHINE.value)
     settings = {"seed": seed, "model.init": _MODEL.value, "data.ift": _IFT.value, "model.dtype": _DTYPE.value}
     settings["evaluate.split"] = _SPLIT.value
@@ -72,6 +73,14 @@ def run_arm(name: str, seed: int, root: Path) -> Path:
     except StageError as error:
         print(f"seed {seed}, {name}: stopped: {error}", flush=True)
     return workdir
+
+
+def _shared(source: Path, name: str) -> tuple[str, ...]:
+    """What an arm takes from the run that judges itself."""
+    if name == "lora":
+        return M0
+    has_responses = (source / "m2/responses.manifest.json").exists() and ARMS[name]["iterations"] > 1
+    return M1 + ROUND2 if has_responses else M1
 
 
 def judge_by_kind(run: Run, model: str) -> dict[str, tuple[float, int]]:
