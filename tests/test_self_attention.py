@@ -1,6 +1,8 @@
 """Self-attention: every implementation against the reference, by itself and in a model on a mesh."""
 
+import importlib
 import os
+import re
 from functools import partial
 from typing import NamedTuple
 
@@ -136,6 +138,22 @@ def test_bfloat16_differs_only_by_its_rounding(impl):
 @pytest.mark.parametrize("name", CASES)
 def test_cudnn_equals_the_reference(name):
     assert_half_is_close("cudnn", CASES[name])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cudnn_has_a_bias_for_packed_rows_alone(packed, monkeypatch):
+    """Read from the text that is lowered for CUDA, without a GPU."""
+    cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    B, T = 2, 256
+    q, kv = jnp.zeros((B, T, 4, 64), jnp.bfloat16), jnp.zeros((B, T, 2, 64), jnp.bfloat16)
+    ids = jnp.ones((B, T), jnp.int32) if packed else None
+    loss = lambda *qkv: self_attention("cudnn", *qkv, ids, None).astype(jnp.float32).sum()  # noqa: E731
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv).lower(lowering_platforms=("cuda",))
+    bias = "ScaleBias" if packed else ""
+    assert re.findall(r"__cudnn\$(\w+)", lowered.as_text()) == [f"fmha{bias}Softmax", f"fmha{bias}SoftmaxBackward"]
+    assert (f"tensor<{B}x1x{T}x{T}x" in lowered.as_text()) == packed
 
 
 @pytest.mark.skipif(ON_GPU, reason="needs a machine without a GPU")
