@@ -137,6 +137,14 @@ def test_buckets_have_similar_lengths_and_the_minimum_size():
     assert batching.bucket_by_length([], 3) == []
 
 
+def test_prompts_of_a_rare_length_are_prefilled_with_the_next_longer_ones():
+    lengths = [300, 5, 16, 20, 40, 33, 3]  # padded to 384, 16, 16, 32, 48, 48, 16
+    assert batching.prefill_lengths(lengths, lambda _: 2) == [384, 16, 16, 48, 48, 48, 16]
+    assert batching.prefill_lengths(lengths, lambda _: 4) == [384, 32, 32, 32, 384, 384, 32]
+    assert batching.prefill_lengths(lengths, lambda n: 100 // n) == [384, 32, 32, 32, 48, 48, 32]
+    assert batching.prefill_lengths([], lambda _: 2) == []
+
+
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=80), max_size=6), st.integers(0, 70))
 def test_common_prefix_len(rests, length):
     ids = [[7] * length + rest for rest in rests]

@@ -1,6 +1,7 @@
 """Which prompts run together: their shared prefix, buckets of similar length, and the number of slots."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 
@@ -60,6 +61,24 @@ def prefill_batch_size(num_slots: int, num_samples: int, all_at_once: bool, mesh
     max_tokens = PREFILL_TOKENS_CPU if mesh.devices.flat[0].platform == "cpu" else PREFILL_TOKENS
     wanted = -(-num_slots // (num_samples * groups))
     return round_up(max(1, min(wanted, max_tokens // length * divisor)), divisor)
+
+
+def prefill_lengths(lengths: Sequence[int], batch_size: Callable[[int], int]) -> list[int]:
+    """The length that each prompt is padded to for its prefill.
+
+    The prompts of a padded length that would not fill a batch join those of the next one: each length is a program to
+    compile, and a batch has all of its rows, whether they are used or not.
+
+    batch_size: for a padded length, how many prompts are prefilled together.
+    """
+    padded = [padded_length(n) for n in lengths]
+    joined, waiting, number = {}, [], 0
+    for length, count in sorted(Counter(padded).items()):
+        waiting, number = [*waiting, length], number + count
+        if number >= batch_size(length) or length == max(padded):
+            joined |= dict.fromkeys(waiting, length)
+            waiting, number = [], 0
+    return [joined[n] for n in padded]
 
 
 def insert_size(num_slots: int, num_samples: int, all_at_once: bool, mesh: Mesh, prompt_len: int) -> int:

@@ -18,7 +18,6 @@ from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.arrays import fetch, put
 from selfreward_jax.parallel.sharding import batch_sharding
 from selfreward_jax.sampling import sampler
-from selfreward_jax.sampling.batching import padded_length
 from selfreward_jax.sampling.keys import sample_keys
 
 
@@ -32,10 +31,11 @@ class SamplingParams(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A request as token ids, without the prefix that all requests share."""
+    """A request as token ids, without the prefix that all requests share, and the length they are padded to."""
 
     id: str
     ids: list[int]
+    padded_len: int
 
 
 class Sample(NamedTuple):
@@ -172,7 +172,7 @@ class BucketRun:
         if not self._queue:
             return None
         prompts, G = self._queue.popleft(), self.bucket.sampling_params.num_samples
-        length = padded_length(len(prompts[0].ids))
+        length = prompts[0].padded_len
         R = self.bucket.prefill_batch_size(length)
         tokens, lengths = map(self._put, pad([p.ids for p in prompts], R, length))
         keys = sample_keys(self.bucket.key, [p.id for p in prompts] + [""] * (R - len(prompts)), G)
@@ -216,9 +216,9 @@ class BucketRun:
 
 
 def _prefill_batches(prompts: Sequence[Prompt], size: Callable[[int], int]) -> Iterator[list[Prompt]]:
-    """Batches of prompts of the same padded length. So the length that a prompt is padded to does not depend on others,
-    and short prompts are not padded to the length of the longest."""
-    for length, same in groupby(sorted(prompts, key=lambda p: len(p.ids)), lambda p: padded_length(len(p.ids))):
+    """Batches of prompts that are padded to the same length."""
+    padded_len = lambda p: p.padded_len  # noqa: E731
+    for length, same in groupby(sorted(prompts, key=padded_len), padded_len):
         members = list(same)
         yield from (members[i : i + size(length)] for i in range(0, len(members), size(length)))
 
