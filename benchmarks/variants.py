@@ -73,7 +73,7 @@ _META = {
     **_taught("meta", 2500, 512),
     "dpo.judge_pairs": "meta",
     "meta.template": "meta_judge_short",
-    "meta.max_new_tokens": 144,
+    "meta.max_new_tokens": 160,
 }
 _PAIRWISE = {
     **_taught("comparisons", 2500, 384),

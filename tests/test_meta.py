@@ -94,7 +94,7 @@ def test_without_a_winner_there_is_no_pair(both):
     assert meta.judge_pairs(judged, [], "") == []
 
 
-def test_seeds_prefer_the_judgment_that_is_nearer():
+def test_seeds_prefer_the_judgment_with_the_right_points():
     rows = generator.meta_rows(200, Random(5))
     assert {row["score"] for row in rows} == {-1, 0, 1}
     for row in rows:
@@ -102,6 +102,6 @@ def test_seeds_prefer_the_judgment_that_is_nearer():
         a, b = parse_score(row["first"]), parse_score(row["second"])
         numbers = [float(word.rstrip(",.")) for word in row["judgment"].splitlines()[-2].split() if word[0].isdigit()]
         true = numbers[-1]
-        assert numbers[-3:-1] == [a, b]
-        better = {1: "A", -1: "B", 0: "tie"}[(abs(a - true) < abs(b - true)) - (abs(a - true) > abs(b - true))]
+        assert numbers[-4:] == [a, true, b, true]
+        better = {1: "A", -1: "B", 0: "tie"}[(a == true) - (b == true)]
         assert row["judgment"].endswith(f"\nBetter: {better}")

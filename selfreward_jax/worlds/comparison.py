@@ -28,7 +28,8 @@ def comparison_row(prompt: str, answers: tuple[Judged, Judged], rng: Random) -> 
 def meta_row(prompt: str, true: Judged, judged: Sequence[Judged], rng: Random) -> Row:
     """A row {prompt, response, first, second, judgment, score} of a comparison of two judgments, in random order.
 
-    The meta-judge judges the answer itself, and prefers the judgment whose points are nearer to its own.
+    The meta-judge judges the answer itself and prefers the judgment with the same points. If both have them, or none,
+    it is a tie. A small model learns this, and not which of two points is nearer.
 
     Args:
       prompt: of the answer.
@@ -37,13 +38,18 @@ def meta_row(prompt: str, true: Judged, judged: Sequence[Judged], rng: Random) -
       rng: chooses the order.
     """
     first, second = rng.sample(judged, 2)
-    off = [abs(j.points - true.points) for j in (first, second)]
-    score = (off[0] < off[1]) - (off[0] > off[1])
+    is_right = [j.points == true.points for j in (first, second)]
+    score = is_right[0] - is_right[1]
     verdict = {1: "A", -1: "B", 0: "tie"}[score]
-    points = f"A says {first.points:g}, B says {second.points:g}, it is {true.points:g}."
+    sides = zip("AB", (first, second), is_right, strict=True)
+    points = " ".join(f"{a} says {j.points:g}, it is {true.points:g}, {_same(right)}." for a, j, right in sides)
     judgment = f"{_reasons(true)} {points}\nBetter: {verdict}"
     texts = {"response": true.response, "first": first.judgment, "second": second.judgment}
     return {"prompt": prompt, **texts, "judgment": judgment, "score": score}
+
+
+def _same(is_same: bool) -> str:
+    return "same" if is_same else "different"
 
 
 def _reasons(answer: Judged) -> str:

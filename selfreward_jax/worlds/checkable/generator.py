@@ -128,7 +128,7 @@ def comparison_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str]
 
 def meta_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str], rng: random.Random) -> list[Row]:
     """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. Each verdict is
-    wrong with probability META_FAULT_RATE, and one judgment of each pair has a wrong one."""
+    wrong with probability META_FAULT_RATE, and one judgment of each pair has a wrong one at least."""
     rows = []
     for task in _cycle(tasks, count, rng):
         request = write_request(task, rng)
@@ -136,6 +136,7 @@ def meta_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str], rng:
         numbers = range(len(request.instructions) + 1)
         faults = [{n for n in numbers if rng.random() < META_FAULT_RATE} for _ in range(2)]
         faults[0] = faults[0] or {rng.choice(numbers)}
+        faults[1] = faults[1] if rng.random() < 0.5 else set()  # else most pairs would be ties
         judged = [Judged(text, *_judge(request, text, fits, word_counts, wrong=wrong)) for wrong in faults]
         rows.append(meta_row(request.text, Judged(text, *_judge(request, text, fits, word_counts)), judged, rng))
     return rows
