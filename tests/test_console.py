@@ -145,7 +145,7 @@ def test_an_answer_in_a_chat_is_inert(capsys):
     class Model:
         name, max_length = "m\x1b1", 100
 
-        def engine(self, *_):
+        def engine(self, *_, **__):
             return self
 
         def fits(self, *_):

@@ -2,8 +2,12 @@
 
 import json
 import shutil
+import weakref
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import assert_mentions, on_eight_devices
 from etils import epath
@@ -84,3 +88,15 @@ def test_mesh_from_shards_a_model_over_the_meshes_of_a_run(finished_run, tmp_pat
     fractions = [[float(x) for x in line.split()] for line in lines]
     # Training over 4 x 2 devices, sampling over 2; without mesh_from each device has all weights.
     assert fractions == [[1 / 8, 1 / 2], [1, 1]] * 2
+
+
+def test_an_engine_that_takes_the_parameters_is_all_that_holds_them(finished_run):
+    model = load_model(str(finished_run), "m1")
+    stacks = [weakref.ref(w) for w in model.params["layers"].values()]
+    expected = {name: float(jnp.sum(w)) for name, w in model.params["layers"].items()}
+    engine = model.engine(2, 64, take_params=True)
+    assert not jax.tree.leaves(model.params)
+    assert [stack() for stack in stacks] == [None] * len(stacks)
+    layers = engine.params["layers"]
+    for name, total in expected.items():
+        np.testing.assert_allclose(sum(float(jnp.sum(layer[name])) for layer in layers), total, rtol=1e-4, atol=1e-3)

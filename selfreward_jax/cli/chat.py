@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> int:
 
 def chat(model: LoadedModel, options: argparse.Namespace, source: TextIO = sys.stdin) -> None:
     """A conversation: an empty line starts a new one, the end of input ends the program."""
-    engine = model.engine(1, options.max_length or model.max_length)
+    engine = model.engine(1, options.max_length or model.max_length, take_params=True)
     check_room(options, engine.max_length)
     sampling_params = make_sampling_params(options)
     messages: list[tuple[str, str]] = []

@@ -238,7 +238,8 @@ def _opponent_responses(run: Run, path: str, name: str) -> tuple[str, str, Seque
     shown = f"{model} of {folder}" if of_run else model.removeprefix(HUB_PREFIX) or folder
     if run.files.jsonl(OUTPUT_DIR, f"{label}_answers").manifest is None:
         run.models.drop_engine()
-        engine = load_model(path, name, mesh_from=run).engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length)
+        loaded, settings = load_model(path, name, mesh_from=run), run.cfg
+        engine = loaded.engine(settings.sampling.max_concurrent, settings.model.max_length, take_params=True)
         prompts = run.files.jsonl("seed", run.cfg.evaluate.split).rows()
         sample_with_engine(run, engine, prompts, run.cfg.evaluate, OUTPUT_DIR, f"{label}_answers")
     return label, shown, run.files.jsonl(OUTPUT_DIR, f"{label}_answers").rows()

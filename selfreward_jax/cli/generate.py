@@ -53,7 +53,8 @@ def generate_file(options: argparse.Namespace) -> None:
     _check_beside(out)
     prompts = formats.read_prompts(options.prompts, options.format)
     model = load_named(options)
-    engine = model.engine(options.max_concurrent, options.max_length or model.max_length, raw=options.raw)
+    max_length = options.max_length or model.max_length
+    engine = model.engine(options.max_concurrent, max_length, raw=options.raw, take_params=True)
     check_room(options, engine.max_length)
     checked = [_check_prompt(p, model, engine, options) for p in prompts]
     try:

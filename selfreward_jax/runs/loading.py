@@ -40,10 +40,14 @@ class LoadedModel(NamedTuple):
     hf_config: dict[str, Any] | None  # config.json of its Hugging Face folder, or of the one it was trained from
     run: Run | None  # None for a folder
 
-    def engine(self, max_concurrent: int, max_length: int, raw: bool = False) -> Engine:
-        """An engine that samples from the model; `max_length` is limited to the model's. Arguments as in `Engine`."""
+    def engine(self, max_concurrent: int, max_length: int, raw: bool = False, take_params: bool = False) -> Engine:
+        """An engine that samples from the model; `max_length` is limited to the model's. Arguments as in `Engine`.
+
+        take_params: the engine takes the parameters: `params` is empty then, and the memory holds them once.
+        """
         shardings = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
-        params = unstack_params(self.cfg, reshard(self.params, shardings, self.cfg.dtype))
+        move = _take if take_params else reshard
+        params = unstack_params(self.cfg, move(self.params, shardings, self.cfg.dtype))
         return Engine(
             self.cfg,
             params,
@@ -53,6 +57,16 @@ class LoadedModel(NamedTuple):
             max_length=min(max_length, self.max_length),
             raw=raw,
         )
+
+
+def _take(params: Params, shardings: Params, dtype: Any) -> Params:
+    """`reshard`, which removes each array from `params` as it moves."""
+    return {
+        name: _take(params[name], shardings[name], dtype)
+        if isinstance(params[name], dict)
+        else reshard(params.pop(name), shardings[name], dtype)
+        for name in list(params)
+    }
 
 
 def load_model(path: str, name: str = "", mesh_from: Run | None = None) -> LoadedModel:

@@ -125,4 +125,4 @@ def _writer(run: Run, model: str, earlier: list[str]) -> prompt_generation.Write
     run.models.drop_engine()
     name = storage.read_json(run.workdir / "prompts_writer.json")["model"]
     loaded = load_model(path, "" if path.startswith(hub.HUB_PREFIX) else name, mesh_from=run)
-    return loaded.engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length)
+    return loaded.engine(run.cfg.sampling.max_concurrent, run.cfg.model.max_length, take_params=True)
