@@ -13,7 +13,8 @@ from conftest import assert_mentions, on_eight_devices
 from etils import epath
 
 from selfreward_jax.cli import program
-from selfreward_jax.config import ConfigError
+from selfreward_jax.config import ConfigError, get_config
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
 from selfreward_jax.runs.loading import load_model, resolve_model
 from selfreward_jax.stages import StageError
 from selfreward_jax.stages.common import _pin_writer
@@ -48,8 +49,11 @@ def test_a_folder_that_is_neither_run_nor_model_is_refused(tmp_path):
 
 def test_the_prompt_writer_is_pinned_in_the_first_round(finished_run, tmp_path):
     writer = shutil.copytree(finished_run, tmp_path / "writer", ignore=shutil.ignore_patterns("*.jsonl"))
+    mesh = make_mesh()
     run = SimpleNamespace(
-        workdir=epath.Path(tmp_path), cfg=SimpleNamespace(prompts=SimpleNamespace(writer=str(writer)))
+        workdir=epath.Path(tmp_path),
+        cfg=SimpleNamespace(prompts=SimpleNamespace(writer=str(writer)), parallel=get_config("micro").parallel),
+        models=SimpleNamespace(mesh=mesh, sampling_mesh=sampling_mesh(mesh)),
     )
     _pin_writer(run)
     pinned = json.loads((tmp_path / "prompts_writer.json").read_text())
@@ -61,6 +65,34 @@ def test_the_prompt_writer_is_pinned_in_the_first_round(finished_run, tmp_path):
     write_checksummed(manifest, read_checksummed(manifest) | {"weights": "of another"})
     with pytest.raises(StageError, match=r"prompts\.writer\b.*\bm2\b"):
         _pin_writer(run)
+
+
+UNDIVIDED = """
+import sys
+from types import SimpleNamespace
+from selfreward_jax import config
+from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
+from selfreward_jax.runs.loading import check_meshes
+for tensor in (2, 8):
+    cfg, mesh = config.get_config("micro"), make_mesh(8 // tensor, tensor)
+    cfg.parallel.fsdp, cfg.parallel.tensor = 8 // tensor, tensor
+    run = SimpleNamespace(cfg=cfg, models=SimpleNamespace(mesh=mesh, sampling_mesh=sampling_mesh(mesh)))
+    for path in sys.argv[1:]:
+        try:
+            check_meshes(path, "", run)
+            print("fits")
+        except config.ConfigError as error:
+            print(error)
+"""
+
+
+def test_a_writer_that_the_meshes_do_not_divide_is_refused_before_it_is_loaded(finished_run, tmp_path):
+    assert program.main(["export", f"--workdir={finished_run}", "--model=m1", f"--out={tmp_path}/m1"]) == 0
+    lines = on_eight_devices(UNDIVIDED, f"{tmp_path}/m1", finished_run).splitlines()
+    assert lines[:2] == ["fits", "fits"]  # two heads
+    assert len(lines) == 4
+    for line in lines[2:]:
+        assert_mentions(line, "8", "tensor")
 
 
 FRACTIONS = """

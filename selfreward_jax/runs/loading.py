@@ -122,6 +122,23 @@ def resolve_model(path: str, name: str = "") -> tuple[str, str]:
     return name, _digest(name.encode(), run.files.weights_fingerprint(name).encode())
 
 
+def check_meshes(path: str, name: str, run: Run) -> None:
+    """Raises ConfigError where the meshes of a run do not divide a model of a folder or of another run. A model of the
+    hub is not looked at before it is used.
+
+    path, name: as in `load_model`.
+    """
+    path = _with_hub_prefix(path)
+    if path.startswith(hub.HUB_PREFIX):
+        return
+    if _is_hf_folder(path):
+        cfg = read_config(epath.Path(path))[0]
+    else:
+        cfg = open_run_model(path, name, run.cfg.parallel)[0].models.model_config()
+    for mesh, rules in ((run.models.mesh, TRAINING), (run.models.sampling_mesh, SAMPLING)):
+        _shardings(cfg, mesh, rules)
+
+
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 

@@ -14,7 +14,7 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.method import judge as judging
 from selfreward_jax.method import prompt_generation, templates
 from selfreward_jax.method.rows import InstructionRow, Row, without_system
-from selfreward_jax.runs.loading import resolve_model
+from selfreward_jax.runs.loading import check_meshes, resolve_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.endpoint_writer import open_endpoint
 
@@ -65,6 +65,7 @@ def _pin_writer(run: Run) -> None:
         model = digest = run.cfg.endpoint.model
     else:
         model, digest = resolve_model(writer, pinned.get("model", ""))
+        check_meshes(writer, model, run)
     if pinned and pinned["digest"] != digest:
         raise StageError(
             f"prompts.writer {writer} is not the model of the earlier rounds ({pinned['model']}, {pinned['digest']}; "
