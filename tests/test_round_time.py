@@ -60,6 +60,16 @@ def test_more_devices_more_samples_and_adapters_change_the_times():
     _, more = times_of("llama3_8b", "v5e:4x4", **{"judge.num_samples": 6})
     assert 1.5 < more["judgments"].seconds / small["judgments"].seconds < 2  # prefill stays
     assert more["responses"] == small["responses"]
+    cfg, compared = times_of("llama3_8b", "v5e:4x4", **{"judge.kind": "pairwise", "judge.opponents": 2})
+    # Each of four responses meets two others, in both orders, with three votes of half of the tokens.
+    assert compared["comparisons"].amount == cfg.prompts.count * 4 * 2 * 3 * cfg.pairwise.max_new_tokens / 2
+    assert "judgments" not in compared
+    _, meta = times_of("llama3_8b", "v5e:4x4", **{"dpo.judge_pairs": "meta"})
+    # Of each prompt three votes on one response are compared, in both orders.
+    assert meta["meta-judgments"].amount == cfg.prompts.count * 6 * cfg.meta.max_new_tokens / 2
+    assert meta["judgments"] == small["judgments"]
+    _, pool = times_of("llama3_8b", "v5e:4x4", **{"prompts.source": "pool.jsonl"})
+    assert pool.keys() == small.keys() - {"prompts"}
     _, adapters = times_of("llama3_8b", "v5e:4x4", **{"lora.rank": 16})
     assert adapters["load and save"].seconds < 0.6 * small["load and save"].seconds
 

@@ -29,7 +29,7 @@ PAIRED = 0.8  # of the prompts: their responses have different scores
 STORE_RATE = 0.5e9  # bytes/s that a host reads from or writes to the working directory
 DEVICES_PER_HOST = {"tpu": 4, "gpu": 8}
 ASSUMPTIONS = (
-    "counted for a judge that scores each response alone, without comparisons and meta-judgments; "
+    "new prompts count as the model's own, whoever writes them; "
     f"assumed: texts have {LENGTH_SHARE:.0%} of the tokens that they may have, requests {REQUEST_TOKENS}; "
     f"{ACCEPTED:.0%} of the new prompts are accepted, {PAIRED:.0%} give a pair; {SLOT_USE:.0%} of the slots are used; "
     f"a step reaches {DECODE_SHARE:.0%} of the memory's rate in decoding and {TRAINING_SHARE:.0%} of the FLOP/s in "
@@ -86,17 +86,33 @@ def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Mach
 
 
 def _sampling_stages(cfg: ConfigDict) -> list[_Sampling]:
-    prompts, responses, judge = cfg.prompts, cfg.responses, cfg.judge
-    examples = prompts.num_seed_examples + prompts.num_generated_examples
-    judged_len = REQUEST_TOKENS + LENGTH_SHARE * responses.max_new_tokens  # the rubric is computed once for all
-    few_shot_len = LENGTH_SHARE * examples * REQUEST_TOKENS
+    prompts, responses = cfg.prompts, cfg.responses
+    few_shot_len = LENGTH_SHARE * (prompts.num_seed_examples + prompts.num_generated_examples) * REQUEST_TOKENS
+    written = _Sampling("prompts", prompts.count / ACCEPTED, few_shot_len, 1, prompts.max_new_tokens)
     return [
-        _Sampling("prompts", prompts.count / ACCEPTED, few_shot_len, 1, prompts.max_new_tokens),
+        *([] if prompts.source else [written]),
         _Sampling("responses", prompts.count, REQUEST_TOKENS, responses.num_samples, responses.max_new_tokens),
-        _Sampling(
-            "judgments", prompts.count * responses.num_samples, judged_len, judge.num_samples, judge.max_new_tokens
-        ),
+        *_judging_stages(cfg),
     ]
+
+
+def _judging_stages(cfg: ConfigDict) -> list[_Sampling]:
+    """Votes on the responses, or on each two of them in both orders; and the meta-judge's on each two votes on one
+    response to each prompt. The rubric is computed once for all."""
+    judge, count, responses = cfg.judge, cfg.prompts.count, cfg.responses.num_samples
+    response_len, votes = LENGTH_SHARE * cfg.responses.max_new_tokens, judge.num_samples
+    stages = []
+    if judge.kind == "pairwise":
+        compared = responses * min(judge.opponents or responses, responses - 1)
+        length = REQUEST_TOKENS + 2 * response_len
+        stages += [_Sampling("comparisons", count * compared, length, votes, cfg.pairwise.max_new_tokens)]
+    elif judge.kind == "model":
+        length = REQUEST_TOKENS + response_len
+        stages += [_Sampling("judgments", count * responses, length, votes, judge.max_new_tokens)]
+    if cfg.dpo.judge_pairs == "meta":
+        length = REQUEST_TOKENS + response_len + 2 * LENGTH_SHARE * judge.max_new_tokens
+        stages += [_Sampling("meta-judgments", count * votes * (votes - 1), length, 1, cfg.meta.max_new_tokens)]
+    return stages
 
 
 def _sampling_time(
