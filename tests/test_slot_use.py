@@ -96,6 +96,14 @@ def test_at_least_88_of_100_slots_are_at_work(simulate, number, num_samples, pro
     assert engine.slot_use.share >= 0.88
 
 
+def test_slots_are_taken_from_the_replica_with_most_of_them():
+    free = [5, 0, 6, 1, 7, 4]  # two replicas with slots 0 to 3 and 4 to 7, the oldest first
+    assert bucket.take_slots(free, 4, 4) == [5, 6, 7, 0]
+    assert free == [1, 4]
+    assert bucket.take_slots(free, 2, 8) == [1, 4]
+    assert (free, bucket.take_slots(free, 0, 4)) == ([], [])
+
+
 def test_after_a_stop_prompts_with_a_slot_are_finished_and_no_others_are_started(simulate):
     _, batches, fake = simulate([8] * 100, 4, lambda key: 1 + key[0] % LONGEST, slots=6, stop_after=33)
     ids = [c.id for batch in batches for c in batch]

@@ -147,7 +147,7 @@ class BucketRun:
         """Inserts samples into free slots. When none of the prefilled ones waits any more, the next are prefilled."""
         batch, size = self._prefilled, self.bucket.insert_size
         samples = [batch.waiting.popleft() for _ in range(self._next_insert_size())]
-        filled, self._free = self._free[: len(samples)], self._free[len(samples) :]
+        filled = take_slots(self._free, len(samples), self.bucket.num_slots // self.model.mesh.shape["replica"])
         self._active |= zip(filled, samples, strict=True)
         slot_index, prompt_index = np.full(size, self.bucket.num_slots, np.int32), np.zeros(size, np.int32)
         keys = np.zeros((size, batch.keys.shape[-1]), batch.keys.dtype)
@@ -213,6 +213,22 @@ class BucketRun:
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return put(x, batch_sharding(self.model.mesh, x.ndim))
+
+
+def take_slots(free: list[int], number: int, replica_slots: int) -> list[int]:
+    """Removes `number` slots from the free ones, each from the replica with most of them; of its slots the oldest.
+
+    Replicas decode by themselves: one that has less work than the others waits for them.
+
+    replica_slots: slots of each replica; their indices follow each other.
+    """
+    by_replica: dict[int, deque[int]] = {}
+    for slot in free:
+        by_replica.setdefault(slot // replica_slots, deque()).append(slot)
+    taken = [max(by_replica.values(), key=len).popleft() for _ in range(number)]
+    gone = set(taken)
+    free[:] = [slot for slot in free if slot not in gone]
+    return taken
 
 
 def _prefill_batches(prompts: Sequence[Prompt], size: Callable[[int], int]) -> Iterator[list[Prompt]]:
