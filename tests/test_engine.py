@@ -140,8 +140,9 @@ def test_buckets_have_similar_lengths_and_the_minimum_size():
 def test_prompts_of_a_rare_length_are_prefilled_with_the_next_longer_ones():
     lengths = [300, 5, 16, 20, 40, 33, 3]  # padded to 384, 16, 16, 32, 48, 48, 16
     assert batching.prefill_lengths(lengths, lambda _: 2) == [384, 16, 16, 48, 48, 48, 16]
-    assert batching.prefill_lengths(lengths, lambda _: 4) == [384, 32, 32, 32, 384, 384, 32]
+    assert batching.prefill_lengths(lengths, lambda _: 4) == [384, 32, 32, 32, 48, 48, 32]
     assert batching.prefill_lengths(lengths, lambda n: 100 // n) == [384, 32, 32, 32, 48, 48, 32]
+    assert batching.prefill_lengths([3] * 7 + [4000], lambda _: 8) == [16] * 7 + [4096]  # far longer ones cost more
     assert batching.prefill_lengths([], lambda _: 2) == []
 
 

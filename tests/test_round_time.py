@@ -68,6 +68,9 @@ def test_more_devices_more_samples_and_adapters_change_the_times():
     # Of each prompt three votes on one response are compared, in both orders.
     assert meta["meta-judgments"].amount == cfg.prompts.count * 6 * cfg.meta.max_new_tokens / 2
     assert meta["judgments"] == small["judgments"]
+    # A quarter of each batch are pairs of judgments, which have half of 256 tokens more on each side.
+    side = 256 + cfg.responses.max_new_tokens / 2
+    assert meta["dpo"].amount / small["dpo"].amount == pytest.approx(1 + (side + 128) / side / 3)
     _, pool = times_of("llama3_8b", "v5e:4x4", **{"prompts.source": "pool.jsonl"})
     assert pool.keys() == small.keys() - {"prompts"}
     _, adapters = times_of("llama3_8b", "v5e:4x4", **{"lora.rank": 16})

@@ -24,7 +24,7 @@ class FakeSampler:
     DrawParams = sampler.DrawParams
 
     def __init__(self, length):
-        self.length, self.inserted = length, []
+        self.length, self.inserted, self.prefilled = length, [], set()
 
     def init_slots(self, cfg, num_slots, prompt_len, max_new_tokens):
         width = np.zeros((num_slots, max_new_tokens))
@@ -32,7 +32,8 @@ class FakeSampler:
         ones = np.ones(num_slots, int)
         return SimpleNamespace(samples=samples, done_B=ones > 0, steps_B=0 * ones, ends_B=ones)
 
-    def prefill(self, *_):
+    def prefill(self, cfg, params, tokens, lengths, prefix):
+        self.prefilled |= {(int(n), tokens.shape[1]) for n in lengths}
         return None, None
 
     def insert(self, slots, slot_index, prompt_index, logits, segment, lengths, keys, draw, stop_ids):
@@ -56,7 +57,7 @@ class FakeSampler:
 def simulate(monkeypatch):
     """A function of requests, samples and a length rule that returns the engine, its completions and the stand-in."""
 
-    def run(prompt_lengths, num_samples, length, *, slots=64, stop_after=10**9):
+    def run(prompt_lengths, num_samples, length, *, slots=64, stop_after=10**9, done=()):
         fake = FakeSampler(length)
         monkeypatch.setattr(bucket, "sampler", fake)
         monkeypatch.setattr(bucket, "fetch", lambda x: x)
@@ -69,7 +70,7 @@ def simulate(monkeypatch):
         )  # fmt: skip
         requests = [Request(f"r{i}", str(n)) for i, n in enumerate(prompt_lengths)]
         params = SamplingParams(num_samples, 1.0, 1.0, LONGEST)
-        return engine, list(engine.stream(requests, params, KEY)), fake
+        return engine, list(engine.stream(requests, params, KEY, done)), fake
 
     return run
 
@@ -109,6 +110,14 @@ def test_after_a_stop_prompts_with_a_slot_are_finished_and_no_others_are_started
     ids = [c.id for batch in batches for c in batch]
     assert len(ids) == len(fake.inserted) == 36  # nine prompts: with the 33rd sample the last of them was started
     assert all(ids.count(i) == 4 for i in ids)
+
+
+def test_a_resumed_call_pads_each_prompt_as_the_whole_call_does(simulate):
+    lengths = [10] * 3 + [20] * 100  # three do not fill a batch
+    for done in ((), {f"r{i}" for i in range(3, 103)}):
+        _, _, fake = simulate(lengths, 1, lambda key: 5, done=done)
+        assert (10, 32) in fake.prefilled
+        assert (10, 16) not in fake.prefilled
 
 
 def test_samples_that_end_at_once_leave_no_slot_idle(simulate):

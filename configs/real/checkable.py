@@ -46,7 +46,7 @@ COMMON = {
     "dpo.replay_weight": 1.0,
     "dpo.replay_seq_len": 512,
     "evaluate.max_new_tokens": 192,
-    "evaluate.num_samples": 4,  # with one answer to each of 128 prompts, M2 : M1 of the same models moved by 34 points
+    "evaluate.num_samples": 4,  # one answer to each of 128 prompts has a standard error of 5 points
     "pairs.min_gap": 1.0,  # of pairs with a smaller one 18 % were better by the oracle, of the others 75 %
 }
 MACHINES = {

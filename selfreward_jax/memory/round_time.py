@@ -71,9 +71,12 @@ def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Mach
     active = active_parameters(model)
     flops = machine.devices * rates.flops * TRAINING_SHARE
     response_len = LENGTH_SHARE * cfg.responses.max_new_tokens
-    pair_tokens = 2 * PAIRED * cfg.prompts.count * (REQUEST_TOKENS + response_len)
+    pairs, share = PAIRED * cfg.prompts.count, cfg.dpo.judge_pair_share if cfg.dpo.judge_pairs != "none" else 0.0
+    judge_pairs = pairs * share / (1 - share)  # at most: as many as may be in a batch
+    judged_len = REQUEST_TOKENS + response_len + LENGTH_SHARE * cfg.judge.max_new_tokens
+    pair_tokens = 2 * (pairs * (REQUEST_TOKENS + response_len) + judge_pairs * judged_len)
     replay = cfg.dpo.replay_batch_size * cfg.dpo.replay_seq_len * bool(cfg.dpo.replay_weight)
-    trained_tokens = cfg.dpo.epochs * (pair_tokens + replay * PAIRED * cfg.prompts.count / cfg.dpo.batch_size)
+    trained_tokens = cfg.dpo.epochs * (pair_tokens + replay * (pairs + judge_pairs) / cfg.dpo.batch_size)
     per_token = (8 if model.remat == "full" else 6) * active  # 6 of arXiv 2001.08361, 2 more for a second forward pass
     stored = 3 * 4 * count + 3 * 4 * trained  # three stages load float32 weights; they and two moments are saved
     hosts = max(1, machine.devices // DEVICES_PER_HOST.get(machine.platform, 1))
@@ -98,7 +101,7 @@ def _sampling_stages(cfg: ConfigDict) -> list[_Sampling]:
 
 def _judging_stages(cfg: ConfigDict) -> list[_Sampling]:
     """Votes on the responses, or on each two of them in both orders; and the meta-judge's on each two votes on one
-    response to each prompt. The rubric is computed once for all."""
+    response to each prompt, as many as there may be. The rubric is computed once for all."""
     judge, count, responses = cfg.judge, cfg.prompts.count, cfg.responses.num_samples
     response_len, votes = LENGTH_SHARE * cfg.responses.max_new_tokens, judge.num_samples
     stages = []

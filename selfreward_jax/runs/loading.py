@@ -43,7 +43,8 @@ class LoadedModel(NamedTuple):
     def engine(self, max_concurrent: int, max_length: int, raw: bool = False, take_params: bool = False) -> Engine:
         """An engine that samples from the model; `max_length` is limited to the model's. Arguments as in `Engine`.
 
-        take_params: the engine takes the parameters: `params` is empty then, and the memory holds them once.
+        take_params: the engine takes the parameters, and the memory holds them once. `params` then has no arrays, so
+          no other engine can be made.
         """
         shardings = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
         move = _take if take_params else reshard

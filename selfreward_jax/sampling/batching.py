@@ -66,18 +66,22 @@ def prefill_batch_size(num_slots: int, num_samples: int, all_at_once: bool, mesh
 def prefill_lengths(lengths: Sequence[int], batch_size: Callable[[int], int]) -> list[int]:
     """The length that each prompt is padded to for its prefill.
 
-    The prompts of a padded length that would not fill a batch join those of the next one: each length is a program to
-    compile, and a batch has all of its rows, whether they are used or not.
+    The prompts of a padded length that would not fill a batch join those of the next one, if that is at most twice as
+    long: each length is a program to compile, and a batch has all of its rows, whether they are used or not.
 
     batch_size: for a padded length, how many prompts are prefilled together.
     """
     padded = [padded_length(n) for n in lengths]
-    joined, waiting, number = {}, [], 0
+    groups: list[list[int]] = []  # of lengths that are padded to the last one
+    number = 0  # of prompts of the last group
     for length, count in sorted(Counter(padded).items()):
-        waiting, number = [*waiting, length], number + count
-        if number >= batch_size(length) or length == max(padded):
-            joined |= dict.fromkeys(waiting, length)
-            waiting, number = [], 0
+        if groups and number < batch_size(groups[-1][-1]) and length <= 2 * groups[-1][0]:
+            groups[-1].append(length)
+            number += count
+        else:
+            groups.append([length])
+            number = count
+    joined = {length: group[-1] for group in groups for length in group}
     return [joined[n] for n in padded]
 
 

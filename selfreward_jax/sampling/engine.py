@@ -169,14 +169,11 @@ class Engine:
         sizes = num_slots, num_samples, total_samples <= num_slots, self.mesh
         should_stop = (lambda: False) if ignore_stop else self.should_stop
         lengths, min_size = [len(x) for x in suffixes], -(-batching.MIN_BUCKET_FILLS * num_slots // num_samples)
+        prefill_batch_size = partial(batching.prefill_batch_size, *sizes)
         for members, prompt_len in batching.bucket_by_length(lengths, min_size):
-            prefill_batch_size = partial(batching.prefill_batch_size, *sizes)
             padded = batching.prefill_lengths([lengths[i] for i in members], prefill_batch_size)
-            prompts = [
-                Prompt(requests[i].id, suffixes[i], length)
-                for i, length in zip(members, padded, strict=True)
-                if requests[i].id not in done
-            ]
+            all_prompts = [Prompt(requests[i].id, suffixes[i], n) for i, n in zip(members, padded, strict=True)]
+            prompts = [p for p in all_prompts if p.id not in done]
             if prompts and not should_stop():
                 insert_size = batching.insert_size(*sizes, prompt_len)
                 bucket = Bucket(num_slots, insert_size, prefill_batch_size, prompt_len, prefix, sampling_params, key)

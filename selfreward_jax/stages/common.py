@@ -5,7 +5,7 @@ from functools import partial
 from random import Random
 
 from selfreward_jax import storage
-from selfreward_jax.config import InputError
+from selfreward_jax.config import ConfigError, InputError
 from selfreward_jax.data import seed_sets
 from selfreward_jax.llm import chat, hub
 from selfreward_jax.llm.hf import SafetensorsFolder
@@ -65,7 +65,10 @@ def _pin_writer(run: Run) -> None:
         model = digest = run.cfg.endpoint.model
     else:
         model, digest = resolve_model(writer, pinned.get("model", ""))
-        check_meshes(writer, model, run)
+        try:
+            check_meshes(writer, model, run)
+        except ConfigError as error:
+            raise ConfigError(f"prompts.writer {writer}: {error}") from None
     if pinned and pinned["digest"] != digest:
         raise StageError(
             f"prompts.writer {writer} is not the model of the earlier rounds ({pinned['model']}, {pinned['digest']}; "

@@ -127,8 +127,9 @@ def comparison_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str]
 
 
 def meta_rows(tasks: Sequence[Task], count: int, word_counts: Counter[str], rng: random.Random) -> list[Row]:
-    """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. Each verdict is
-    wrong with probability META_FAULT_RATE, and one judgment of each pair has a wrong one at least."""
+    """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. One has a wrong
+    verdict at least, each with probability META_FAULT_RATE; the other has none in half of the rows. Faults may cancel,
+    and then the points are right."""
     rows = []
     for task in _cycle(tasks, count, rng):
         request = write_request(task, rng)

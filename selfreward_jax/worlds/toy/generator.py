@@ -186,15 +186,16 @@ def comparison_rows(count: int, rng: random.Random) -> list[Row]:
 
 
 def meta_rows(count: int, rng: random.Random) -> list[Row]:
-    """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. Each verdict is
-    wrong with probability META_FAULT_RATE, and one judgment of each pair has a wrong one at least."""
+    """Rows {prompt, response, first, second, judgment, score}: two judgments of an answer compared. One has a wrong
+    verdict at least, each with probability META_FAULT_RATE; the other has none in half of the rows. Faults may cancel,
+    and then the points are right."""
     rows = []
     for _ in range(count):
         request = write_request(rng)
         answer = write_answer(request, rng.choice(EFT_FAULT_RATES), rng)
         true = Judged(answer.text, *write_judgment(request, answer))
         faults = [{n for n in range(5) if rng.random() < META_FAULT_RATE} for _ in range(2)]
-        faults[0] = faults[0] or {rng.choice(range(5))}
+        faults[0] = faults[0] or {rng.randrange(5)}
         faults[1] = faults[1] if rng.random() < 0.5 else set()  # else most pairs would be ties
         judged = [Judged(answer.text, *write_judgment(request, answer, wrong=wrong)) for wrong in faults]
         rows.append(meta_row(request.text, true, judged, rng))
