@@ -68,18 +68,19 @@ def test_the_prompt_writer_is_pinned_in_the_first_round(finished_run, tmp_path):
 
 
 UNDIVIDED = """
-import sys
+import sys, tempfile
 from types import SimpleNamespace
+from etils import epath
 from selfreward_jax import config
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
-from selfreward_jax.runs.loading import check_meshes
+from selfreward_jax.stages.common import _pin_writer
 for tensor in (2, 8):
     cfg, mesh = config.get_config("micro"), make_mesh(8 // tensor, tensor)
     cfg.parallel.fsdp, cfg.parallel.tensor = 8 // tensor, tensor
-    run = SimpleNamespace(cfg=cfg, models=SimpleNamespace(mesh=mesh, sampling_mesh=sampling_mesh(mesh)))
-    for path in sys.argv[1:]:
+    models = SimpleNamespace(mesh=mesh, sampling_mesh=sampling_mesh(mesh))
+    for cfg.prompts.writer in sys.argv[1:]:
         try:
-            check_meshes(path, "", run)
+            _pin_writer(SimpleNamespace(workdir=epath.Path(tempfile.mkdtemp()), cfg=cfg, models=models))
             print("fits")
         except config.ConfigError as error:
             print(error)
@@ -92,7 +93,7 @@ def test_a_writer_that_the_meshes_do_not_divide_is_refused_before_it_is_loaded(f
     assert lines[:2] == ["fits", "fits"]  # two heads
     assert len(lines) == 4
     for line in lines[2:]:
-        assert_mentions(line, "8", "tensor")
+        assert_mentions(line, "prompts.writer", "8", "tensor")
 
 
 FRACTIONS = """

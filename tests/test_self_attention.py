@@ -252,26 +252,30 @@ def prefix_shared(cfg, mesh):
 
 
 def on_eight_devices():
-    """Runs in a separate process with eight devices."""
+    """Compares the models, in a separate process with eight devices. Returns how many comparisons held."""
     assert jax.device_count() == 8
     one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=2, tensor=2)
     assert dict(eight.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    held = 0
     for packed, options in ((False, OLMO | EXPERTS), (True, GEMMA | {"scan_layers": True, "remat": "full"})):
         cfg = DecoderConfig(**vars(CFG) | options)
         expected = logits_and_gradients(cfg, one, packed)
         actual = logits_and_gradients(DecoderConfig(**vars(cfg) | {"attention": "splash"}), eight, packed)
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), actual, expected)
         assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(expected))
+        held += 1
     expected, actual = (
         prefix_shared(CFG, one),
         prefix_shared(DecoderConfig(**vars(CFG) | {"attention": "splash"}), eight),
     )
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), actual, expected)
+    return held + 1
 
 
 @pytest.mark.slow
 def test_a_model_on_eight_devices_is_the_same_with_splash():
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_self_attention import on_eight_devices as run; run()"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_self_attention import on_eight_devices as run; "
+        "print(run())"
     )
-    conftest.on_eight_devices(script, os.path.dirname(__file__))
+    assert int(conftest.on_eight_devices(script, os.path.dirname(__file__))) == 2 + 1  # models, and pairs of texts
