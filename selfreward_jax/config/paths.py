@@ -13,9 +13,11 @@ PATH_FIELDS = (
     "data.eft",
     "model.init",
     "judge.template",
+    "prompts.source",
     "prompts.template",
     "prompts.writer",
     "pairwise.template",
+    "meta.template",
 )
 
 

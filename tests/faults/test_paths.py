@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from test_loop import contents
 
 from selfreward_jax import config, foreign, storage
 from selfreward_jax.cli import parser, program, settings
+from selfreward_jax.config import comments
 from selfreward_jax.config.paths import PATH_FIELDS, expand_settings
 from selfreward_jax.data.readers import DataError, source_files
 from selfreward_jax.method import templates
@@ -189,6 +191,16 @@ def test_a_tilde_without_a_home_is_refused(name, nobody):
     with pytest.raises(config.ConfigError) as error:
         parser.parse(OPTIONS[name])
     assert_mentions(str(error.value), f"--{name}", "'~/a'", "HOME")
+
+
+def test_every_setting_that_names_a_file_or_a_folder_is_expanded():
+    named = [
+        field
+        for field, comment in comments.field_comments().items()
+        if re.search(r"\b(file|folder|source of)\b", comment)
+        and isinstance(comments.flatten_config(config.get_config("micro")).get(field), str)
+    ]
+    assert sorted(named) == sorted(PATH_FIELDS)
 
 
 @pytest.mark.parametrize("field", PATH_FIELDS)
