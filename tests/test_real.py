@@ -45,6 +45,17 @@ def test_prompts_are_described():
     }
 
 
+def test_arms_share_the_responses_of_round_2_once_they_are_whole(tmp_path):
+    assert real._shared(tmp_path, "random judge") == real.M1
+    (tmp_path / "m2").mkdir()
+    (tmp_path / "m2" / "responses.jsonl").write_text("{}\n")  # of a run that was stopped
+    assert real._shared(tmp_path, "random judge") == real.M1
+    (tmp_path / "m2" / "responses.manifest.json").write_text("{}")
+    assert real._shared(tmp_path, "random judge") == (*real.M1, "m2/prompts", "m2/responses")
+    assert real._shared(tmp_path, "best of 4") == real.M1  # it ends at M1
+    assert real._shared(tmp_path, "lora") == real.M0
+
+
 @pytest.mark.slow
 def test_a_run_of_the_checkable_world_ends_in_its_tables(tmp_path):
     """From random weights nothing is learned; every stage, the oracle and the tables are there."""
