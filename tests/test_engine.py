@@ -14,6 +14,7 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.tokenizer import ASSISTANT, BOS, END, EOS, USER
 from selfreward_jax.method.responses import generate_responses
 from selfreward_jax.parallel.mesh import make_mesh
+from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.sampling import batching, sampler
 from selfreward_jax.sampling.engine import Engine, NonFiniteLogitsError, Request, SamplingParams
 from selfreward_jax.sampling.keys import sample_keys
@@ -247,6 +248,14 @@ def test_a_prompt_is_refused_before_any_work_only_if_it_does_not_fit(make_engine
     with pytest.raises(ValueError, match=r"\br2\b.*\b12\b.*\b8\b.*\b19\b"):
         next(make_engine(max_length=longest - 1).stream(REQUESTS, PARAMS, KEY))
     assert len(make_engine(max_length=longest).generate(REQUESTS[2:3], PARAMS, KEY)) == 2
+
+
+def test_a_whole_call_that_is_stopped_gives_nothing(make_engine):
+    engine = make_engine()
+    engine.should_stop = lambda: True
+    assert list(engine.stream(REQUESTS, PARAMS, KEY)) == []
+    with pytest.raises(Stopped):
+        engine.generate(REQUESTS, PARAMS, KEY)
 
 
 def test_no_requests_no_completions(make_engine):

@@ -96,7 +96,8 @@ def test_what_is_given_stays():
     given = {"parallel.fsdp": 4, "parallel.tensor": 2, "sampling.max_concurrent": 24, "dpo.grad_accum_steps": 2}
     c.update_from_flattened_dict(given)
     made = plan(c, known_config(c), parse_machine("v5p:2x2x2"))
-    assert set(made.values) == {"parallel.replicas", "sft.grad_accum_steps"}
+    assert set(made.values) == {"parallel.replicas", "sft.grad_accum_steps", "prompts.batch_size"}
+    assert made.values["prompts.batch_size"] == 16 * 24
     assert flatten_config(c)["parallel.fsdp"] == 4
     alone = config.get_config("llama3_8b")
     alone.parallel.fsdp = 8
@@ -164,6 +165,16 @@ def test_what_is_chosen_is_accepted(preset, settings, machine):
     c.update_from_flattened_dict(values)
     validate(c, there.devices // c.parallel.tensor, there.platform)
     assert {field: flatten_config(c)[field] for field in settings} == settings
+
+
+def test_a_batch_of_new_prompts_fills_the_places_many_times():
+    c = config.get_config("llama3_8b")
+    made = plan(c, known_config(c), parse_machine("h100:8"))
+    assert made.values["prompts.batch_size"] == min(16 * made.values["sampling.max_concurrent"], c.prompts.count)
+    c.prompts.count = 100
+    assert plan(c, known_config(c), parse_machine("h100:8")).values["prompts.batch_size"] == 100
+    c.prompts.batch_size = 7
+    assert "prompts.batch_size" not in plan(c, known_config(c), parse_machine("h100:8")).values
 
 
 def test_slices_are_replicas():

@@ -71,6 +71,13 @@ def test_more_devices_more_samples_and_adapters_change_the_times():
     # A quarter of each batch are pairs of judgments, which have half of 256 tokens more on each side.
     side = 256 + cfg.responses.max_new_tokens / 2
     assert meta["dpo"].amount / small["dpo"].amount == pytest.approx(1 + (side + 128) / side / 3)
+    # Of 5,000 / .6 attempts, batches of 1,000 wait 9 times for their longest text, of 2,000 5 times, of 5,000 twice.
+    sizes = {"prompts.batch_size": 1000}, {"prompts.batch_size": 2000}, {"prompts.batch_size": 5000}
+    nine, five, two = (times_of("llama3_8b", "v5e:4x4", **size)[1]["prompts"] for size in sizes)
+    assert cfg.prompts.count == 5000
+    assert nine.amount == two.amount
+    assert nine.seconds - two.seconds == pytest.approx((five.seconds - two.seconds) * 7 / 3)
+    assert five.seconds > two.seconds
     _, pool = times_of("llama3_8b", "v5e:4x4", **{"prompts.source": "pool.jsonl"})
     assert pool.keys() == small.keys() - {"prompts"}
     _, adapters = times_of("llama3_8b", "v5e:4x4", **{"lora.rank": 16})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.memory import planner
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.sampling import batching, bucket, sampler
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
@@ -87,8 +88,8 @@ def prompt_lengths(number, median, seed=3):
 
 @pytest.mark.parametrize(
     ("number", "num_samples", "prompt_median", "median", "sigma"),
-    [(500, 4, 40, 60, 0.7), (2000, 3, 200, 90, 0.35), (500, 4, 40, 30, 1.0)],
-    ids=["responses", "judgments", "long tail"],
+    [(500, 4, 40, 60, 0.7), (2000, 3, 200, 90, 0.35), (500, 4, 40, 30, 1.0), (64 * planner.FILLS, 1, 300, 60, 0.7)],
+    ids=["responses", "judgments", "long tail", "a batch of new prompts"],
 )
 def test_at_least_88_of_100_slots_are_at_work(simulate, number, num_samples, prompt_median, median, sigma):
     lengths = prompt_lengths(number, prompt_median)

@@ -96,7 +96,7 @@ def default_config() -> ConfigDict:
     c.prompts.writer = ""  # who writes them: folder, workdir, hub:OWNER/NAME, endpoint, or world (toy); empty: M_(t-1)
     c.prompts.count = 600  # accepted prompts per round
     c.prompts.later_count = 0  # accepted prompts per round from M3 on; 0: prompts.count
-    c.prompts.batch_size = 256  # attempts generated together
+    c.prompts.batch_size = 256  # attempts generated together, from the same examples; 0: from the machine
     c.prompts.max_attempts = 4096  # attempts per round; after them the round uses the prompts accepted so far
     c.prompts.num_seed_examples = 3  # few-shot examples from the seed prompts
     c.prompts.num_generated_examples = 1  # few-shot examples from prompts that the model generated before

@@ -58,6 +58,7 @@ _PAPER: dict[str, Any] = {
     "sft.grad_accum_steps": 0,
     "dpo.grad_accum_steps": 0,
     "sampling.max_concurrent": 0,
+    "prompts.batch_size": 0,
 }
 # Small models change less at the paper's learning rates. An NLL term and some replay keep them better judges.
 _SMALL = _PAPER | {

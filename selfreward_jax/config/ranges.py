@@ -63,8 +63,8 @@ RANGES: Ranges = {
     **_all(1, 10_000, "model.num_layers"),
     **_all(0, MAX_WIDTH, "lora.rank"),
     **_all(16, 10_000_000, "tokenizer.vocab_size"),
-    **_all(1, MAX_WIDTH, *_each(_TRAININGS, "batch_size"), "dpo.replay_batch_size", "prompts.batch_size"),
-    **_all(0, MAX_WIDTH, "sft.grad_accum_steps", "dpo.grad_accum_steps", "sampling.max_concurrent"),
+    **_all(1, MAX_WIDTH, *_each(_TRAININGS, "batch_size"), "dpo.replay_batch_size"),
+    **_all(0, MAX_WIDTH, *_each(("sft", "dpo"), "grad_accum_steps"), "sampling.max_concurrent", "prompts.batch_size"),
     **_all(1, MAX_WIDTH, "pretrain.grad_accum_steps"),
     **_all(0, MAX_WIDTH, *_each(("parallel",), "fsdp", "tensor", "replicas", "sampling_tensor")),
     # lengths in tokens or words

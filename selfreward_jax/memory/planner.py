@@ -1,11 +1,11 @@
 """Settings from the machine: a 0 in the settings below becomes a number that fits the devices.
 
     parallel.replicas, parallel.fsdp, parallel.tensor, parallel.sampling_tensor,
-    sft.grad_accum_steps, dpo.grad_accum_steps, sampling.max_concurrent
+    sft.grad_accum_steps, dpo.grad_accum_steps, sampling.max_concurrent, prompts.batch_size
 
 What costs least comes first. All devices share the rows of a batch. Where that is too much, they share the weights too
 (fsdp), then batches are split (grad_accum_steps), then matrix products are shared (tensor). Sampling takes the mesh and
-the places that decode most tokens in a second.
+the places that decode most tokens in a second. New prompts are written in batches that fill the places many times.
 """
 
 import contextlib
@@ -36,9 +36,10 @@ USABLE = 0.97  # of the memory; the rest is the system's
 MAX_ROWS = 256  # places of one group of devices that samples: more rows no longer hide the reading of the weights
 MIN_ROWS = 8
 FORMAT_TOKENS = 128  # at most, of the chat template
+FILLS = 16  # a batch of new prompts waits for its longest: .9 of the places are at work if it fills them as often
 FIELDS = (
     *("parallel.replicas", "parallel.fsdp", "parallel.tensor", "parallel.sampling_tensor"),
-    *("sft.grad_accum_steps", "dpo.grad_accum_steps", "sampling.max_concurrent"),
+    *("sft.grad_accum_steps", "dpo.grad_accum_steps", "sampling.max_concurrent", "prompts.batch_size"),
 )
 
 
@@ -159,6 +160,7 @@ def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine, pa
             break
     if not (need["training"] and need["sampling"]):
         raise _no_mesh(cfg, machine, "train" if not need["training"] else "sample")
+    _set(cfg, chosen, "prompts.batch_size", min(FILLS * cfg.sampling.max_concurrent, cfg.prompts.count))
     values = {field: _get(cfg, field) for field in FIELDS if field in chosen}
     fits = max(need.values()) <= room
     return Plan(values, _reasons(values, need, machine, fits), fits, need)

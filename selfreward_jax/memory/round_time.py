@@ -21,7 +21,7 @@ from selfreward_jax.sampling.batching import padded_length
 
 TRAINING_SHARE = 0.24  # of the FLOP/s: a DPO step of a model of 1B on an H100
 DECODE_SHARE = 0.3  # of the memory's bytes/s: a decode step of the same model there
-SLOT_USE = 0.9  # of the slots at work (tests/test_slot_use.py)
+SLOT_USE = 0.9  # of the slots at work while samples wait for one
 LENGTH_SHARE = 0.5  # of the tokens that a text may have
 REQUEST_TOKENS = 256  # of a request
 ACCEPTED = 0.6  # of the new prompts
@@ -31,7 +31,8 @@ DEVICES_PER_HOST = {"tpu": 4, "gpu": 8}
 ASSUMPTIONS = (
     "new prompts count as the model's own, whoever writes them; "
     f"assumed: texts have {LENGTH_SHARE:.0%} of the tokens that they may have, requests {REQUEST_TOKENS}; "
-    f"{ACCEPTED:.0%} of the new prompts are accepted, {PAIRED:.0%} give a pair; {SLOT_USE:.0%} of the slots are used; "
+    f"{ACCEPTED:.0%} of the new prompts are accepted, {PAIRED:.0%} give a pair; {SLOT_USE:.0%} of the slots are used "
+    "until a batch's last text; "
     f"a step reaches {DECODE_SHARE:.0%} of the memory's rate in decoding and {TRAINING_SHARE:.0%} of the FLOP/s in "
     f"training; a host stores {STORE_RATE / 1e9:.1f} GB/s. Nothing of this was measured on this machine."
 )
@@ -46,13 +47,15 @@ class StageTime(NamedTuple):
 
 
 class _Sampling(NamedTuple):
-    """A stage that samples: prompts, tokens of each, samples for each, and the limit of new tokens."""
+    """A stage that samples: prompts, tokens of each, samples for each, the limit of new tokens, and the batches, each
+    of which waits for its longest text."""
 
     stage: str
     prompts: float
     prompt_len: float
     num_samples: int
     max_new_tokens: int
+    batches: float = 1
 
 
 def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine) -> list[StageTime]:
@@ -91,7 +94,9 @@ def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Mach
 def _sampling_stages(cfg: ConfigDict) -> list[_Sampling]:
     prompts, responses = cfg.prompts, cfg.responses
     few_shot_len = LENGTH_SHARE * (prompts.num_seed_examples + prompts.num_generated_examples) * REQUEST_TOKENS
-    written = _Sampling("prompts", prompts.count / ACCEPTED, few_shot_len, 1, prompts.max_new_tokens)
+    attempts = prompts.count / ACCEPTED
+    batches = math.ceil(attempts / prompts.batch_size)
+    written = _Sampling("prompts", attempts, few_shot_len, 1, prompts.max_new_tokens, batches)
     return [
         *([] if prompts.source else [written]),
         _Sampling("responses", prompts.count, REQUEST_TOKENS, responses.num_samples, responses.max_new_tokens),
@@ -121,14 +126,16 @@ def _judging_stages(cfg: ConfigDict) -> list[_Sampling]:
 def _sampling_time(
     cfg: ConfigDict, model: DecoderConfig, machine: Machine, rates: Rates, stage: _Sampling
 ) -> StageTime:
-    """Prefill, and as many decode steps as the tokens need in the slots that there are."""
+    """Prefill, and as many decode steps as the tokens need in the slots that there are; then those of the longest text
+    while the slots of the others are free."""
     rows, tensor = cfg.sampling.max_concurrent, cfg.parallel.sampling_tensor or cfg.parallel.tensor
     tokens = stage.prompts * stage.num_samples * LENGTH_SHARE * stage.max_new_tokens
     flops = machine.devices * rates.flops * TRAINING_SHARE
     prefill = 2 * active_parameters(model) * stage.prompts * stage.prompt_len / flops
     length = padded_length(int(stage.prompt_len)) + stage.max_new_tokens
     step = decode_step_seconds(model, rates, rows * tensor / machine.devices, tensor, length)
-    return StageTime(stage.stage, prefill + tokens / (rows * SLOT_USE) * step, tokens)
+    longest = stage.batches * (1 - LENGTH_SHARE) * stage.max_new_tokens
+    return StageTime(stage.stage, prefill + (tokens / (rows * SLOT_USE) + longest) * step, tokens)
 
 
 def active_parameters(model: DecoderConfig) -> float:

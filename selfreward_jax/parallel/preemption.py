@@ -20,7 +20,7 @@ _stopping = False
 
 
 class Stopped(Exception):
-    """The program was asked to stop, and all its results are saved."""
+    """The program was asked to stop, and what a next start needs is saved."""
 
     def __init__(self) -> None:
         super().__init__("stopped, all results are saved: run the same command to resume")

@@ -24,6 +24,7 @@ from selfreward_jax.llm.chat import Chat
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params
 from selfreward_jax.parallel.arrays import fetch, put
+from selfreward_jax.parallel.preemption import Stopped
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, replicated, round_up
 from selfreward_jax.sampling import batching, sampler
 from selfreward_jax.sampling.bucket import Bucket, BucketRun, DrawnSample, Prompt, SampledModel, SamplingParams, pad
@@ -123,9 +124,16 @@ class Engine:
     def generate(
         self, requests: Sequence[Request], sampling_params: SamplingParams, key: jax.Array
     ) -> list[Completion]:
-        """All completions, in the order of the requests and then of the samples."""
+        """All completions, in the order of the requests and then of the samples.
+
+        Raises:
+          Stopped: `should_stop` returned True before all were drawn.
+          ValueError, NonFiniteLogitsError: as `stream`.
+        """
         order = {r.id: i for i, r in enumerate(requests)}
-        completions = [c for batch in self.stream(requests, sampling_params, key, ignore_stop=True) for c in batch]
+        completions = [c for batch in self.stream(requests, sampling_params, key) for c in batch]
+        if len(completions) < len(requests) * sampling_params.num_samples:
+            raise Stopped
         return sorted(completions, key=lambda c: (order[c.id], c.sample))
 
     def stream(
@@ -134,7 +142,6 @@ class Engine:
         sampling_params: SamplingParams,
         key: jax.Array,
         done: Collection[str] = (),
-        ignore_stop: bool = False,
     ) -> Iterator[list[Completion]]:
         """Completions as they finish, all samples of a request together, without the requests in `done`.
 
@@ -143,7 +150,6 @@ class Engine:
           sampling_params: how to sample.
           key: the stage's key. The row's id, the sample's index and the token's position are folded into it.
           done: ids of requests whose completions are already stored.
-          ignore_stop: do not ask `should_stop`.
 
         Raises:
           ValueError: a prompt leaves no room for `max_new_tokens` tokens, or ids repeat.
@@ -167,25 +173,22 @@ class Engine:
         total_samples = len(requests) * num_samples
         num_slots = batching.num_slots(total_samples, self.max_concurrent, batch_divisor(self.mesh))
         sizes = num_slots, num_samples, total_samples <= num_slots, self.mesh
-        should_stop = (lambda: False) if ignore_stop else self.should_stop
         lengths, min_size = [len(x) for x in suffixes], -(-batching.MIN_BUCKET_FILLS * num_slots // num_samples)
         prefill_batch_size = partial(batching.prefill_batch_size, *sizes)
         for members, prompt_len in batching.bucket_by_length(lengths, min_size):
             padded = batching.prefill_lengths([lengths[i] for i in members], prefill_batch_size)
             all_prompts = [Prompt(requests[i].id, suffixes[i], n) for i, n in zip(members, padded, strict=True)]
             prompts = [p for p in all_prompts if p.id not in done]
-            if prompts and not should_stop():
+            if prompts and not self.should_stop():
                 insert_size = batching.insert_size(*sizes, prompt_len)
                 bucket = Bucket(num_slots, insert_size, prefill_batch_size, prompt_len, prefix, sampling_params, key)
-                yield from self._run_bucket(prompts, bucket, should_stop)
+                yield from self._run_bucket(prompts, bucket)
 
-    def _run_bucket(
-        self, prompts: list[Prompt], bucket: Bucket, should_stop: Callable[[], bool]
-    ) -> Iterator[list[Completion]]:
+    def _run_bucket(self, prompts: list[Prompt], bucket: Bucket) -> Iterator[list[Completion]]:
         """Completions of the prompts of one bucket, all samples of a prompt together."""
         model = SampledModel(self.cfg, self.params, self.mesh, tuple(self.chat.stop_ids))
         run, ended = BucketRun(model, bucket, prompts), defaultdict(list)
-        for drawn in run.drawn(should_stop):
+        for drawn in run.drawn(self.should_stop):
             finished: list[Completion] = []
             for sample in drawn:
                 samples = ended[sample.prompt.id]
