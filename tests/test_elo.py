@@ -55,11 +55,12 @@ def test_a_place_that_wins_more_counts_less():
     assert position_weights(3, 1) == (0.25, 0.75)
     assert position_weights(0, 0) == (0.5, 0.5)
     assert position_weights(2, 0) == (0.0, 1.0)  # a judge that always takes the first place says nothing
-    wins = weighted_wins(2, [(0, 1, "a"), (1, 0, "a"), (0, 1, "a"), (1, 0, "b"), (0, 1, "tie"), (1, 0, None)])
+    games = [(0, 1, "a"), (1, 0, "a"), (0, 1, "a"), (1, 0, "b"), (0, 1, "tie"), (1, 0, None)]
+    wins = weighted_wins(2, games, (0.25, 0.75))
     assert wins.tolist() == [[0, 0.25 + 0.25 + 0.75], [0.25, 0]]
 
 
 def test_a_judge_that_prefers_a_place_gives_equal_ratings():
     games = [(i, j, "a") for i in range(3) for j in range(3) if i != j]
-    assert elo(weighted_wins(3, games)) == pytest.approx([0, 0, 0])
+    assert elo(weighted_wins(3, games, (0.25, 0.75))) == pytest.approx([0, 0, 0])
     assert math.isclose(POINTS * math.log(10), 400)

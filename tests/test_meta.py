@@ -57,6 +57,9 @@ def test_a_response_with_one_whole_judgment_gives_way_to_another():
     assert [one.id for one in meta.most_doubtful([cut, whole], RESPONSES)] == ["m2/0/1"]
     cut["votes"][1]["finished"] = False
     assert meta.most_doubtful([cut], RESPONSES) == []
+    doubtful = judgment("m2/0/0", 1, 5, 5, variance=3.6)  # the vote that differs was cut off
+    doubtful["votes"][0]["finished"] = False
+    assert [one.id for one in meta.most_doubtful([doubtful, whole], RESPONSES)] == ["m2/0/1"]
 
 
 def test_a_judgment_without_a_score_may_be_rejected_but_not_chosen():
@@ -85,6 +88,18 @@ def test_the_best_judgment_is_chosen_and_the_worst_rejected():
     assert (pair["chosen"], pair["rejected"]) == ("m2/0/0 vote 1: 2", "m2/0/0 vote 2: 3")
     assert pair["chosen_score"] > 0 > pair["rejected_score"]
     assert meta.judge_pairs(judged, verdicts, "", max_length=5) == []
+
+
+def test_places_are_weighed_over_the_round():
+    """All wins of the first response are in the first place, which of the round wins three of four."""
+    rows = [judgment("m2/0/0", 1, 2, variance=0.25), judgment("m2/1/0", 1, 2, variance=0.25)]
+    judged = meta.most_doubtful(rows, RESPONSES)
+    verdicts = [verdict("m2/0/0/0-1", "a", "tie"), verdict("m2/1/0/0-1", "a", "a")]
+    assert meta.judge_pairs(judged, verdicts, "") == []  # whatever is first wins: nothing is known
+    verdicts.append(verdict("m2/1/0/0-1", "b", "tie"))
+    (pair, other) = meta.judge_pairs(judged, verdicts, "")
+    assert (pair["id"], pair["chosen"]) == ("m2/0/0", "m2/0/0 vote 0: 1")
+    assert (other["id"], other["chosen"]) == ("m2/1/0", "m2/1/0 vote 1: 2")
 
 
 @pytest.mark.parametrize("both", [("tie", "tie"), ("a", "a"), (None, None)])

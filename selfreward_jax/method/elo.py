@@ -45,18 +45,18 @@ def position_weights(first_wins: float, second_wins: float) -> tuple[float, floa
     return (second_wins / total, first_wins / total) if total else (0.5, 0.5)
 
 
-def weighted_wins(count: int, games: Sequence[tuple[int, int, str | None]]) -> np.ndarray:
+def weighted_wins(count: int, games: Sequence[tuple[int, int, str | None]], weights: tuple[float, float]) -> np.ndarray:
     """The table of wins of `elo`, each weighted by its place.
 
     Args:
       count: N.
       games: (shown first, shown second, who won: "a" the first, "b" the second, else nobody).
+      weights: of a win in the first and in the second place; see `position_weights`.
 
     Returns:
       wins [N, N].
     """
-    outcomes = [outcome for _, _, outcome in games]
-    of_first, of_second = position_weights(outcomes.count("a"), outcomes.count("b"))
+    of_first, of_second = weights
     wins = np.zeros((count, count))
     for first, second, outcome in games:
         if outcome == "a":

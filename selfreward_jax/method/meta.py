@@ -1,14 +1,16 @@
 """Pairs of judgments by a meta-judge: the model compares its own judgments of a response (after arXiv 2407.19594).
 
 For each prompt it is the response whose votes differ most. Each two of its votes are compared in both orders. Wins are
-weighted by place and give Elo ratings; the best vote against the worst is a pair.
+weighted by place and give Elo ratings; the best vote against the worst is a pair. The weights are of the whole round: a
+response has too few games to tell a place's luck from a vote's worth.
 """
 
 import itertools
 from collections.abc import Iterable, Mapping
+from statistics import pvariance
 from typing import NamedTuple
 
-from selfreward_jax.method.elo import elo, weighted_wins
+from selfreward_jax.method.elo import elo, position_weights, weighted_wins
 from selfreward_jax.method.pairs import comparable
 from selfreward_jax.method.rows import JudgmentRow, PairRow, ResponseRow, VerdictRow, Vote
 from selfreward_jax.method.templates import fill
@@ -43,24 +45,21 @@ class MetaMatchup(NamedTuple):
 def most_doubtful(judgments: Iterable[JudgmentRow], responses: Mapping[str, ResponseRow]) -> list[Judged]:
     """Of each prompt the response whose votes have the largest variance, the first of equals; none if all agree.
 
-    A response with fewer than two judgments that were not cut off has nothing to compare.
+    Votes that were cut off do not count.
 
     Args:
       judgments: of a round.
       responses: by id.
     """
-    best: dict[str, JudgmentRow] = {}
+    largest: dict[str, tuple[float, Judged]] = {}
     for row in judgments:
-        prompt_id, variance = row["id"].rpartition("/")[0], comparable(row["variance"] or 0.0)
-        if sum(vote["finished"] for vote in row["votes"]) < 2:
-            continue
-        if variance > (comparable(best[prompt_id]["variance"] or 0.0) if prompt_id in best else 0.0):
-            best[prompt_id] = row
-    return [
-        Judged(row["id"], of["prompt"], of["response"], {i: v for i, v in enumerate(row["votes"]) if v["finished"]})
-        for row in best.values()
-        for of in [responses[row["id"]]]
-    ]
+        votes = {i: vote for i, vote in enumerate(row["votes"]) if vote["finished"]}
+        scores = [vote["score"] for vote in votes.values() if vote["score"] is not None]
+        prompt_id, variance = row["id"].rpartition("/")[0], comparable(pvariance(scores)) if scores else 0.0
+        if variance > largest.get(prompt_id, (0.0,))[0]:
+            of = responses[row["id"]]
+            largest[prompt_id] = variance, Judged(row["id"], of["prompt"], of["response"], votes)
+    return [judged for _, judged in largest.values()]
 
 
 def matchups(judged: Iterable[Judged]) -> list[MetaMatchup]:
@@ -90,9 +89,11 @@ def judge_pairs(
         name, _, numbers = row["id"].rpartition("/")
         i, j = map(int, numbers.split("-"))
         games.setdefault(name, []).extend([(i, j, row["read"][0]), (j, i, row["read"][1])])
+    outcomes = [outcome for of in games.values() for _, _, outcome in of]
+    weights = position_weights(outcomes.count("a"), outcomes.count("b"))
     pairs: list[PairRow] = []
     for one in judged:
-        ratings = elo(weighted_wins(max(one.votes) + 1, games.get(one.id, [])))
+        ratings = elo(weighted_wins(max(one.votes) + 1, games.get(one.id, []), weights))
         scored = [i for i, vote in one.votes.items() if vote["score"] is not None]
         if not scored:
             continue
