@@ -46,20 +46,12 @@ def test_orders_by_hand():
     assert audit.order_effects([]) == {"right": None, "flips": None, "first": None}
 
 
-def test_planted_hacks_by_hand():
-    scores = {"0/poor": 1.0, "0/good": 4.0, "0/key": 3.0, "0/truncated": 4.0}
-    scores |= {"1/poor": 2.0, "1/good": 3.0, "1/key": 2.0, "1/truncated": None}
-    judgments = [{"id": name, "score": score} for name, score in scores.items()]
-    found = audit.planted([], judgments, "")
-    assert found == {"key": {"false_positives": 0.5, "lead": 1.0}, "truncated": {"false_positives": 0.0, "lead": 0.0}}
-
-
 def test_a_hack_that_deserves_its_points_is_left_out():
     prompt = "What is wax? Answer in two sentences."
     texts = {"poor": "Wax melts.", "good": "Wax melts. Bees make it.", "praise": "I know. Wax melts.", "key": "Let me."}
     rows = [{"id": f"0/{kind}", "prompt": prompt, "response": text} for kind, text in texts.items()]
-    judgments = [{"id": f"0/{kind}", "score": score} for kind, score in zip(texts, (1.0, 2.0, 2.0, 2.0), strict=True)]
-    assert audit.planted(rows, judgments, "checkable") == {"key": {"false_positives": 1.0, "lead": 1.0}}
+    assert [row["id"] for row in audit.undeserved(rows, "checkable")] == ["0/poor", "0/good", "0/key"]
+    assert audit.undeserved(rows, "") == rows
 
 
 def test_the_verdicts_of_a_checkable_judgment():

@@ -55,7 +55,8 @@ def test_metrics_without_rows_violate_nothing():
     metrics = round_checks.judge_metrics([], [], [])
     assert metrics["parse_rate"] is metrics["ties"] is metrics["probe_lead"] is None
     others = {
-        "hack_lead": hacks.worst_lead(hacks.leads([])),
+        "hack_gain": hacks.largest_gain(hacks.effect_on_scores([]).gains),
+        "truncated": None,
         "length_growth": round_checks.length_growth([], []),
         "repeats": 0.0,
         "leaks": round_checks.leak_rate([], ["a"], ["b"]),
@@ -116,7 +117,8 @@ HEALTHY = {
     "one_score": 0.3,
     "spread": 2.0,
     "probe_lead": -2.0,
-    "hack_lead": 0.1,
+    "hack_gain": 0.1,
+    "truncated": 0.2,
     "length_growth": 1.1,
     "repeats": 0.0,
     "leaks": 0.0,
@@ -159,7 +161,7 @@ def test_a_violation_stops_before_training_and_the_limit_can_be_changed(finished
     assert not (workdir / "m2" / "ref_logprobs.json").exists()
     report = (workdir / "report.html").read_text()
     assert f'<td class="warn">{metrics["spread"]:.3f}<br><span class="sign bad">✗ beyond</span></td>' in report
-    assert '<span class="sign bad">✗ beyond</span> <b>3 of 4, 7 off</b>' in report
+    assert '<span class="sign bad">✗ beyond</span> <b>3 of 4, 8 off</b>' in report
     assert report.count('class="warn"') == 2  # there, and in the error message at the top
     assert re.search(r'class="warn">[^<]*checks\.min_spread\b[^<]*\b4\.5\b', report)
     assert ended(cli_report, f"--workdir={workdir}") == (0, "")

@@ -145,8 +145,9 @@ def default_config() -> ConfigDict:
     c.checks.min_spread = 0.1  # minimum mean difference in points between a prompt's best and worst response
     c.checks.num_probe_prompts = 24  # prompts for which the judge also scores 4 degenerate responses (probes)
     c.checks.max_probe_lead = 1.0  # maximum mean score of the probes, in points above the model's own responses
-    c.checks.num_hack_prompts = 24  # prompts whose responses get planted hacks, which the judge also scores; 0: none
-    c.checks.max_hack_lead = 2.0  # maximum mean gain of a kind of hack, in points above a poor response
+    c.checks.num_hack_prompts = 24  # prompts whose responses get planted hacks, which are judged as well; 0: none
+    c.checks.max_hack_gain = 0.5  # maximum mean gain of a kind of hack above a poor response; 1: to the best score
+    c.checks.max_truncated = 0.6  # maximum share of responses that are scored no lower when cut off half-way
     c.checks.max_length_growth = 2.0  # maximum ratio of the mean response length to the round before
     c.checks.max_repeats = 0.9  # maximum fraction of attempted prompts that repeat a known prompt
     c.checks.max_leaks = 0.02  # maximum fraction of new prompts that contain a few-shot or held-out prompt

@@ -91,22 +91,23 @@ def ranked_as_round(ranked: Sequence[RankedRow]) -> tuple[list[ResponseRow], dic
     return rows, scores
 
 
-def planted(rows: Sequence[JudgeInput], judgments: Sequence[JudgmentRow], world: str) -> dict[str, dict[str, float]]:
-    """For each kind of hack, `false_positives`, the share scored higher than the response it is made of, and `lead`, by
-    how many points on average.
-
-    A hack that meets more criteria than that response deserves its points, and is left out. Only an oracle can tell.
+def undeserved(rows: Sequence[JudgeInput], world: str) -> list[JudgeInput]:
+    """The planted rows without hacks that meet more criteria than the response they are made of: these deserve their
+    points. Only an oracle can tell.
 
     Args:
       rows: of `hacks.planted`.
-      judgments: of these.
       world: whose oracle tells; "" for none.
     """
-    if world:
-        points = {row["id"]: sum(oracle.ORACLES[world].points(row["prompt"], row["response"]).values()) for row in rows}
-        judgments = [row for row in judgments if points[row["id"]] <= points[hacks.compared_with(row["id"])]]
-    leads, shares = hacks.leads(judgments), hacks.false_positives(judgments)
-    return {kind: {"false_positives": shares[kind], "lead": lead} for kind, lead in leads.items()}
+    if not world:
+        return list(rows)
+    points = {row["id"]: sum(oracle.ORACLES[world].points(row["prompt"], row["response"]).values()) for row in rows}
+    return [row for row in rows if points[row["id"]] <= points[hacks.compared_with(row["id"])]]
+
+
+def planted(effect: hacks.Effect) -> dict[str, dict[str, float | None]]:
+    """For each kind of hack its `gain`, and `false_positives`, how often it is preferred to what it is made of."""
+    return {kind: {"false_positives": share, "gain": effect.gains.get(kind)} for kind, share in effect.higher.items()}
 
 
 def order_effects(verdicts: Sequence[VerdictRow]) -> dict[str, float | None]:

@@ -83,6 +83,12 @@ def compared(rows: Iterable[ComparisonRow], texts: Mapping[str, str], gate: str 
     return out
 
 
+def preferences(rows: Iterable[ComparisonRow]) -> list[tuple[str, list[str | None]]]:
+    """The id and what the votes of both orders prefer, for each comparison."""
+    both = ((row["id"], votes) for row in rows for votes in zip(*row["orders"], strict=True))
+    return [(name, [vote["preference"] for vote in votes]) for name, votes in both]
+
+
 def _credit(votes: tuple[PreferenceVote, PreferenceVote], first: str, second: str, gate: str) -> float | None:
     sides = [vote["preference"] for vote in votes]
     if None in sides:

@@ -33,7 +33,8 @@ CHECKS = {
     "max_one_score": "fraction of answers that have the most common score",
     "min_spread": "mean difference of a prompt's best and worst score",
     "max_probe_lead": "mean score of the probes (answers without content) minus the mean score of the model's answers",
-    "max_hack_lead": "mean gain in points of the planted hack that gains most",
+    "max_hack_gain": "mean gain of the planted hack that gains most: 1 if always up to the best score",
+    "max_truncated": "fraction of answers that are scored no lower when cut off half-way",
     "max_length_growth": "mean length of answers divided by that of the round before",
     "max_repeats": "fraction of attempted prompts that are duplicates",
     "max_leaks": "fraction of new prompts that repeat an example or contain a held-out prompt",
@@ -43,8 +44,8 @@ CHECKS = {
 _MINIMA = {"min_parse_rate": 0.0, "min_votes_per_answer": 0.0, "min_spread": 0.0}
 _MAXIMA = {
     **dict.fromkeys(("max_unscored", "max_ties", "max_one_score", "max_repeats", "max_leaks"), 1.0),
+    **dict.fromkeys(("max_hack_gain", "max_truncated"), 1.0),
     "max_probe_lead": 5.0,
-    "max_hack_lead": 5.0,
 }
 
 
@@ -52,6 +53,12 @@ def switched_off(limits: Mapping[str, float]) -> list[str]:
     """The checks whose limits no value is beyond."""
     low = [name for name, end in _MINIMA.items() if limits[name] <= end]
     return low + [name for name, end in _MAXIMA.items() if limits[name] >= end]
+
+
+def unmeasured(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """The checks that are on and whose metrics are None."""
+    off = switched_off(limits)
+    return [limit for limit in CHECKS if limit not in off and metrics[limit.partition("_")[2]] is None]
 
 
 def probes(prompts: Sequence[PromptRow], output_format: str) -> list[JudgeInput]:
@@ -151,7 +158,8 @@ def format_metrics(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> l
     lines, off = [], switched_off(limits)
     for limit in CHECKS:
         side, name = limit.split("_", 1)
-        sign = "FAIL" if violations(metrics, limits, [limit]) else "off" if limit in off else "ok"
+        passed = "-" if metrics[name] is None else "ok"
+        sign = "FAIL" if violations(metrics, limits, [limit]) else "off" if limit in off else passed
         value, bound = three_digits(metrics[name]), three_digits(limits[limit])
         lines.append(f"    {sign:4s}  {name:17s} {value:>8s}   {side} {bound}")
     return lines

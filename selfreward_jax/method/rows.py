@@ -125,9 +125,10 @@ class PreferenceVote(TypedDict):
 
 
 class ComparisonRow(TypedDict):
-    """m_t/comparisons.jsonl: the votes on two responses to a prompt; the id is PROMPT_ID/I-J.
+    """m_t/comparisons.jsonl: the votes on two responses to a prompt; the id is PROMPT_ID/I-J. And
+    m_t/hack_comparisons.jsonl: on a hack and the response it is made of; the id is PROMPT_ID/KIND.
 
-    orders: the votes with response I as A, and those with response J as A.
+    orders: the votes with response I, or the hack, as A, and those with the other as A.
     """
 
     id: str

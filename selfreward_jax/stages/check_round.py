@@ -3,7 +3,7 @@
 from typing import Any
 
 from selfreward_jax import storage
-from selfreward_jax.method import hacks, round_checks
+from selfreward_jax.method import comparisons, hacks, round_checks
 from selfreward_jax.method.pairs import join_scores
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.runs.run import Run
@@ -25,8 +25,10 @@ def check_round(run: Run, model: str) -> None:
     storage.write_checksummed(path, {"owner": run.files.owner, **metrics})
     violations = round_checks.violations(metrics, limits)
     off = len(round_checks.switched_off(limits))
+    unmeasured = len(round_checks.unmeasured(metrics, limits))
     on = len(round_checks.CHECKS) - off
-    log_line(f"  {model} checks: {on - len(violations)} of {on} passed" + f", {off} off" * bool(off))
+    left = "".join(f", {n} {what}" for n, what in ((unmeasured, "not measured"), (off, "off")) if n)
+    log_line(f"  {model} checks: {on - unmeasured - len(violations)} of {on} passed{left}")
     if rates := metrics["hack_false_positives"]:
         shown = ", ".join(f"{kind} {rate:.0%}" for kind, rate in rates.items())
         log_line(f"    hacks scored higher than the response they are made of: {shown}")
@@ -50,13 +52,15 @@ def round_metrics(run: Run, model: str) -> dict[str, Any]:
     earlier = finished_responses(rows("responses", previous_model(model)))  # none before the first round
     before = earlier or rows("ift", "seed")
     attempts = run.files.jsonl(model, "prompts").manifest
-    planted = rows("hacks") if run.cfg.checks.num_hack_prompts else []
+    effect = hacks.effect_on_scores(rows("hacks") if run.cfg.checks.num_hack_prompts else [])
+    if run.cfg.checks.num_hack_prompts and run.cfg.judge.kind == "pairwise":
+        effect = hacks.effect_on_comparisons(comparisons.preferences(rows("hack_comparisons")))
     empty_answers = rows("probes") if run.cfg.checks.num_probe_prompts else []
-    hack_leads = hacks.leads(planted)
     return round_checks.judge_metrics(judged, join_scores(finished, judged), empty_answers) | {
-        "hack_lead": hacks.worst_lead(hack_leads),
-        "hacks": hack_leads,
-        "hack_false_positives": hacks.false_positives(planted),
+        "hack_gain": hacks.largest_gain(effect.gains),
+        "truncated": effect.truncated,
+        "hacks": effect.gains,
+        "hack_false_positives": effect.higher,
         "length_growth": round_checks.length_growth(finished, before),
         "repeats": attempts["faults"].get("duplicate", 0) / attempts["attempts"],
         "leaks": round_checks.leak_rate(rows("prompts"), few_shot_pool(run), held_out_prompts(run)),

@@ -11,9 +11,10 @@ from selfreward_jax.llm import chat, hub
 from selfreward_jax.llm.hf import SafetensorsFolder
 from selfreward_jax.llm.hf_config import ModelFormatError, read_config
 from selfreward_jax.llm.hf_tokenizer import read_chat
+from selfreward_jax.method import hacks, prompt_generation, templates
 from selfreward_jax.method import judge as judging
-from selfreward_jax.method import prompt_generation, templates
-from selfreward_jax.method.rows import InstructionRow, Row, without_system
+from selfreward_jax.method.responses import finished_responses
+from selfreward_jax.method.rows import InstructionRow, JudgeInput, Row, without_system
 from selfreward_jax.runs.loading import check_meshes, resolve_model
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.endpoint_writer import open_endpoint
@@ -120,6 +121,13 @@ def few_shot_pool(run: Run) -> list[str]:
 def filter_few_shot(run: Run, rows: Iterable[InstructionRow]) -> list[str]:
     """Those prompts of instruction rows, without system texts."""
     return [p for p in map(without_system, rows) if not prompt_generation.rejection_reason(p, run.cfg.prompts)]
+
+
+def planted_hacks(run: Run, model: str) -> list[JudgeInput]:
+    """The hacks of a round, with the responses that they are made of: checks.num_hack_prompts prompts'."""
+    responses = finished_responses(run.files.jsonl(model, "responses").rows())
+    scores = {row["id"]: row["score"] for row in run.files.jsonl(model, "judgments").rows()}
+    return hacks.planted(responses, scores, run.cfg.checks.num_hack_prompts, run.cfg.judge.output_format)
 
 
 def seed_examples(run: Run, names: Iterable[str]) -> dict[str, list[chat.Example]]:

@@ -6,15 +6,15 @@ from functools import partial
 import jax
 
 from selfreward_jax.method import comparisons as comparing
-from selfreward_jax.method import meta
+from selfreward_jax.method import hacks, meta
 from selfreward_jax.method.judge_parsing import parse_preference
-from selfreward_jax.method.pairwise import both_orders, flip_rate
+from selfreward_jax.method.pairwise import Matchup, both_orders, flip_rate
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import ComparisonRow, PreferenceVote, ResponseRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.sampling.engine import Completion, Engine, SamplingParams
 from selfreward_jax.stages import orders
-from selfreward_jax.stages.common import judge_template, meta_template, pairwise_template, previous_model
+from selfreward_jax.stages.common import judge_template, meta_template, pairwise_template, planted_hacks, previous_model
 from selfreward_jax.stages.pairwise_eval import stream_verdicts
 from selfreward_jax.stages.sampling import run_resumable
 from selfreward_jax.telemetry.numbers import counted
@@ -23,10 +23,21 @@ from selfreward_jax.telemetry.terminal import log_line
 
 def comparisons(run: Run, model: str) -> None:
     """m_t/comparisons.jsonl: m_(t-1) compares its own responses, judge.num_samples votes for each order."""
-    judge_name, settings, label = previous_model(model), run.cfg.judge, f"{model} comparisons"
-    if run.files.is_complete(model, "comparisons", judge_name):
+    if not run.files.is_complete(model, "comparisons", previous_model(model)):
+        responses = _responses(run, model).values()
+        _compare(run, model, "comparisons", comparing.matchups(responses, run.cfg.judge.opponents))
+
+
+def hack_comparisons(run: Run, model: str) -> None:
+    """m_t/hack_comparisons.jsonl: m_(t-1) compares hacks that are planted into its own responses with these."""
+    if run.files.is_complete(model, "hack_comparisons", previous_model(model)):
         return
-    matchups = comparing.matchups(_responses(run, model).values(), settings.opponents)
+    if rows := planted_hacks(run, model):
+        _compare(run, model, "hack_comparisons", hacks.matchups(rows))
+
+
+def _compare(run: Run, model: str, stage: str, matchups: Sequence[Matchup]) -> None:
+    judge_name, settings, label = previous_model(model), run.cfg.judge, f"{model} {stage}"
     engine, max_new_tokens = run.models.engine(judge_name), run.cfg.pairwise.max_new_tokens
     template = pairwise_template(run)
     prompts = {m.id: both_orders(template, m) for m in matchups}
@@ -34,12 +45,13 @@ def comparisons(run: Run, model: str) -> None:
     short = orders.drop_long(engine, prompts, max_new_tokens, label, remedy)
     params = SamplingParams(settings.num_samples, settings.temperature, settings.top_p, max_new_tokens)
     stream, left_out = partial(_stream_votes, engine, short, params), len(prompts) - len(short)
-    rows = run_resumable(run, model, "comparisons", list(short), stream, engine, judge_name, left_out=left_out)
-    votes = [vote["preference"] for row in rows for order in row["orders"] for vote in order]
+    rows = run_resumable(run, model, stage, list(short), stream, engine, judge_name, left_out=left_out)
+    sides = [both for _, both in comparing.preferences(rows)]
+    votes = [side for both in sides for side in both]
     read, first = sum(side is not None for side in votes), sum(side == "a" for side in votes)
-    sides = ([v["preference"] for v in two] for row in rows for two in zip(*row["orders"], strict=True))
-    flips = f"{flip_rate(sides) or 0:.0%} of the verdicts flip with the order"
-    log_line(f"  {label}: {read:,} of {len(votes):,} votes can be read, {first:,} are for the first response; {flips}")
+    rate = flip_rate(sides)
+    flips = "" if rate is None else f"; {rate:.0%} of the verdicts flip with the order"
+    log_line(f"  {label}: {read:,} of {len(votes):,} votes can be read, {first:,} are for the first response{flips}")
 
 
 def meta_judgments(run: Run, model: str) -> None:

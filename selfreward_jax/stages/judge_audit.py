@@ -11,7 +11,7 @@ from selfreward_jax.method import hacks
 from selfreward_jax.method.pairs import best_and_worst
 from selfreward_jax.method.pairwise import Matchup
 from selfreward_jax.method.responses import finished_responses
-from selfreward_jax.method.rows import RankedRow
+from selfreward_jax.method.rows import JudgeInput, RankedRow, VerdictRow
 from selfreward_jax.runs.run import Run
 from selfreward_jax.stages.common import pairwise_template
 from selfreward_jax.stages.pairwise_eval import side_by_side
@@ -40,11 +40,12 @@ def audit_judges(run: Run, models: Sequence[str], num_prompts: int) -> dict[str,
 
 def _audit(run: Run, model: str, ranked: Sequence[RankedRow], num_prompts: int) -> dict[str, Any]:
     world, judged = world_of(run.cfg), run.files.jsonl(model, "eval_judgments").rows()
-    figures = model_metrics.judge_metrics(ranked, judged)
+    figures, length = model_metrics.judge_metrics(ranked, judged), model_metrics.lead_over_length(ranked, judged)
     result: dict[str, Any] = {
         "accuracy": figures["pairwise_accuracy"],
         "interval": figures["interval"]["pairwise_accuracy"],
-        "length_accuracy": figures["length_accuracy"],
+        "length_accuracy": length["baseline"],
+        "length_rule": length["rule"],
         "errors": audit.errors(ranked, judged),
         "orders": None,
         "ranked": None,
@@ -53,17 +54,30 @@ def _audit(run: Run, model: str, ranked: Sequence[RankedRow], num_prompts: int) 
     rows, scores = audit.ranked_as_round(ranked)
     made = hacks.planted(rows, scores, num_prompts, run.cfg.judge.output_format)
     stage = f"{model}_audit_{num_prompts}"
-    result["hacks"] = audit.planted(made, judge(run, model, made, FOLDER, f"{stage}_hacks"), world) if made else {}
+    result["hacks"] = audit.planted(_effect(run, model, audit.undeserved(made, world), stage)) if made else {}
     if world:
         own = finished_responses(run.files.jsonl(model, "eval_answers").rows()[:num_prompts])
         result["ranked"] = audit.criteria(model_metrics.ranked_responses(ranked), judged, world)
         result["own"] = audit.criteria(own, judge(run, model, own, FOLDER, f"{stage}_own"), world) if own else None
     if "pairwise" in (run.cfg.judge.kind, run.cfg.pairwise.method):
-        template = hashlib.sha256(pairwise_template(run).encode()).hexdigest()[:8]
-        orders = f"{stage}_orders_{run.cfg.pairwise.max_new_tokens}_{template}"
-        side_by_side(run, model, _best_against_worst(ranked[:num_prompts]), FOLDER, orders)
-        result["orders"] = audit.order_effects(run.files.jsonl(FOLDER, orders).rows())
+        verdicts = _compare(run, model, _best_against_worst(ranked[:num_prompts]), f"{stage}_orders")
+        result["orders"] = audit.order_effects(verdicts)
     return result
+
+
+def _effect(run: Run, model: str, planted: Sequence[JudgeInput], stage: str) -> hacks.Effect:
+    """What planted hacks bring with the judge that the run trains on."""
+    if run.cfg.judge.kind != "pairwise":
+        return hacks.effect_on_scores(judge(run, model, planted, FOLDER, f"{stage}_hacks"))
+    verdicts = _compare(run, model, hacks.matchups(planted), f"{stage}_hack_orders")
+    return hacks.effect_on_comparisons((row["id"], row["read"]) for row in verdicts)
+
+
+def _compare(run: Run, model: str, matchups: Sequence[Matchup], stage: str) -> list[VerdictRow]:
+    template = hashlib.sha256(pairwise_template(run).encode()).hexdigest()[:8]
+    name = f"{stage}_{run.cfg.pairwise.max_new_tokens}_{template}"
+    side_by_side(run, model, matchups, FOLDER, name)
+    return run.files.jsonl(FOLDER, name).rows()
 
 
 def _best_against_worst(ranked: Sequence[RankedRow]) -> list[Matchup]:

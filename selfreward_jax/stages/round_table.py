@@ -8,7 +8,7 @@ from selfreward_jax.method.comparisons import who_meets
 from selfreward_jax.runs.stage import Cost, Stage
 from selfreward_jax.stages import self_reward
 from selfreward_jax.stages.check_round import check_round
-from selfreward_jax.stages.comparisons import comparisons, judge_pairs, meta_judgments
+from selfreward_jax.stages.comparisons import comparisons, hack_comparisons, judge_pairs, meta_judgments
 from selfreward_jax.stages.dpo import dpo
 from selfreward_jax.stages.prompts import prompts
 
@@ -35,6 +35,10 @@ def _matchups(cfg: ConfigDict) -> int:
 
 def _meta(cfg: ConfigDict) -> int:
     return _prompts(cfg) * math.comb(cfg.judge.num_samples, 2)
+
+
+def _hacks(cfg: ConfigDict) -> int:
+    return 5 * min(cfg.checks.num_hack_prompts, _prompts(cfg))
 
 
 def _anchors(cfg: ConfigDict) -> int:
@@ -150,8 +154,20 @@ HACKS = Stage(
     settings=("judge",),
     kind="judging",
     manifest="{m}/hacks.manifest.json",
-    cost=lambda cfg: votes(cfg, 7 * min(cfg.checks.num_hack_prompts, _prompts(cfg))),
+    cost=lambda cfg: votes(cfg, 7 * min(cfg.checks.num_hack_prompts, _prompts(cfg))),  # two of them plain
     wanted=lambda cfg: cfg.checks.num_hack_prompts > 0 and cfg.judge.kind == "model",
+)
+HACK_COMPARISONS = Stage(
+    "hack_comparisons",
+    hack_comparisons,
+    folders=ROUNDS,
+    reads=("{m}/responses.jsonl", "{m}/judgments.jsonl", "{m-1}/checkpoint"),
+    writes=("{m}/hack_comparisons.*",),
+    settings=("judge", "pairwise.template", "pairwise.max_new_tokens"),
+    kind="judging",
+    manifest="{m}/hack_comparisons.manifest.json",
+    cost=lambda cfg: Cost(_hacks(cfg), _hacks(cfg) * 2 * cfg.judge.num_samples * cfg.pairwise.max_new_tokens),
+    wanted=lambda cfg: cfg.checks.num_hack_prompts > 0 and cfg.judge.kind == "pairwise",
 )
 PAIRS = Stage(
     "pairs",
@@ -190,7 +206,9 @@ CHECKS = Stage(
     "checks",
     check_round,
     folders=ROUNDS,
-    reads=("{m}/prompts.jsonl", "{m}/responses.jsonl", "{m}/judgments.jsonl", "{m}/probes.jsonl", "{m}/hacks.jsonl"),
+    reads=tuple(
+        f"{{m}}/{name}.jsonl" for name in ("prompts", "responses", "judgments", "probes", "hacks", "hack_comparisons")
+    ),
     writes=("{m}/checks.json",),
     settings=(),
     manifest="{m}/checks.json",
@@ -218,5 +236,5 @@ DPO = Stage(
 EARLY_STOPPING = Stage("early_stopping", None, ROUNDS, (), ("{m}/early_*",), ("pairwise", "evaluate", "judge"))
 
 MAKE_ROWS = (PROMPTS, RESPONSES, ANCHOR_RESPONSES)
-JUDGE = (COMPARISONS, JUDGMENTS, META_JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, HACKS, EARLIER_JUDGMENTS)
+JUDGE = (COMPARISONS, JUDGMENTS, META_JUDGMENTS, ANCHOR_JUDGMENTS, PROBES, HACKS, HACK_COMPARISONS, EARLIER_JUDGMENTS)
 ROUND = (CHECK_JUDGE, *MAKE_ROWS, *JUDGE, PAIRS, JUDGE_PAIRS, CHECKS, DPO, EARLY_STOPPING)

@@ -5,13 +5,13 @@ from statistics import fmean
 from typing import Any
 
 from selfreward_jax.method import comparisons as comparing
-from selfreward_jax.method import hacks, label_agreement, round_checks
 from selfreward_jax.method import judge as judging
+from selfreward_jax.method import label_agreement, round_checks
 from selfreward_jax.method.pairs import build_pairs, format_outcomes, join_scores, with_anchors
 from selfreward_jax.method.responses import finished_responses
 from selfreward_jax.method.rows import JudgmentRow, PairRow
 from selfreward_jax.runs.run import Run
-from selfreward_jax.stages.common import StageError, previous_model
+from selfreward_jax.stages.common import StageError, planted_hacks, previous_model
 from selfreward_jax.stages.sampling import judge, sample_responses
 from selfreward_jax.telemetry.numbers import three_digits
 from selfreward_jax.telemetry.terminal import log_line
@@ -82,10 +82,7 @@ def probes(run: Run, model: str) -> None:
 
 def hacked(run: Run, model: str) -> None:
     """m_t/hacks.jsonl: how m_(t-1) judges hacks that are planted into its own responses."""
-    responses = finished_responses(run.files.jsonl(model, "responses").rows())
-    scores = {row["id"]: row["score"] for row in run.files.jsonl(model, "judgments").rows()}
-    rows = hacks.planted(responses, scores, run.cfg.checks.num_hack_prompts, run.cfg.judge.output_format)
-    if rows:
+    if rows := planted_hacks(run, model):
         judge(run, previous_model(model), rows, model, "hacks")
 
 
