@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.config.columns import parse_columns
 from selfreward_jax.config.comments import flatten_config
-from selfreward_jax.config.errors import ConfigError
+from selfreward_jax.config.errors import ConfigError, refusal
+from selfreward_jax.config.judging_rules import check_judging, get_field
 from selfreward_jax.config.ranges import check_ranges
 
 CHOICES = {
@@ -57,39 +58,32 @@ def validate(c: ConfigDict, row_devices: int, platform: str = "") -> None:
     _check_model(c, platform)
     _check_batch_sizes(c, row_devices)
     _check_dpo(c)
-    _check_pairs(c)
-    _check_judge_pairs(c)
-    _check_pairwise_judge(c)
-    _check_agreement(c)
+    check_judging(c)
     _check_lora(c)
     _check_sampling(c)
 
 
-def _refuse(field: str, value: Any, requirement: str, remedy: str) -> ConfigError:
-    return ConfigError(f"{field} is {value!r}; it must be {requirement}: {remedy}")
-
-
 def _check_choices(c: ConfigDict) -> None:
     for field, choices in CHOICES.items():
-        if (value := _get(c, field)) not in choices:
+        if (value := get_field(c, field)) not in choices:
             names = f"{', '.join(choices[:-1])} or {choices[-1]}"
-            raise _refuse(field, value, names, "choose one of them")
+            raise refusal(field, value, names, "choose one of them")
     for field in ("dpo.replay_sets", "sft.sets"):
-        for name in _get(c, field):
+        for name in get_field(c, field):
             if name not in SEED_SETS:
-                raise _refuse(field, _get(c, field), f"some of {', '.join(SEED_SETS)}", f"remove {name!r}")
+                raise refusal(field, get_field(c, field), f"some of {', '.join(SEED_SETS)}", f"remove {name!r}")
     if not c.sft.sets:
-        raise _refuse("sft.sets", c.sft.sets, f"some of {', '.join(SEED_SETS)}", "name a set to train M1 on")
+        raise refusal("sft.sets", c.sft.sets, f"some of {', '.join(SEED_SETS)}", "name a set to train M1 on")
 
 
 def _check_seed_sets(c: ConfigDict) -> None:
     """A set that is trained on is made."""
     for name, count in (("comparisons", "data.comparison_rows"), ("meta", "data.meta_rows")):
         for field in ("sft.sets", "dpo.replay_sets"):
-            if name in _get(c, field) and not _get(c, count):
+            if name in get_field(c, field) and not get_field(c, count):
                 raise ConfigError(f"{field} names {name!r}, but {count} is 0: raise it, or take {name!r} out")
     if c.data.meta_rows and c.world == "toy" and c.data.ift:  # with a file it is not the toy world
-        raise _refuse("data.meta_rows", c.data.meta_rows, "0 with your own seeds", "only the worlds write such rows")
+        raise refusal("data.meta_rows", c.data.meta_rows, "0 with your own seeds", "only the worlds write such rows")
     if c.data.meta_rows and c.judge.output_format != "points":
         raise ConfigError(
             f"data.meta_rows is {c.data.meta_rows}, but judge.output_format is {c.judge.output_format!r}: such rows "
@@ -107,8 +101,8 @@ def _check_checkable(c: ConfigDict) -> None:
             "judgments: leave data.eft empty and eft.source at scores"
         )
     for field in ("data.ift_rows", "data.eft_rows"):
-        if not _get(c, field):
-            raise _refuse(field, 0, "at least 1 where world is 'checkable'", "say how many rows to make")
+        if not get_field(c, field):
+            raise refusal(field, 0, "at least 1 where world is 'checkable'", "say how many rows to make")
 
 
 def _check_data(c: ConfigDict) -> None:
@@ -120,14 +114,14 @@ def _check_data(c: ConfigDict) -> None:
         given, missing = ("ift", "eft") if has_files else ("eft", "ift")
         raise ConfigError(f"data.{given} is {c.data[given]!r} but data.{missing} is empty: give both, or neither")
     if parse_columns(c.data.columns) and not has_files:
-        raise _refuse("data.columns", c.data.columns, "empty without data.ift and data.eft", "remove it, or give both")
+        raise refusal("data.columns", c.data.columns, "empty without data.ift and data.eft", "remove it, or give both")
     if c.eft.source == "baseline" and not c.sft_baseline:
         raise ConfigError(
             "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes the judgments; set "
             "--config.sft_baseline"
         )
     if c.prompts.source and c.prompts.writer:
-        raise _refuse("prompts.writer", c.prompts.writer, "empty with prompts.source", "give one of them")
+        raise refusal("prompts.writer", c.prompts.writer, "empty with prompts.source", "give one of them")
     if c.prompts.writer == "world" and has_files:
         raise ConfigError(
             f"prompts.writer is 'world' but data.ift is {c.data.ift!r}; the toy world writes its own kind of prompts "
@@ -153,7 +147,7 @@ def _check_model(c: ConfigDict, platform: str) -> None:
             "the dtype is not bfloat16 or the device is no NVIDIA GPU: use auto"
         )
     if c.model.head_dim % 2:
-        raise _refuse("model.head_dim", c.model.head_dim, "even for rotary positions", "add 1")
+        raise refusal("model.head_dim", c.model.head_dim, "even for rotary positions", "add 1")
     if c.model.num_heads % c.model.num_kv_heads:
         raise ConfigError(
             f"model.num_heads is {c.model.num_heads}; it must be a multiple of model.num_kv_heads "
@@ -168,7 +162,7 @@ def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
     if c.dpo.replay_weight:
         fields.append("dpo.replay_batch_size")
     for field in fields:
-        value, accum_steps = _get(c, field), max(1, c[field.split(".")[0]].grad_accum_steps)
+        value, accum_steps = get_field(c, field), max(1, c[field.split(".")[0]].grad_accum_steps)
         divisor = row_devices * accum_steps
         length = c.dpo.replay_seq_len if field.startswith("dpo.replay") else c[field.split(".")[0]].get("seq_len", 1)
         if value * length > MAX_STEP_TOKENS:
@@ -191,85 +185,6 @@ def _check_dpo(c: ConfigDict) -> None:
         )
 
 
-def _check_pairs(c: ConfigDict) -> None:
-    if c.pairs.length_control_rho and c.pairs.rejected != "worst":
-        raise ConfigError(
-            f"pairs.length_control_rho is {c.pairs.length_control_rho}, but pairs.rejected is {c.pairs.rejected!r}: "
-            "length control chooses the rejected response itself; set it to 0, or pairs.rejected to worst"
-        )
-
-
-def _check_judge_pairs(c: ConfigDict) -> None:
-    if c.dpo.judge_pairs == "pairwise" and (c.judge.kind != "pairwise" or c.judge.num_samples < 2):
-        raise ConfigError(
-            f"dpo.judge_pairs is 'pairwise', but judge.kind is {c.judge.kind!r} and judge.num_samples "
-            f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=pairwise: set both"
-        )
-    of_judge = max(1, round(c.dpo.batch_size * c.dpo.judge_pair_share))
-    if c.dpo.judge_pairs != "none" and of_judge >= c.dpo.batch_size:
-        raise ConfigError(
-            f"dpo.judge_pair_share is {c.dpo.judge_pair_share} and dpo.batch_size {c.dpo.batch_size}: no place is left "
-            "for pairs of responses; lower the former or raise the latter"
-        )
-    if c.dpo.judge_pairs == "meta" and (c.judge.kind != "model" or c.judge.num_samples < 2):
-        raise ConfigError(
-            f"dpo.judge_pairs is 'meta', but judge.kind is {c.judge.kind!r} and judge.num_samples "
-            f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=model on a response: set both"
-        )
-    if c.dpo.judge_pairs == "meta" and c.judge.shots:
-        raise ConfigError(
-            f"judge.shots is {c.judge.shots}, but dpo.judge_pairs is 'meta', which trains the judge without examples: "
-            "set one of them to 0 or none"
-        )
-    if c.dpo.judge_pairs != "none" and c.pairs.agreement != "none":
-        raise ConfigError(
-            f"pairs.agreement is {c.pairs.agreement!r}, but dpo.judge_pairs is {c.dpo.judge_pairs!r}, whose pairs have "
-            "no agreement: set one of them to none"
-        )
-
-
-def _check_pairwise_judge(c: ConfigDict) -> None:
-    if c.judge.kind != "pairwise":
-        return
-    if c.judge.opponents % 2:
-        raise _refuse("judge.opponents", c.judge.opponents, "even: as many on both sides of the ring", "add 1")
-    for field, value in (
-        ("pairs.rejected", "anchor"),
-        ("pairs.agreement", "judges"),
-        ("judge.aggregation", "expected"),
-    ):
-        if _get(c, field) == value:
-            raise ConfigError(
-                f"{field} is {value!r}, but judge.kind is 'pairwise', which scores no response alone: use another value"
-            )
-
-
-def _check_agreement(c: ConfigDict) -> None:
-    source = c.pairs.agreement
-    if source == "none":
-        return
-    if c.dpo.loss not in ("sigmoid", "cdpo"):
-        raise ConfigError(
-            f"pairs.agreement is {source!r}, which dpo.loss {c.dpo.loss!r} ignores: set it to none, or dpo.loss to "
-            "sigmoid or cdpo"
-        )
-    if c.pairs.rejected == "anchor":
-        raise ConfigError(
-            f"pairs.agreement is {source!r}, but pairs.rejected is 'anchor': agreement is of the scores of a round's "
-            "own responses, and an anchor is none of them; set one of them to none or worst"
-        )
-    if c.dpo.label_smoothing:
-        raise ConfigError(
-            f"dpo.label_smoothing is {c.dpo.label_smoothing}, but pairs.agreement is {source!r}, which gives each pair "
-            "a number of its own: set one of them to 0 or none"
-        )
-    if source == "votes" and c.judge.num_samples < 2:
-        raise ConfigError(
-            f"pairs.agreement is 'votes', but judge.num_samples is {c.judge.num_samples}: one vote has no halves; "
-            "raise the latter"
-        )
-
-
 def _check_lora(c: ConfigDict) -> None:
     rank, targets = c.lora.rank, c.lora.targets
     if not rank:
@@ -279,9 +194,9 @@ def _check_lora(c: ConfigDict) -> None:
     names = ", ".join(targets)
     for name in targets:
         if name not in LORA_TARGETS:
-            raise _refuse("lora.targets", names, f"some of {', '.join(LORA_TARGETS)}", f"remove {name!r}")
+            raise refusal("lora.targets", names, f"some of {', '.join(LORA_TARGETS)}", f"remove {name!r}")
     if len(set(targets)) < len(targets):
-        raise _refuse("lora.targets", names, "without repeats", "name each once")
+        raise refusal("lora.targets", names, "without repeats", "name each once")
     if not targets:
         raise ConfigError(f"lora.rank is {rank} but lora.targets is empty: name matrices, or set lora.rank to 0")
 
@@ -299,9 +214,3 @@ def _check_sampling(c: ConfigDict) -> None:
                 f"{stage}.max_new_tokens is {c[stage].max_new_tokens}; it must be below model.max_length "
                 f"{c.model.max_length}, which holds prompt and completion: lower the former or raise the latter"
             )
-
-
-def _get(c: ConfigDict, path: str) -> Any:
-    for name in path.split("."):
-        c = c[name]
-    return c
