@@ -147,6 +147,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     wanted = options.variants.split(";")
+    if unknown := [name for name in wanted if name not in VARIANTS]:
+        parser.error(f"--variants has {unknown[0]!r}; they are, with ; between them: {'; '.join(VARIANTS)}")
     names = list(dict.fromkeys(of for name in wanted for of in (VARIANTS[name].of or name, name)))
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
     for seed in map(int, options.seeds.split(",")):

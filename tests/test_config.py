@@ -168,6 +168,34 @@ REFUSED = [
     ({"pairs.rejected": "anchor", "pairs.agreement": "votes"}, ["pairs.agreement", "'votes'", "pairs.rejected"]),
     ({"dpo.judge_pairs": "meta", "judge.shots": 2}, ["judge.shots", "2", "dpo.judge_pairs"]),
     ({"judge.kind": "pairwise", "judge.opponents": 3}, ["judge.opponents", "3"]),
+    ({"judge.kind": "pairwise", "judge.shots": 4}, ["judge.shots", "4", "judge.kind"]),
+    ({"judge.kind": "pairwise", "judge.accept_complete": True}, ["judge.accept_complete", "judge.kind"]),
+    (
+        {"judge.kind": "pairwise", "judge.num_samples": 2, "judge.opponents": 2, "judge.min_votes": 5},
+        ["judge.min_votes", "5", "4"],
+    ),
+    (
+        {"judge.kind": "pairwise", "dpo.judge_pairs": "pairwise", "dpo.judge_pair_max_length": 9},
+        ["dpo.judge_pair_max_length", "9"],
+    ),
+    ({"judge.temperature": 0.0, "pairs.agreement": "votes"}, ["judge.temperature", "pairs.agreement", "'votes'"]),
+    ({"judge.temperature": 0.0, "dpo.judge_pairs": "meta"}, ["judge.temperature", "dpo.judge_pairs", "'meta'"]),
+    (
+        {"judge.shots": 4, "eft.source": "baseline", "sft_baseline": True, "data.ift": "a", "data.eft": "b"},
+        ["judge.shots", "4", "eft.source"],
+    ),
+    ({"dpo.reference": "m1", "dpo.loss": "simpo"}, ["dpo.reference", "'m1'", "'simpo'"]),
+    ({"world": "checkable", "data.ift": "a", "prompts.writer": "world"}, ["prompts.writer", "'checkable'"]),
+    (
+        {"world": "checkable", "data.ift": "a", "prompts.source": "p", "prompts.writer": "b"},
+        ["prompts.writer", "prompts.source"],
+    ),
+    ({"prompts.count": 5000}, ["prompts.count", "5000", "prompts.max_attempts", "4096"]),
+    ({"prompts.later_count": 5000}, ["prompts.later_count", "5000", "prompts.max_attempts", "4096"]),
+    (
+        {"prompts.writer": "endpoint", "prompts.count": 2000, "endpoint.base_url": "http://a/v1"},
+        ["endpoint.max_requests", "1000", "prompts.count", "2000"],
+    ),
 ]
 
 

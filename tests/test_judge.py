@@ -87,6 +87,16 @@ def test_a_complete_vote_that_was_cut_off_later_may_count():
     assert [v["finished"] for v in row["votes"]] == [False] * 3
 
 
+def test_of_a_vote_that_was_cut_off_the_expected_score_is_of_what_was_read(monkeypatch):
+    queries = []
+    monkeypatch.setattr(judging, "expected_scores", lambda _, judgments, *rest: queries.extend(judgments) or [3.5] * 3)
+    engine = Scripted({"a": ["Score: 4\nA stricter reader: Score: 2"] * 3}, finished=lambda i, sample: False)
+    engine.max_concurrent = 3
+    (row,) = judged(engine, [answer("a")], aggregation="expected", accept_complete=True)
+    assert [text for _, text in queries] == ["Score: 4"] * 3
+    assert (row["votes"][0]["score"], row["score"]) == (4.0, 3.5)
+
+
 def test_what_a_model_invents_after_its_judgment_is_not_read():
     votes = ["Good.\nScore: 4\n\nRequest: What is wax?\nAnswer: Fat.\nScore: 1", "Score: 3", "Request: x\nScore: 2"]
     engine = Scripted({"a": votes}, finished=lambda i, sample: sample == 1)

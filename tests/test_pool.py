@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import arguments, ended
+from conftest import arguments, assert_mentions, ended
 
 from selfreward_jax import main
 from selfreward_jax.data.limits import DataError
@@ -31,6 +31,14 @@ def test_texts_rows_and_conversations_are_prompts(tmp_path):
 def test_a_row_without_a_prompt_is_refused(tmp_path, row):
     with pytest.raises(DataError, match=r"prompts\.source .*pool\.jsonl"):
         read_pool(write(tmp_path / "pool.jsonl", "What is wax?", row))
+
+
+def test_a_file_with_too_few_prompts_for_all_rounds_is_refused_at_the_start(tmp_path):
+    pool = write(tmp_path / "pool.jsonl", *(f"Could you name {n} trees?" for n in range(2, 15)))
+    options = {"prompts.source": pool, "prompts.count": 6, "prompts.later_count": 8}
+    code, err = ended(main, *arguments(tmp_path / "run", 3, *(f"--config.{k}={v}" for k, v in options.items())))
+    assert code == 2
+    assert_mentions(err.splitlines()[-1], "prompts.source", 13, 14, "prompts.count 6", "prompts.later_count 8")
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
             section, name = field.split(".")
             run.cfg[section][name] = value
     validate.validate(run.cfg, row_devices=1)
-    if options.audit:
+    if options.audit is not None:
         streams.result(*_audit(run, options))
         return 0
     if options.suite:

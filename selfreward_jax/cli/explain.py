@@ -62,7 +62,7 @@ def trace_pair(workdir: epath.Path, pair_id: str) -> Iterator[str]:
     yield f"trains {model_name}, " + (f"weights {weights}" if weights else "which is not trained yet")
     for artifact in artifacts.values():
         yield f"{artifact.path.name}: {artifact.manifest['rows']} rows, SHA-256 {artifact.manifest['sha256']}"
-    yield from _block(f"prompt, by {settings.prompts.writer or judge}", pair["prompt"])
+    yield from _block(f"prompt, by {settings.prompts.source or settings.prompts.writer or judge}", pair["prompt"])
     authors = {"responses": judge, "anchor_responses": "m1"}
     for source, author in ((name, author) for name, author in authors.items() if name in rows):
         key, stage = _format_key(seed, model_name, source, pair_id), source.replace("responses", "judgments")

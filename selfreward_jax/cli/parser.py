@@ -85,7 +85,7 @@ def _evaluate(parser: _Parser) -> None:
     )
     parser.add_argument("--opponent", default="", help="another model: a run, a Hugging Face folder, or a hub id")
     parser.add_argument("--opponent_model", default="", help="model of the opponent's run (default: the last one)")
-    parser.add_argument("--audit", type=int, default=0, help="audit models as judges instead, on so many prompts")
+    parser.add_argument("--audit", type=int, help="audit models as judges instead, on so many prompts")
     parser.add_argument("--suite", default="", help="measure on these instead: ifeval, gsm8k, llmbar, judgebench")
     parser.add_argument("--suite_dir", default="", help="folder with a folder for each suite, which holds its file")
     parser.add_argument("--suite_tokens", type=int, default=512, help="most tokens of a suite's answer (%(default)s)")

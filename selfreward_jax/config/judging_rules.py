@@ -17,6 +17,7 @@ def check_judging(c: ConfigDict) -> None:
     _check_judge_pairs(c)
     _check_pairwise_judge(c)
     _check_agreement(c)
+    _check_votes(c)
 
 
 def get_field(c: ConfigDict, path: str) -> Any:
@@ -51,6 +52,11 @@ def _check_judge_pairs(c: ConfigDict) -> None:
             f"dpo.judge_pairs is 'meta', but judge.kind is {c.judge.kind!r} and judge.num_samples "
             f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=model on a response: set both"
         )
+    if c.dpo.judge_pairs == "pairwise" and c.dpo.judge_pair_max_length:
+        raise ConfigError(
+            f"dpo.judge_pair_max_length is {c.dpo.judge_pair_max_length}, but dpo.judge_pairs is 'pairwise', whose "
+            "chosen judgments no judge prefers for their length: set it to 0"
+        )
     if c.dpo.judge_pairs == "meta" and c.judge.shots:
         raise ConfigError(
             f"judge.shots is {c.judge.shots}, but dpo.judge_pairs is 'meta', which trains the judge without examples: "
@@ -72,6 +78,8 @@ def _check_pairwise_judge(c: ConfigDict) -> None:
         ("pairs.rejected", "anchor"),
         ("pairs.agreement", "judges"),
         ("judge.aggregation", "expected"),
+        ("judge.accept_complete", True),
+        ("judge.shots", c.judge.shots or None),
     ):
         if get_field(c, field) == value:
             raise ConfigError(
@@ -102,4 +110,28 @@ def _check_agreement(c: ConfigDict) -> None:
         raise ConfigError(
             f"pairs.agreement is 'votes', but judge.num_samples is {c.judge.num_samples}: one vote has no halves; "
             "raise the latter"
+        )
+
+
+def _check_votes(c: ConfigDict) -> None:
+    votes, source = c.judge.num_samples, "judge.num_samples"
+    if c.judge.kind == "pairwise":
+        others = c.responses.num_samples - 1
+        votes *= min(c.judge.opponents or others, others)
+        source += " times the opponents of a response,"
+    if c.judge.min_votes > votes:
+        raise ConfigError(
+            f"judge.min_votes is {c.judge.min_votes}; it must be at most {source} {votes}: lower the former or raise "
+            "the latter"
+        )
+    for field, values in (("dpo.judge_pairs", ("pairwise", "meta")), ("pairs.agreement", ("votes",))):
+        if (value := get_field(c, field)) in values and not c.judge.temperature:
+            raise ConfigError(
+                f"judge.temperature is 0, but {field} is {value!r}, which compares votes, and they would be equal: "
+                "raise the former"
+            )
+    if c.judge.shots and c.eft.source == "baseline":
+        raise ConfigError(
+            f"judge.shots is {c.judge.shots}, but eft.source is 'baseline': the examples are of EFT, which is not "
+            "there when its writer judges; set eft.source=scores, or judge.shots to 0"
         )

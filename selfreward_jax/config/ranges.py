@@ -74,6 +74,7 @@ RANGES: Ranges = {
     **_all(1, MAX_TOKENS, "prompts.max_words"),
     # fractions
     **_all(0, 1, "checks.max_leaks", "checks.max_one_score", "checks.max_repeats", "checks.max_ties"),
+    **_all(0, 1, "checks.max_truncated"),
     **_all(0, 1, "checks.max_unscored", "checks.min_parse_rate", "data.max_malformed_frac", "data.shared_to_ift"),
     **_all(0, 1, "eft.max_share", "prompts.max_rouge"),
     **_all(0, 1, *_each(_SAMPLINGS, "top_p"), excludes_low=True),

@@ -1,7 +1,5 @@
 """Checks before any work: a setting that cannot work is refused with its field, its value and the remedy."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from selfreward_jax.config.columns import parse_columns
@@ -107,6 +105,13 @@ def _check_checkable(c: ConfigDict) -> None:
 
 def _check_data(c: ConfigDict) -> None:
     has_files = bool(c.data.ift)
+    if c.prompts.source and c.prompts.writer:
+        raise refusal("prompts.writer", c.prompts.writer, "empty with prompts.source", "give one of them")
+    if c.prompts.writer == "world" and (has_files or c.world != "toy"):
+        raise ConfigError(
+            f"prompts.writer is 'world' but data.ift is {c.data.ift!r} and world {c.world!r}; the toy world writes its "
+            "own kind of prompts only: name the folder or workdir of a model"
+        )
     if c.world == "checkable":
         _check_checkable(c)
         return
@@ -119,13 +124,6 @@ def _check_data(c: ConfigDict) -> None:
         raise ConfigError(
             "eft.source is 'baseline' but sft_baseline is False: the SFT baseline writes the judgments; set "
             "--config.sft_baseline"
-        )
-    if c.prompts.source and c.prompts.writer:
-        raise refusal("prompts.writer", c.prompts.writer, "empty with prompts.source", "give one of them")
-    if c.prompts.writer == "world" and has_files:
-        raise ConfigError(
-            f"prompts.writer is 'world' but data.ift is {c.data.ift!r}; the toy world writes its own kind of prompts "
-            "only: name the folder or workdir of a model"
         )
     if not has_files and not (c.data.ift_rows and c.data.eft_rows):
         raise ConfigError(
@@ -178,6 +176,8 @@ def _check_batch_sizes(c: ConfigDict, row_devices: int) -> None:
 
 
 def _check_dpo(c: ConfigDict) -> None:
+    if c.dpo.reference == "m1" and c.dpo.loss == "simpo":
+        raise ConfigError("dpo.reference is 'm1', but dpo.loss 'simpo' has no reference: set it to previous")
     if c.dpo.label_smoothing and c.dpo.loss not in ("cdpo", "robust"):
         raise ConfigError(
             f"dpo.label_smoothing is {c.dpo.label_smoothing}, which dpo.loss {c.dpo.loss!r} ignores: set it to 0, or "
@@ -202,12 +202,22 @@ def _check_lora(c: ConfigDict) -> None:
 
 
 def _check_sampling(c: ConfigDict) -> None:
-    for stage, lower, upper in (("judge", "min_votes", "num_samples"), ("prompts", "min_words", "max_words")):
-        if c[stage][lower] > c[stage][upper]:
+    prompts = c.prompts
+    for lower, upper in (
+        ("min_words", "max_words"),
+        ("count", "max_attempts"),
+        ("later_count", "max_attempts"),
+    ):
+        if prompts[lower] > prompts[upper]:
             raise ConfigError(
-                f"{stage}.{lower} is {c[stage][lower]}; it must be at most {stage}.{upper} {c[stage][upper]}: lower "
-                "the former or raise the latter"
+                f"prompts.{lower} is {prompts[lower]}; it must be at most prompts.{upper} {prompts[upper]}: lower the "
+                "former or raise the latter"
             )
+    if prompts.writer == "endpoint" and max(prompts.count, prompts.later_count) > c.endpoint.max_requests:
+        raise ConfigError(
+            f"endpoint.max_requests is {c.endpoint.max_requests}, but prompts.count is {prompts.count} and "
+            f"prompts.later_count {prompts.later_count}, each a request at least: raise the former or lower the latter"
+        )
     for stage in ("responses", "judge", "prompts", "evaluate", "pairwise", "meta"):
         if c[stage].max_new_tokens >= c.model.max_length:
             raise ConfigError(

@@ -61,7 +61,7 @@ def judge(
         votes = {group[0].id: _parse_votes(group, settings, next_request) for group in groups}
         if settings.aggregation == "expected":
             batch_size = max(1, engine.max_concurrent // sampling_params.num_samples)  # as many prompts as in sampling
-            _add_expected_scores(engine, votes, prompts, settings.output_format, batch_size)
+            _add_expected_scores(engine, votes, prompts, settings, batch_size)
         yield [
             judgment_row(
                 group[0].id,
@@ -125,17 +125,26 @@ def _parse_vote(text: str, finished: bool, settings: Any, next_request: str = ""
     judgment, begins_next, _ = f"\n{text}".partition(f"\n{next_request}") if next_request else (text, "", "")
     if begins_next:
         text, finished = judgment.strip("\n"), True
-    complete = text if finished else text.rpartition("\n")[0] if settings.accept_complete else ""
+    complete = _complete(text, finished, settings)
     return {"text": text, "finished": finished, "score": PARSERS[settings.output_format](complete)}
 
 
+def _complete(text: str, finished: bool, settings: Any) -> str:
+    """What of a vote is read. Of one that was cut off the last line may be half a line."""
+    return text if finished else text.rpartition("\n")[0] if settings.accept_complete else ""
+
+
 def _add_expected_scores(
-    engine: Engine, votes: dict[str, list[Vote]], prompts: dict[str, str], output_format: str, batch_size: int
+    engine: Engine, votes: dict[str, list[Vote]], prompts: dict[str, str], settings: Any, batch_size: int
 ) -> None:
     """Adds `expected` to each vote, None if it has no score."""
     scored = [(prompts[row_id], vote) for row_id, row_votes in votes.items() for vote in row_votes]
-    judgments = [(prompt, vote["text"]) for prompt, vote in scored if vote["score"] is not None]
-    expected = iter(expected_scores(engine, judgments, output_format, batch_size))
+    judgments = [
+        (prompt, _complete(vote["text"], vote["finished"], settings))
+        for prompt, vote in scored
+        if vote["score"] is not None
+    ]
+    expected = iter(expected_scores(engine, judgments, settings.output_format, batch_size))
     for _, vote in scored:
         vote["expected"] = None if vote["score"] is None else next(expected)
 

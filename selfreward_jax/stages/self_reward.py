@@ -106,8 +106,9 @@ def check_readable(run: Run, label: str, judged: Sequence[JudgmentRow]) -> dict[
     if parse_rate < minimum:
         remedy = "train M1 longer, or give it more judged rows"
         if stats["cut_off"] > stats["votes"] / 2:
-            limit = run.cfg.judge.max_new_tokens
-            remedy = f"raise judge.max_new_tokens, now {limit}: most votes were cut off there"
+            section = "pairwise" if run.cfg.judge.kind == "pairwise" else "judge"
+            limit = run.cfg[section].max_new_tokens
+            remedy = f"raise {section}.max_new_tokens, now {limit}: most votes were cut off there"
         raise StageError(
             f"{label}: the judge is too weak: {parse_rate:.0%} of its votes can be parsed, checks.min_parse_rate is "
             f"{minimum:g} ({judging.format_stats(stats)}): in a new --workdir {remedy}"

@@ -63,6 +63,7 @@ def _make_seeds(run: Run, model: str) -> None:
     _check_few_shot(run, sets["ift"])
     if c.prompts.source:
         sets["pool"] = read_pool(c.prompts.source)
+        _check_pool(run, len(sets["pool"]))
     for name, rows in sets.items():
         if name != "documents":
             _write_set(run, name, rows)
@@ -76,6 +77,18 @@ def _make_seeds(run: Run, model: str) -> None:
 
 def _write_report(run: Run, report: dict[str, Any]) -> None:
     storage.write_checksummed(run.workdir / REPORT_FILE, {"owner": run.files.owner, **report})
+
+
+def _check_pool(run: Run, size: int) -> None:
+    """Raises DataError where the rounds would need more prompts than the file has."""
+    c = run.cfg.prompts
+    rounds = run.cfg.iterations - 1
+    needed = c.count + (rounds - 1) * (c.later_count or c.count) if rounds else 0
+    if size < needed:
+        raise seed_sets.DataError(
+            f"prompts.source {c.source} has {counted(size, 'prompt')}, but {counted(rounds, 'round')} take {needed:,} "
+            f"(prompts.count {c.count}, prompts.later_count {c.later_count}): give more, or lower these or iterations"
+        )
 
 
 def _check_few_shot(run: Run, rows: Sequence[InstructionRow]) -> None:
