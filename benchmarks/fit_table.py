@@ -29,7 +29,7 @@ GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
 ROWS_FILE, DOCUMENT = ROOT / "benchmarks/fit_table.jsonl", ROOT / "docs/fits.md"
 
-# Name, preset, slice, options; the planner chooses what they leave open. DPO at 2,048 tokens a side where pretrained.
+# Name, preset, slice, options; the planner chooses what they leave open.
 COMPILED = [
     ("tiny", "tiny", "v5e:1x1", ""),
     ("micro", "micro", "v5e:1x1", ""),
@@ -93,7 +93,7 @@ Each figure is the peak memory of one program of a run, in GiB on a chip. `selfr
 for the slice with libtpu's compiler, without a TPU. This proves that the programs compile and fit. It says nothing
 about speed.
 
-- DPO has 2,048 tokens a side for pretrained models.
+- DPO has as many tokens a side as a new prompt and its response may have.
 - A figure in brackets does not fit. Where the compiler gave up early, it is what it had requested by then.
 - Reshard is the larger of two steps: moving the float32 weights into the sampling layout, or merging adapters before
   it.
@@ -129,7 +129,6 @@ def compile_rows(name: str, preset: str, topology: str, options: str, only: list
     """The rows of `fits` for one slice, for the programs in `only` or for all."""
     command = [sys.executable, "-m", "selfreward_jax", "fits", f"--config=configs/iter3.py:{preset}", "--json"]
     command += [f"--topology={topology}", *options.split()]
-    command += [] if preset in ("tiny", "micro", "scratch") else ["--tokens=2048"]
     command += [f"--only={','.join(only)}"] if only else []
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
@@ -141,7 +140,7 @@ def compile_rows(name: str, preset: str, topology: str, options: str, only: list
 def estimate_gpu(name: str, preset: str, gpus: str) -> dict:
     """What the planner makes of GPUs of one kind, such as h100:8."""
     c, machine = config.get_config(preset), parse_machine(gpus)
-    plan = planner.plan(c, known_config(c), machine, 2048)
+    plan = planner.plan(c, known_config(c), machine)
     sizes = {name: size / 1e9 for name, size in plan.need.items()}
     return {"name": name, "gpus": gpus, "memory": machine.memory / 1e9, "fits": plan.fits, **sizes, **plan.values}
 
@@ -149,7 +148,7 @@ def estimate_gpu(name: str, preset: str, gpus: str) -> dict:
 def time_row(name: str, preset: str, text: str) -> str:
     """A row of the table of times."""
     c, machine = config.get_config(preset), parse_machine(text)
-    c.update_from_flattened_dict(planner.plan(c, known_config(c), machine, 2048).values)
+    c.update_from_flattened_dict(planner.plan(c, known_config(c), machine).values)
     seconds = [stage.seconds for stage in round_times(c, known_config(c), machine)]
     cells = [f"{name} ({preset})", text, f"{c.sampling.max_concurrent:,}", *(f"{s:,.0f}" for s in seconds)]
     return f"| {' | '.join([*cells, f'{sum(seconds) / 60:,.0f}'])} |"

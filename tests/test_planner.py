@@ -11,10 +11,11 @@ from selfreward_jax.config import ConfigError
 from selfreward_jax.config.comments import flatten_config
 from selfreward_jax.config.presets import PRESETS
 from selfreward_jax.config.validate import validate
+from selfreward_jax.memory import planner
 from selfreward_jax.memory.estimate import MeshShape, sampling_bytes, training_bytes
 from selfreward_jax.memory.machines import GIB, Machine, parse_machine
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.memory.planner import FIELDS, MARGIN, plan, resolve
+from selfreward_jax.memory.planner import FIELDS, MARGIN, check_machine, plan, resolve
 
 ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "fit_table.jsonl").read_text().splitlines()]
 COMPILED = {}  # by preset, slice and options: the row of each program
@@ -209,6 +210,36 @@ def test_a_run_keeps_what_was_chosen_when_it_began(tmp_path):
     assert resolve(c, str(tmp_path))[0].sampling.max_concurrent == 12
     (tmp_path / "config.json").write_text("{")
     assert resolve(c, str(tmp_path))[0].sft.grad_accum_steps == values["sft.grad_accum_steps"]
+
+
+def test_on_a_smaller_machine_a_run_takes_fewer_places_and_keeps_its_batches(tmp_path):
+    c = config.get_config("llama3_8b")
+    c.data.ift = c.data.eft = "any"
+    first, _ = check_machine(c, str(tmp_path), parse_machine("v5e:4x8"))
+    (tmp_path / "config.json").write_text(first.to_json())
+    later, _ = check_machine(c, str(tmp_path), parse_machine("v5e:4x4"))
+    assert later.sampling.max_concurrent < first.sampling.max_concurrent
+    batches = ("sft.grad_accum_steps", "dpo.grad_accum_steps", "prompts.batch_size")
+    assert [flatten_config(later)[f] for f in batches] == [flatten_config(first)[f] for f in batches]
+    again, _ = check_machine(c, str(tmp_path), parse_machine("v5e:4x8"))
+    assert again.sampling.max_concurrent == first.sampling.max_concurrent
+
+
+def test_a_run_that_does_not_fit_this_machine_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "this_machine", lambda: Machine("8 x tiny", "gpu", 8, 10**9))
+    c = config.get_config("llama3_8b")
+    c.data.ift = c.data.eft = "any"
+    with pytest.raises(ConfigError) as caught:
+        resolve(c, str(tmp_path))
+    assert_mentions(str(caught.value), "8 x tiny", "1.0 GB", "parallel.fsdp", "sampling.max_concurrent")
+
+
+def test_an_address_that_cannot_be_reached_is_refused(tmp_path):
+    c = micro(2)
+    c.parallel.fsdp = 0
+    with pytest.raises(ConfigError) as caught:
+        resolve(c, "nowhere://b/x")
+    assert_mentions(str(caught.value), "nowhere://b/x")
 
 
 def test_settings_without_a_zero_are_left_alone():

@@ -216,6 +216,20 @@ def test_resuming_from_complete_batches_gives_the_same_rows(num_batches):
     assert new == uninterrupted[3 * num_batches :]
 
 
+def test_the_last_batch_is_as_large_as_it_has_to_be():
+    settings = SimpleNamespace(count=300, batch_size=256, max_attempts=400)
+    attempts = lambda good, bad: [{"fault": None}] * good + [{"fault": "duplicate"}] * bad  # noqa: E731
+    assert prompt_generation.next_batch_size([], settings) == 256
+    assert prompt_generation.next_batch_size(attempts(0, 100), settings) == 256
+    # 60 are missing, and of 256 attempts 240 were accepted: 64 attempts, a tenth and 16 more.
+    assert prompt_generation.next_batch_size(attempts(240, 16), settings) == 71 + 16
+    assert prompt_generation.next_batch_size(attempts(128, 128), settings) == 144  # up to max_attempts
+    whole = [*attempts(240, 16), *attempts(60, 27)]
+    for rows in (whole, whole[:-1], whole[:256], whole[:255]):
+        kept = len(whole) if rows is whole else 256 if len(rows) > 255 else 0
+        assert len(prompt_generation.whole_batches(rows, settings)) == kept
+
+
 def test_a_few_shot_prompt_that_is_too_long_gets_fewer_examples():
     engine = Writer()
     engine.fits = lambda prompt, max_new_tokens: prompt.count("\n- ") <= 2

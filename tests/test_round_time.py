@@ -40,7 +40,7 @@ def test_a_decode_step_by_hand():
 
 def times_of(preset, machine, **changes):
     cfg, machine = config.get_config(preset), parse_machine(machine)
-    cfg.update_from_flattened_dict(planner.plan(cfg, known_config(cfg), machine, 2048).values | changes)
+    cfg.update_from_flattened_dict(planner.plan(cfg, known_config(cfg), machine).values | changes)
     return cfg, {t.stage: t for t in round_time.round_times(cfg, known_config(cfg), machine)}
 
 

@@ -61,7 +61,7 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
     if not (cfg.data.ift or cfg.data.ift_rows):
         cfg.data.ift = cfg.data.eft = "any"  # the seed data do not matter here
     validate.validate(cfg, 1, "tpu")
-    made = planner.plan(cfg, known_config(cfg), parse_machine(topology), tokens)
+    made = planner.plan(cfg, known_config(cfg), parse_machine(topology))
     cfg.update_from_flattened_dict(made.values)
     times = round_times(cfg, known_config(cfg), parse_machine(topology))
     planned = {"settings": made.values, "round_seconds": {t.stage: round(t.seconds) for t in times}}
@@ -71,7 +71,7 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
         mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor, cfg.parallel.replicas, devices)
         validate.validate(cfg, batch_divisor(mesh), "tpu")
         rows = []
-        for program in programs(cfg, known_config(cfg), mesh, tokens or cfg.model.max_length, only):
+        for program in programs(cfg, known_config(cfg), mesh, tokens or planner.longest_side(cfg), only):
             rows.append(measure_program(program, topology, mesh) | planned)
             streams.result(*([json.dumps(rows[-1])] if as_json else _format_row(rows[-1])))
     except ValueError as error:  # sizes that are not divisible; the message has the numbers

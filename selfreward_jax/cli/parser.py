@@ -69,7 +69,7 @@ def _fits(parser: _Parser) -> None:
         "--topology", default="", help="the slice, GENERATION:AxB or GENERATION:AxBxC, such as v5p:4x4x4"
     )
     parser.add_argument(
-        "--tokens", type=int, default=0, help="longer side of a pair in DPO (default: model.max_length)"
+        "--tokens", type=int, default=0, help="longer side of a pair in DPO (default: the longest that a run may have)"
     )
     parser.add_argument("--only", default="", help="compile only these programs, separated by commas")
     parser.add_argument("--json", action="store_true", help="one JSON line per program instead of a table")

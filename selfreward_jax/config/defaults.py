@@ -175,9 +175,7 @@ def default_config() -> ConfigDict:
     c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into; 0: from the machine
     c.dpo.judge_pairs = "none"  # also train on pairs of judgments: none, pairwise (of judge.kind=pairwise) or meta
     c.dpo.judge_pair_max_length = 0  # meta: longest chosen judgment in characters; 0: any
-    c.dpo.judge_pair_share = (
-        0.25  # fraction of each batch that is pairs of judgments; less where few would come too often
-    )
+    c.dpo.judge_pair_share = 0.25  # fraction of a batch that is pairs of judgments; fewer where they would repeat
     c.dpo.judge_pair_rounds = 0  # the first rounds that have pairs of judgments; 0: all
     c.dpo.eval_every = 0  # steps between the comparisons of early stopping; 0: no early stopping
     c.dpo.eval_prompts = 253  # validation prompts per comparison

@@ -13,6 +13,14 @@ from selfreward_jax.parallel.mesh import num_slices
 
 GIB = 1 << 30
 CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}  # GiB of memory of a device
+TPU_KINDS = {
+    "tpu7x": "tpu7x",
+    "v6": "v6e",
+    "v5 lite": "v5e",
+    "v5e": "v5e",
+    "tpu v5": "v5p",
+    "v4": "v4",
+}  # as JAX has it
 DEVICES_PER_CHIP = {"tpu7x": 2}
 GPUS = {"t4": 16, "l4": 24, "a100-40": 40, "a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB, as they are sold
 GPU_SHARE = 0.75  # of a GPU's memory is taken by JAX
@@ -86,6 +94,8 @@ def this_machine() -> Machine:
     """The devices of this process and of those it runs with."""
     memory, kind = device_memory()
     devices = jax.devices()
+    if memory and (chip := next((chip for name, chip in TPU_KINDS.items() if name in kind.lower()), "")):
+        memory = CHIPS[chip] * GIB  # as `parse_machine`, so that a check elsewhere chooses the same
     return Machine(f"{len(devices)} x {kind}", devices[0].platform, len(devices), memory, num_slices(devices))
 
 

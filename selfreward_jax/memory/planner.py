@@ -30,6 +30,7 @@ from selfreward_jax.memory.machines import Machine, this_machine
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
+from selfreward_jax.runs.workspace import Workspace
 
 MARGIN = 1.25  # the lowest estimate is .81 of what the compiler needs
 USABLE = 0.97  # of the memory; the rest is the system's
@@ -61,28 +62,39 @@ class Plan(NamedTuple):
 def resolve(cfg: ConfigDict, workdir: str) -> tuple[ConfigDict, list[str]]:
     """The settings without 0 where this machine decides, and why they are so.
 
-    A run that has begun keeps its batches and places: they are part of what its artifacts were made with.
+    A run that has begun keeps its batches, which its artifacts were made with, and its places where they fit.
 
     Args:
       cfg: the settings; those that are given stay.
       workdir: the working directory, whose config.json may hold what was chosen before.
 
     Raises:
-      ConfigError: a setting cannot work, or no mesh of the devices can.
+      ConfigError: a setting cannot work, no mesh of the devices can, or the run does not fit.
       ModelFormatError: the model of model.init cannot be found.
     """
     validate(cfg, row_devices=1)
     if not _open(cfg):
         return cfg, []
-    cfg = _as_it_began(cfg, workdir)
-    made = plan(cfg, pretrained_config(cfg), this_machine())
-    cfg.update_from_flattened_dict(made.values)
-    return cfg, made.reasons
+    return _chosen(cfg, workdir, this_machine())
+
+
+def _chosen(cfg: ConfigDict, workdir: str, machine: Machine) -> tuple[ConfigDict, list[str]]:
+    pretrained = pretrained_config(cfg)
+    there = _as_it_began(cfg, workdir)
+    made = plan(there, pretrained, machine)
+    if not made.fits and there.sampling.max_concurrent != cfg.sampling.max_concurrent:
+        there.sampling.max_concurrent = 0  # on a smaller machine; no artifact was made with the places
+        made = plan(there, pretrained, machine)
+    if not made.fits:
+        given = f"; or give {', '.join(made.values)} numbers of your own" if made.values else ""
+        raise ConfigError(f"{machine.name} is too small: {' '.join(line.strip() for line in made.reasons)}{given}")
+    there.update_from_flattened_dict(made.values)
+    return there, made.reasons
 
 
 def _as_it_began(cfg: ConfigDict, workdir: str) -> ConfigDict:
     """A copy of the settings with what was chosen for the run in a working directory, of what its artifacts hold."""
-    cfg, stored = cfg.copy_and_resolve_references(), _stored(epath.Path(workdir))
+    cfg, stored = cfg.copy_and_resolve_references(), _stored(Workspace(cfg, workdir).path)
     for field in _open(cfg):
         section, name = field.split(".")
         if section not in RUNTIME_FIELDS and stored.get(section, {}).get(name):
@@ -106,13 +118,9 @@ def check_machine(cfg: ConfigDict, workdir: str, machine: Machine) -> tuple[Conf
       ModelFormatError: the model of model.init cannot be found.
     """
     validate(cfg, 1, machine.platform)
-    there = _as_it_began(cfg, workdir)
-    made = plan(there, pretrained_config(cfg), machine)
-    there.update_from_flattened_dict(made.values)
+    there, reasons = _chosen(cfg, workdir, machine)
     validate(there, machine.devices // there.parallel.tensor, machine.platform)
-    if not made.fits:
-        raise ConfigError(f"{machine.name} is too small: {' '.join(line.strip() for line in made.reasons)}")
-    return there, made.reasons
+    return there, reasons
 
 
 def pretrained_config(cfg: ConfigDict) -> DecoderConfig | None:
@@ -133,19 +141,18 @@ def _open(cfg: ConfigDict) -> set[str]:
     return fields - ({"parallel.sampling_tensor"} if cfg.parallel.tensor else set())
 
 
-def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine, pair_len: int = 0) -> Plan:
+def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine) -> Plan:
     """Chooses the settings that are 0.
 
     Args:
       cfg: the settings.
       pretrained: the shapes of model.init, if there is one.
       machine: where the run is to be.
-      pair_len: tokens of the longer side of a pair; 0: as many as it may have.
 
     Raises:
       ConfigError: no arrangement of the devices divides the model and the batches.
     """
-    cfg, pair_len = cfg.copy_and_resolve_references(), pair_len or _longest_side(cfg)
+    cfg, pair_len = cfg.copy_and_resolve_references(), longest_side(cfg)
     chosen = _open(cfg)
     _set(cfg, chosen, "parallel.replicas", machine.slices)
     _check_divisible(cfg, machine)
@@ -209,8 +216,9 @@ def _accumulations(cfg: ConfigDict, chosen: set[str], stage: str, row_devices: i
     return [steps for steps in wanted if most % steps == 0]
 
 
-def _longest_side(cfg: ConfigDict) -> int:
-    """Tokens of a new prompt and its response. Prompts of a file and pairs of judgments may be as long as a text."""
+def longest_side(cfg: ConfigDict) -> int:
+    """Tokens that a side of a pair may have: those of a new prompt and its response. Prompts of a file and pairs of
+    judgments may be as long as a text."""
     if cfg.prompts.source or cfg.dpo.judge_pairs != "none":
         return cfg.model.max_length
     return min(cfg.model.max_length, cfg.prompts.max_new_tokens + cfg.responses.max_new_tokens + FORMAT_TOKENS)
@@ -251,9 +259,11 @@ def _choose_sampling(
 ) -> float:
     """Sets the mesh and the places that decode most tokens in a second. Returns the bytes that they need.
 
-    A step reads all weights of a device and, on average, half of the cache; it takes as long as that. Where nothing
-    fits, the settings are those that need least.
+    A step reads all weights of a device and, on average, half of the cache; it takes as long as that. At the end places
+    are free until the longest text, of twice the mean length, has ended. Where nothing fits, the settings are those
+    that need least.
     """
+    samples = cfg.prompts.count * cfg.responses.num_samples
     room, best, best_rate, need = machine.memory * USABLE or float("inf"), {}, 0.0, 0.0
     for mesh in _sampling_candidates(cfg, chosen, pretrained, machine):
         size = sampling_bytes(cfg, pretrained, mesh, training, machine.platform)
@@ -263,7 +273,8 @@ def _choose_sampling(
         if size * MARGIN > room:
             continue
         weights, waiting = weight_bytes(cfg, pretrained, mesh, machine.platform)
-        rate = cfg.sampling.max_concurrent / (weights + (size - weights) / 2 + waiting)
+        steps = samples / cfg.sampling.max_concurrent + 1  # in mean lengths
+        rate = 1 / steps / (weights + (size - weights) / 2 + waiting)
         if rate > best_rate:
             best, best_rate, need = tried, rate, size * MARGIN
     for field, value in best.items():

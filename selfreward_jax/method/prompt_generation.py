@@ -1,5 +1,6 @@
 """New prompts by self-instruction: the model sees a few prompts and writes another one."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
@@ -184,6 +185,9 @@ def generate_prompts(
 ) -> list[AttemptRow]:
     """Generates prompts in batches until `settings.count` are accepted or `settings.max_attempts` are reached.
 
+    The examples of a batch are of the batches before, so that they can be drawn together. The last batch is as large as
+    it has to be.
+
     Args:
       engine: the model that writes, the toy source, or a pool.
       settings: config.prompts.
@@ -207,7 +211,7 @@ def generate_prompts(
         examples = inputs._replace(generated_prompts=generated_prompts)
         requests = [
             _few_shot_request(engine, settings, sampling_params, examples, i)
-            for i in range(len(rows), len(rows) + settings.batch_size)
+            for i in range(len(rows), len(rows) + next_batch_size(rows, settings))
         ]
         batch: list[AttemptRow] = []
         for c in engine.generate(requests, sampling_params, key):
@@ -224,6 +228,24 @@ def generate_prompts(
         on_batch(batch)
         rows += batch
     return rows
+
+
+def next_batch_size(rows: Sequence[AttemptRow], settings: Any) -> int:
+    """How many attempts come after `rows`: settings.batch_size, or no more than the missing prompts take by the share
+    that was accepted so far, and a tenth and 16 more."""
+    num_accepted = sum(row["fault"] is None for row in rows)
+    needed = settings.batch_size
+    if num_accepted:
+        needed = math.ceil(1.1 * (settings.count - num_accepted) * len(rows) / num_accepted) + 16
+    return min(settings.batch_size, needed, settings.max_attempts - len(rows))
+
+
+def whole_batches(rows: Sequence[AttemptRow], settings: Any) -> list[AttemptRow]:
+    """The rows up to the end of the last batch that is whole."""
+    end = 0
+    while (size := next_batch_size(rows[:end], settings)) > 0 and end + size <= len(rows):
+        end += size
+    return list(rows[:end])
 
 
 def _few_shot_request(

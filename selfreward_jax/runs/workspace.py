@@ -49,12 +49,13 @@ class Workspace:
         self.owner, self.made_from = "", dict[str, Any]()
         if not workdir:
             raise ConfigError("workdir is empty: name a folder")
-        self.path = epath.Path(expand_home(workdir, "workdir"))
-        if "://" not in workdir:
-            self.path = self.path.resolve()  # Orbax wants absolute paths
+        address = expand_home(workdir, "workdir")
         try:
+            self.path = epath.Path(address)
+            if "://" not in workdir:
+                self.path = self.path.resolve()  # Orbax wants absolute paths
             self.path.exists()
-        except (ImportError, ValueError) as error:  # the file system of such an address is not installed
+        except (ImportError, KeyError, ValueError) as error:  # the file system of such an address is not installed
             needs = (
                 'gs:// needs pip install "selfreward-jax[gs]"' if workdir.startswith("gs:") else "use gs:// or a folder"
             )

@@ -4,6 +4,8 @@ from collections import Counter
 from itertools import count, takewhile
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from selfreward_jax import storage
 from selfreward_jax.llm import hub
 from selfreward_jax.method import prompt_generation
@@ -33,7 +35,7 @@ def prompts(run: Run, model: str) -> None:
     artifact, settings = run.files.jsonl(model, "prompts"), run.cfg.prompts.copy_and_resolve_references()
     if model != "m2" and settings.later_count:
         settings.count = settings.later_count
-    partial = _whole_batches(artifact.load_partial(), model, settings.batch_size)
+    partial = _whole_batches(artifact.load_partial(), model, settings)
     artifact.rewrite_partial(partial)
     rounds = [f"m{i}" for i in range(2, int(model[1:]))]
     earlier = [row["prompt"] for name in rounds for row in run.files.jsonl(name, "prompts").rows()]
@@ -81,11 +83,11 @@ def _accepted(rows: list[AttemptRow]) -> int:
     return sum(row["fault"] is None for row in rows)
 
 
-def _whole_batches(rows: list[AttemptRow], model: str, batch_size: int) -> list[AttemptRow]:
+def _whole_batches(rows: list[AttemptRow], model: str, settings: ConfigDict) -> list[AttemptRow]:
     """The rows of an interrupted run up to its last whole batch: which prompts are new depends on all before them."""
     numbers = count()
     in_order = list(takewhile(lambda row: row["id"] == f"{model}/{next(numbers)}", rows))
-    return in_order[: len(in_order) // batch_size * batch_size]
+    return prompt_generation.whole_batches(in_order, settings)
 
 
 def _examples(run: Run, writer: Any, template: str, label: str) -> list[str]:
