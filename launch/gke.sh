@@ -48,19 +48,22 @@ require service_account "[a-z0-9]([-a-z0-9.]*[a-z0-9])?" "give a Kubernetes serv
 total=$((${topology//x/*}))
 ((total % chips == 0)) || usage_error "--chips is '$chips', which does not divide the $total chips of --topology=$topology"
 require_main shared
-require_reachable "put it into the image and give its path there"
+require_reachable "put it into the image, and give its path there and --no_check"
 # First, so that the user's value overrides it.
 ((slices == 1)) || main=(--config.parallel.replicas="$slices" "${main[@]}")
 
 case $accelerator in
   tpu-v4-podslice) machine=v4:$topology ;;
-  tpu-v5-lite-podslice) machine=v5e:$topology ;;
+  tpu-v5-lite-podslice | tpu-v5-lite-device) machine=v5e:$topology ;;
   tpu-v5p-slice) machine=v5p:$topology ;;
   tpu-v6e-slice) machine=v6e:$topology ;;
   tpu7x) machine=tpu7x:$topology ;;
-  *) machine='' ;;
+  *)
+    ((no_check || manifest)) || usage_error "--accelerator is '$accelerator', whose memory is not known: correct it, or leave out the" \
+      "check with --no_check"
+    ;;
 esac
-((slices == 1)) || machine+=${machine:+"*$slices"}
+((slices == 1)) || machine+="*$slices"
 ((manifest)) || check_main "$machine"
 
 # The arguments as a JSON list, which is valid YAML. Kubernetes reads $$ as $, and $(NAME) as a variable.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # launch/slurm.sh --nodes=N --gpus=PER_NODE [--time=24:00:00] [--partition=NAME] [--account=NAME] [--cpus=8] [--name=NAME]
-#     [--sbatch_options="--qos=low ..."] [--max_requeues=30] [--python=.venv/bin/python] [--gpu=KIND] [--no_check] [--dry_run]
+#     [--sbatch_options="--qos=low ..."] [--max_requeues=30] [--python=.venv/bin/python] (--gpu=KIND | --no_check) [--dry_run]
 #     -- --config=FILE[:PRESET] --workdir=/SHARED/RUN [--config.FIELD=VALUE ...]
 #
 # Runs selfreward_jax.main on GPUs of a Slurm cluster: submits launch/slurm.sbatch. There is one process for each GPU, since
@@ -13,7 +13,7 @@
 #   --sbatch_options  more options of sbatch, separated by spaces
 #   --max_requeues    maximum number of requeues after a preemption, the time limit, exit code 75 or a signal
 #   --python          the interpreter, relative to the project's folder
-#   --gpu             what the GPUs are, such as h100 or a100-40: the run is checked for their memory too
+#   --gpu             what the GPUs are, such as h100 or a100-40, for the check; "gpu" for others, whose memory is not known
 #   --no_check        submit without a check on this machine
 #   --dry_run         print the command and run nothing
 #
@@ -25,7 +25,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 nodes='' gpus='' time=24:00:00 partition='' account='' cpus=8 name=selfreward sbatch_options='' max_requeues=30
-python=.venv/bin/python gpu=gpu
+python=.venv/bin/python gpu=''
 read_options "nodes gpus time partition account cpus name sbatch_options max_requeues python gpu" "no_check" "$@"
 require nodes "$positive" "give the number of nodes, from 1"
 require gpus "$positive" "give the number of GPUs per node, from 1"
@@ -34,7 +34,7 @@ require cpus "$positive" "give the number of cores per process, from 1"
 require name "[-A-Za-z0-9._]+" "give a name of letters, digits and dashes"
 require max_requeues "$nonnegative" "give the maximum number of requeues, from 0"
 require python "[^ ,]+" "give an interpreter that exists on all nodes, such as .venv/bin/python"
-require gpu "[a-z0-9-]+" "give a kind of GPU, such as h100"
+((no_check)) || require gpu "[a-z0-9-]+" "say what the GPUs are, such as h100: the run is checked for their memory"
 require_main
 
 more=()

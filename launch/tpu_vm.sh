@@ -138,6 +138,8 @@ on_all() {
 # The images' Python is too old; uv installs a newer one.
 install="cd selfreward && python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python=3.12 .venv"
 install+=" && python3 -m uv pip install -q --python=.venv/bin/python -r requirements.txt 'jax[tpu]' gcsfs"
+[[ "$(main_option config.data.ift) $(main_option config.data.eft)" != *hf:* ]] || install+=" datasets"
+[[ ! ${WANDB_API_KEY-} && ! $(main_option config.report.wandb) ]] || install+=" wandb"
 
 set_up() {
   if [[ $repo ]]; then
@@ -178,7 +180,11 @@ wait_until_ready() {
     if now=$(states); then seen=1; else ((seen)) || exit 1; now=UNKNOWN; fi
     case $now in
       '')
-        create || { code=$? && ((restarts)) || exit "$code"; again "$name could not be requested"; }
+        # A request that fails may have been made: then it costs money, and is there.
+        create || {
+          code=$?
+          [[ $(ask || true) ]] || { ((restarts)) || exit "$code"; again "$name could not be requested"; }
+        }
         sleep "$poll"
         ;;
       *FAILED* | *SUSPENDED* | *PREEMPTED* | *TERMINATED*)
@@ -200,9 +206,12 @@ case $generation in
   v5litepod) machine=v5e:$count ;;
   v6e) machine=v6e:$count ;;
   v4 | v5p) machine=$generation:$((10#$count / 2)) ;;
-  *) machine='' ;;
+  *)
+    ((no_check)) || usage_error "--accelerator_type is '$accelerator_type', whose memory is not known: give a v4, v5litepod, v5p or v6e," \
+      "or leave out the check with --no_check"
+    ;;
 esac
-((slices == 1)) || machine+=${machine:+"*$slices"}
+((slices == 1)) || machine+="*$slices"
 
 if ((dry_run)); then
   check_main "$machine"
@@ -215,6 +224,7 @@ if ((dry_run)); then
   finish 0
 fi
 
+[[ $(main_option config.model.init) != hub:* || ${HF_TOKEN-} ]] || log "HF_TOKEN is not set: the workers can read open models only"
 command -v gcloud >/dev/null || usage_error "gcloud is not installed: see https://cloud.google.com/sdk/docs/install"
 check_main "$machine"
 trap 'rm -f "$environment"' EXIT # it may hold a token

@@ -17,7 +17,7 @@ MAIN = ["--config=configs/iter3.py:llama3_8b", "--workdir=gs://bucket/run"]
 ODD = ["--config.data.ift=a b", '--config.x=it\'s "$HOME" $(NAME) ${NAME} & \\n ; *']
 TPU = "--name=run1 --project=proj --zone=us-central1-a --accelerator_type=v5litepod-16 --runtime_version=v2-x".split()
 GKE = "--name=run1 --image=reg.dev/p/i:1 --accelerator=tpu-v6e-slice --topology=4x4".split()
-SLURM = "--nodes=2 --gpus=4".split()
+SLURM = "--nodes=2 --gpus=4 --gpu=gpu".split()
 
 
 RECORD = """#!/usr/bin/env bash

@@ -128,12 +128,29 @@ def test_a_broken_gcloud_ends_the_script_but_one_failure_does_not(tpu, world):
 def test_a_refused_request_ends_the_script_at_first_and_is_repeated_later(tpu, world):
     world.lines("creates", 2)
     assert tpu([""], [0]).returncode == 2
-    assert kinds(world) == ["look", "create"]
+    assert kinds(world) == ["look", "create", "look"]
     world.log.write_text("")
     world.lines("creates", 0, 1, 0)
-    assert tpu(["", "ACTIVE", "SUSPENDED", "", "", "ACTIVE"], [255, 0]).returncode == 0
-    again = ["delete", "look", "create", "look", "create", "look", "main"]
+    assert tpu(["", "ACTIVE", "SUSPENDED", "", "", "", "ACTIVE"], [255, 0]).returncode == 0
+    again = ["delete", "look", "create", "look", "look", "create", "look", "main"]
     assert kinds(world) == ["look", "create", "look", "main", "look", *again]
+
+
+def test_a_request_that_fails_after_it_was_made_is_used_and_deleted_at_the_end(tpu, world):
+    """Otherwise it would cost money, and nobody would know."""
+    world.lines("creates", 1)
+    assert tpu(["", "WAITING", "ACTIVE"], [0], "--delete").returncode == 0
+    assert kinds(world) == ["look", "create", "look", "look", "main", "delete"]
+
+
+@pytest.mark.parametrize(
+    ("option", "package"),
+    [("--config.data.ift=hf:a/b/ift", "datasets"), ("--config.report.wandb=proj", "wandb"), ("--config.seed=1", "")],
+)
+def test_the_workers_get_the_packages_that_the_options_need(option, package, world):
+    done = world.run("tpu_vm.sh", *TPU, "--dry_run", "--", *MAIN, option)
+    (install,) = [line for line in done.out.splitlines() if "uv pip install" in line]
+    assert [name for name in ("datasets", "wandb") if f" {name}" in install] == ([package] if package else [])
 
 
 def test_several_slices_run_together_and_get_their_number(tpu, world):
