@@ -343,6 +343,9 @@ def test_a_hub_download_has_the_revision_and_no_code(monkeypatch, tmp_path):
         assert hub.resolve_model_dir(name) == epath.Path(tmp_path)
     assert (request["name"], request["revision"]) == ("HuggingFaceTB/SmolLM2-135M", "93efa2f")
     assert not [p for p in request["allow_patterns"] if p.endswith((".bin", ".py", ".pt", "*"))]
+    assert "*.safetensors" in request["allow_patterns"]
+    hub.resolve_model_dir("hub:HuggingFaceTB/SmolLM2-135M@93efa2f", weights=False)
+    assert not [p for p in request["allow_patterns"] if "safetensors" in p]
 
 
 def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch):

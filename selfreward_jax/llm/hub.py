@@ -11,7 +11,8 @@ from selfreward_jax.llm.hf_config import ModelFormatError, check_no_adapter
 HUB_PREFIX = "hub:"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_NAME = re.compile(rf"{HUB_PREFIX}({_REPOSITORY.pattern})@([\w.-]+)")
-_ALLOWED_FILES = ("*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja")  # no pickles, no code
+_WEIGHTS = "*.safetensors"
+_ALLOWED_FILES = (_WEIGHTS, "*.json", "tokenizer.model", "chat_template.jinja")  # no pickles, no code
 # What an upload replaces. Files of an earlier one that have other names would be loaded instead of these.
 _WEIGHT_FILES = ("model.safetensors*", "model-*.safetensors", "adapter_config.json", "adapter_model.safetensors")
 
@@ -27,11 +28,15 @@ def with_prefix(name: str) -> str:
     return f"{HUB_PREFIX}{name}"
 
 
-def resolve_model_dir(name: str) -> epath.Path:
+def resolve_model_dir(name: str, weights: bool = True) -> epath.Path:
     """The folder on disk: `name` itself, or for OWNER/NAME@REVISION, with or without "hub:" in front, the hub's own
     cache, downloaded if missing.
 
     HF_HUB_OFFLINE, HF_HOME and the user's token are respected, because the hub's library downloads the files.
+
+    Args:
+      name: of the model.
+      weights: without them a description and a tokenizer are downloaded alone.
 
     Raises:
       ModelFormatError: the folder does not exist, no revision is named, or the download fails.
@@ -49,7 +54,8 @@ def resolve_model_dir(name: str) -> epath.Path:
     import huggingface_hub  # slow to import, and needed only for the hub
 
     try:
-        path = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(_ALLOWED_FILES))
+        files = [pattern for pattern in _ALLOWED_FILES if weights or pattern != _WEIGHTS]
+        path = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
     except Exception as error:  # the library and the network raise many types
         raise ModelFormatError(
             f"{name} cannot be downloaded from the hub ({_one_line(error)}): check the name, the token and the "

@@ -132,7 +132,7 @@ def pretrained_config(cfg: ConfigDict) -> DecoderConfig | None:
     try:
         return known_config(cfg)
     except ConfigError:
-        return read_config(hub.resolve_model_dir(cfg.model.init))[0]
+        return read_config(hub.resolve_model_dir(cfg.model.init, weights=False))[0]
 
 
 def _open(cfg: ConfigDict) -> set[str]:

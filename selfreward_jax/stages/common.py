@@ -31,8 +31,12 @@ def previous_model(model: str) -> str:
     return f"m{int(model[1:]) - 1}"
 
 
-def check_inputs(run: Run) -> None:
+def check_inputs(run: Run, weights: bool = True) -> None:
     """Reads the templates and the description of the pretrained model before any work, so that a fault shows now.
+
+    Args:
+      run: the run.
+      weights: the names and shapes of a model of the hub are read too, for which its weights are downloaded.
 
     Raises:
       TemplateError, ModelFormatError, ConfigError, StageError: one of them cannot be used.
@@ -44,9 +48,10 @@ def check_inputs(run: Run) -> None:
     if run.cfg.prompts.writer not in ("", "world"):
         _pin_writer(run)
     if run.cfg.model.init and not storage.exists(run.workdir / "m0" / "manifest.json"):
-        folder = hub.resolve_model_dir(run.cfg.model.init)
+        folder = hub.resolve_model_dir(run.cfg.model.init, weights)
         pretrained, raw = read_config(folder)
-        SafetensorsFolder(folder).check(pretrained)
+        if weights or not hub.with_prefix(run.cfg.model.init).startswith(hub.HUB_PREFIX):
+            SafetensorsFolder(folder).check(pretrained)
         run.models.check_divisible(pretrained)
         read_chat(folder, run.cfg.chat.thinking == "on")
         limit = raw.get("max_position_embeddings", run.cfg.model.max_length)

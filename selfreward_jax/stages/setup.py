@@ -124,7 +124,7 @@ def tokenizer(run: Run, model: str) -> None:
             raise storage.CorruptionError(f"{folder} is not the tokenizer that was written", folder)
         return
     if run.cfg.model.init:
-        _copy_tokenizer(hub.resolve_model_dir(run.cfg.model.init), folder)
+        _copy_tokenizer(hub.resolve_model_dir(run.cfg.model.init, weights=False), folder)
     else:
         _train_tokenizer(run, folder)
     processes.barrier("the tokenizer")
