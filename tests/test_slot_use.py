@@ -98,6 +98,25 @@ def test_at_least_88_of_100_slots_are_at_work(simulate, number, num_samples, pro
     assert engine.slot_use.share >= 0.88
 
 
+# Tokens of the texts of M2 in the toy world (preset tiny, seed 0), with the end token: 32 quantiles of each kind.
+RECORDED = {
+    "answers": [*range(16, 32), 13, 18, 21, 22, 22, 23, 24, 25, 26, 27, 29, 31, 33, 34, 35, 38],
+    "votes": [*range(60, 83), 56, 69, 70, 74, 76, 84, 85, 88, 92],
+    "prompts": [12] * 6 + [13] * 11 + [14] * 10 + [15] * 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "num_samples", "slots"),
+    [("answers", 600, 4, 256), ("votes", 2400, 3, 256), ("prompts", 64 * planner.FILLS, 1, 64)],
+)
+def test_the_same_with_recorded_lengths(simulate, kind, number, num_samples, slots):
+    """With the sizes of that run: 600 prompts, 2,400 answers, 256 slots. New prompts by the planner's rule."""
+    draw = lambda key: int(np.random.default_rng([int(x) for x in key]).choice(RECORDED[kind]))  # noqa: E731
+    engine, _, _ = simulate(prompt_lengths(number, 20), num_samples, draw, slots=slots)
+    assert engine.slot_use.share >= 0.88
+
+
 def test_slots_are_taken_from_the_replica_with_most_of_them():
     free = [5, 0, 6, 1, 7, 4]  # two replicas with slots 0 to 3 and 4 to 7, the oldest first
     assert bucket.take_slots(free, 4, 4) == [5, 6, 7, 0]
