@@ -57,9 +57,11 @@ def copied_bytes(text):
     return [widths.get(dtype, 4) * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in found]
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_step_has_no_loop_over_rows_no_copy_of_the_cache_and_few_collectives(replicas):
-    program, slots = compile_decode(SMALL, "v5e:2x4", replicas=replicas)
+@pytest.mark.parametrize(
+    ("topology", "replicas", "rows"), [("v5e:2x4", 1, 128), ("v5e:2x4", 2, 128), ("v5p:4x4x4", 1, 1024)]
+)
+def test_a_step_has_no_loop_over_rows_no_copy_of_the_cache_and_few_collectives(topology, replicas, rows):
+    program, slots = compile_decode(SMALL, topology, replicas=replicas, rows=rows)
     text = program.as_text()
     assert len(re.findall(r" while\(", text)) == 2  # the tokens; and the attempts of a draw, one or two as a rule
     shard = slots.cache[0][0].sharding.shard_shape(slots.cache[0][0].shape)
