@@ -15,7 +15,7 @@ from selfreward_jax.memory import planner
 from selfreward_jax.memory.estimate import MeshShape, sampling_bytes, training_bytes
 from selfreward_jax.memory.machines import GIB, Machine, parse_machine
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.memory.planner import FIELDS, MARGIN, check_machine, plan, resolve
+from selfreward_jax.memory.planner import BATCH, BATCHES, FIELDS, MARGIN, check_machine, longest_side, plan, resolve
 
 ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "fit_table.jsonl").read_text().splitlines()]
 COMPILED = {}  # by preset, slice and options: the row of each program
@@ -28,6 +28,7 @@ def compiled_config(preset, options, chosen):
     """The settings that a row of docs/fits.md was compiled with."""
     c = config.get_config(preset)
     c.update_from_flattened_dict({"sampling.max_concurrent": 128, "sft.grad_accum_steps": 1, "dpo.grad_accum_steps": 1})
+    c.update_from_flattened_dict({field: BATCH for field in BATCHES if not flatten_config(c)[field]})
     if not chosen:  # an older row
         c.dpo.eval_every, c.pairwise.method = 0, "scores"
     c.update_from_flattened_dict(chosen)
@@ -43,11 +44,12 @@ def test_estimates_are_near_what_the_compiler_needs(key):
     _, preset, _, options = key
     rows = COMPILED[key]
     c = compiled_config(preset, options, rows["dpo"].get("settings", {}))
+    tokens = longest_side(c) if rows["dpo"].get("settings") else 2048  # of an older row
     (mesh, *_) = (MeshShape(*rows[name]["mesh"].values()) for name in ("sft", "dpo"))
     pretrained = known_config(c)
     for name in ("sft", "dpo"):
         if rows[name]["fits"]:
-            ratio = training_bytes(c, pretrained, mesh, name, 2048, "tpu") / rows[name]["peak"]
+            ratio = training_bytes(c, pretrained, mesh, name, tokens, "tpu") / rows[name]["peak"]
             assert 1 / MARGIN < ratio < 1.4, (name, ratio)
     sampled = [rows[name] for name in ("reshard", "merge", "prefill", "decode") if name in rows]
     if all(row["fits"] for row in sampled):
@@ -81,7 +83,7 @@ def test_a_preset_fits_its_first_machine(preset):
     c, machine = config.get_config(preset), parse_machine(FIRST_MACHINES[preset])
     made = plan(c, known_config(c), machine)
     assert made.fits, made.reasons
-    assert set(made.values) == set(FIELDS)
+    assert set(made.values) == {field for field in FIELDS if not flatten_config(c)[field]}
     c.update_from_flattened_dict(made.values)
     p = c.parallel
     assert machine.devices % (p.replicas * p.fsdp * p.tensor) == 0
@@ -166,6 +168,15 @@ def test_what_is_chosen_is_accepted(preset, settings, machine):
     c.update_from_flattened_dict(values)
     validate(c, there.devices // c.parallel.tensor, there.platform)
     assert {field: flatten_config(c)[field] for field in settings} == settings
+
+
+@pytest.mark.parametrize(("machine", "batch"), [("l4:1", 16), ("v5e:2x4", 16), ("v5e:4x8", 32), ("h100:12", 24)])
+def test_a_batch_is_the_papers_or_the_next_that_all_devices_share(machine, batch):
+    c = config.get_config("smollm2_135m")
+    values = plan(c, known_config(c), parse_machine(machine)).values
+    assert [values[field] for field in ("sft.batch_size", "dpo.batch_size", "dpo.replay_batch_size")] == [batch] * 3
+    c.update_from_flattened_dict({**values, "data.ift": "any", "data.eft": "any"})
+    validate(c, parse_machine(machine).devices // c.parallel.tensor, parse_machine(machine).platform)
 
 
 def test_a_batch_of_new_prompts_fills_the_places_many_times():

@@ -81,7 +81,7 @@ def default_config() -> ConfigDict:
     for name, epochs in (("pretrain", 2.0), ("sft", 1.25)):
         c[name] = ConfigDict()  # training on packed rows; M0 comes from pretrain, M1 from sft
         c[name].epochs = epochs  # passes over the rows
-        c[name].batch_size = 8  # packed rows per step
+        c[name].batch_size = 8  # packed rows per step; 0 in SFT: from the machine
         c[name].seq_len = 256  # tokens per packed row
         c[name].lr = 6e-3  # learning rate after warmup
         c[name].lr_end = 6e-4  # learning rate at the end of the cosine decay
@@ -159,7 +159,7 @@ def default_config() -> ConfigDict:
     c.dpo.label_smoothing = 0.0  # assumed fraction of pairs with swapped labels, below 0.5 (cdpo, robust)
     c.dpo.gamma = 0.5  # target margin (simpo)
     c.dpo.epochs = 2.0  # passes over the pairs
-    c.dpo.batch_size = 16  # pairs per step
+    c.dpo.batch_size = 16  # pairs per step; 0: from the machine
     c.dpo.lr = 2e-3  # learning rate after warmup
     c.dpo.lr_end = 2e-4  # learning rate at the end of the cosine decay
     c.dpo.warmup_steps = 10  # steps of linear warmup, at most half of all steps
@@ -169,7 +169,7 @@ def default_config() -> ConfigDict:
     c.dpo.nll_weight = 1.0  # weight of the chosen response's mean negative log-likelihood per token
     c.dpo.replay_weight = 4.0  # weight of the SFT loss on replayed seed rows
     c.dpo.replay_sets = ("eft", "prompts")  # seed sets that are replayed: ift, eft, comparisons, meta, prompts
-    c.dpo.replay_batch_size = 16  # packed replay rows per step
+    c.dpo.replay_batch_size = 16  # packed replay rows per step; 0: from the machine
     c.dpo.replay_seq_len = 256  # tokens per packed replay row
     c.dpo.length_buckets = 1  # lengths that batches are padded to; above 1, a batch has pairs of similar length
     c.dpo.grad_accum_steps = 1  # microbatches that a batch is split into; 0: from the machine

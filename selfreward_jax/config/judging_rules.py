@@ -42,7 +42,7 @@ def _check_judge_pairs(c: ConfigDict) -> None:
             f"{c.judge.num_samples}: pairs of judgments are two votes of judge.kind=pairwise: set both"
         )
     of_judge = max(1, round(c.dpo.batch_size * c.dpo.judge_pair_share))
-    if c.dpo.judge_pairs != "none" and of_judge >= c.dpo.batch_size:
+    if c.dpo.judge_pairs != "none" and of_judge >= c.dpo.batch_size > 0:
         raise ConfigError(
             f"dpo.judge_pair_share is {c.dpo.judge_pair_share} and dpo.batch_size {c.dpo.batch_size}: no place is left "
             "for pairs of responses; lower the former or raise the latter"

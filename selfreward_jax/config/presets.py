@@ -62,6 +62,9 @@ _PAPER: dict[str, Any] = {
 }
 # Small models change less at the paper's learning rates. An NLL term and some replay keep them better judges.
 _SMALL = _PAPER | {
+    "sft.batch_size": 0,
+    "dpo.batch_size": 0,
+    "dpo.replay_batch_size": 0,
     "model.max_length": 2048,
     "sft.lr": 2e-5,
     "sft.lr_end": 4e-6,

@@ -1,9 +1,11 @@
 """Settings from the machine: a 0 in the settings below becomes a number that fits the devices.
 
     parallel.replicas, parallel.fsdp, parallel.tensor, parallel.sampling_tensor,
-    sft.grad_accum_steps, dpo.grad_accum_steps, sampling.max_concurrent, prompts.batch_size
+    sft.batch_size, dpo.batch_size, dpo.replay_batch_size, sft.grad_accum_steps, dpo.grad_accum_steps,
+    sampling.max_concurrent, prompts.batch_size
 
-What costs least comes first. All devices share the rows of a batch. Where that is too much, they share the weights too
+A batch has 16 rows, as in the paper, or the next number that all devices can share. What costs least comes first. All
+devices share the rows of a batch. Where that is too much, they share the weights too
 (fsdp), then batches are split (grad_accum_steps), then matrix products are shared (tensor). Sampling takes the mesh and
 the places that decode most tokens in a second. New prompts are written in batches that fill the places many times.
 """
@@ -28,6 +30,7 @@ from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.memory.estimate import MeshShape, is_divisible, sampling_bytes, training_bytes, weight_bytes
 from selfreward_jax.memory.machines import Machine, this_machine
 from selfreward_jax.memory.models import known_config
+from selfreward_jax.parallel.sharding import round_up
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
 from selfreward_jax.runs.workspace import Workspace
@@ -38,8 +41,10 @@ MAX_ROWS = 256  # places of one group of devices that samples: more rows no long
 MIN_ROWS = 8
 FORMAT_TOKENS = 128  # at most, of the chat template
 FILLS = 16  # a batch of new prompts waits for its longest: .9 of the places are at work if it fills them as often
+BATCH = 16
+BATCHES = ("sft.batch_size", "dpo.batch_size", "dpo.replay_batch_size")
 FIELDS = (
-    *("parallel.replicas", "parallel.fsdp", "parallel.tensor", "parallel.sampling_tensor"),
+    *("parallel.replicas", "parallel.fsdp", "parallel.tensor", "parallel.sampling_tensor", *BATCHES),
     *("sft.grad_accum_steps", "dpo.grad_accum_steps", "sampling.max_concurrent", "prompts.batch_size"),
 )
 
@@ -158,6 +163,8 @@ def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine) ->
     _check_divisible(cfg, machine)
     for field in ("sft.grad_accum_steps", "dpo.grad_accum_steps"):
         _set(cfg, chosen, field, 1)
+    for field in BATCHES:
+        _set(cfg, chosen, field, BATCH)
     room, need = machine.memory * USABLE or float("inf"), {"training": 0.0, "sampling": 0.0}
     for training in _training_candidates(cfg, chosen, pretrained, machine):
         sizes = (training_bytes(cfg, pretrained, training, s, pair_len, machine.platform) for s in ("sft", "dpo"))
@@ -239,6 +246,8 @@ def _training_candidates(
         meshes = [MeshShape(p.replicas, shared // fsdp, fsdp, tensor) for fsdp in sizes]
         meshes = [mesh for mesh in meshes if is_divisible(specs, mesh)]
         row_devices = machine.devices // tensor
+        for field in BATCHES:
+            _set(cfg, chosen, field, round_up(BATCH, row_devices))
         steps = {s: _accumulations(cfg, chosen, s, row_devices) for s in ("sft", "dpo", "pretrain")}
         if not meshes or not all(steps.values()):
             continue
