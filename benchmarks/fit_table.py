@@ -97,10 +97,10 @@ about speed.
 - A figure in brackets does not fit. Where the compiler gave up early, it is what it had requested by then.
 - Reshard is the larger of two steps: moving the float32 weights into the sampling layout, or merging adapters before
   it.
-- Prefill and decode are the largest of all stages, with prompts of maximal length.
+- Prefill, insertion into the slots and decode are the largest of all stages, with prompts of maximal length.
 
-| model | slice | memory | SFT | DPO | reshard | prefill | decode | | settings |
-| --- | --- | --: | --: | --: | --: | --: | --: | --- | --- |
+| model | slice | memory | SFT | DPO | reference | reshard | prefill | insert | decode | | settings |
+| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |
 """
 ESTIMATED_HEAD = """
 ## GPUs, estimated
@@ -163,11 +163,11 @@ def document(compiled: list[dict], estimated: list[dict]) -> str:
     for (name, preset, topology, options), programs in groups.items():
         if "refused" in programs:
             error = programs["refused"]["error"]
-            lines.append(f"| {name} ({preset}) | {topology} | | | | | | | refused: {error} | `{options}` |")
+            lines.append(f"| {name} ({preset}) | {topology} | | | | | | | | | refused: {error} | `{options}` |")
             continue
         reshards = [programs[p] for p in ("merge", "reshard") if p in programs]
         programs["reshard"] = max(reshards, key=lambda p: p["peak"], default=None)
-        cells = [_cell(programs.get(p)) for p in ("sft", "dpo", "reshard", "prefill", "decode")]
+        cells = [_cell(programs.get(p)) for p in ("sft", "dpo", "reference", "reshard", "prefill", "insert", "decode")]
         memory = next(iter(programs.values()))["hbm"] // GIB
         verdict = "FITS" if all(p["fits"] for p in programs.values()) else "DOES NOT FIT"
         options_cell = f"`{options}`" if options else ""

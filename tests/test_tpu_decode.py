@@ -12,7 +12,7 @@ import pytest
 
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs
-from selfreward_jax.memory.programs import DecodeShape, slot_shapes, unstacked_shapes
+from selfreward_jax.memory.sampling_programs import DecodeShape, slot_shapes, unstacked_shapes
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, param_shardings
 from selfreward_jax.sampling import sampler

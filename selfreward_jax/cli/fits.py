@@ -26,8 +26,9 @@ from selfreward_jax.memory import planner
 from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
 from selfreward_jax.memory.machines import CHIPS, GIB, parse_machine
 from selfreward_jax.memory.models import known_config
-from selfreward_jax.memory.programs import Program, programs
+from selfreward_jax.memory.programs import programs
 from selfreward_jax.memory.round_time import format_times, round_times
+from selfreward_jax.memory.shapes import Program
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
 

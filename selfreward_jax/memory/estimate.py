@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from selfreward_jax.llm import lora
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, is_param_spec, param_specs, parameter_count
-from selfreward_jax.memory.programs import decode_shapes
+from selfreward_jax.memory.sampling_programs import decode_shapes
 from selfreward_jax.parallel.mesh import AXES
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_divisor
 from selfreward_jax.runs.models import build_model_config

@@ -1,12 +1,11 @@
 """The device programs of a run, lowered for a mesh from shapes alone: nothing is allocated, no device is needed."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from selfreward_jax.config import ConfigError
@@ -14,6 +13,8 @@ from selfreward_jax.llm import lora
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs
+from selfreward_jax.memory.sampling_programs import decode_program, insert_program, prefill_program, unstacked_shapes
+from selfreward_jax.memory.shapes import Program, bytes_per_device, with_shardings
 from selfreward_jax.parallel.arrays import reshard_fn
 from selfreward_jax.parallel.mesh import sampling_mesh
 from selfreward_jax.parallel.sharding import (
@@ -25,30 +26,9 @@ from selfreward_jax.parallel.sharding import (
     round_up,
 )
 from selfreward_jax.runs.models import build_model_config
-from selfreward_jax.sampling import sampler
-from selfreward_jax.sampling.batching import num_slots, padded_length, prefill_batch_size
 from selfreward_jax.train import dpo, sft, trainer
 
-
-class Program(NamedTuple):
-    """One device program.
-
-    name: one of NAMES.
-    shapes: the sizes that it is compiled for, as text.
-    lowered: its lowering.
-    bytes: bytes on each device that are known before compilation, by kind.
-    resident_bytes: those of `bytes` that belong to arrays which exist while the program runs and are not its arguments.
-    """
-
-    name: str
-    shapes: str
-    lowered: jax.stages.Lowered
-    bytes: dict[str, int]
-    resident_bytes: int = 0
-
-
-MANY_SAMPLES = 1 << 30  # more than there are slots
-NAMES = ("sft", "dpo", "merge", "reshard", "prefill", "decode")
+NAMES = ("sft", "dpo", "reference", "merge", "reshard", "prefill", "insert", "decode")
 
 
 def programs(
@@ -56,8 +36,8 @@ def programs(
 ) -> Iterator[Program]:
     """The device programs of a run.
 
-    These are: the SFT step, the DPO step, the merge of adapters into the weights (if there are any), the reshard of the
-    weights to the layout of sampling, prefill and decode.
+    These are: the SFT step, the DPO step, the log-probs of pairs under the reference, the merge of adapters into the
+    weights (if there are any), the reshard of the weights to the layout of sampling, prefill, insertion and decode.
 
     Args:
       cfg: validated settings.
@@ -76,23 +56,14 @@ def programs(
     for stage in ("sft", "dpo"):
         if stage in names:
             yield _training_program(cfg, pretrained, mesh, stage, pair_len)
+    if "reference" in names:
+        yield _reference_program(cfg, pretrained, mesh, pair_len)
     yield from _sampling_programs(cfg, pretrained, mesh, names)
-
-
-def _with_shardings(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def _sharded_params(specs: Any, dtype: str, mesh: Mesh, rules: Any = None) -> Any:
     """Shapes of the parameters with their shardings, by the training rules if none are given."""
-    return _with_shardings(abstract_params(specs, dtype), param_shardings(specs, mesh, *([rules] if rules else [])))
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Bytes on each device of a tree of shapes with shardings."""
-    leaves = [x for x in jax.tree.leaves(tree) if x.sharding is not None]
-    sizes = (jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
-    return sum(sizes)
+    return with_shardings(abstract_params(specs, dtype), param_shardings(specs, mesh, *([rules] if rules else [])))
 
 
 def _model_config(
@@ -128,7 +99,7 @@ def _training(cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, sta
     frozen = None
     if cfg.lora.rank:
         frozen = _sharded_params(param_specs(_model_config(cfg, pretrained, mesh)), cfg.model.dtype, mesh)
-    return _Training(model, optimizer, shardings, _with_shardings(state, shardings), frozen)
+    return _Training(model, optimizer, shardings, with_shardings(state, shardings), frozen)
 
 
 def _training_program(
@@ -154,6 +125,20 @@ def _training_program(
         tokens = rows * seq_len // settings.grad_accum_steps // batch_divisor(mesh)
         num_bytes["activations"] = tokens * jnp.dtype(cfg.model.dtype).itemsize * model.dim * model.num_layers
     return Program(stage, f"{settings.batch_size} {unit} of {seq_len} tokens", lowered, num_bytes)
+
+
+def _reference_program(cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, pair_len: int) -> Program:
+    """The log-probs of a batch of pairs under the reference, which has no optimizer beside it."""
+    model, settings, length = Decoder(_model_config(cfg, pretrained, mesh)), cfg.dpo, round_up(pair_len, 16)
+    params = _sharded_params(param_specs(model.cfg), "float32", mesh)
+    arrays = {}
+    for name, dtype in (("tokens", "int32"), ("target", "float32")):
+        shape = jax.ShapeDtypeStruct((settings.batch_size, length), jnp.dtype(dtype), sharding=batch_sharding(mesh, 2))
+        arrays |= {f"{side}_{name}": shape for side in ("chosen", "rejected")}
+    with jax.set_mesh(mesh):
+        lowered = dpo.reference_fn(model, mesh).lower(params, arrays)
+    num_bytes = {"params": bytes_per_device(params)}
+    return Program("reference", f"{settings.batch_size} pairs of {2 * length} tokens", lowered, num_bytes)
 
 
 def _batch_array(settings: Any, mesh: Mesh, rows: int, length: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
@@ -191,48 +176,6 @@ def _dpo_batch(settings: Any, mesh: Mesh, pair_len: int) -> dict[str, Any]:
     return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 
 
-class DecodeShape(NamedTuple):
-    """The largest shapes of a stage that samples: slots, prompt length, samples per prompt, new tokens."""
-
-    num_slots: int
-    prompt_len: int
-    num_samples: int
-    max_new_tokens: int
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens whose keys and values are held."""
-        return self.num_slots * (self.prompt_len + self.max_new_tokens)
-
-
-def decode_shapes(cfg: ConfigDict, mesh: Mesh) -> list[DecodeShape]:
-    """The shapes of every stage that samples, with more samples than slots.
-
-    A prefix that prompts share is counted for each prompt, as if it were not shared.
-    """
-    settings = [
-        (1, cfg.prompts.max_new_tokens),
-        (cfg.responses.num_samples, cfg.responses.max_new_tokens),
-        (cfg.judge.num_samples, cfg.judge.max_new_tokens),
-        (cfg.evaluate.num_samples * cfg.evaluate.best_of, cfg.evaluate.max_new_tokens),
-    ]
-    if cfg.eft.source == "baseline":
-        settings.append((cfg.eft.num_samples, cfg.judge.max_new_tokens))
-    if cfg.dpo.eval_every:
-        settings.append((1, cfg.evaluate.max_new_tokens))
-    if cfg.pairwise.method == "pairwise":
-        settings.append((1, cfg.pairwise.max_new_tokens))
-    return [
-        DecodeShape(
-            num_slots(MANY_SAMPLES, cfg.sampling.max_concurrent, batch_divisor(mesh)),
-            padded_length(cfg.model.max_length - max_new_tokens),
-            num_samples,
-            max_new_tokens,
-        )
-        for num_samples, max_new_tokens in settings
-    ]
-
-
 def _sampling_programs(
     cfg: ConfigDict, pretrained: DecoderConfig | None, training_mesh: Mesh, names: Sequence[str]
 ) -> Iterator[Program]:
@@ -252,18 +195,11 @@ def _sampling_programs(
     if "reshard" in names:
         yield _reshard_program(dtype, trained, params, resident)
     if "prefill" in names:
-        yield _prefill_program(cfg, model, mesh, drawn, resident)
+        yield prefill_program(cfg, model, mesh, drawn, resident)
+    if "insert" in names:
+        yield insert_program(cfg, model, mesh, drawn, resident)
     if "decode" in names:
-        yield _decode_program(cfg, model, mesh, drawn, resident)
-
-
-def unstacked_shapes(model: DecoderConfig, params: Any) -> Any:
-    """Shapes of `sampler.unstack_params`."""
-    layers = {
-        name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sampler.without_layer_axis(x.sharding))
-        for name, x in params["layers"].items()
-    }
-    return {**params, "layers": [layers] * model.num_layers}
+        yield decode_program(cfg, model, mesh, drawn, resident)
 
 
 def _merge_program(
@@ -292,53 +228,3 @@ def _reshard_program(dtype: str, trained: Any, params: Any, resident: dict[str, 
     others = num_bytes["params"] - bytes_per_device(largest)
     lowered = reshard_fn(largest[1].sharding, dtype).lower(largest[0])
     return Program("reshard", f"float32 to {dtype}, one by one", lowered, num_bytes, sum(resident.values()) + others)
-
-
-def _prefill_program(
-    cfg: ConfigDict, model: DecoderConfig, mesh: Mesh, params: Any, resident: dict[str, int]
-) -> Program:
-    """The largest prefill. It runs ahead, while the slots are full."""
-    shapes = (
-        (prefill_batch_size(d.num_slots, d.num_samples, False, mesh, d.prompt_len), d.prompt_len)
-        for d in decode_shapes(cfg, mesh)
-    )
-    R, S = max(shapes, key=math.prod)
-
-    def token_array(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, len(shape)))
-
-    slots = slot_shapes(model, _largest_shape(cfg, mesh), mesh)
-    with jax.set_mesh(mesh):
-        lowered = sampler.prefill.lower(model, params, token_array(R, S), token_array(R))
-    num_bytes = resident | {"params": bytes_per_device(params), "cache": bytes_per_device(slots)}
-    resident_bytes = sum(resident.values()) + bytes_per_device(slots)
-    return Program("prefill", f"{R} prompts of {S} tokens", lowered, num_bytes, resident_bytes)
-
-
-def _decode_program(
-    cfg: ConfigDict, model: DecoderConfig, mesh: Mesh, params: Any, resident: dict[str, int]
-) -> Program:
-    """Decoding with the largest cache."""
-    shape = _largest_shape(cfg, mesh)
-    slots = slot_shapes(model, shape, mesh)
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    draw, min_free = sampler.DrawParams(number, number), jax.ShapeDtypeStruct((), jnp.int32)
-    with jax.set_mesh(mesh):
-        lowered = sampler.decode.lower(model, params, slots, None, draw, min_free, stop_ids=(2,))
-    num_bytes = resident | {"params": bytes_per_device(params), "cache": bytes_per_device(slots)}
-    text = f"{shape.num_slots} rows of {shape.max_new_tokens} new tokens after {shape.prompt_len}"
-    return Program("decode", text, lowered, num_bytes, sum(resident.values()))
-
-
-def _largest_shape(cfg: ConfigDict, mesh: Mesh) -> DecodeShape:
-    return max(decode_shapes(cfg, mesh), key=lambda shape: shape.cached_tokens)
-
-
-def slot_shapes(model: DecoderConfig, shape: DecodeShape, mesh: Mesh) -> Any:
-    """Shapes of the sampler's state, with the shardings that the sampler gives it."""
-    with jax.set_mesh(mesh):
-        slots = jax.eval_shape(
-            lambda: sampler.init_slots(model, shape.num_slots, shape.prompt_len, shape.max_new_tokens)
-        )
-    shardings = jax.tree.map(lambda x: NamedSharding(mesh, sampler.partition_spec(x.ndim)), slots)
-    return _with_shardings(slots, shardings)

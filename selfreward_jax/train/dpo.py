@@ -30,7 +30,7 @@ from selfreward_jax.train.pair_layout import (
     smallest_layout,
 )
 from selfreward_jax.train.sft import packed_loss
-from selfreward_jax.train.trainer import LossFn, Metrics, shard_batch
+from selfreward_jax.train.trainer import LossFn, Metrics, compiler_options, shard_batch
 
 
 def pair_logprobs(model: Decoder, params: Params, batch: dict[str, Any], key: jax.Array | None = None) -> jax.Array:
@@ -48,6 +48,13 @@ def pair_logprobs(model: Decoder, params: Params, batch: dict[str, Any], key: ja
     return jnp.sum(logprobs * interleaved("target"), axis=-1).reshape(-1, 2)
 
 
+def reference_fn(model: Decoder, mesh: Mesh) -> Callable[[Params, dict[str, Any]], jax.Array]:
+    """`pair_logprobs`, jitted for parameters as they are sharded in training; every device gets the results."""
+    return jax.jit(
+        partial(pair_logprobs, model), out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
+    )
+
+
 def reference_logprobs(
     model: Decoder,
     params: Params,
@@ -61,7 +68,7 @@ def reference_logprobs(
     With several layouts, each pair is in the smallest one that it fits into; they are in the order of their size.
     """
     layouts = layouts or [choose_layout(pairs, model.cfg)]
-    logprobs = jax.jit(partial(pair_logprobs, model), out_shardings=replicated(mesh))
+    logprobs = reference_fn(model, mesh)
     out = np.zeros((len(pairs), 2), np.float32)
     smallest = np.array([smallest_layout(pair, layouts) for pair in pairs])
     for number, layout in enumerate(layouts):

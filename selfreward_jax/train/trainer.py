@@ -145,6 +145,11 @@ Update = Callable[..., tuple[TrainState, Metrics]]
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options of `jax.jit` for programs with the weights as they are sharded in training."""
+    return COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+
+
 def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh) -> Update:
     """The jitted update step: (state, batch, key, frozen, rate) -> (next state, metrics).
 
@@ -157,8 +162,7 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
       number of steps skipped in a row.
     """
 
-    platform = mesh.devices.flat[0].platform
-    options = COMPILER_OPTIONS.get(platform)
+    options = compiler_options(mesh)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)), compiler_options=options)
     def update(
