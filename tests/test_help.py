@@ -58,7 +58,7 @@ MISTAKES = {
     "a preset alone": (["run", "micro"], ["'micro'", "iter2:micro"]),
     "an empty preset": (["run", "iter2:"], ["'iter2:'"]),
     "two configurations in a row": (["run", "iter2:micro", "iter3:micro"], ["'iter3:micro'"]),
-    "no batch": (["run", "iter2:micro", "--config.dpo.batch_size=0"], ["dpo.batch_size", "0", "1"]),
+    "no batch": (["run", "iter2:micro", "--config.dpo.batch_size=-1"], ["dpo.batch_size", "-1", "0"]),
 }
 
 
