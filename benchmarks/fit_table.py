@@ -97,6 +97,7 @@ about speed.
 - A figure in brackets does not fit. Where the compiler gave up early, it is what it had requested by then.
 - Reshard is the larger of two steps: moving the float32 weights into the sampling layout, or merging adapters before
   it.
+- Rows without a figure for the reference were compiled earlier, with the settings and the 2,048 tokens a side of then.
 - Prefill, insertion into the slots and decode are the largest of all stages, with prompts of maximal length.
 
 | model | slice | memory | SFT | DPO | reference | reshard | prefill | insert | decode | | settings |

@@ -35,7 +35,7 @@ from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
 from selfreward_jax.runs.workspace import Workspace
 
-MARGIN = 1.25  # the lowest estimate is .81 of what the compiler needs
+MARGIN = 1.25  # where more than .6 of the memory is used, the lowest estimate is .81 of what the compiler needs
 USABLE = 0.97  # of the memory; the rest is the system's
 MAX_ROWS = 256  # places of one group of devices that samples: more rows no longer hide the reading of the weights
 MIN_ROWS = 8
