@@ -52,6 +52,7 @@ require_reachable "put it into the image, and give its path there and --no_check
 # First, so that the user's value overrides it.
 ((slices == 1)) || main=(--config.parallel.replicas="$slices" "${main[@]}")
 
+machine=''
 case $accelerator in
   tpu-v4-podslice) machine=v4:$topology ;;
   tpu-v5-lite-podslice | tpu-v5-lite-device) machine=v5e:$topology ;;
@@ -63,7 +64,7 @@ case $accelerator in
       "check with --no_check"
     ;;
 esac
-((slices == 1)) || machine+="*$slices"
+((slices == 1)) || machine+=${machine:+"*$slices"}
 ((manifest)) || check_main "$machine"
 
 # The arguments as a JSON list, which is valid YAML. Kubernetes reads $$ as $, and $(NAME) as a variable.

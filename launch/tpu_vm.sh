@@ -138,7 +138,7 @@ on_all() {
 # The images' Python is too old; uv installs a newer one.
 install="cd selfreward && python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python=3.12 .venv"
 install+=" && python3 -m uv pip install -q --python=.venv/bin/python -r requirements.txt 'jax[tpu]' gcsfs"
-[[ "$(main_option config.data.ift) $(main_option config.data.eft)" != *hf:* ]] || install+=" datasets"
+[[ "$(main_option config.data.ift) $(main_option config.data.eft) $(main_option config.prompts.source)" != *hf:* ]] || install+=" datasets"
 [[ ! ${WANDB_API_KEY-} && ! $(main_option config.report.wandb) ]] || install+=" wandb"
 
 set_up() {
@@ -183,7 +183,11 @@ wait_until_ready() {
         # A request that fails may have been made: then it costs money, and is there.
         create || {
           code=$?
-          [[ $(ask || true) ]] || { ((restarts)) || exit "$code"; again "$name could not be requested"; }
+          if ! now=$(ask); then
+            log "$name may have been made all the same: look, or repeat the command"
+            now=UNKNOWN
+          fi
+          [[ $now ]] || { ((restarts)) || exit "$code"; again "$name could not be requested"; }
         }
         sleep "$poll"
         ;;
@@ -201,7 +205,7 @@ wait_until_ready() {
 }
 
 # v5litepod-16 and v6e-16 name chips, v4-16 and v5p-16 the two cores of each.
-generation=${accelerator_type%%-*} count=${accelerator_type##*-}
+generation=${accelerator_type%%-*} count=${accelerator_type##*-} machine=''
 case $generation in
   v5litepod) machine=v5e:$count ;;
   v6e) machine=v6e:$count ;;
@@ -211,7 +215,7 @@ case $generation in
       "or leave out the check with --no_check"
     ;;
 esac
-((slices == 1)) || machine+="*$slices"
+((slices == 1)) || machine+=${machine:+"*$slices"}
 
 if ((dry_run)); then
   check_main "$machine"

@@ -169,8 +169,6 @@ REFUSED = [
     ({"pairs.rejected": "anchor", "pairs.agreement": "votes"}, ["pairs.agreement", "'votes'", "pairs.rejected"]),
     ({"dpo.judge_pairs": "meta", "judge.shots": 2}, ["judge.shots", "2", "dpo.judge_pairs"]),
     ({"judge.kind": "pairwise", "judge.opponents": 3}, ["judge.opponents", "3"]),
-    ({"judge.kind": "pairwise", "judge.shots": 4}, ["judge.shots", "4", "judge.kind"]),
-    ({"judge.kind": "pairwise", "judge.accept_complete": True}, ["judge.accept_complete", "judge.kind"]),
     (
         {"judge.kind": "pairwise", "judge.num_samples": 2, "judge.opponents": 2, "judge.min_votes": 5},
         ["judge.min_votes", "5", "4"],

@@ -193,6 +193,15 @@ def test_nothing_is_created_for_a_run_that_cannot_work(name, world):
     assert call[-2:] == MAIN
 
 
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("tpu_vm.sh", [*TPU, "--accelerator_type=v3-8"]), ("gke.sh", [*GKE, "--accelerator=tpu-new"])],
+)
+def test_an_unknown_accelerator_may_be_used_without_the_check(script, args, world):
+    done = world.run(script, *args, "--no_check", "--dry_run", "--", *MAIN)
+    assert (done.returncode, done.err) == (0, "")
+
+
 @pytest.mark.parametrize("name", ["kubectl", "slurm"])
 def test_the_check_can_be_left_out(name, world):
     script, args, _ = CHECKED[name]

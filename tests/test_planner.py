@@ -40,8 +40,8 @@ def compiled_config(preset, options, chosen):
 
 @pytest.mark.parametrize("key", LARGE, ids=lambda key: f"{key[0]}-{key[2]}")
 def test_estimates_are_near_what_the_compiler_needs(key):
-    """For every program that fits. One that is too small by more than the margin would be refused too late; where little
-    of the memory is used it may be, since what a step gathers whole, the vocabulary, is not in the estimate."""
+    """For every program that fits. One that is too small by more than the margin would be refused too late. Where
+    little of the memory is used it may be: the vocabulary, which a step gathers whole, is not in the estimate."""
     _, preset, _, options = key
     rows = COMPILED[key]
     c = compiled_config(preset, options, rows["dpo"].get("settings", {}))

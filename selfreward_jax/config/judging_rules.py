@@ -78,8 +78,6 @@ def _check_pairwise_judge(c: ConfigDict) -> None:
         ("pairs.rejected", "anchor"),
         ("pairs.agreement", "judges"),
         ("judge.aggregation", "expected"),
-        ("judge.accept_complete", True),
-        ("judge.shots", c.judge.shots or None),
     ):
         if get_field(c, field) == value:
             raise ConfigError(

@@ -91,7 +91,7 @@ def _chosen(cfg: ConfigDict, workdir: str, machine: Machine) -> tuple[ConfigDict
         there.sampling.max_concurrent = 0  # on a smaller machine; no artifact was made with the places
         made = plan(there, pretrained, machine)
     if not made.fits:
-        given = f"; or give {', '.join(made.values)} numbers of your own" if made.values else ""
+        given = f"; or give {', '.join(sorted(_open(cfg)))} numbers of your own" if _open(cfg) else ""
         raise ConfigError(f"{machine.name} is too small: {' '.join(line.strip() for line in made.reasons)}{given}")
     there.update_from_flattened_dict(made.values)
     return there, made.reasons
