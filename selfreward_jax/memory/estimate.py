@@ -1,9 +1,10 @@
 """Bytes on a device, by arithmetic: what training and sampling take before anything is compiled.
 
-Within a third of what the compiler needs for the models and slices of docs/fits.md (tests/test_planner.py).
+Within a fifth of what the compiler needs for the models and slices of docs/fits.md (tests/test_planner.py).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,20 +74,27 @@ def training_bytes(
     state = 2 * weights + (0 if cfg.optimizer.offload else _tree_bytes(moments))  # gradients are as large as weights
     frozen = itemsize * parameter_count(param_specs(base)) if cfg.lora.rank else 0
     rows = settings.batch_size * (2 if stage == "dpo" else 1) / settings.grad_accum_steps / batch_divisor(mesh.abstract)
-    tokens = max(1, rows) * (pair_len if stage == "dpo" else settings.seq_len)
-    whole_weights = itemsize * 2 * (_layer_parameters(base) + base.vocab_size * base.dim) / mesh.tensor
-    parts = (state + frozen) / shards, whole_weights * (mesh.fsdp > 1), _activations(base, mesh, tokens, itemsize)
+    passes = [max(1, rows) * (pair_len if stage == "dpo" else settings.seq_len)]  # the tokens of each
+    if stage == "dpo" and settings.replay_weight:
+        replayed = settings.replay_batch_size / settings.grad_accum_steps / batch_divisor(mesh.abstract)
+        passes.append(max(1, replayed) * settings.replay_seq_len)
+    # Weights as they are gathered, and their gradients; of the vocabulary those of each pass, and of a tied one those
+    # of the lookup and of the head, which are summed at the end.
+    gradients = len(passes) * (2 if base.tie_embeddings else 1)
+    whole = 2 * _layer_parameters(base) + (1 + gradients) * base.vocab_size * base.dim
+    whole_weights = itemsize * whole / mesh.tensor * (mesh.fsdp > 1)
+    parts = (state + frozen) / shards, whole_weights, _activations(base, mesh, passes, itemsize)
     return int(sum(parts)) + 3 * 4 * MAX_LOGITS  # logits, their gradient, and their exponentials
 
 
-def _activations(model: DecoderConfig, mesh: MeshShape, tokens: float, itemsize: int) -> float:
-    """Bytes of activations: the saved input of each layer, and one layer at work, or all with another remat."""
+def _activations(model: DecoderConfig, mesh: MeshShape, passes: Sequence[float], itemsize: int) -> float:
+    """Bytes of activations: what is saved of each layer for passes of so many tokens, and one layer at work."""
     heads = (model.num_heads + model.num_kv_heads) * math.ceil(model.head_dim / LANES) * LANES
     mlp = model.mlp_dim * (model.experts_per_token if model.num_experts else 1)
     layer = STREAM_ARRAYS * model.dim + (MLP_ARRAYS * mlp + HEAD_ARRAYS * heads) / mesh.tensor
     # What "dots" saves of a layer: the results of its matrix products.
     saved = {"full": 0.0, "dots": 2 * model.dim + (2 * mlp + heads) / mesh.tensor, "none": layer}[model.remat]
-    return itemsize * tokens * (model.num_layers * (model.dim + saved) + layer)
+    return itemsize * (sum(passes) * model.num_layers * (model.dim + saved) + max(passes) * layer)
 
 
 def _layer_parameters(model: DecoderConfig) -> int:

@@ -35,7 +35,7 @@ from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
 from selfreward_jax.runs.workspace import Workspace
 
-MARGIN = 1.25  # where more than .6 of the memory is used, the lowest estimate is .81 of what the compiler needs
+MARGIN = 1.25  # the lowest estimate is .80 of what the compiler needs
 USABLE = 0.97  # of the memory; the rest is the system's
 MAX_ROWS = 256  # places of one group of devices that samples: more rows no longer hide the reading of the weights
 MIN_ROWS = 8
@@ -247,7 +247,9 @@ def _training_candidates(
         meshes = [mesh for mesh in meshes if is_divisible(specs, mesh)]
         row_devices = machine.devices // tensor
         for field in BATCHES:
-            _set(cfg, chosen, field, round_up(BATCH, row_devices))
+            stage = field.split(".")[0]
+            given = 1 if f"{stage}.grad_accum_steps" in chosen else cfg[stage].grad_accum_steps
+            _set(cfg, chosen, field, round_up(BATCH, row_devices * given))
         steps = {s: _accumulations(cfg, chosen, s, row_devices) for s in ("sft", "dpo", "pretrain")}
         if not meshes or not all(steps.values()):
             continue
