@@ -1,11 +1,11 @@
 """Which preset fits which machine? Writes docs/fits.md.
 
-    python -m benchmarks.fit_table [--rows=8b,70b] [--only=prefill,decode] [--write [--missing]]
+    python -m benchmarks.fit_table [--rows=8b,h100] [--only=prefill,decode] [--write [--missing]]
 
-Each row of TPU figures comes from `selfreward-jax fits` with the options shown: the run's own programs,
-compiled for the slice, with what the planner chooses where they leave it open. Rows for GPUs are estimated by the
-planner alone. Prints JSON lines. With --write, new rows are merged into benchmarks/fit_table.jsonl,
-and the document is written from all rows.
+Each row comes from `selfreward-jax fits` with the options shown: the run's own programs, compiled for the machine, with
+what the planner chooses where they leave it open. Rows of TPUs need the extra `tpu`, those of GPUs the extra `cuda`.
+Prints JSON lines. With --write, new rows are merged into benchmarks/fit_table.jsonl, and the document is written from
+all rows.
 """
 
 import json
@@ -21,7 +21,7 @@ from selfreward_jax.memory.machines import parse_machine
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.round_time import ASSUMPTIONS, round_times
 
-_ROWS = flags.DEFINE_string("rows", "", "Only rows whose name contains one of these, separated by commas.")
+_ROWS = flags.DEFINE_string("rows", "", "Only rows whose name or machine contains one of these, separated by commas.")
 _MISSING = flags.DEFINE_bool("missing", False, "With --write: only rows that are not stored yet.")
 _ONLY = flags.DEFINE_list("only", [], "Compile only these programs; stored rows of others stay.")
 _WRITE = flags.DEFINE_bool("write", False, "Store the rows and write docs/fits.md.")
@@ -54,21 +54,19 @@ COMPILED = [
     ("70b", "llama2_70b", "v5p:4x4x4", ""),
     ("70b", "llama2_70b", "v4:4x4x8", "--config.sft.batch_size=32 --config.dpo.batch_size=32"),
     ("70b", "llama2_70b", "v6e:8x8", "--config.dpo.eval_every=0"),
-]
-# Name, preset, GPUs of one kind: planned and estimated, not compiled.
-ESTIMATED = [
-    ("135m", "smollm2_135m", "t4:1"),
-    ("270m gemma3", "gemma3_270m", "l4:1"),
-    ("0.6b qwen3", "qwen3_0_6b", "h100:1"),
-    ("1b", "tinyllama", "h100:1"),
-    ("1b gemma3", "gemma3_1b", "h100:1"),
-    ("3b", "smollm3_3b", "h100:4"),
-    ("8b", "llama3_8b", "h100:8"),
-    ("8b", "llama3_8b", "h200:8"),
-    ("8b qwen3", "qwen3_8b", "h100:8"),
-    ("70b", "llama2_70b", "h100:64"),
-    ("70b", "llama2_70b", "h200:8"),
-    ("70b", "llama2_70b", "h200:32"),
+    ("135m", "smollm2_135m", "t4:1", ""),
+    ("270m gemma3", "gemma3_270m", "l4:1", ""),
+    ("0.6b qwen3", "qwen3_0_6b", "h100:1", ""),
+    ("1b", "tinyllama", "h100:1", ""),
+    ("1b", "tinyllama", "a100-40:1", ""),
+    ("1b gemma3", "gemma3_1b", "h100:1", ""),
+    ("3b", "smollm3_3b", "h100:4", ""),
+    ("8b", "llama3_8b", "h100:8", ""),
+    ("8b", "llama3_8b", "a100:8", ""),
+    ("8b qwen3", "qwen3_8b", "h100:8", ""),
+    ("8b lora", "llama3_8b", "h100:2", "--config.lora.rank=16"),
+    ("70b", "llama2_70b", "h100:64", ""),
+    ("70b", "llama2_70b", "h200:32", ""),
 ]
 
 
@@ -89,30 +87,22 @@ HEAD = """# What fits where
 
 Made by `python -m benchmarks.fit_table --write`.
 
-Each figure is the peak memory of one program of a run, in GiB on a chip. `selfreward-jax fits` compiles it
-for the slice with libtpu's compiler, without a TPU. This proves that the programs compile and fit. It says nothing
-about speed.
+Each figure is the peak memory of one program of a run, in GiB on a device. `selfreward-jax fits` compiles it
+for the machine, without one: with libtpu's compiler for TPU slices, with the CUDA plugin's for GPUs. This proves that
+the programs compile and fit. It says nothing about speed.
 
+- The memory of a GPU is what JAX takes of it by itself, three quarters.
 - DPO has as many tokens a side as a new prompt and its response may have.
 - A figure in brackets does not fit. Where the compiler gave up early, it is what it had requested by then.
 - Reshard is the larger of two steps: moving the float32 weights into the sampling layout, or merging adapters before
   it.
-- Rows without a figure for the reference were compiled earlier, with the settings and the 2,048 tokens a side of then.
 - Prefill, insertion into the slots and decode are the largest of all stages, with prompts of maximal length.
+- The plan is `parallel.fsdp` x `parallel.tensor`, `parallel.sampling_tensor`, `dpo.grad_accum_steps` and
+  `sampling.max_concurrent`, as the planner chooses them or the preset gives them.
 
-| model | slice | memory | SFT | DPO | reference | reshard | prefill | insert | decode | | settings |
-| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- |
+| model | machine | memory | SFT | DPO | reference | reshard | prefill | insert | decode | | plan | settings |
+| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- | --- | --- |
 """
-ESTIMATED_HEAD = """
-## GPUs, estimated
-
-By the arithmetic of the planner alone, with its margin; GB of each device, and what it chooses.
-
-| model | GPUs | memory | training | sampling | | fsdp | tensor | sampling_tensor | grad_accum_steps | max_concurrent |
-| --- | --- | --: | --: | --: | --- | --: | --: | --: | --: | --: |
-"""
-
-
 TIMED_HEAD = f"""
 ## A round, by arithmetic
 
@@ -138,14 +128,6 @@ def compile_rows(name: str, preset: str, topology: str, options: str, only: list
     return [{"name": name, "preset": preset, "slice": topology, "options": options, **row} for row in rows]
 
 
-def estimate_gpu(name: str, preset: str, gpus: str) -> dict:
-    """What the planner makes of GPUs of one kind, such as h100:8."""
-    c, machine = config.get_config(preset), parse_machine(gpus)
-    plan = planner.plan(c, known_config(c), machine)
-    sizes = {name: size / 1e9 for name, size in plan.need.items()}
-    return {"name": name, "gpus": gpus, "memory": machine.memory / 1e9, "fits": plan.fits, **sizes, **plan.values}
-
-
 def time_row(name: str, preset: str, text: str) -> str:
     """A row of the table of times."""
     c, machine = config.get_config(preset), parse_machine(text)
@@ -155,7 +137,7 @@ def time_row(name: str, preset: str, text: str) -> str:
     return f"| {' | '.join([*cells, f'{sum(seconds) / 60:,.0f}'])} |"
 
 
-def document(compiled: list[dict], estimated: list[dict]) -> str:
+def document(compiled: list[dict]) -> str:
     """The text of docs/fits.md."""
     lines = HEAD.splitlines()
     groups: dict[tuple, dict] = {}
@@ -164,25 +146,27 @@ def document(compiled: list[dict], estimated: list[dict]) -> str:
     for (name, preset, topology, options), programs in groups.items():
         if "refused" in programs:
             error = programs["refused"]["error"]
-            lines.append(f"| {name} ({preset}) | {topology} | | | | | | | | | refused: {error} | `{options}` |")
+            lines.append(f"| {name} ({preset}) | {topology} | | | | | | | | | refused: {error} | | `{options}` |")
             continue
         reshards = [programs[p] for p in ("merge", "reshard") if p in programs]
         programs["reshard"] = max(reshards, key=lambda p: p["peak"], default=None)
         cells = [_cell(programs.get(p)) for p in ("sft", "dpo", "reference", "reshard", "prefill", "insert", "decode")]
-        memory = next(iter(programs.values()))["hbm"] // GIB
+        first = next(iter(programs.values()))
         verdict = "FITS" if all(p["fits"] for p in programs.values()) else "DOES NOT FIT"
         options_cell = f"`{options}`" if options else ""
-        row_cells = [f"{name} ({preset})", topology, str(memory), *cells, verdict, options_cell]
+        plan = _plan(preset, first["settings"])
+        row_cells = [f"{name} ({preset})", topology, f"{first['hbm'] / GIB:.0f}", *cells, verdict, plan, options_cell]
         lines.append(f"| {' | '.join(row_cells)} |")
-    lines += ESTIMATED_HEAD.splitlines()
-    chosen = ("parallel.fsdp", "parallel.tensor", "parallel.sampling_tensor", "dpo.grad_accum_steps")
-    for g in estimated:
-        verdict = "should fit" if g["fits"] else "does not fit"
-        values = " | ".join(f"{g[field]:,}" for field in (*chosen, "sampling.max_concurrent"))
-        sizes = f"{g['memory']:.0f} | {g['training']:.1f} | {g['sampling']:.1f}"
-        lines.append(f"| {g['name']} | {g['gpus']} | {sizes} | {verdict} | {values} |")
     lines += [*TIMED_HEAD.splitlines(), *(time_row(*entry) for entry in TIMED)]
     return "\n".join(lines) + "\n"
+
+
+def _plan(preset: str, chosen: dict[str, int]) -> str:
+    c = config.get_config(preset)
+    c.update_from_flattened_dict(chosen)
+    p = c.parallel
+    sizes = p.sampling_tensor or p.tensor, c.dpo.grad_accum_steps, f"{c.sampling.max_concurrent:,}"
+    return " / ".join(map(str, (f"{p.fsdp} x {p.tensor}", *sizes)))
 
 
 def _cell(row: dict | None) -> str:
@@ -198,12 +182,12 @@ def _is_of(row: dict, entry: tuple) -> bool:
 
 
 def main(_: list[str]) -> None:
-    """Compiles, estimates and prints; writes with --write."""
+    """Compiles and prints; writes with --write."""
     stored = []
     if ROWS_FILE.exists() and _WRITE.value:
         stored = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
     for entry in COMPILED:
-        if _ROWS.value and not any(part in entry[0] for part in _ROWS.value.split(",")):
+        if _ROWS.value and not any(part in f"{entry[0]} {entry[2]}" for part in _ROWS.value.split(",")):
             continue
         if _MISSING.value and any(_is_of(row, entry) for row in stored):
             continue
@@ -217,11 +201,8 @@ def main(_: list[str]) -> None:
             stored = [k for k in stored if (k["name"], k["slice"], k["options"]) in order]
             stored.sort(key=lambda k: order.index((k["name"], k["slice"], k["options"])))
             ROWS_FILE.write_text("".join(json.dumps(k) + "\n" for k in stored))
-    estimated = [estimate_gpu(*entry) for entry in ESTIMATED]
-    for row in estimated:
-        print(json.dumps(row), flush=True)
     if _WRITE.value:
-        DOCUMENT.write_text(document(stored, estimated))
+        DOCUMENT.write_text(document(stored))
 
 
 if __name__ == "__main__":

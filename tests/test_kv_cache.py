@@ -11,13 +11,14 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.sampling import kv_cache, sampler
 
 CFG = DecoderConfig(vocab_size=32, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
-LAYOUTS = ("columns", "tokens")
+LAYOUTS = ("columns", "mixed", "tokens")
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_all_layouts_hold_what_was_written(scan):
     cfg, rng, B, W = replace(CFG, scan_layers=scan), np.random.default_rng(0), 3, 5
-    caches = {x: kv_cache.init_cache(cfg, B, W, x) for x in LAYOUTS}
+    of_token = {x: kv_cache.token_layout(replace(cfg, kv_layout=x)) for x in LAYOUTS}
+    caches = {x: kv_cache.init_cache(cfg, B, W, of_token[x]) for x in LAYOUTS}
     keys, values = np.zeros((2, B, 2, 8, W), np.float32), np.zeros((2, B, 2, W, 8), np.float32)
     for _ in range(4):
         columns = rng.integers(0, W, B)
@@ -27,7 +28,7 @@ def test_all_layouts_hold_what_was_written(scan):
         new = (k, v) if scan else (tuple(k), tuple(v))
         caches = {x: kv_cache.write(replace(cfg, kv_layout=x), c, new, columns) for x, c in caches.items()}
     for layout, cache in caches.items():
-        segment = kv_cache.as_segment(replace(cfg, kv_layout=layout), cache)
+        segment = kv_cache.as_segment(cache, of_token[layout])
         for actual, expected in zip(segment, (keys, values), strict=True):
             np.testing.assert_array_equal(np.asarray(actual), expected)
 
@@ -44,8 +45,9 @@ def test_all_layouts_give_the_same_samples(scan, random_params):
         )
         for layout in LAYOUTS
     ]  # fmt: skip
-    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
-    np.testing.assert_allclose(drawn[0].logprobs, drawn[1].logprobs, atol=1e-5)
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(drawn[0].tokens, other.tokens)
+        np.testing.assert_allclose(drawn[0].logprobs, other.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

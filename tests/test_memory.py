@@ -173,9 +173,11 @@ def test_weights_are_resharded_one_by_one():
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        ([ITER3], ["topology", "''", "v5p:4x4x4"]),
+        ([ITER3], ["''", "v5p:4x4x4", "h100:8"]),
         ([ITER3, "--topology=v9:2x2"], ["'v9:2x2'", "v5e"]),
         ([ITER3, "--topology=v5e:2"], ["'v5e:2'"]),
+        ([ITER3, "--topology=gpu:2"], ["'gpu:2'", "h100"]),
+        ([ITER3, "--topology=h100:12"], ["'h100:12'", 8]),
     ],
 )
 def test_a_slice_that_does_not_exist_is_refused(options, facts):

@@ -16,6 +16,7 @@ from selfreward_jax.memory.estimate import MeshShape, sampling_bytes, training_b
 from selfreward_jax.memory.machines import GIB, Machine, parse_machine
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.planner import BATCH, BATCHES, FIELDS, MARGIN, check_machine, longest_side, plan, resolve
+from selfreward_jax.parallel.hardware import Hardware
 
 ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "fit_table.jsonl").read_text().splitlines()]
 COMPILED = {}  # by preset, slice and options: the row of each program
@@ -29,8 +30,6 @@ def compiled_config(preset, options, chosen):
     c = config.get_config(preset)
     c.update_from_flattened_dict({"sampling.max_concurrent": 128, "sft.grad_accum_steps": 1, "dpo.grad_accum_steps": 1})
     c.update_from_flattened_dict({field: BATCH for field in BATCHES if not flatten_config(c)[field]})
-    if not chosen:  # an older row
-        c.dpo.eval_every, c.pairwise.method = 0, "scores"
     c.update_from_flattened_dict(chosen)
     given = dict(option.removeprefix("--config.").split("=") for option in options.split())
     known = flatten_config(c)
@@ -41,21 +40,21 @@ def compiled_config(preset, options, chosen):
 @pytest.mark.parametrize("key", LARGE, ids=lambda key: f"{key[0]}-{key[2]}")
 def test_estimates_are_near_what_the_compiler_needs(key):
     """For every program that fits. One that is too small by more than the margin would be refused too late."""
-    _, preset, _, options = key
-    rows = COMPILED[key]
-    c = compiled_config(preset, options, rows["dpo"].get("settings", {}))
-    tokens = longest_side(c) if rows["dpo"].get("settings") else 2048  # of an older row
+    _, preset, machine, options = key
+    rows, hardware = COMPILED[key], parse_machine(machine).hardware
+    c = compiled_config(preset, options, rows["dpo"]["settings"])
+    tokens = longest_side(c)
     (mesh, *_) = (MeshShape(*rows[name]["mesh"].values()) for name in ("sft", "dpo"))
     pretrained = known_config(c)
     for name in ("sft", "dpo"):
         if rows[name]["fits"]:
-            ratio = training_bytes(c, pretrained, mesh, name, tokens, "tpu") / rows[name]["peak"]
+            ratio = training_bytes(c, pretrained, mesh, name, tokens, hardware) / rows[name]["peak"]
             assert 1 / MARGIN < ratio < 1.4, (name, ratio)
     sampled = [rows[name] for name in ("reshard", "merge", "prefill", "insert", "decode") if name in rows]
     if all(row["fits"] for row in sampled):
         tensor = c.parallel.sampling_tensor or mesh.tensor or 1
         chips = rows["decode"]["chips"]
-        estimate = sampling_bytes(c, pretrained, MeshShape(1, chips // tensor, 1, tensor), mesh, "tpu")
+        estimate = sampling_bytes(c, pretrained, MeshShape(1, chips // tensor, 1, tensor), mesh, hardware)
         ratio = estimate / max(row["peak"] for row in sampled)
         assert 1 / MARGIN < ratio < 1.4, ratio
 
@@ -198,13 +197,13 @@ def test_a_batch_of_new_prompts_fills_the_places_many_times():
 
 def test_slices_are_replicas():
     c = config.get_config("tinyllama")
-    two = plan(c, known_config(c), Machine("two slices", "tpu", 8, 16 * GIB, slices=2)).values
+    two = plan(c, known_config(c), Machine("two slices", Hardware("tpu"), 8, 16 * GIB, slices=2)).values
     assert (two["parallel.replicas"], two["parallel.fsdp"]) == (2, 4)
 
 
 def test_an_unknown_memory_is_no_limit():
     c = config.get_config("gemma3_270m")
-    made = plan(c, known_config(c), Machine("somewhere", "gpu", 1, 0))
+    made = plan(c, known_config(c), Machine("somewhere", Hardware("gpu", (9, 0)), 1, 0))
     assert made.fits
     assert made.values["dpo.grad_accum_steps"] == 1
 
@@ -244,7 +243,7 @@ def test_on_a_smaller_machine_a_run_takes_fewer_places_and_keeps_its_batches(tmp
 
 
 def test_a_run_that_does_not_fit_this_machine_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(planner, "this_machine", lambda: Machine("8 x tiny", "gpu", 8, 10**9))
+    monkeypatch.setattr(planner, "this_machine", lambda: Machine("8 x tiny", Hardware("gpu", (9, 0)), 8, 10**9))
     c = config.get_config("llama3_8b")
     c.data.ift = c.data.eft = "any"
     with pytest.raises(ConfigError) as caught:
@@ -296,9 +295,9 @@ def test_an_unknown_machine_is_refused(text):
 
 
 def test_machines_have_their_memory():
-    assert parse_machine("v5p:4x4x4")[1:] == ("tpu", 64, 95 * GIB, 1)
-    assert parse_machine("v6e:16")[1:] == ("tpu", 16, 32 * GIB, 1)
-    assert parse_machine("v5e:4x4*2")[1:] == ("tpu", 32, 16 * GIB, 2)
-    assert parse_machine("h100:8")[1:] == ("gpu", 8, 60 * 10**9, 1)  # what JAX takes of 80
-    assert parse_machine("tpu7x:2x2x1")[1:] == ("tpu", 8, 96 * GIB, 1)  # two devices on a chip
-    assert parse_machine("gpu:16")[1:] == ("gpu", 16, 0, 1)
+    assert parse_machine("v5p:4x4x4")[1:] == (Hardware("tpu"), 64, 95 * GIB, 1)
+    assert parse_machine("v6e:16")[1:] == (Hardware("tpu"), 16, 32 * GIB, 1)
+    assert parse_machine("v5e:4x4*2")[1:] == (Hardware("tpu"), 32, 16 * GIB, 2)
+    assert parse_machine("h100:8")[1:] == (Hardware("gpu", (9, 0)), 8, 60 * 10**9, 1)  # what JAX takes of 80
+    assert parse_machine("tpu7x:2x2x1")[1:] == (Hardware("tpu"), 8, 96 * GIB, 1)  # two devices on a chip
+    assert parse_machine("gpu:16")[1:] == (Hardware("gpu", (9, 0)), 16, 0, 1)

@@ -9,6 +9,7 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.memory import planner, round_time
 from selfreward_jax.memory.machines import Machine, Rates, datasheet, parse_machine
 from selfreward_jax.memory.models import known_config
+from selfreward_jax.parallel.hardware import Hardware
 
 MODEL = DecoderConfig(
     vocab_size=100, dim=64, num_layers=10, num_heads=4, num_kv_heads=2, head_dim=50, mlp_dim=64, dtype="bfloat16"
@@ -86,7 +87,7 @@ def test_more_devices_more_samples_and_adapters_change_the_times():
 
 def test_an_unknown_device_has_no_times():
     cfg = config.get_config("tinyllama")
-    assert round_time.round_times(cfg, known_config(cfg), Machine("4 x abacus", "cpu", 4, 0)) == []
+    assert round_time.round_times(cfg, known_config(cfg), Machine("4 x abacus", Hardware("cpu"), 4, 0)) == []
     assert datasheet("abacus", 2) is None
     assert datasheet("NVIDIA H100 80GB HBM3", 2)[:3] == (2, 2 * 989e12, 2 * 3.35e12)
     assert datasheet("TPU v5 lite", 4)[:3] == (4, 4 * 197e12, 4 * 0.82e12)

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import conftest
@@ -20,6 +21,7 @@ from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs
 from selfreward_jax.llm.self_attention import attention, resolve_impl, self_attention, self_mask, to_cache_layout
 from selfreward_jax.parallel.arrays import put
+from selfreward_jax.parallel.hardware import Hardware, hardware_of
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
 from selfreward_jax.train.logprobs import prefix_shared_logprobs
@@ -187,21 +189,29 @@ def test_a_mask_of_two_texts_and_a_window_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("attention_impl", "platform", "dtype", "expected"),
+    ("attention_impl", "device", "dtype", "expected"),
     [
-        ("auto", "cpu", "float32", "reference"),
-        ("auto", "cpu", "bfloat16", "reference"),
-        ("auto", "tpu", "float32", "reference"),
-        ("auto", "tpu", "bfloat16", "splash"),
-        ("auto", "gpu", "bfloat16", "cudnn"),
-        ("auto", "cuda", "float16", "cudnn"),
-        ("auto", "gpu", "float32", "xla"),
-        ("xla", "tpu", "bfloat16", "xla"),
-        ("splash", "cpu", "float32", "splash"),
+        ("auto", ("cpu", ""), "float32", "reference"),
+        ("auto", ("cpu", ""), "bfloat16", "reference"),
+        ("auto", ("tpu", ""), "float32", "reference"),
+        ("auto", ("tpu", ""), "bfloat16", "splash"),
+        ("auto", ("gpu", "9.0"), "bfloat16", "cudnn"),
+        ("auto", ("gpu", "8.0"), "float16", "cudnn"),
+        ("auto", ("gpu", "10.0"), "float32", "xla"),
+        ("auto", ("gpu", "7.5"), "bfloat16", "xla"),  # a T4
+        ("auto", ("gpu", "gfx942"), "bfloat16", "xla"),  # of AMD
+        ("xla", ("tpu", ""), "bfloat16", "xla"),
+        ("splash", ("cpu", ""), "float32", "splash"),
     ],
 )
-def test_auto_depends_on_platform_and_dtype(attention_impl, platform, dtype, expected):
-    assert resolve_impl(attention_impl, platform, dtype) == expected
+def test_auto_depends_on_the_device_and_dtype(attention_impl, device, dtype, expected):
+    platform, capability = device
+    hardware = hardware_of(SimpleNamespace(platform=platform, compute_capability=capability))
+    assert resolve_impl(attention_impl, hardware, dtype) == expected
+
+
+def test_large_heads_have_no_cudnn_kernel():
+    assert resolve_impl("auto", Hardware("gpu", (9, 0)), "bfloat16", 256) == "xla"
 
 
 # --- in a model ----------------------------------------------------------------------------------------------------

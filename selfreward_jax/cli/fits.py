@@ -1,7 +1,7 @@
-"""selfreward-jax fits: does a run fit a TPU slice? Compiles its programs for the slice, on a machine without a TPU.
+"""selfreward-jax fits: does a run fit a TPU slice or some GPUs? Compiles its programs for them, on a machine without.
 
-Prints the bytes that each program takes on a chip, by kind, and its collectives. This shows that the programs compile
-and fit, not how fast they are. Needs the extra `tpu`: pip install "selfreward-jax[tpu]".
+Prints the bytes that each program takes on a device, by kind, and its collectives. This shows that the programs compile
+and fit, not how fast they are. Needs the extra `tpu` or `cuda`: pip install "selfreward-jax[tpu]".
 
 Exit codes: 0 it fits; 1 it does not fit; 2 invalid input.
 """
@@ -9,12 +9,9 @@ Exit codes: 0 it fits; 1 it does not fit; 2 invalid input.
 import argparse
 import json
 import math
-import os
 import re
 from typing import Any
 
-import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,22 +21,16 @@ from selfreward_jax.config import validate
 from selfreward_jax.console import streams
 from selfreward_jax.memory import planner
 from selfreward_jax.memory.collectives import parse_collectives, totals_by_kind
-from selfreward_jax.memory.machines import CHIPS, GIB, parse_machine
+from selfreward_jax.memory.machines import GIB, Machine, parse_machine
 from selfreward_jax.memory.models import known_config
 from selfreward_jax.memory.programs import programs
 from selfreward_jax.memory.round_time import format_times, round_times
 from selfreward_jax.memory.shapes import Program
+from selfreward_jax.memory.targets import target_devices
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_divisor
 
 USABLE = 0.98  # fraction of the memory; the rest is reserved by the system (15.75 of 16 GiB usable on a v5e)
-# Answers to what libtpu would ask a cloud machine for. The last one lets several processes load libtpu.
-_LIBTPU_ENV = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def main(options: argparse.Namespace) -> int:
@@ -50,30 +41,31 @@ def main(options: argparse.Namespace) -> int:
 
 
 def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_json: bool) -> int:
-    """Prints what each program of the run (only those in `only`, if any) takes on the slice.
+    """Prints what each program of the run (only those in `only`, if any) takes on each device of a machine.
 
     Returns:
       The exit code: 0 if all fit, else 1.
 
     Raises:
-      ConfigError: the slice or a setting is not valid.
+      ConfigError: the machine or a setting is not valid.
     """
-    devices = slice_devices(topology)
+    machine = parse_machine(topology)
+    devices = target_devices(machine)
     if not (cfg.data.ift or cfg.data.ift_rows):
         cfg.data.ift = cfg.data.eft = "any"  # the seed data do not matter here
-    validate.validate(cfg, 1, "tpu")
-    made = planner.plan(cfg, known_config(cfg), parse_machine(topology))
+    validate.validate(cfg, 1, machine.platform)
+    made = planner.plan(cfg, known_config(cfg), machine)
     cfg.update_from_flattened_dict(made.values)
-    times = round_times(cfg, known_config(cfg), parse_machine(topology))
+    times = round_times(cfg, known_config(cfg), machine)
     planned = {"settings": made.values, "round_seconds": {t.stage: round(t.seconds) for t in times}}
     if not as_json:
         streams.result(*made.reasons)
     try:
         mesh = make_mesh(cfg.parallel.fsdp, cfg.parallel.tensor, cfg.parallel.replicas, devices)
-        validate.validate(cfg, batch_divisor(mesh), "tpu")
+        validate.validate(cfg, batch_divisor(mesh), machine.platform)
         rows = []
         for program in programs(cfg, known_config(cfg), mesh, tokens or planner.longest_side(cfg), only):
-            rows.append(measure_program(program, topology, mesh) | planned)
+            rows.append(measure_program(program, machine, mesh) | planned)
             streams.result(*([json.dumps(rows[-1])] if as_json else _format_row(rows[-1])))
     except ValueError as error:  # sizes that are not divisible; the message has the numbers
         raise config.ConfigError(str(error)) from None
@@ -84,36 +76,10 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
     return 0 if fits else 1
 
 
-def slice_devices(topology: str) -> list[Any]:
-    """The devices of a TPU slice, which need not exist.
-
-    Raises:
-      ConfigError: there is no such slice, or libtpu is not installed.
-    """
-    generation, _, shape = topology.partition(":")
-    if generation not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
-        raise config.ConfigError(
-            f"topology is {topology!r}; it must be a generation ({', '.join(CHIPS)}) and a shape, such as v5p:4x4x4"
-        )
-    os.environ |= _LIBTPU_ENV
-    jax.config.update("jax_platforms", "cpu")
-    sides = [*map(int, shape.split("x")), 1][:3]
-    options: dict[str, Any] = {"chips_per_host_bounds": [min(2, side) for side in sides[:2]] + [1]}  # at most 2 x 2
-    if generation == "v4":
-        options["chip_config_name"] = "megacore"  # a chip's two cores are one device, as in a run
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-    except Exception as error:  # the plugin's errors have no public types
-        remedy = 'pip install "selfreward-jax[tpu]" brings libtpu' if "libtpu" in str(error) else "give another shape"
-        raise config.ConfigError(f"topology {topology}: {str(error).splitlines()[0]} ({remedy})") from None
-
-
-def measure_program(program: Program, topology: str, mesh: Mesh) -> dict[str, Any]:
-    """One program's row: bytes on a chip by kind, its peak, its collectives, and whether it fits."""
-    generation = topology.partition(":")[0]
-    row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": topology, "chips": mesh.size}
-    row |= {"mesh": dict(mesh.shape), "hbm": CHIPS[generation] * GIB}
-    row["bytes"] = dict(program.bytes)
+def measure_program(program: Program, machine: Machine, mesh: Mesh) -> dict[str, Any]:
+    """One program's row: bytes on a device by kind, its peak, its collectives, and whether it fits."""
+    row: dict[str, Any] = {"program": program.name, "shapes": program.shapes, "topology": machine.name}
+    row |= {"chips": mesh.size, "mesh": dict(mesh.shape), "hbm": machine.memory, "bytes": dict(program.bytes)}
     try:
         compiled = program.lowered.compile()
     except Exception as error:  # the compiler's out-of-memory error has no public type
@@ -155,7 +121,7 @@ def _format_row(row: dict[str, Any]) -> list[str]:
     collectives = ", ".join(f"{n['count']} {kind} ({n['bytes'] / GIB:.2f})" for kind, n in row["collectives"].items())
     verdict = "fits" if row["fits"] else "DOES NOT FIT"
     return [
-        f"{row['program']:8} {peak:7.2f} of {hbm:.0f} GiB per chip, {verdict}: {row['shapes']}",
+        f"{row['program']:8} {peak:7.2f} of {hbm:.0f} GiB per device, {verdict}: {row['shapes']}",
         f"         GiB: {kinds}",
         f"         collectives, GiB per device: {collectives or 'none'}",
     ]
@@ -164,7 +130,7 @@ def _format_row(row: dict[str, Any]) -> list[str]:
 def suggest_fix(cfg: ConfigDict, row: dict[str, Any]) -> str:
     """What to change so that a program fits, the smallest change first."""
     stage, hbm, size = row["program"], row["hbm"], row["bytes"]
-    used = f"{stage}: needs {row['peak'] / GIB:.1f} GiB per chip, which has {hbm / GIB:.0f};"
+    used = f"{stage}: needs {row['peak'] / GIB:.1f} GiB per device, which has {hbm / GIB:.0f};"
     if stage in ("sft", "dpo"):
         state = (size["params"] + size["optimizer"]) / hbm
         if state < 0.8:

@@ -66,7 +66,7 @@ def _check(parser: _Parser) -> None:
 def _fits(parser: _Parser) -> None:
     _configuration(parser)
     parser.add_argument(
-        "--topology", default="", help="the slice, GENERATION:AxB or GENERATION:AxBxC, such as v5p:4x4x4"
+        "--topology", default="", help="a slice, GENERATION:AxB[xC], such as v5p:4x4x4, or GPUs, such as h100:8"
     )
     parser.add_argument(
         "--tokens", type=int, default=0, help="longer side of a pair in DPO (default: the longest that a run may have)"
@@ -214,7 +214,12 @@ _COMMANDS = (
     ("export", "writes a Hugging Face folder, or preference pairs", "--workdir=runs/a --model=m3 --out=m3_hf", _export),
     ("report", "rewrites report.html of a run", "--workdir=runs/a", _report),
     ("explain", "shows the origin of a preference pair, or the time spent", "--workdir=runs/a --pair=m2/17", _explain),
-    ("fits", "shows whether a run fits a TPU slice, without one", "iter3:llama3_8b --topology=v5p:2x2x1", _fits),
+    (
+        "fits",
+        "shows whether a run fits a TPU slice or GPUs, without them",
+        "iter3:llama3_8b --topology=v5p:2x2x1",
+        _fits,
+    ),
 )
 COMMANDS = {name: Command(*rest) for name, *rest in _COMMANDS}
 TAKES_CONFIG = ("run", "check", "fits")

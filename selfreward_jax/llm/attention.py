@@ -31,11 +31,16 @@ MAX_SCORES = 1 << 26  # float32 scores on one device; longer texts are processed
 
 
 def attend(
-    q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | None = None, softcap: float | None = None
+    q_BTNH: jax.Array,
+    segments: Sequence[KVSegment],
+    scale: float | None = None,
+    softcap: float | None = None,
+    kv_layout: str = "columns",
 ) -> jax.Array:
     """softmax(q k^T scale) v over all segments together, [B, T, N, H].
 
-    `scale` is 1 / sqrt(H) if not given. With `softcap`, scores are capped before the softmax (`soft_cap`).
+    `scale` is 1 / sqrt(H) if not given. With `softcap`, scores are capped before the softmax (`soft_cap`). `kv_layout`
+    is that of kv_cache.py; it changes no result.
     The softmax is taken in float32 with one maximum and one denominator for all segments, which are never
     concatenated. Every query must be allowed at least one key.
     """
@@ -43,13 +48,14 @@ def attend(
     num_scores = math.prod(q_BTNH.shape[:3]) * sum(s.k.shape[-1] for s in segments)
     num_parts = -(-num_scores // (MAX_SCORES * devices_in_use()))
     if num_parts == 1 or T == 1:
-        return _attend(q_BTNH, segments, scale, softcap)
+        return _attend(q_BTNH, segments, scale, softcap, kv_layout)
     length = -(-T // num_parts)
     segments = [s._replace(mask=jnp.broadcast_to(s.mask, (s.mask.shape[0], T, s.mask.shape[-1]))) for s in segments]
 
     def attend_part(start: jax.Array) -> jax.Array:
         part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)  # noqa: E731
-        return _attend(part(q_BTNH), [s._replace(mask=part(s.mask)) for s in segments], scale, softcap)
+        parts = [s._replace(mask=part(s.mask)) for s in segments]
+        return _attend(part(q_BTNH), parts, scale, softcap, kv_layout)
 
     # The last part starts early enough to have the full length; it repeats some queries.
     starts = jnp.minimum(jnp.arange(num_parts) * length, T - length)
@@ -62,14 +68,20 @@ def soft_cap(x: jax.Array, cap: float) -> jax.Array:
     return cap * jnp.tanh(x / cap)
 
 
-def _attend(q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | None, softcap: float | None) -> jax.Array:
+def _attend(
+    q_BTNH: jax.Array, segments: Sequence[KVSegment], scale: float | None, softcap: float | None, kv_layout: str
+) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     scores = []
     for k, _, mask, _ in segments:
         P, K, _, S = k.shape
         # [P, K, G*T*M, H]: all queries that read the same keys in one matrix product.
         q = q_BTNH.reshape(P, B // P * T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-        s = jnp.matmul(q.reshape(P, K, -1, H), k, precision=exact(k.dtype), preferred_element_type=jnp.float32)
+        q, product = q.reshape(P, K, -1, H), {"precision": exact(k.dtype), "preferred_element_type": jnp.float32}
+        if kv_layout == "tokens":  # the same, said so that XLA for GPU reads keys as they lie, and copies no cache
+            s = jnp.einsum("pkth,pksh->pkts", q, k.swapaxes(-1, -2), **product)
+        else:
+            s = jnp.matmul(q, k, **product)
         s = s / math.sqrt(H) if scale is None else s * scale
         s = s if softcap is None else soft_cap(s, softcap)
         s = s.reshape(P, K, B // P, T, N // K, S)

@@ -137,7 +137,7 @@ def block(
     w = {name: value.astype(x_BTD.dtype) for name, value in w.items()}
     x_BTD = constrain(x_BTD, BATCH_AXES, None, None)
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-    scores = {"scale": cfg.attention_scale, "softcap": cfg.attention_softcap}
+    scores = {"scale": cfg.attention_scale, "softcap": cfg.attention_softcap, "kv_layout": cfg.kv_layout}
 
     y = rms_norm(cfg, x_BTD, w["attn_norm"]) if cfg.pre_norm else x_BTD
     rope = view(lambda seen: seen.rope)

@@ -55,7 +55,7 @@ class DecoderConfig:
     scan_layers: bool = False  # compile one layer and scan it; else compile L copies, which run faster on a CPU
     remat: str = "none"  # what the backward pass recomputes; a key of REMAT_POLICIES
     attention: str = "reference"  # one of self_attention.IMPLEMENTATIONS
-    kv_layout: str = "columns"  # of the sampler's keys: "columns" or "tokens" (sampling/kv_cache.py)
+    kv_layout: str = "columns"  # of the sampler's keys: "columns", "mixed" or "tokens" (sampling/kv_cache.py)
     lora_rank: int = 0  # of the adapters; 0: no adapters
     lora_alpha: float = 16.0  # an adapter's output is scaled by alpha / rank
     lora_targets: tuple[str, ...] = ()  # the matrices with adapters; keys of MATRICES

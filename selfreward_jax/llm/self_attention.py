@@ -23,6 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask, packed_mask, window_mask
+from selfreward_jax.parallel.hardware import Hardware
 from selfreward_jax.parallel.sharding import BATCH_AXES
 
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
@@ -31,14 +32,18 @@ IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 MAX_CUDNN_HEAD = 128  # head sizes up to this have cuDNN kernels for both passes on every GPU since Ampere
 
 
-def resolve_impl(impl: str, platform: str, dtype: str, head_dim: int = 128) -> str:
-    """The implementation for `impl` ("auto" or a name) on devices of a JAX platform (cpu, gpu, cuda, tpu)."""
+CUDNN_CAPABILITY = (8, 0)  # Ampere; a T4 has none of its attention kernels, other makers' GPUs no cuDNN
+
+
+def resolve_impl(impl: str, hardware: Hardware, dtype: str, head_dim: int = 128) -> str:
+    """The implementation for `impl` ("auto" or a name) on a kind of device."""
     if impl != "auto":
         return impl
-    if platform == "tpu":
+    if hardware.platform == "tpu":
         return "splash" if dtype != "float32" else "reference"  # the kernel multiplies float32 numbers in bfloat16
-    if platform in ("gpu", "cuda"):
-        return "cudnn" if dtype in ("bfloat16", "float16") and head_dim <= MAX_CUDNN_HEAD else "xla"
+    if hardware.platform == "gpu":
+        has_cudnn = hardware.capability >= CUDNN_CAPABILITY and head_dim <= MAX_CUDNN_HEAD
+        return "cudnn" if has_cudnn and dtype in ("bfloat16", "float16") else "xla"
     return "reference"
 
 
@@ -52,6 +57,7 @@ def attention(
     past: Sequence[KVSegment],
     scale: float | None = None,
     softcap: float | None = None,
+    kv_layout: str = "columns",
 ) -> jax.Array:
     """softmax(q k^T scale) v, [B, T, N, H]. A token attends to `past`, to itself and to earlier tokens.
 
@@ -63,6 +69,7 @@ def attention(
       past: earlier segments, masked as `in_window` does.
       scale: of the scores; 1 / sqrt(H) if not given.
       softcap: of the scores, as in `attend`.
+      kv_layout: of the keys of `past`, as in `attend`.
     """
     if not past:
         return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, scale, softcap)
@@ -71,7 +78,8 @@ def attention(
     if impl == "splash" and use_blocks and segment_ids_BT is None and supports_prefix(impl, window):
         return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0], scale, softcap)
     mask = self_mask(q_BTNH.shape[1], segment_ids_BT, window)
-    return attend(q_BTNH, [*past, KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)], scale, softcap)
+    own = KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)
+    return attend(q_BTNH, [*past, own], scale, softcap, kv_layout)
 
 
 def supports_prefix(impl: str, window: int | None) -> bool:

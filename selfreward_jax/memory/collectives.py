@@ -27,6 +27,7 @@ _CONSTANT = re.compile(r"%([\w.-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _LESS_THAN = re.compile(r"ROOT .* compare\([^,]*, %([\w.-]+)\), direction=LT")
 _CONDITION = re.compile(r"condition=%([\w.-]+)")
 _BODY = re.compile(r"body=%([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')  # where the compiler says it
 
 
 class Collective(NamedTuple):
@@ -79,6 +80,7 @@ def _parse_program(text: str) -> _Hlo:
     collectives: dict[str, list[tuple[str, Collective]]] = defaultdict(list)
     callees: dict[str, list[str]] = defaultdict(list)
     loops: list[tuple[str, str]] = []  # condition and body of each
+    trip_counts: dict[str, int] = {}
     constants: dict[str, int] = {}
     limits: dict[str, int] = {}  # the constant that a loop's condition compares with
     name = entry = ""
@@ -94,11 +96,13 @@ def _parse_program(text: str) -> _Hlo:
             limits[name] = constants[less_than[1]]
         if (condition := _CONDITION.search(line)) and (body := _BODY.search(line)):
             loops.append((condition[1], body[1]))
+            if trips := _TRIPS.search(line):
+                trip_counts[body[1]] = int(trips[1])
         if collective := _parse_collective(line):
             collectives[name].append(collective)
         for names in _CALLEES.findall(line):
             callees[name] += names.replace("%", "").replace(" ", "").split(",")
-    trip_counts = {body: limits[condition] for condition, body in loops if condition in limits}
+    trip_counts |= {body: limits[cond] for cond, body in loops if cond in limits and body not in trip_counts}
     return _Hlo(entry, collectives, callees, trip_counts)
 
 

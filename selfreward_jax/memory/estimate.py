@@ -16,6 +16,7 @@ from selfreward_jax.llm import lora
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, is_param_spec, param_specs, parameter_count
 from selfreward_jax.memory.sampling_programs import decode_shapes
+from selfreward_jax.parallel.hardware import Hardware
 from selfreward_jax.parallel.mesh import AXES
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_divisor
 from selfreward_jax.runs.models import build_model_config
@@ -53,7 +54,7 @@ def is_divisible(specs: Any, mesh: MeshShape, sampling: bool = False) -> bool:
 
 
 def training_bytes(
-    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, stage: str, pair_len: int, platform: str
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, stage: str, pair_len: int, hardware: Hardware
 ) -> int:
     """Bytes that a device needs for an update of SFT or DPO.
 
@@ -63,10 +64,10 @@ def training_bytes(
       mesh: of training.
       stage: "sft" or "dpo".
       pair_len: tokens of the longer side of a pair.
-      platform: as JAX names it.
+      hardware: the kind of device.
     """
-    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform, adapters=True)
-    base, settings = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform), cfg[stage]
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, hardware, adapters=True)
+    base, settings = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, hardware), cfg[stage]
     trained, itemsize = lora.trainable_specs(model), jnp.dtype(cfg.model.dtype).itemsize
     shards = mesh.fsdp * mesh.tensor
     weights = 4 * parameter_count(trained)
@@ -103,16 +104,16 @@ def _layer_parameters(model: DecoderConfig) -> int:
 
 
 def sampling_bytes(
-    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, training: MeshShape, platform: str
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, training: MeshShape, hardware: Hardware
 ) -> int:
     """Bytes that a device needs to sample with `sampling.max_concurrent` slots, at the longest prompts.
 
     Args:
-      cfg, pretrained, platform: as in `training_bytes`.
+      cfg, pretrained, hardware: as in `training_bytes`.
       mesh: of sampling.
       training: of training; its float32 weights are there while they are moved, and its state with early stopping.
     """
-    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform)
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, hardware)
     itemsize, count = jnp.dtype(cfg.model.dtype).itemsize, parameter_count(param_specs(model))
     weights = itemsize * count / mesh.tensor
     shapes = decode_shapes(cfg, mesh.abstract)
@@ -129,10 +130,10 @@ def sampling_bytes(
 
 
 def weight_bytes(
-    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, platform: str
+    cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: MeshShape, hardware: Hardware
 ) -> tuple[float, float]:
     """What a device reads of the weights for a token, and what it could read while it waits for the others."""
-    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform)
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, hardware)
     weights = jnp.dtype(cfg.model.dtype).itemsize * parameter_count(param_specs(model)) / mesh.tensor
     return weights, 2 * model.num_layers * ALL_REDUCE_BYTES * (mesh.tensor > 1)
 

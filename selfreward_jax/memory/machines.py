@@ -9,6 +9,7 @@ import jax
 
 from selfreward_jax.config import ConfigError
 from selfreward_jax.parallel.device_memory import device_memory
+from selfreward_jax.parallel.hardware import Hardware, hardware_of
 from selfreward_jax.parallel.mesh import num_slices
 
 GIB = 1 << 30
@@ -22,8 +23,36 @@ TPU_KINDS = {
     "v4": "v4",
 }  # as JAX has it
 DEVICES_PER_CHIP = {"tpu7x": 2}
-GPUS = {"t4": 16, "l4": 24, "a100-40": 40, "a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB, as they are sold
+
+
+class GpuModel(NamedTuple):
+    """A kind of GPU, from NVIDIA's architecture papers.
+
+    memory: GB, as it is sold. capability: of CUDA. cores: streaming multiprocessors. lanes: float32 units of a core.
+    threads: of a core, at most. shared_memory: KiB of a core. cache: MiB of the second level. clock: GHz.
+    """
+
+    memory: int
+    capability: tuple[int, int]
+    cores: int
+    lanes: int
+    threads: int
+    shared_memory: int
+    cache: int
+    clock: float
+
+
+GPUS = {
+    "t4": GpuModel(16, (7, 5), 40, 64, 1024, 64, 4, 1.59),
+    "l4": GpuModel(24, (8, 9), 58, 128, 1536, 100, 48, 2.04),
+    "a100-40": GpuModel(40, (8, 0), 108, 64, 2048, 164, 40, 1.41),
+    "a100": GpuModel(80, (8, 0), 108, 64, 2048, 164, 40, 1.41),
+    "h100": GpuModel(80, (9, 0), 132, 128, 2048, 228, 50, 1.98),
+    "h200": GpuModel(141, (9, 0), 132, 128, 2048, 228, 50, 1.98),
+    "b200": GpuModel(180, (10, 0), 148, 128, 2048, 228, 126, 1.97),
+}
 GPU_SHARE = 0.75  # of a GPU's memory is taken by JAX
+ANY_GPU = (9, 0)  # the capability of a GPU that is not named
 # Datasheets: dense bfloat16 FLOP/s, and bytes/s of a device's memory. The first name that a device's kind contains.
 DATASHEETS = {
     "b200": (2250e12, 8.0e12),
@@ -77,17 +106,22 @@ class Machine(NamedTuple):
     """Devices of one kind.
 
     name: for people, such as "v5e:4x4".
-    platform: as JAX names it.
+    hardware: their kind.
     devices: how many.
     memory: bytes of each; 0 if they are not known.
     slices: TPU slices that are joined by a slow network.
     """
 
     name: str
-    platform: str
+    hardware: Hardware
     devices: int
     memory: int
     slices: int = 1
+
+    @property
+    def platform(self) -> str:
+        """As JAX names it."""
+        return self.hardware.platform
 
 
 def this_machine() -> Machine:
@@ -96,7 +130,7 @@ def this_machine() -> Machine:
     devices = jax.devices()
     if memory and (chip := next((chip for name, chip in TPU_KINDS.items() if name in kind.lower()), "")):
         memory = CHIPS[chip] * GIB  # as `parse_machine`, so that a check elsewhere chooses the same
-    return Machine(f"{len(devices)} x {kind}", devices[0].platform, len(devices), memory, num_slices(devices))
+    return Machine(f"{len(devices)} x {kind}", hardware_of(devices[0]), len(devices), memory, num_slices(devices))
 
 
 def parse_machine(text: str) -> Machine:
@@ -110,10 +144,13 @@ def parse_machine(text: str) -> Machine:
         chips, slices = math.prod(map(int, match[2].split("x"))), int(match[3] or 1)
         if chips and slices:
             devices = chips * slices * DEVICES_PER_CHIP.get(match[1], 1)
-            return Machine(text, "tpu", devices, CHIPS[match[1]] * GIB, slices)
+            return Machine(text, Hardware("tpu"), devices, CHIPS[match[1]] * GIB, slices)
     if match := _GPU.fullmatch(text):
         share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or GPU_SHARE)
-        return Machine(text, "gpu", int(match[2]), int(GPUS.get(match[1], 0) * share * 10**9))
+        if match[1] == "gpu":
+            return Machine(text, Hardware("gpu", ANY_GPU), int(match[2]), 0)
+        gpu = GPUS[match[1]]
+        return Machine(text, Hardware("gpu", gpu.capability), int(match[2]), int(gpu.memory * share * 10**9))
     raise ConfigError(
         f"machine is {text!r}; it must be a TPU slice ({', '.join(CHIPS)}), such as v5p:4x4x4, or GPUs "
         f"({', '.join(GPUS)}), such as h100:8"

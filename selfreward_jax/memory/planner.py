@@ -30,6 +30,7 @@ from selfreward_jax.llm.parameters import param_specs
 from selfreward_jax.memory.estimate import MeshShape, is_divisible, sampling_bytes, training_bytes, weight_bytes
 from selfreward_jax.memory.machines import Machine, this_machine
 from selfreward_jax.memory.models import known_config
+from selfreward_jax.parallel.hardware import Hardware
 from selfreward_jax.parallel.sharding import round_up
 from selfreward_jax.runs.models import build_model_config
 from selfreward_jax.runs.run import CONFIG_FILE
@@ -167,7 +168,7 @@ def plan(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Machine) ->
         _set(cfg, chosen, field, BATCH)
     room, need = machine.memory * USABLE or float("inf"), {"training": 0.0, "sampling": 0.0}
     for training in _training_candidates(cfg, chosen, pretrained, machine):
-        sizes = (training_bytes(cfg, pretrained, training, s, pair_len, machine.platform) for s in ("sft", "dpo"))
+        sizes = (training_bytes(cfg, pretrained, training, s, pair_len, machine.hardware) for s in ("sft", "dpo"))
         need["training"] = MARGIN * max(sizes)
         need["sampling"] = _choose_sampling(cfg, chosen, pretrained, machine, training)
         if max(need.values()) <= room:
@@ -238,7 +239,7 @@ def _training_candidates(
 
     Weights are shared by no devices, or by all: in between each step gathers as much, and sums gradients besides.
     """
-    p, specs = cfg.parallel, _specs(cfg, pretrained, machine.platform)
+    p, specs = cfg.parallel, _specs(cfg, pretrained, machine.hardware)
     per_replica = machine.devices // p.replicas
     for tensor in _sizes(per_replica, p.tensor, "parallel.tensor" in chosen):
         shared = per_replica // tensor
@@ -277,13 +278,13 @@ def _choose_sampling(
     samples = cfg.prompts.count * cfg.responses.num_samples
     room, best, best_rate, need = machine.memory * USABLE or float("inf"), {}, 0.0, 0.0
     for mesh in _sampling_candidates(cfg, chosen, pretrained, machine):
-        size = sampling_bytes(cfg, pretrained, mesh, training, machine.platform)
+        size = sampling_bytes(cfg, pretrained, mesh, training, machine.hardware)
         tried = {f: _get(cfg, f) for f in ("parallel.sampling_tensor", "sampling.max_concurrent")}
         if not best or (size * MARGIN < need and need > room):
             best, need = tried, size * MARGIN
         if size * MARGIN > room:
             continue
-        weights, waiting = weight_bytes(cfg, pretrained, mesh, machine.platform)
+        weights, waiting = weight_bytes(cfg, pretrained, mesh, machine.hardware)
         steps = samples / cfg.sampling.max_concurrent + 1  # in mean lengths
         rate = 1 / steps / (weights + (size - weights) / 2 + waiting)
         if rate > best_rate:
@@ -297,7 +298,7 @@ def _sampling_candidates(
     cfg: ConfigDict, chosen: set[str], pretrained: DecoderConfig | None, machine: Machine
 ) -> Iterator[MeshShape]:
     """Meshes for which the settings are set in turn, each with fewer and fewer places."""
-    p, specs = cfg.parallel, _specs(cfg, pretrained, machine.platform)
+    p, specs = cfg.parallel, _specs(cfg, pretrained, machine.hardware)
     per_replica, wanted = machine.devices // p.replicas, cfg.prompts.count * cfg.responses.num_samples
     for tensor in _sizes(per_replica, p.sampling_tensor or p.tensor, "parallel.sampling_tensor" in chosen):
         mesh = MeshShape(p.replicas, per_replica // tensor, 1, tensor)
@@ -323,13 +324,13 @@ def _powers(first: int, last: int = 1 << 30) -> Iterator[int]:
     return itertools.takewhile(lambda n: n <= last, (first << i for i in range(31)))
 
 
-def _specs(cfg: ConfigDict, pretrained: DecoderConfig | None, platform: str) -> dict:
+def _specs(cfg: ConfigDict, pretrained: DecoderConfig | None, hardware: Hardware) -> dict:
     """The parameters; a vocabulary that is not trained yet counts as divisible."""
     try:
-        build_model_config(cfg, pretrained, 1 << 15, platform, adapters=True)
+        build_model_config(cfg, pretrained, 1 << 15, hardware, adapters=True)
     except ValueError as error:
         raise ConfigError(f"lora.rank is {cfg.lora.rank}: {error}") from None
-    return param_specs(build_model_config(cfg, pretrained, 1 << 15, platform))
+    return param_specs(build_model_config(cfg, pretrained, 1 << 15, hardware))
 
 
 def _reasons(values: dict[str, int], need: dict[str, float], machine: Machine, fits: bool) -> list[str]:

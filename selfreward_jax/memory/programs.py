@@ -16,6 +16,7 @@ from selfreward_jax.llm.parameters import abstract_params, param_specs
 from selfreward_jax.memory.sampling_programs import decode_program, insert_program, prefill_program, unstacked_shapes
 from selfreward_jax.memory.shapes import Program, bytes_per_device, with_shardings
 from selfreward_jax.parallel.arrays import reshard_fn
+from selfreward_jax.parallel.hardware import hardware_of
 from selfreward_jax.parallel.mesh import sampling_mesh
 from selfreward_jax.parallel.sharding import (
     SAMPLING,
@@ -26,6 +27,7 @@ from selfreward_jax.parallel.sharding import (
     round_up,
 )
 from selfreward_jax.runs.models import build_model_config
+from selfreward_jax.sampling.sampler import sampling_config
 from selfreward_jax.train import dpo, sft, trainer
 
 NAMES = ("sft", "dpo", "reference", "merge", "reshard", "prefill", "insert", "decode")
@@ -69,8 +71,8 @@ def _sharded_params(specs: Any, dtype: str, mesh: Mesh, rules: Any = None) -> An
 def _model_config(
     cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: Mesh, dropout: float = 0.0, adapters: bool = False
 ) -> DecoderConfig:
-    platform = mesh.devices.flat[0].platform
-    return build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, platform, dropout, adapters)
+    hardware = hardware_of(mesh.devices.flat[0])
+    return build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, hardware, dropout, adapters)
 
 
 class _Training(NamedTuple):
@@ -180,7 +182,7 @@ def _sampling_programs(
     cfg: ConfigDict, pretrained: DecoderConfig | None, training_mesh: Mesh, names: Sequence[str]
 ) -> Iterator[Program]:
     mesh = sampling_mesh(training_mesh, cfg.parallel.sampling_tensor)
-    model, dtype = _model_config(cfg, pretrained, mesh), cfg.model.dtype
+    model, dtype = sampling_config(_model_config(cfg, pretrained, mesh), mesh.devices.flat[0].platform), cfg.model.dtype
     trained = _sharded_params(param_specs(model), "float32", training_mesh)
     params = _sharded_params(param_specs(model), dtype, mesh, SAMPLING)
     drawn = params if model.scan_layers else unstacked_shapes(model, params)

@@ -69,7 +69,7 @@ def round_times(cfg: ConfigDict, pretrained: DecoderConfig | None, machine: Mach
     rates = datasheet(machine.name, 1)
     if rates is None:
         return []
-    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, machine.platform, adapters=True)
+    model = build_model_config(cfg, pretrained, cfg.tokenizer.vocab_size, machine.hardware, adapters=True)
     count, trained = parameter_count(param_specs(model)), parameter_count(lora.trainable_specs(model))
     active = active_parameters(model)
     flops = machine.devices * rates.flops * TRAINING_SHARE

@@ -101,7 +101,7 @@ def _memory(run: Run, vocab_size: int, here: bool) -> tuple[DecoderConfig | None
 
 def _state_bytes(run: Run, vocab_size: int, here: bool) -> tuple[DecoderConfig, list[str]]:
     c = run.cfg
-    described = known_config(c), vocab_size, run.models.platform
+    described = known_config(c), vocab_size, run.models.hardware
     cfg, adapted = build_model_config(c, *described), build_model_config(c, *described, adapters=True)
     trained = lora.trainable_specs(adapted)
     adapters = f", of which adapters train {parameter_count(trained):,}" * bool(c.lora.rank)

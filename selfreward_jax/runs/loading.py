@@ -18,13 +18,14 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params, param_specs
 from selfreward_jax.parallel.arrays import reshard
+from selfreward_jax.parallel.hardware import hardware_of
 from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs import owner
 from selfreward_jax.runs.run import Run, open_run
 from selfreward_jax.sampling.engine import Engine
 from selfreward_jax.sampling.kv_cache import kv_layout
-from selfreward_jax.sampling.sampler import unstack_params
+from selfreward_jax.sampling.sampler import sampling_config, unstack_params
 
 
 class LoadedModel(NamedTuple):
@@ -48,10 +49,10 @@ class LoadedModel(NamedTuple):
         """
         shardings = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
         move = _take if take_params else reshard
-        params = unstack_params(self.cfg, move(self.params, shardings, self.cfg.dtype))
+        cfg = sampling_config(self.cfg, hardware_of(self.mesh.devices.flat[0]).platform)
         return Engine(
-            self.cfg,
-            params,
+            cfg,
+            unstack_params(cfg, move(self.params, shardings, cfg.dtype)),
             self.chat,
             self.sampling_mesh,
             max_concurrent=max_concurrent,

@@ -21,11 +21,12 @@ from selfreward_jax.llm.parameters import Params, abstract_params, param_specs
 from selfreward_jax.llm.self_attention import resolve_impl
 from selfreward_jax.parallel import preemption
 from selfreward_jax.parallel.arrays import reshard
+from selfreward_jax.parallel.hardware import Hardware, hardware_of
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs.workspace import Workspace
 from selfreward_jax.sampling.engine import Engine
 from selfreward_jax.sampling.kv_cache import kv_layout
-from selfreward_jax.sampling.sampler import unstack_params
+from selfreward_jax.sampling.sampler import sampling_config, unstack_params
 from selfreward_jax.train import checkpoints
 
 
@@ -45,9 +46,14 @@ class ModelStore:
         self._held: tuple[str, Engine] | None = None
 
     @property
+    def hardware(self) -> Hardware:
+        """The kind of the devices."""
+        return hardware_of(self.mesh.devices.flat[0])
+
+    @property
     def platform(self) -> str:
         """The platform of the devices, as JAX names it: cpu, gpu or tpu."""
-        return self.mesh.devices.flat[0].platform
+        return self.hardware.platform
 
     @property
     def chat(self) -> Chat:
@@ -60,7 +66,7 @@ class ModelStore:
         """The model's configuration. With `adapters` it has those that lora.rank asks for: the model in training."""
         pretrained = read_config(self.files.path / "tokenizer")[0] if self.cfg.model.init else None
         vocab_size = 0 if pretrained else self.chat.tokenizer.vocab_size
-        return build_model_config(self.cfg, pretrained, vocab_size, self.platform, dropout, adapters)
+        return build_model_config(self.cfg, pretrained, vocab_size, self.hardware, dropout, adapters)
 
     def shardings(self, specs: Any, sampling: bool = False) -> Any:
         """Shardings of a tree of ParamSpecs, for training or for sampling.
@@ -81,7 +87,7 @@ class ModelStore:
           pretrained: as in `build_model_config`. A vocabulary that is not trained yet counts as divisible and
             small.
         """
-        specs = param_specs(build_model_config(self.cfg, pretrained, self.mesh.size, self.platform))
+        specs = param_specs(build_model_config(self.cfg, pretrained, self.mesh.size, self.hardware))
         from_folder = pretrained is not None
         check_capacity(specs, self.shardings(specs), "float32", from_folder)
         check_capacity(specs, self.shardings(specs, sampling=True), self.cfg.model.dtype, from_folder)
@@ -151,11 +157,11 @@ class ModelStore:
 
     def make_engine(self, params: Params) -> Engine:
         """A sampler of full parameters, resharded for sampling and cast to the compute dtype."""
-        shardings = self.shardings(param_specs(self.model_config()), sampling=True)
-        params = reshard(params, shardings, self.cfg.model.dtype)
+        cfg = sampling_config(self.model_config(), self.platform)
+        params = reshard(params, self.shardings(param_specs(cfg), sampling=True), self.cfg.model.dtype)
         return Engine(
-            self.model_config(),
-            unstack_params(self.model_config(), params),
+            cfg,
+            unstack_params(cfg, params),
             self.chat,
             self.sampling_mesh,
             max_concurrent=self.cfg.sampling.max_concurrent,
@@ -168,7 +174,7 @@ def build_model_config(
     cfg: ConfigDict,
     pretrained: DecoderConfig | None,
     vocab_size: int,
-    platform: str,
+    hardware: Hardware,
     dropout: float = 0.0,
     adapters: bool = False,
 ) -> DecoderConfig:
@@ -178,15 +184,15 @@ def build_model_config(
       cfg: the settings.
       pretrained: what the folder of model.init describes; None without one.
       vocab_size: of the tokenizer, used without `pretrained`.
-      platform: of the devices, as JAX names it.
+      hardware: the kind of device.
       dropout: dropout rate.
       adapters: whether to add the adapters that lora.rank asks for.
     """
     c = cfg.model
     runtime: dict[str, Any] = {k: c[k] for k in ("dtype", "scan_layers", "remat")}
     head_dim = pretrained.head_dim if pretrained else c.head_dim
-    runtime |= {"attention": resolve_impl(c.attention, platform, c.dtype, head_dim), "dropout": dropout}
-    runtime |= {"kv_layout": kv_layout(platform)}
+    runtime |= {"attention": resolve_impl(c.attention, hardware, c.dtype, head_dim), "dropout": dropout}
+    runtime |= {"kv_layout": kv_layout(hardware.platform)}
     if adapters and cfg.lora.rank:
         runtime |= {f"lora_{k}": v for k, v in cfg.lora.items()}
     if pretrained:

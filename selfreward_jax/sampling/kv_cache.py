@@ -1,11 +1,14 @@
-"""Keys and values of the new tokens: one contract, a layout for each kind of device.
+"""Keys and values in slots, of prompts and of new tokens: one contract, a layout for each kind of device.
 
-layout    keys of a layer   a token is written by   for
-columns   [B, K, H, W]      a loop over the rows    CPU: its products read keys in columns several times as fast
-tokens    [B, K, W, H]      one scatter             TPU and GPU: no loop, and the cache is never copied
+layout    keys of prompts   of new tokens   a token is written by   for
+columns   [B, K, H, S]      [B, K, H, W]    a loop over the rows    CPU: its products read keys in columns several times
+                                                                    as fast
+mixed     [B, K, H, S]      [B, K, W, H]    one scatter             TPU: no loop, and the cache is never copied
+tokens    [B, K, S, H]      [B, K, W, H]    one scatter             GPU: the same; XLA multiplies with both in one
+                                                                    product, and would transpose the keys of one
 
-Values are [B, K, W, H] in both. Where layers are scanned, all arrays have a first axis L. Else a cache is a tuple over
-layers. Array suffixes: the table in llm/decoder.py.
+Values are [B, K, S, H] and [B, K, W, H] in all. Where layers are scanned, all arrays have a first axis L. Else a cache
+is a tuple over layers. Array suffixes: the table in llm/decoder.py.
 """
 
 from functools import partial
@@ -24,10 +27,20 @@ Cache = tuple[Any, Any]
 
 def kv_layout(platform: str) -> str:
     """The layout for devices of a JAX platform."""
-    return "columns" if platform == "cpu" else "tokens"
+    return {"cpu": "columns", "tpu": "mixed"}.get(platform, "tokens")
 
 
-def init_cache(cfg: DecoderConfig, rows: int, length: int, layout: str = "columns") -> Cache:
+def prompt_layout(cfg: DecoderConfig) -> str:
+    """The layout of the keys of prompts, "columns" or "tokens"."""
+    return "tokens" if cfg.kv_layout == "tokens" else "columns"
+
+
+def token_layout(cfg: DecoderConfig) -> str:
+    """The layout of the keys of new tokens, "columns" or "tokens"."""
+    return "columns" if cfg.kv_layout == "columns" else "tokens"
+
+
+def init_cache(cfg: DecoderConfig, rows: int, length: int, layout: str) -> Cache:
     """The cache of `length` tokens in each row, all zero."""
     K, H = cfg.num_kv_heads, cfg.head_dim
 
@@ -40,12 +53,17 @@ def init_cache(cfg: DecoderConfig, rows: int, length: int, layout: str = "column
     return layers(rows, K, *keys), layers(rows, K, length, H)
 
 
-def as_segment(cfg: DecoderConfig, cache: Cache) -> Cache:
+def as_segment(cache: Cache, layout: str) -> Cache:
     """Keys and values in the axes of a `KVSegment`: keys [B, K, H, W]. No data is moved."""
     keys, values = cache
-    if cfg.kv_layout == "tokens":
+    if layout == "tokens":
         keys = jax.tree.map(lambda k: k.swapaxes(-1, -2), keys)
     return keys, values
+
+
+def from_segment(kv: Cache, layout: str) -> Cache:
+    """The inverse of `as_segment`: keys and values as the model returns them, in a layout."""
+    return as_segment(kv, layout)  # a transposition of two axes is its own inverse
 
 
 def write(cfg: DecoderConfig, cache: Cache, new: Cache, column_B: jax.Array) -> Cache:
@@ -53,10 +71,10 @@ def write(cfg: DecoderConfig, cache: Cache, new: Cache, column_B: jax.Array) -> 
 
     new: keys [B, K, H, 1] and values [B, K, 1, H] of every layer, as the model returns them.
     """
-    (keys, values), (k, v) = cache, new
-    if cfg.kv_layout == "columns":
+    if token_layout(cfg) == "columns":
+        (keys, values), (k, v) = cache, new
         return _write_rows(keys, k, column_B, axis=-1), _write_rows(values, v, column_B, axis=-2)
-    new, old = (jax.tree.map(lambda x: x.swapaxes(-1, -2), k), v), (keys, values)
+    new, old = from_segment(new, "tokens"), cache
     if jax.sharding.get_abstract_mesh().empty:
         return _scatter(old, new, column_B)
     # Each device writes its own rows and heads.
