@@ -32,7 +32,8 @@ IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 MAX_CUDNN_HEAD = 128  # head sizes up to this have cuDNN kernels for both passes on every GPU since Ampere
 
 
-CUDNN_CAPABILITY = (8, 0)  # Ampere; a T4 has none of its attention kernels, other makers' GPUs no cuDNN
+# Ampere. A T4 has neither cuDNN's attention nor the products of bfloat16 that "xla" asks for; AMD's have no cuDNN.
+CUDNN_CAPABILITY = (8, 0)
 
 
 def resolve_impl(impl: str, hardware: Hardware, dtype: str, head_dim: int = 128) -> str:
@@ -41,9 +42,8 @@ def resolve_impl(impl: str, hardware: Hardware, dtype: str, head_dim: int = 128)
         return impl
     if hardware.platform == "tpu":
         return "splash" if dtype != "float32" else "reference"  # the kernel multiplies float32 numbers in bfloat16
-    if hardware.platform == "gpu":
-        has_cudnn = hardware.capability >= CUDNN_CAPABILITY and head_dim <= MAX_CUDNN_HEAD
-        return "cudnn" if has_cudnn and dtype in ("bfloat16", "float16") else "xla"
+    if hardware.platform == "gpu" and hardware.capability >= CUDNN_CAPABILITY:
+        return "cudnn" if head_dim <= MAX_CUDNN_HEAD and dtype in ("bfloat16", "float16") else "xla"
     return "reference"
 
 
