@@ -127,6 +127,8 @@ def test_a_step_on_gpus_has_no_loop_over_rows_and_copies_no_cache(topology, repl
         assert not collectives
     else:  # as on TPUs, with the embedding gathered
         assert sum(collectives.values()) <= 2 * SMALL.num_layers + 4, collectives
+    if replicas > 1:  # nothing is sent between hosts: the devices of each are one replica
+        assert set(re.findall(r"replica_groups=(\S+),", text)) == {"[2,8]<=[16]"}
 
 
 @needs_cuda

@@ -1,4 +1,4 @@
-"""Does a run fit? Reading compiled programs; the programs themselves on a CPU; TPU slices where libtpu is."""
+"""Does a run fit? Reading compiled programs; the programs on a CPU; slices and GPUs where their compilers are."""
 
 import importlib.util
 import json
@@ -75,6 +75,15 @@ def test_collectives_are_counted_with_the_iterations_of_their_loops():
         "count": 60,
         "bytes": 60 * 256,
     }
+
+
+def test_a_loop_runs_as_often_as_the_compiler_says():
+    """As in the text of programs for GPUs, whose conditions are fusions."""
+    stated = HLO.replace("%below = pred[] compare(%i, %turns), direction=LT", "%below = pred[] fusion(%i)").replace(
+        "condition=%counts, body=%body", 'condition=%counts, body=%body, backend_config={"known_trip_count":{"n":"15"}}'
+    )
+    actual = {(c.kind, c.executions) for c in collectives.parse_collectives(stated)}
+    assert actual == {("reduce-scatter", 1), ("all-to-all", 1), ("all-gather", 15), ("all-reduce", 15)}
 
 
 def test_known_models_have_the_parameter_counts_of_their_names():
@@ -212,6 +221,10 @@ def test_peak_memory_is_parsed_from_the_compilers_error():
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None or jax.__version_info__ < (0, 12),
+    reason="needs the extra `cuda` and jax 0.12",
+)
 
 
 def fit(*options):
@@ -235,6 +248,18 @@ def test_8b_fits_sixteen_v5e_and_not_eight():
     assert not any("collective-permute" in row["collectives"] for row in rows)  # no products in rings
     code, (row,) = fit(eight, "--topology=v5e:2x4", "--config.parallel.fsdp=8", "--only=dpo")
     assert (code, row["fits"]) == (1, False)
+
+
+@pytest.mark.slow
+@needs_cuda
+def test_programs_compile_for_gpus_that_are_not_here():
+    """A T4 has no bfloat16 products for "xla" attention; of eight GPUs each gathers the weights of every layer."""
+    code, rows = fit(f"{ITER3}:smollm2_135m", "--topology=t4:1", "--only=sft,dpo,decode")
+    assert (code, [row["program"] for row in rows]) == (0, ["sft", "dpo", "decode"])
+    assert all(1 << 30 < row["peak"] < 9 << 30 and not row["collectives"] for row in rows)
+    code, (row,) = fit(f"{ITER3}:llama3_8b", "--topology=h100:8", "--only=dpo")
+    assert (code, row["fits"], row["mesh"]["fsdp"]) == (0, True, 8)
+    assert row["collectives"]["all-gather"]["count"] > 7 * 32
 
 
 @pytest.mark.slow
