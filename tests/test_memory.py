@@ -57,6 +57,7 @@ HloModule jit_step, num_partitions=4
 
 ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %scattered = f32[2,4]{1,0} reduce-scatter(%x), channel_id=4, to_apply=%add
+  %begun = ((f32[8,4]{1,0}), (f32[4,4]{1,0})) reduce-scatter-start(%x), channel_id=6, to_apply=%add
   %loop = (s32[], f32[8,4]) while(%t), condition=%open, body=%token
   ROOT %used = f32[8,4] fusion(%scattered), kind=kLoop, calls=%started
 }
@@ -67,6 +68,7 @@ def test_collectives_are_counted_with_the_iterations_of_their_loops():
     actual = {(c.kind, c.bytes, c.elements, c.executions) for c in collectives.parse_collectives(HLO)}
     assert actual == {
         ("reduce-scatter", 32, 8, 1),
+        ("reduce-scatter", 64, 16, 1),
         ("all-to-all", 128, 32, 1),  # once a token; the number of tokens is not known
         ("all-gather", 256, 128, 30),  # the one of channel 1, which occurs twice in the text
         ("all-reduce", 28, 6, 30),

@@ -119,8 +119,9 @@ def _parse_collective(line: str) -> tuple[str, Collective] | None:
         (_BYTES.get(dtype, 4), math.prod(map(int, filter(None, dims.split(",")))))
         for dtype, dims in _SHAPE.findall(op[1])
     ]
-    if op[3] and op[2] in ("all-gather", "collective-permute"):
-        shapes = sorted(shapes, key=math.prod)[len(shapes) // 2 :]  # an asynchronous start also lists its operands
+    if op[3] and op[2] != "all-reduce" and len(shapes) > 1:  # an asynchronous start also lists its operands
+        shapes, half = sorted(shapes, key=math.prod), len(shapes) // 2
+        shapes = shapes[:half] if op[2] == "reduce-scatter" else shapes[half:]
     channel = _CHANNEL.search(line)
     key = f"{op[2]} {channel[1]}" if channel else line.strip()
     return key, Collective(op[2], sum(map(math.prod, shapes)), max(n for _, n in shapes), 0)
