@@ -72,12 +72,16 @@ def training_bytes(
     shards = mesh.fsdp * mesh.tensor
     weights = 4 * parameter_count(trained)
     moments = jax.eval_shape(trainer.make_optimizer(cfg.optimizer).init, abstract_params(trained, "float32"))
-    # Those of a microbatch; and their sum, before and after it. So it is in what is compiled for 70B on v4:4x4x8.
-    gradients = weights * (1 if settings.grad_accum_steps == 1 else 3)
+    # Those of a microbatch, and their sum; where they are shared, before and after it. It is read off what is compiled
+    # for 1.1B on one A100 and 70B on v4:4x4x8.
+    gradients = weights * (1 if settings.grad_accum_steps == 1 else 2 + (mesh.fsdp > 1))
     state = weights + gradients + (0 if cfg.optimizer.offload else _tree_bytes(moments))
     frozen = itemsize * parameter_count(param_specs(base)) if cfg.lora.rank else 0
     rows = settings.batch_size * (2 if stage == "dpo" else 1) / settings.grad_accum_steps / batch_divisor(mesh.abstract)
-    passes = [max(1, rows) * (pair_len if stage == "dpo" else settings.seq_len)]  # the tokens of each
+    length = pair_len if stage == "dpo" else settings.seq_len
+    passes = [max(1, rows) * length]  # the tokens of each
+    # "xla" stores the float32 scores of a layer; other implementations none, or those of a part of the text.
+    scores = 4 * passes[0] * length * base.num_heads / mesh.tensor * (base.attention == "xla")
     if stage == "dpo" and settings.replay_weight:
         replayed = settings.replay_batch_size / settings.grad_accum_steps / batch_divisor(mesh.abstract)
         passes.append(max(1, replayed) * settings.replay_seq_len)
@@ -86,7 +90,7 @@ def training_bytes(
     lookups = len(passes) * (2 if base.tie_embeddings else 1)
     whole = 2 * _layer_parameters(base) + (1 + lookups) * base.vocab_size * base.dim
     whole_weights = itemsize * whole / mesh.tensor * (mesh.fsdp > 1)
-    parts = (state + frozen) / shards, whole_weights, _activations(base, mesh, passes, itemsize)
+    parts = (state + frozen) / shards, whole_weights, _activations(base, mesh, passes, itemsize), scores
     return int(sum(parts)) + 3 * 4 * MAX_LOGITS  # logits, their gradient, and their exponentials
 
 
