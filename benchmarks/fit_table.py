@@ -29,7 +29,7 @@ GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
 ROWS_FILE, DOCUMENT = ROOT / "benchmarks/fit_table.jsonl", ROOT / "docs/fits.md"
 
-# Name, preset, slice, options; the planner chooses what they leave open.
+# Name, preset, machine, options; the planner chooses what they leave open.
 COMPILED = [
     ("tiny", "tiny", "v5e:1x1", ""),
     ("micro", "micro", "v5e:1x1", ""),

@@ -184,7 +184,7 @@ def test_weights_are_resharded_one_by_one():
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        ([ITER3], ["''", "v5p:4x4x4", "h100:8"]),
+        ([ITER3], ["topology", "''", "v5p:4x4x4", "h100:8"]),
         ([ITER3, "--topology=v9:2x2"], ["'v9:2x2'", "v5e"]),
         ([ITER3, "--topology=v5e:2"], ["'v5e:2'"]),
         ([ITER3, "--topology=gpu:2"], ["'gpu:2'", "h100"]),

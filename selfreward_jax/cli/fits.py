@@ -49,7 +49,7 @@ def check_fit(cfg: ConfigDict, topology: str, tokens: int, only: list[str], as_j
     Raises:
       ConfigError: the machine or a setting is not valid.
     """
-    machine = parse_machine(topology)
+    machine = parse_machine(topology, "topology")
     devices = target_devices(machine)
     if not (cfg.data.ift or cfg.data.ift_rows):
         cfg.data.ift = cfg.data.eft = "any"  # the seed data do not matter here

@@ -27,6 +27,7 @@ from selfreward_jax.llm.tokenizer import TokenizerJson
 from selfreward_jax.parallel.sharding import batch_divisor, batch_sharding, round_up
 from selfreward_jax.runs.loading import load_model
 from selfreward_jax.sampling.engine import Engine, Request, SamplingParams
+from selfreward_jax.sampling.sampler import sampling_config
 from selfreward_jax.train.logprobs import token_logprobs_and_greedy
 
 try:
@@ -97,7 +98,7 @@ class HarnessLM(TemplateLM):
         tokens = sorted(self.chat.tokenizer.special_tokens, key=len, reverse=True)
         self._special_tokens = re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})")
         self._engine = TokenIdEngine(
-            self.model.cfg,
+            sampling_config(self.model.cfg, self.model.mesh.devices.flat[0].platform),
             self.model.params,
             self.chat,
             self.model.mesh,

@@ -30,8 +30,6 @@ IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 
 
 MAX_CUDNN_HEAD = 128  # head sizes up to this have cuDNN kernels for both passes on every GPU since Ampere
-
-
 # Ampere. A T4 has neither cuDNN's attention nor the products of bfloat16 that "xla" asks for; AMD's have no cuDNN.
 CUDNN_CAPABILITY = (8, 0)
 

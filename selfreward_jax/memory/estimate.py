@@ -1,6 +1,6 @@
 """Bytes on a device, by arithmetic: what training and sampling take before anything is compiled.
 
-Within a fifth of what the compiler needs for the models and slices of docs/fits.md (tests/test_planner.py).
+It is .80 to 1.21 of what the compiler needs for the models and machines of docs/fits.md (tests/test_planner.py).
 """
 
 import math

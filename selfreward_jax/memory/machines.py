@@ -133,9 +133,9 @@ def this_machine() -> Machine:
     return Machine(f"{len(devices)} x {kind}", hardware_of(devices[0]), len(devices), memory, num_slices(devices))
 
 
-def parse_machine(text: str) -> Machine:
+def parse_machine(text: str, field: str = "machine") -> Machine:
     """A machine that need not be here: GENERATION:AxB[xC] or GENERATION:CHIPS for a TPU slice, with *N for several;
-    KIND:COUNT for GPUs, where the kind "gpu" has any memory.
+    KIND:COUNT for GPUs, where the kind "gpu" has any memory. `field` is what the user calls it.
 
     Raises:
       ConfigError: there is no such machine.
@@ -152,6 +152,6 @@ def parse_machine(text: str) -> Machine:
         gpu = GPUS[match[1]]
         return Machine(text, Hardware("gpu", gpu.capability), int(match[2]), int(gpu.memory * share * 10**9))
     raise ConfigError(
-        f"machine is {text!r}; it must be a TPU slice ({', '.join(CHIPS)}), such as v5p:4x4x4, or GPUs "
+        f"{field} is {text!r}; it must be a TPU slice ({', '.join(CHIPS)}), such as v5p:4x4x4, or GPUs "
         f"({', '.join(GPUS)}), such as h100:8"
     )

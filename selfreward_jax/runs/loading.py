@@ -18,7 +18,6 @@ from selfreward_jax.llm.hf_tokenizer import read_chat
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import Params, param_specs
 from selfreward_jax.parallel.arrays import reshard
-from selfreward_jax.parallel.hardware import hardware_of
 from selfreward_jax.parallel.mesh import make_mesh, num_slices, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, param_shardings
 from selfreward_jax.runs import owner
@@ -49,7 +48,7 @@ class LoadedModel(NamedTuple):
         """
         shardings = _shardings(self.cfg, self.sampling_mesh, SAMPLING)
         move = _take if take_params else reshard
-        cfg = sampling_config(self.cfg, hardware_of(self.mesh.devices.flat[0]).platform)
+        cfg = sampling_config(self.cfg, self.mesh.devices.flat[0].platform)
         return Engine(
             cfg,
             unstack_params(cfg, move(self.params, shardings, cfg.dtype)),
