@@ -131,7 +131,7 @@ def sft_step(case: dict[str, Any]) -> Run:
     c.sft.batch_size, c.sft.seq_len, c.sft.epochs = case["rows"], case["prompt"] + case["response"], 1.0
     mesh = make_mesh()
     update, carry = _training(c, cfg, params, mesh, sft.loss_fn(Decoder(cfg)))
-    _, batch_at = sft.make_batch_fn(examples, c.sft, 0, mesh, cfg.vocab_size)
+    _, batch_at = sft.make_batch_fn(examples, c.sft, 0, mesh, cfg)
 
     def run() -> dict[str, Any]:
         start = time.perf_counter()

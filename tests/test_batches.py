@@ -67,7 +67,7 @@ EXAMPLES = [
 
 
 def test_packed_batch_arrays():
-    batch = batches.packed_batch(EXAMPLES, [[1, 0], [2], []], 6)
+    batch = batches.packed_batch(EXAMPLES, [[1, 0], [2], []], batches.PackedLayout(6))
     expected = {
         "tokens": [[21, 22, 11, 12, 13, 0], [31, 32, 33, 34, 0, 0], [0] * 6],
         "target": [[0, 1, 0, 1, 1, 0], [0, 0, 0, 1, 0, 0], [0] * 6],
@@ -80,7 +80,7 @@ def test_packed_batch_arrays():
 
 
 def test_slots_are_those_of_the_targets():
-    batch = batches.packed_batch(EXAMPLES, [[1, 0], [2], []], 6, num_slots=4)
+    batch = batches.packed_batch(EXAMPLES, [[1, 0], [2], []], batches.PackedLayout(6, num_targets=4))
     np.testing.assert_array_equal(batch["slots"], [[1, 3, 4, 0], [3, 0, 0, 0], [0] * 4])
 
 

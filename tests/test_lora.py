@@ -199,7 +199,7 @@ def stepped(cfg, frozen, adapters, loss_fn, batch):
 def test_only_the_adapters_get_a_gradient_and_it_follows_from_that_of_the_matrix(random_params):
     frozen, adapters = split(CFG, random_params(CFG))
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=4, grad_accum_steps=2)
-    batch = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())[1](0)
+    batch = sft.make_batch_fn(TEXTS, settings, 3, make_mesh(), CFG)[1](0)
     before = jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen)
     state, metrics = stepped(CFG, frozen, adapters, sft.loss_fn(Decoder(CFG)), batch)
     assert jax.tree.map(lambda x: np.asarray(x).tobytes(), frozen) == before

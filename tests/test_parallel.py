@@ -21,7 +21,7 @@ from test_pair_layout import random_pairs
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
-from selfreward_jax.llm import lora
+from selfreward_jax.llm import lora, self_attention
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, abstract_params, param_specs
@@ -318,7 +318,7 @@ def train_step(loss, mesh, grad_accum_steps=1, **options):
         loss_fn = dpo.loss_fn(model, settings)
     else:
         settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=grad_accum_steps)
-        batch, loss_fn = sft.make_batch_fn(TEXTS, settings, 3, mesh, cfg.vocab_size)[1](0), sft.loss_fn(model)
+        batch, loss_fn = sft.make_batch_fn(TEXTS, settings, 3, mesh, cfg)[1](0), sft.loss_fn(model)
     if cfg.lora_rank:
         adapters = {name: params["layers"].pop(name) for name in lora.adapter_specs(cfg)["layers"]}
         params, frozen = {"layers": adapters}, params
@@ -355,6 +355,25 @@ def supervised_training_is_the_same_on_eight_devices():
 
 
 @on_eight
+def attention_by_text_is_the_same_on_eight_devices():
+    """Each device has its own rows and heads; cuDNN's part is computed without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_attention, "_cudnn", cudnn_in_jax)
+        patch.setattr(batches, "SLOT_STEP", 4)
+        for loss in ("sft", "dpo"):
+            runs = [(mesh(), count, {"attention": "cudnn"}) for mesh, count in ((eight, 1), (replicated_mesh, 1))]
+            assert_equals_one_device(loss, *runs)
+
+
+def cudnn_in_jax(q, k, v, lengths, window, scale):
+    """What `self_attention._cudnn` asks cuDNN for, computed by the same public function without it."""
+    limits = {"local_window_size": None if window is None else (window - 1, 0)}
+    if window is None:
+        limits |= {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla", scale=scale, **limits)
+
+
+@on_eight
 def preference_training_is_the_same_on_eight_devices():
     assert_equals_one_device("dpo", (replicated_mesh(), 2, {"scan_layers": True}))
     assert_equals_one_device("dpo of shared prompts", (eight(), 1, {"remat": "full"}))
@@ -384,7 +403,7 @@ def logits_of_targets_alone_are_the_same_on_eight_devices():
         patch.setattr(batches, "MIN_SELECTED", 0)
         patch.setattr(batches, "SLOT_STEP", 4)
         settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=1)
-        assert "slots" in sft.make_batch_fn(TEXTS, settings, 3, one_device(), 30)[1](0)["arrays"]
+        assert "slots" in sft.make_batch_fn(TEXTS, settings, 3, one_device(), TINY)[1](0)["arrays"]
         assert_close(train_step("sft", replicated_mesh()), expected, 1e-5)
 
 

@@ -30,7 +30,7 @@ def two_steps(offload=False, **changed):
     initial = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))  # noqa: E731
     state = jax.jit(initial, out_shardings=shardings)(params)
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=4, grad_accum_steps=1)
-    batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1]
+    batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh, cfg)[1]
     update = trainer.make_update(sft.loss_fn(Decoder(cfg)), optimizer, shardings, mesh)
     for step in range(2):
         state, _ = update(state, batch_at(step), jax.random.key(0), rate=1e-2)

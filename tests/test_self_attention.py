@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -16,14 +17,17 @@ from families import EXPERTS, GEMMA, OLMO
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
 from selfreward_jax.llm.attention import KVSegment
+from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.packed_texts import PackedTexts
 from selfreward_jax.llm.parameters import abstract_params, param_specs
 from selfreward_jax.llm.self_attention import attention, resolve_impl, self_attention, self_mask, to_cache_layout
 from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.hardware import Hardware, hardware_of
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
+from selfreward_jax.train import batches
 from selfreward_jax.train.logprobs import prefix_shared_logprobs
 
 make_splash_mha = splash.make_splash_mha
@@ -142,20 +146,55 @@ def test_cudnn_equals_the_reference(name):
     assert_half_is_close("cudnn", CASES[name])
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_cudnn_has_a_bias_for_packed_rows_alone(packed, monkeypatch):
-    """Read from the text that is lowered for CUDA, without a GPU."""
+@pytest.mark.skipif(not ON_GPU, reason="cuDNN needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].packed])
+def test_cudnn_by_text_equals_the_reference(name):
+    case = CASES[name]
+    qkv, segments = inputs(case, "bfloat16")
+    is_token = (segments > 0)[:, :, None, None]
+    zeroed = lambda run: jax.tree.map(lambda x: np.where(is_token, np.asarray(x, np.float32), 0), run)  # noqa: E731
+    qkv = [x * is_token for x in qkv]  # padding attends to padding in the reference alone
+    actual = zeroed(run("cudnn", qkv, packed_texts(segments), case.window))
+    expected = zeroed(run("reference", [x.astype(jnp.float32) for x in qkv], segments, case.window))
+    assert all(np.abs(x).max() > 1 for x in expected.values())
+    assert_close(actual, expected, HALF)
+
+
+def packed_texts(segments):
+    """The same texts, and rows of their own for them."""
+    lengths = [[int(np.sum(row == text)) for text in range(1, row.max() + 1)] for row in segments]
+    examples = [Example([1] * n, [True] * n) for of_row in lengths for n in of_row]
+    numbers = iter(range(len(examples)))
+    rows = [[next(numbers) for _ in of_row] for of_row in lengths]
+    of_texts = batches.text_rows([len(e.ids) for e in examples], rows, segments.shape[1])
+    batch = batches.packed_batch(examples, rows, batches.PackedLayout(segments.shape[1], 0, of_texts))
+    np.testing.assert_array_equal(batch["segments"], segments)
+    return PackedTexts(*(batch[name] for name in ("segments", "text_slots", "text_places")))
+
+
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("rows", ["alone", "packed", "by text"])
+def test_cudnn_has_a_bias_for_packed_rows_alone(rows, window, monkeypatch):
+    """Read from the text that is lowered for CUDA, without a GPU. Texts in rows of their own have none."""
     cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     B, T = 2, 256
     q, kv = jnp.zeros((B, T, 4, 64), jnp.bfloat16), jnp.zeros((B, T, 2, 64), jnp.bfloat16)
-    ids = jnp.ones((B, T), jnp.int32) if packed else None
-    loss = lambda *qkv: self_attention("cudnn", *qkv, ids, None).astype(jnp.float32).sum()  # noqa: E731
+    ids = np.repeat([[1] * 60 + [2] * 68 + [3] * 128], B, axis=0).astype(np.int32)
+    segments = {"alone": None, "packed": jnp.array(ids), "by text": packed_texts(ids)}[rows]
+    loss = lambda *qkv: self_attention("cudnn", *qkv, segments, window).astype(jnp.float32).sum()  # noqa: E731
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv).lower(lowering_platforms=("cuda",))
-    bias = "ScaleBias" if packed else ""
-    assert re.findall(r"__cudnn\$(\w+)", lowered.as_text()) == [f"fmha{bias}Softmax", f"fmha{bias}SoftmaxBackward"]
-    assert (f"tensor<{B}x1x{T}x{T}x" in lowered.as_text()) == packed
+    bias, calls = ("ScaleBias", 1) if rows == "packed" else ("", 2 if rows == "by text" else 1)
+    assert Counter(re.findall(r"__cudnn\$(\w+)", lowered.as_text())) == {
+        f"fmha{bias}Softmax": calls,
+        f"fmha{bias}SoftmaxBackward": calls,
+    }
+    assert bool(re.search(rf"tensor<\d+x\d+x{T}x{T}x", lowered.as_text())) == (rows == "packed")
+    # Lengths let it skip padding; with a window it skips what is beyond.
+    mask = "PADDING_CAUSAL" if rows == "by text" and window is None else "CAUSAL"
+    assert rows == "packed" or set(re.findall(r"mask_type\\22: \\22(\w+)", lowered.as_text())) == {mask}
+    assert "scatter" not in lowered.as_text()  # gradients are gathered
 
 
 @pytest.mark.skipif(ON_GPU, reason="needs a machine without a GPU")

@@ -66,7 +66,7 @@ def test_accumulation_changes_only_rounding_for_sft(random_params):
     after = []
     for grad_accum_steps in (1, 4):
         settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=16, grad_accum_steps=grad_accum_steps)
-        steps, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
+        steps, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh(), CFG)
         batch = batch_at(steps - 1)  # the last, which is padded with empty rows: microbatches differ in their targets
         assert batch["arrays"]["tokens"].shape == (grad_accum_steps, 16 // grad_accum_steps, 32)
         after.append(one_step(CFG, params, optax.sgd(1.0), sft.loss_fn(Decoder(CFG)), batch))
@@ -196,7 +196,7 @@ def test_muon_updates_every_weight_and_equalizes_the_singular_values_of_each_mat
     params = random_params(cfg)
     optimizer = trainer.make_optimizer(SimpleNamespace(**vars(ADAMW) | {"name": "muon", "weight_decay": 0.0}))
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=1)
-    _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh())
+    _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, make_mesh(), CFG)
     state, _ = one_step(cfg, params, optimizer, sft.loss_fn(Decoder(cfg)), batch_at(0))
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params)
     for path, delta in jax.tree_util.tree_leaves_with_path(moved):
@@ -224,7 +224,7 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(random_params, t
     params, mesh, key = random_params(cfg), make_mesh(), jax.random.key(4)
     settings = SimpleNamespace(epochs=4, seq_len=32, batch_size=4, grad_accum_steps=2)
     steps = 7
-    _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh)
+    _, batch_at = sft.make_batch_fn(TEXTS, settings, 3, mesh, cfg)
     optimizer, rate = trainer.make_optimizer(ADAMW), trainer.make_schedule(steps, 1e-2, 1e-3, 2)
     initial, shardings = start(cfg, params, optimizer)
     update = trainer.make_update(sft.loss_fn(Decoder(cfg)), optimizer, shardings, mesh)
@@ -381,7 +381,7 @@ def run(mesh):
     initial = lambda p: trainer.TrainState(jnp.int32(0), p, optimizer.init(p))
     state = jax.jit(initial, out_shardings=shardings)(params)
     settings = SimpleNamespace(epochs=1, seq_len=32, batch_size=8, grad_accum_steps=2)
-    batch = sft.make_batch_fn(TEXTS, settings, 3, mesh)[1](0)
+    batch = sft.make_batch_fn(TEXTS, settings, 3, mesh, cfg)[1](0)
     update = trainer.make_update(sft.loss_fn(Decoder(cfg)), optimizer, shardings, mesh)
     state, metrics = update(state, batch, jax.random.key(0), rate=1e-3)
     jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), state, shardings)

@@ -30,7 +30,7 @@ from selfreward_jax.llm.matmul import exact, matmul
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, init_params, param_specs
 from selfreward_jax.llm.rotary import apply_rope, rope_cos_sin
-from selfreward_jax.llm.self_attention import attention, to_cache_layout
+from selfreward_jax.llm.self_attention import Segments, attention, to_cache_layout
 from selfreward_jax.parallel.sharding import BATCH_AXES, constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -124,7 +124,7 @@ def block(
     w: dict[str, jax.Array],
     x_BTD: jax.Array,
     view: Callable[[Callable[[LayerView], Any]], Any],
-    segment_ids_BT: jax.Array | None,
+    segment_ids_BT: Segments,
     past_kv: Sequence[tuple[jax.Array, jax.Array]],
     key: jax.Array | None,
     last_index_B: jax.Array | None = None,
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         tokens_BT: jax.Array,
         *,
         positions_BT: jax.Array | None = None,
-        segment_ids_BT: jax.Array | None = None,
+        segment_ids_BT: Segments = None,
         past: Sequence[Any] = (),
         key: jax.Array | None = None,
         layers: Sequence[dict[str, jax.Array]] | None = None,
@@ -242,6 +242,7 @@ class Decoder(nn.Module):
           tokens_BT: token ids, int32.
           positions_BT: rotary positions; by default 0, 1, 2, ...
           segment_ids_BT: an input token attends only to input tokens with the same id; by default to all of its row.
+            Or `PackedTexts`, which also say where texts are.
           past: earlier segments, each a `KVSegment` with k and v as this method returns them. The number of their rows
             divides B; one row may serve several consecutive queries. Layers with a window need its `positions`.
           key: dropout key; None disables dropout.
@@ -285,7 +286,7 @@ class Decoder(nn.Module):
         x_BTD: jax.Array,
         *,
         views: Sequence[LayerView],
-        segment_ids_BT: jax.Array | None,
+        segment_ids_BT: Segments,
         past: Sequence[KVSegment],
         key: jax.Array | None,
         layers: Sequence[dict[str, jax.Array]] | None,

@@ -5,16 +5,16 @@ Array suffixes: the table in decoder.py.
 name       runs on              stores scores [B, N, T, T]   note
 reference  anything             yes                          attention.attend; the others are tested against it
 xla        anything             yes                          jax.nn.dot_product_attention
-cudnn      NVIDIA, half         no                           the same function, cuDNN's flash attention
-           precision
+cudnn      NVIDIA, half         no                           the same function, cuDNN's flash attention; packed rows
+           precision                                         come as PackedTexts, or have a bias [B, 1, T, T]
 splash     TPU; elsewhere       no                           Pallas splash attention
            interpreted, slowly
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.attention import KVSegment, attend, causal_mask, packed_mask, window_mask
+from selfreward_jax.llm.packed_texts import PackedTexts, attend_by_text
 from selfreward_jax.parallel.hardware import Hardware
 from selfreward_jax.parallel.sharding import BATCH_AXES
 
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
-
+Segments = jax.Array | PackedTexts | None
 
 MAX_CUDNN_HEAD = 128  # head sizes up to this have cuDNN kernels for both passes on every GPU since Ampere
 # Ampere. A T4 has neither cuDNN's attention nor the products of bfloat16 that "xla" asks for; AMD's have no cuDNN.
@@ -50,7 +51,7 @@ def attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segment_ids_BT: jax.Array | None,
+    segment_ids_BT: Segments,
     window: int | None,
     past: Sequence[KVSegment],
     scale: float | None = None,
@@ -62,7 +63,8 @@ def attention(
     Args:
       impl: one of IMPLEMENTATIONS.
       q_BTNH, k_BTKH, v_BTKH: queries, keys and values, after rotary embedding.
-      segment_ids_BT: a token attends only to tokens with the same id; None: each row is one text.
+      segment_ids_BT: a token attends only to tokens with the same id; None: each row is one text. With `PackedTexts`
+        padding has no particular result.
       window: a token attends to this many tokens, itself included; None: no limit.
       past: earlier segments, masked as `in_window` does.
       scale: of the scores; 1 / sqrt(H) if not given.
@@ -102,13 +104,17 @@ def self_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segment_ids_BT: jax.Array | None,
+    segment_ids_BT: Segments,
     window: int | None,
     scale: float | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
     """The same as `attention`, without earlier segments. Only "reference" and "splash" can cap scores, so "reference"
     takes the place of the others."""
+    if takes_texts(impl, softcap) and isinstance(segment_ids_BT, PackedTexts):
+        attend_alone = partial(attend_by_text, partial(_cudnn, window=window, scale=scale))
+        return _on_own_rows(attend_alone, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    segment_ids_BT = ids_of(segment_ids_BT)
     if impl == "splash":
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
@@ -118,19 +124,45 @@ def self_attention(
     if impl == "reference" or softcap is not None:
         return attend(q_BTNH, [KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)], scale, softcap)
     if impl == "cudnn" and segment_ids_BT is None:
-        # Without a mask array, cuDNN skips the blocks that are fully masked.
-        local_window = None if window is None else (window - 1, 0)
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, is_causal=True, local_window_size=local_window, implementation="cudnn", scale=scale
-        )
+        return _cudnn(q_BTNH, k_BTKH, v_BTKH, None, window, scale)
     with jax.default_matmul_precision("highest" if q_BTNH.dtype == jnp.float32 else None):
         return jax.nn.dot_product_attention(
             q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], implementation=impl, scale=scale
         )
 
 
-def self_mask(length: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:
+def takes_texts(impl: str, softcap: float | None) -> bool:
+    """Whether packed rows should come as `PackedTexts`: the kernel knows no segments."""
+    return impl == "cudnn" and softcap is None
+
+
+def ids_of(segments: Segments) -> jax.Array | None:
+    """The segment ids alone."""
+    return segments.ids_BT if isinstance(segments, PackedTexts) else segments
+
+
+def _cudnn(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    lengths_B: jax.Array | None,
+    window: int | None,
+    scale: float | None,
+) -> jax.Array:
+    """cuDNN's causal attention of rows of one text. Without a mask array it skips the blocks that are fully masked."""
+    limits: dict[str, Any] = {}
+    if window is not None:
+        limits["local_window_size"] = (window - 1, 0)
+    elif lengths_B is not None:  # padding follows the text, so it changes nothing; its blocks are skipped as well
+        limits |= {"query_seq_lengths": lengths_B, "key_value_seq_lengths": lengths_B}
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn", scale=scale, **limits
+    )
+
+
+def self_mask(length: int, segments: Segments, window: int | None) -> jax.Array:
     """[B or 1, T, T], True where query t may attend to key s."""
+    segment_ids_BT = ids_of(segments)
     mask = causal_mask(length)[None] if segment_ids_BT is None else packed_mask(segment_ids_BT)
     if window is not None:
         # Positions of one text are consecutive, so slots can replace positions.
@@ -183,20 +215,26 @@ def _splash(
     key_ids_BS: jax.Array,
     rule: ScoreRule,
 ) -> jax.Array:
-    """Splash attention, each device on its own rows and heads.
+    """Splash attention.
 
     The queries belong to the last T keys. Each attends to keys with its own segment id, up to its own key.
     """
-    mesh = jax.sharding.get_abstract_mesh()
     # Off a TPU the kernel is interpreted. The platform is unknown while tracing: the lowering decides.
     attend_fn = partial(_by_platform, rule=rule)
-    if mesh.empty:
-        return attend_fn(q_BTNH, k_BSKH, v_BSKH, query_ids_BT, key_ids_BS)
+    return _on_own_rows(attend_fn, q_BTNH, k_BSKH, v_BSKH, query_ids_BT, key_ids_BS)
+
+
+def _on_own_rows(
+    attend_fn: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *of_rows: Any
+) -> jax.Array:
+    """`attend_fn` of each device's rows and heads; `of_rows` has an entry for each row."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend_fn(q_BTNH, k_BSKH, v_BSKH, *of_rows)
     heads, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
-    # Pallas does not declare how its results vary over the mesh, so the check must be disabled.
-    return jax.shard_map(attend_fn, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)(
-        q_BTNH, k_BSKH, v_BSKH, query_ids_BT, key_ids_BS
-    )
+    in_specs = (heads, heads, heads, *[rows] * len(of_rows))
+    # Neither Pallas nor cuDNN declares how its results vary over the mesh, so the check must be disabled.
+    on_each = jax.shard_map(attend_fn, in_specs=in_specs, out_specs=heads, check_vma=False)
+    return on_each(q_BTNH, k_BSKH, v_BSKH, *of_rows)
 
 
 def _by_platform(*arrays: jax.Array, rule: ScoreRule) -> jax.Array:

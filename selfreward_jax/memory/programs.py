@@ -13,6 +13,7 @@ from selfreward_jax.llm import lora
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs
+from selfreward_jax.llm.self_attention import takes_texts
 from selfreward_jax.memory.sampling_programs import decode_program, insert_program, prefill_program, unstacked_shapes
 from selfreward_jax.memory.shapes import Program, bytes_per_device, with_shardings
 from selfreward_jax.parallel.arrays import reshard_fn
@@ -111,10 +112,11 @@ def _training_program(
     settings, training = cfg[stage], _training(cfg, pretrained, mesh, stage)
     if stage == "sft":
         rows, seq_len, unit = settings.batch_size, settings.seq_len, "rows"
-        batch, loss_fn = _sft_batch(settings, mesh), sft.loss_fn(training.model)
+        batch, loss_fn = _sft_batch(settings, mesh, training.model.cfg), sft.loss_fn(training.model)
     else:
         rows, seq_len, unit = 2 * settings.batch_size, round_up(pair_len, 16), "pairs"
-        batch, loss_fn = _dpo_batch(settings, mesh, seq_len), dpo.loss_fn(training.model, settings)
+        batch = _dpo_batch(settings, mesh, seq_len, training.model.cfg)
+        loss_fn = dpo.loss_fn(training.model, settings)
     key = jax.ShapeDtypeStruct(jax.random.key_data(jax.random.key(0)).shape, jnp.uint32)
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     with jax.set_mesh(mesh):
@@ -143,37 +145,46 @@ def _reference_program(cfg: ConfigDict, pretrained: DecoderConfig | None, mesh: 
     return Program("reference", f"{settings.batch_size} pairs of {2 * length} tokens", lowered, num_bytes)
 
 
-def _batch_array(settings: Any, mesh: Mesh, rows: int, length: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-    shape = (settings.grad_accum_steps, rows // settings.grad_accum_steps, length)
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, 3, axis=1))
+def _batch_array(settings: Any, mesh: Mesh, rows: int, *sizes: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+    shape = (settings.grad_accum_steps, rows // settings.grad_accum_steps, *sizes)
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=batch_sharding(mesh, len(shape), axis=1))
 
 
-def _packed_arrays(settings: Any, mesh: Mesh, rows: int, seq_len: int, prefix: str = "") -> dict[str, Any]:
+def _packed_arrays(
+    settings: Any, mesh: Mesh, rows: int, seq_len: int, model: DecoderConfig, prefix: str = ""
+) -> dict[str, Any]:
     """The arrays of `batches.packed_batch`."""
     names = ("tokens", "positions", "segments")
-    arrays = {f"{prefix}{name}": _batch_array(settings, mesh, rows, seq_len) for name in names}
-    return arrays | {f"{prefix}target": _batch_array(settings, mesh, rows, seq_len, "float32")}
+    arrays: dict[str, Any] = {name: _batch_array(settings, mesh, rows, seq_len) for name in names}
+    arrays["target"] = _batch_array(settings, mesh, rows, seq_len, dtype="float32")
+    if takes_texts(model.attention, model.attention_softcap):
+        # Of texts of all lengths: four times the slots of packed rows, as texts of Open Assistant take.
+        texts = [(seq_len // part, part) for part in (8, 4, 2, 1)]
+        arrays["text_slots"] = tuple(_batch_array(settings, mesh, rows, count, length) for length, count in texts)
+        arrays["text_places"] = _batch_array(settings, mesh, rows, seq_len)
+    return {f"{prefix}{name}": x for name, x in arrays.items()}
 
 
 def _totals(mesh: Mesh, *names: str) -> dict[str, Any]:
     return dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh)))
 
 
-def _sft_batch(settings: Any, mesh: Mesh) -> dict[str, Any]:
+def _sft_batch(settings: Any, mesh: Mesh, model: DecoderConfig) -> dict[str, Any]:
     """A batch of `sft.make_batch_fn`."""
-    arrays = _packed_arrays(settings, mesh, settings.batch_size, settings.seq_len)
+    arrays = _packed_arrays(settings, mesh, settings.batch_size, settings.seq_len, model)
     return {"arrays": arrays, "totals": _totals(mesh, "target_total")}
 
 
-def _dpo_batch(settings: Any, mesh: Mesh, pair_len: int) -> dict[str, Any]:
+def _dpo_batch(settings: Any, mesh: Mesh, pair_len: int, model: DecoderConfig) -> dict[str, Any]:
     """A batch of `dpo.make_batch_fn`."""
     rows = settings.batch_size
-    arrays, totals = {"reference": _batch_array(settings, mesh, rows, 2, "float32")}, ["pair_total"]
+    arrays, totals = {"reference": _batch_array(settings, mesh, rows, 2, dtype="float32")}, ["pair_total"]
     for side in ("chosen", "rejected"):
         arrays[f"{side}_tokens"] = _batch_array(settings, mesh, rows, pair_len)
-        arrays[f"{side}_target"] = _batch_array(settings, mesh, rows, pair_len, "float32")
+        arrays[f"{side}_target"] = _batch_array(settings, mesh, rows, pair_len, dtype="float32")
     if settings.replay_weight:
-        arrays |= _packed_arrays(settings, mesh, settings.replay_batch_size, settings.replay_seq_len, "replay_")
+        replayed = settings.replay_batch_size, settings.replay_seq_len
+        arrays |= _packed_arrays(settings, mesh, *replayed, model, prefix="replay_")
         totals.append("replay_target_total")
     return {"arrays": arrays, "totals": _totals(mesh, *totals)}
 

@@ -43,7 +43,7 @@ def train_packed(run: Run, model: str, stage: str, examples: Sequence[Example], 
     examples = drop_overlong(examples, settings.seq_len, f"{model} {stage}", f"{stage}.seq_len")
     decoder = Decoder(run.models.model_config(settings.dropout, adapters=model != "m0"))
     seed = run.files.stage_seed(model, stage)
-    steps, batch_at = make_batch_fn(examples, settings, seed, run.models.mesh, decoder.cfg.vocab_size)
+    steps, batch_at = make_batch_fn(examples, settings, seed, run.models.mesh, decoder.cfg)
     tokens = settings.batch_size * settings.seq_len
     metadata = {"rows": len(examples)}
     train(run, Job(model, stage, loss_fn(decoder), steps, batch_at, start, tokens, TrainingMonitor(), metadata))

@@ -4,12 +4,17 @@ So there is no iterator state to save.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from selfreward_jax.llm.chat import Example
+from selfreward_jax.llm.model_config import DecoderConfig
+from selfreward_jax.llm.self_attention import takes_texts
+from selfreward_jax.parallel.sharding import round_up
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays, and tuples of arrays
 
 SLOT_STEP = 64  # numbers of slots are multiples of it, so that few programs are compiled
 MIN_SELECTED = 1 << 24  # logits of a batch; of fewer, all are computed
@@ -64,13 +69,74 @@ def target_slots(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq
     return slots if seq_len * logits_per_slot > MIN_SELECTED and slots < 0.9 * seq_len else 0
 
 
-def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int, num_slots: int = 0) -> Batch:
+MAX_TEXT_LENGTHS = 4  # each is a call of the attention kernel in every layer
+MAX_TEXT_SLOTS = 8  # in place of one slot of a packed row
+
+
+def text_rows(lengths: Sequence[int], rows: Sequence[Sequence[int]], seq_len: int) -> tuple[tuple[int, int], ...]:
+    """The rows that the texts of a packed row get for themselves in attention (llm/packed_texts.py).
+
+    Of all lengths that are the longest text's times 1, 1/2, 1/4, ... and between, those with the fewest slots in all.
+
+    Args:
+      lengths: number of tokens of each text.
+      rows, seq_len: as in `pack`.
+
+    Returns:
+      (length, count), the shortest first: of texts up to that length, longer than those before, no row has more.
+      Nothing if that takes more than MAX_TEXT_SLOTS times the slots of packed rows.
+    """
+    longest = max((lengths[i] for row in rows for i in row), default=1)
+    parts = {round_up(round(longest * 2 ** (-i / 2)), SLOT_STEP) for i in range(16)}
+    candidates = [0, *sorted(parts)]
+    # [rows, candidates]: how many texts are at most as long.
+    at_most = np.array([np.searchsorted(sorted(lengths[i] for i in row), candidates, "right") for row in rows])
+    most = {(a, b): int((at_most[:, b] - at_most[:, a]).max()) for a, b in combinations(range(len(candidates)), 2)}
+
+    def layout(chosen: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        ends = [*chosen, len(candidates) - 1]
+        counts = [most[bounds] for bounds in zip([0, *chosen], ends, strict=True)]
+        return tuple((candidates[end], count) for end, count in zip(ends, counts, strict=True) if count)
+
+    def num_slots(of_row: tuple[tuple[int, int], ...]) -> int:
+        return sum(length * count for length, count in of_row)
+
+    choices = (c for n in range(MAX_TEXT_LENGTHS) for c in combinations(range(1, len(candidates) - 1), n))
+    best = min(map(layout, choices), key=num_slots)
+    return best if num_slots(best) <= MAX_TEXT_SLOTS * seq_len else ()
+
+
+class PackedLayout(NamedTuple):
+    """The arrays of packed rows.
+
+    seq_len: slots of a row.
+    num_targets: slots of a row that logits are computed for; 0: all.
+    text_rows: as the function returns them; empty if attention takes packed rows as they are.
+    """
+
+    seq_len: int
+    num_targets: int = 0
+    text_rows: tuple[tuple[int, int], ...] = ()
+
+
+def packed_layout(
+    examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int, batch_size: int, cfg: DecoderConfig
+) -> PackedLayout:
+    """The layout for all of `rows`, in batches of `batch_size`, of texts for a model."""
+    num_targets = target_slots(examples, rows, seq_len, batch_size * cfg.vocab_size)
+    if not rows or not takes_texts(cfg.attention, cfg.attention_softcap):
+        return PackedLayout(seq_len, num_targets)
+    return PackedLayout(seq_len, num_targets, text_rows([len(e.ids) for e in examples], rows, seq_len))
+
+
+def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], layout: PackedLayout) -> Batch:
     """Arrays [B, T] of packed rows: tokens, target, positions and segments.
 
-    Positions start from 0 in each text. Segments are numbered from 1; 0 is padding. With `num_slots` there is also
-    `slots` [B, num_slots], the slots of the targets, padded with 0.
+    Positions start from 0 in each text. Segments are numbered from 1; 0 is padding. With `layout.num_targets` there is
+    also `slots` [B, num_targets], the slots of the targets, padded with 0. With `layout.text_rows` there are
+    `text_slots` and `text_places`, as in `PackedTexts`.
     """
-    shape = (len(rows), seq_len)
+    shape = (len(rows), layout.seq_len)
     batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
     batch["target"] = np.zeros(shape, np.float32)
     for r, texts in enumerate(rows):
@@ -82,12 +148,34 @@ def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq
             batch["positions"][r, start : start + n] = np.arange(n)
             batch["segments"][r, start : start + n] = number
             start += n
-    if num_slots:
-        batch["slots"] = np.zeros((len(rows), num_slots), np.int32)
+    if layout.num_targets:
+        batch["slots"] = np.zeros((len(rows), layout.num_targets), np.int32)
         for r, row in enumerate(batch["target"]):
             (targets,) = np.nonzero(row)
             batch["slots"][r, : len(targets)] = targets
+    if layout.text_rows:
+        batch["text_slots"], batch["text_places"] = _text_slots(batch["segments"], layout.text_rows)
     return batch
+
+
+def _text_slots(
+    segment_ids_BT: np.ndarray, rows_of_texts: Sequence[tuple[int, int]]
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """`slots` and `places_BT` of `PackedTexts`."""
+    B = len(segment_ids_BT)
+    slots = tuple(np.full((B, count, length), -1, np.int32) for length, count in rows_of_texts)
+    places_BT = np.full_like(segment_ids_BT, -1)
+    first = np.cumsum([0, *(length * count for length, count in rows_of_texts)])
+    for r, segments in enumerate(segment_ids_BT):
+        used = [0] * len(slots)
+        for text in range(1, segments.max() + 1):
+            (of_text,) = np.nonzero(segments == text)
+            part = next(p for p, (length, _) in enumerate(rows_of_texts) if len(of_text) <= length)
+            slots[part][r, used[part], : len(of_text)] = of_text
+            start = first[part] + used[part] * rows_of_texts[part][0]
+            places_BT[r, of_text] = start + np.arange(len(of_text))
+            used[part] += 1
+    return slots, places_BT
 
 
 def padded_batch(examples: Sequence[Example], seq_len: int) -> Batch:

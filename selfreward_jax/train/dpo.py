@@ -159,18 +159,7 @@ def make_batch_fn(
     """
     schedule = schedule or make_schedule(pairs, 0, settings, seed, cfg)
     steps = len(schedule.order)
-    rows: list[list[int]] = []
-    num_slots = 0
-    if settings.replay_weight and replay:
-        lengths = [len(e.ids) for e in replay]
-        epoch = 0
-        while len(rows) < steps * settings.replay_batch_size:
-            # A separate random stream, so that replay and pairs are shuffled independently.
-            shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
-            rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
-            epoch += 1
-        logits_per_slot = settings.replay_batch_size * cfg.vocab_size
-        num_slots = batches.target_slots(replay, rows, settings.replay_seq_len, logits_per_slot)
+    replay_at = _replay_fn(replay, settings, seed, cfg, steps) if settings.replay_weight and replay else None
 
     def batch_at(step: int) -> dict[str, Any]:
         indices, layout = schedule.order[step], schedule.layouts[schedule.of_step[step]]
@@ -178,11 +167,31 @@ def make_batch_fn(
         if pairs[0].label_smoothing is not None:
             arrays["label_smoothing"] = np.array([pairs[i].label_smoothing for i in indices], np.float32)
         totals = {"pair_total": np.float32(settings.batch_size)}
-        if rows:
-            batch_rows = rows[step * settings.replay_batch_size : (step + 1) * settings.replay_batch_size]
-            packed = batches.packed_batch(replay, batch_rows, settings.replay_seq_len, num_slots)
-            arrays |= {f"replay_{name}": x for name, x in packed.items()}
-            totals["replay_target_total"] = max(1.0, packed["target"].sum())
+        if replay_at:
+            replayed = replay_at(step)
+            arrays |= {f"replay_{name}": x for name, x in replayed.items()}
+            totals["replay_target_total"] = max(1.0, replayed["target"].sum())
         return shard_batch({"arrays": arrays, "totals": totals}, mesh, settings.grad_accum_steps)
 
     return steps, batch_at
+
+
+def _replay_fn(
+    replay: Sequence[Example], settings: Any, seed: int, cfg: DecoderConfig, steps: int
+) -> Callable[[int], batches.Batch]:
+    """A function from a step to its packed rows of seed texts, for as many epochs as `steps` steps need."""
+    lengths = [len(e.ids) for e in replay]
+    rows: list[list[int]] = []
+    epoch = 0
+    while len(rows) < steps * settings.replay_batch_size:
+        # A separate random stream, so that replay and pairs are shuffled independently.
+        shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
+        rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
+        epoch += 1
+    layout = batches.packed_layout(replay, rows, settings.replay_seq_len, settings.replay_batch_size, cfg)
+
+    def rows_at(step: int) -> batches.Batch:
+        first = step * settings.replay_batch_size
+        return batches.packed_batch(replay, rows[first : first + settings.replay_batch_size], layout)
+
+    return rows_at

@@ -208,14 +208,14 @@ def make_update(loss_fn: LossFn, optimizer: optax.GradientTransformation, shardi
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh, grad_accum_steps: int) -> dict[str, Any]:
-    """Splits each array [B, ...] into [A, B / A, ...] for A microbatches and shards its rows over the mesh."""
+    """Splits all "arrays" [B, ...] into [A, B / A, ...] for A microbatches and shards their rows over the mesh."""
 
     def arrays(x: np.ndarray) -> jax.Array:
         x = x.reshape(grad_accum_steps, x.shape[0] // grad_accum_steps, *x.shape[1:])
         return put(x, batch_sharding(mesh, x.ndim, axis=1))
 
     return {
-        "arrays": {name: arrays(x) for name, x in batch["arrays"].items()},
+        "arrays": jax.tree.map(arrays, batch["arrays"]),
         "totals": {name: put(x, replicated(mesh)) for name, x in batch["totals"].items()},
     }
 

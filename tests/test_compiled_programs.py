@@ -1,4 +1,4 @@
-"""What XLA makes of a decoding step for slices and GPUs that are not here: read from the text of the program."""
+"""What XLA makes of decoding and of training for slices and GPUs that are not here: read from a program's text."""
 
 import dataclasses
 import importlib.util
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from selfreward_jax import config
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import abstract_params, param_specs
 from selfreward_jax.memory.machines import parse_machine
+from selfreward_jax.memory.programs import programs
 from selfreward_jax.memory.sampling_programs import DecodeShape, slot_shapes, unstacked_shapes
 from selfreward_jax.memory.targets import target_devices
 from selfreward_jax.parallel.mesh import make_mesh, sampling_mesh
@@ -137,3 +139,29 @@ def test_8b_at_128_rows_needs_less_than_300_mib_of_temporaries_on_gpus():
     assert program.memory_analysis().temp_size_in_bytes < 0.3 * 2**30
     shard = slots.cache[0][0].sharding.shard_shape(slots.cache[0][0].shape)
     assert max(copied_bytes(program.as_text(), gpu=True), default=0) < 2 * math.prod(shard)
+
+
+LENGTH = 384  # of no other dimension of the model below
+
+
+@needs_cuda
+@pytest.mark.parametrize(("topology", "parallel"), [("h100:1", {}), ("h100:8", {"fsdp": 4, "tensor": 2})])
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_training_on_gpus_has_no_array_of_pairs_of_tokens(topology, parallel, stage):
+    """Packed rows of SFT and of replay have no bias and no gradient of it; their queries and keys are not scattered."""
+    cfg = config.get_config("tiny")
+    cfg.model.update(dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=1024, num_layers=2, dtype="bfloat16")
+    cfg.parallel.update(parallel)
+    cfg.sft.update(seq_len=LENGTH, batch_size=8)
+    cfg.dpo.update(replay_seq_len=LENGTH, batch_size=8, replay_batch_size=8, replay_weight=1.0)
+    devices = target_devices(parse_machine(topology))
+    mesh = make_mesh(*(parallel.get(name, 1) for name in ("fsdp", "tensor")), devices=devices)
+    (program,) = programs(cfg, None, mesh, 256, [stage])
+    text = program.lowered.compile().as_text()
+    calls = Counter(re.findall(r"__cudnn\$(\w+)", text))
+    assert calls.keys() == {"fmhaSoftmax", "fmhaSoftmaxBackward"}
+    shapes = [sizes.split(",") for sizes in re.findall(r"\w+\[([\d,]+)\]", text)]
+    assert any(str(LENGTH) in sizes for sizes in shapes)
+    assert not [sizes for sizes in shapes if sizes.count(str(LENGTH)) > 1]
+    scattered = [sizes.split(",") for sizes in re.findall(r" = \w+\[([\d,]+)\]\S* scatter\(", text)]
+    assert not [sizes for sizes in scattered if sizes[-1] == "64"]
