@@ -132,8 +132,8 @@ def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), run(qkv, texts, "xla"), expected)
 
 
-@pytest.mark.parametrize("loss", ["sft", "dpo"])
 @pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("loss", ["sft", "dpo of shared prompts"])
 def test_a_training_step_by_text_is_that_of_packed_rows(loss, scan_layers, monkeypatch):
     """The loss, its metrics and all gradients; the packed texts of DPO are those of replay."""
     monkeypatch.setattr(self_attention, "_cudnn", cudnn_in_jax)

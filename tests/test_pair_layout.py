@@ -147,11 +147,11 @@ def test_the_layout_with_the_fewest_slots_is_chosen():
     assert (
         choose_layout([dpo.Pair(Example([1, 2], [False, True]), Example([3, 2], [False, True]))], CFG).max_shared == 0
     )
-    # With splash too. A kernel that does not support a prefix, or no window with one, shares nothing.
+    # With the kernels of accelerators too; they support no window with a prefix, and then nothing is shared.
     some = random_pairs((112, 16, 10))
-    assert choose_layout(some, replace(CFG, attention="splash")).max_shared == 112
-    assert choose_layout(some, replace(CFG, attention="splash", sliding_window=8)).max_shared == 0
-    assert choose_layout(some, replace(CFG, attention="cudnn")).max_shared == 0
+    for kernel in ("splash", "cudnn"):
+        assert choose_layout(some, replace(CFG, attention=kernel)).max_shared == 112
+        assert choose_layout(some, replace(CFG, attention=kernel, sliding_window=8)).max_shared == 0
 
 
 def test_targets_are_never_shared():

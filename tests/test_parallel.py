@@ -360,7 +360,7 @@ def attention_by_text_is_the_same_on_eight_devices():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(self_attention, "_cudnn", cudnn_in_jax)
         patch.setattr(batches, "SLOT_STEP", 4)
-        for loss in ("sft", "dpo"):
+        for loss in ("sft", *PAIRS_OF):
             runs = [(mesh(), count, {"attention": "cudnn"}) for mesh, count in ((eight, 1), (replicated_mesh, 1))]
             assert_equals_one_device(loss, *runs)
 

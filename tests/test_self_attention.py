@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from families import EXPERTS, GEMMA, OLMO
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from test_parallel import cudnn_in_jax
 
+from selfreward_jax.llm import self_attention as kernels
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.decoder import Decoder
@@ -97,7 +99,7 @@ def test_values_and_gradients_equal_those_of_the_reference(impl, name):
 
 
 @pytest.mark.parametrize(("prefix_len", "length"), [(40, 70), (128, 150), (300, 20)])
-@pytest.mark.parametrize("impl", ["xla", "splash"])
+@pytest.mark.parametrize("impl", ["xla", "splash", "cudnn"])
 def test_attention_with_a_prefix_equals_the_reference(impl, prefix_len, length, monkeypatch):
     """Two padded prompts, each followed by two texts: values and gradients, also in the prompts' keys and values."""
     (_, *prefix_kv), _ = inputs(Case(prefix_len, 4, 2, 16))
@@ -117,9 +119,10 @@ def test_attention_with_a_prefix_equals_the_reference(impl, prefix_len, length, 
 
     expected = both("reference", own, prefix_kv)
     called = []
-    monkeypatch.setattr(splash, "make_splash_mha", lambda *a, **k: called.append(1) or make_splash_mha(*a, **k))
+    monkeypatch.setattr(splash, "make_splash_mha", lambda *a, **k: called.append("splash") or make_splash_mha(*a, **k))
+    monkeypatch.setattr(kernels, "_cudnn", lambda *a, **k: called.append("cudnn") or cudnn_in_jax(*a, **k))
     assert_close(both(impl, own, prefix_kv), expected, 2e-5)
-    assert bool(called) == (impl == "splash")
+    assert set(called) == {impl} - {"xla"}
 
 
 # Values up to 7; bfloat16 has 8 bits, the last of which is 0.03 there.
@@ -195,6 +198,28 @@ def test_cudnn_has_a_bias_for_packed_rows_alone(rows, window, monkeypatch):
     mask = "PADDING_CAUSAL" if rows == "by text" and window is None else "CAUSAL"
     assert rows == "packed" or set(re.findall(r"mask_type\\22: \\22(\w+)", lowered.as_text())) == {mask}
     assert "scatter" not in lowered.as_text()  # gradients are gathered
+
+
+def test_a_pair_shares_its_prompt_with_cudnn(monkeypatch):
+    """Read from the text that is lowered for CUDA: lengths, no bias, no scatter, also for the prompt's gradients."""
+    cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    S, T = 96, 32
+    q, kv = jnp.zeros((4, T, 4, 64), jnp.bfloat16), jnp.zeros((4, T, 2, 64), jnp.bfloat16)
+    prompts = jnp.zeros((2, 2, S, 64), jnp.bfloat16)
+    mask = (jnp.arange(S) < jnp.array([[96], [10]]))[:, None]
+
+    def loss(q, k, v, of_prompts):
+        past = KVSegment(of_prompts.swapaxes(2, 3), of_prompts, mask)
+        return attention("cudnn", q, k, v, None, None, [past]).astype(jnp.float32).sum()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(q, kv, kv, prompts)
+    text = gradients.lower(lowering_platforms=("cuda",)).as_text()
+    assert re.findall(r"__cudnn\$(\w+)", text) == ["fmhaSoftmax", "fmhaSoftmaxBackward"]
+    assert set(re.findall(r"mask_type\\22: \\22(\w+)", text)) == {"PADDING_CAUSAL"}
+    assert not re.search(rf"x{S + T}x{S + T}x", text)
+    assert "scatter" not in text
 
 
 @pytest.mark.skipif(ON_GPU, reason="needs a machine without a GPU")

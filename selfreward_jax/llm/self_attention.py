@@ -66,7 +66,7 @@ def attention(
       segment_ids_BT: a token attends only to tokens with the same id; None: each row is one text. With `PackedTexts`
         padding has no particular result.
       window: a token attends to this many tokens, itself included; None: no limit.
-      past: earlier segments, masked as `in_window` does.
+      past: earlier segments, masked as `in_window` does; for "cudnn" the slots of a prefix that are filled come first.
       scale: of the scores; 1 / sqrt(H) if not given.
       softcap: of the scores, as in `attend`.
       kv_layout: of the keys of `past`, as in `attend`.
@@ -75,8 +75,11 @@ def attention(
         return self_attention(impl, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, scale, softcap)
     # A single token needs no blocks. And keys that many rows share must not be copied for each of them.
     use_blocks = len(past) == 1 and q_BTNH.shape[1] > 1 and q_BTNH.shape[0] <= 2 * past[0].k.shape[0]
-    if impl == "splash" and use_blocks and segment_ids_BT is None and supports_prefix(impl, window):
-        return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0], scale, softcap)
+    if use_blocks and segment_ids_BT is None and window is None:
+        if impl == "splash":
+            return _splash_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0], scale, softcap)
+        if takes_texts(impl, softcap):
+            return _cudnn_with_prefix(q_BTNH, k_BTKH, v_BTKH, past[0], scale)
     mask = self_mask(q_BTNH.shape[1], segment_ids_BT, window)
     own = KVSegment(*to_cache_layout(k_BTKH, v_BTKH), mask)
     return attend(q_BTNH, [*past, own], scale, softcap, kv_layout)
@@ -86,9 +89,9 @@ def supports_prefix(impl: str, window: int | None) -> bool:
     """Whether an implementation handles a text with a prefix segment as well as a text alone.
 
     Splash counts slots, not positions, and there may be padding between slots. So it supports no window with a prefix.
-    The cuDNN path with a prefix is not implemented.
+    For cuDNN it is not written: the mask of a prefix has its window already, and says no longer how long the prefix is.
     """
-    return impl in ("reference", "xla") or (impl == "splash" and window is None)
+    return impl in ("reference", "xla") or window is None
 
 
 def to_cache_layout(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,6 +161,29 @@ def _cudnn(
     return jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn", scale=scale, **limits
     )
+
+
+def _cudnn_with_prefix(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, past: KVSegment, scale: float | None
+) -> jax.Array:
+    """cuDNN's attention to a prefix segment and then to the text itself, as one text without padding in between.
+
+    past of 3 slots, 2 filled; T 2:   row       a b . c d
+                                      text      a b c d .    the queries of a and b are zero, and nobody reads them
+    """
+    B, T = q_BTNH.shape[:2]
+    S = past.k.shape[-1]
+    per_row = lambda x: jnp.repeat(x, B // x.shape[0], axis=0)  # noqa: E731
+    k = jnp.concatenate([per_row(past.k.transpose(0, 3, 1, 2)), k_BTKH], axis=1)
+    v = jnp.concatenate([per_row(past.v.transpose(0, 2, 1, 3)), v_BTKH], axis=1)
+    q = jnp.pad(q_BTNH, ((0, 0), (S, 0), (0, 0), (0, 0)))
+    lengths_B1 = per_row(jnp.sum(past.mask[:, 0], axis=-1, dtype=jnp.int32))[:, None]
+    row, text = jnp.arange(S + T), jnp.arange(S + T)
+    slots = jnp.where(text < lengths_B1, text, jnp.where(text < lengths_B1 + T, text - lengths_B1 + S, -1))
+    places = jnp.where(row >= S, row - S + lengths_B1, jnp.where(row < lengths_B1, row, -1))
+    texts = PackedTexts(jnp.ones_like(places), (slots[:, None],), places)
+    attend_alone = partial(attend_by_text, partial(_cudnn, window=None, scale=scale))
+    return _on_own_rows(attend_alone, q, k, v, texts)[:, S:]
 
 
 def self_mask(length: int, segments: Segments, window: int | None) -> jax.Array:
