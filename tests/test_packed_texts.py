@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_parallel import cudnn_in_jax, one_device, train_step
 
-from selfreward_jax.llm import self_attention
+from selfreward_jax.llm import cudnn_attention
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.packed_texts import PackedTexts, attend_by_text, repack, unpack
+from selfreward_jax.llm.self_attention import self_attention
 from selfreward_jax.train import batches
 
 #         a b c d e f . .   in rows of 2 and of 4 slots; the second row has one text and an empty row of 2
@@ -106,7 +107,7 @@ def test_every_token_has_one_place_among_the_rows_of_texts(lengths, data):
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
-    monkeypatch.setattr(self_attention, "_cudnn", cudnn_in_jax)
+    monkeypatch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
     lengths, rows = [25, 70, 45, 3, 150], [[0, 1, 2], [4], [3, 3], []]
     layout = batches.PackedLayout(150, 0, batches.text_rows(lengths, rows, 150))
     assert len(layout.text_rows) > 1
@@ -120,7 +121,7 @@ def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
     @partial(jax.jit, static_argnames="impl")
     def run(qkv, segments, impl):
         def loss(qkv):
-            out = self_attention.self_attention(impl, *qkv, segments, window, scale)
+            out = self_attention(impl, *qkv, segments, window, scale)
             return jnp.sum(out * by), out
 
         grads, out = jax.grad(loss, has_aux=True)(qkv)
@@ -136,10 +137,10 @@ def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
 @pytest.mark.parametrize("loss", ["sft", "dpo of shared prompts"])
 def test_a_training_step_by_text_is_that_of_packed_rows(loss, scan_layers, monkeypatch):
     """The loss, its metrics and all gradients; the packed texts of DPO are those of replay."""
-    monkeypatch.setattr(self_attention, "_cudnn", cudnn_in_jax)
+    monkeypatch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
     monkeypatch.setattr(batches, "SLOT_STEP", 4)
     taken = []
-    monkeypatch.setattr(self_attention, "attend_by_text", lambda *args: taken.append(1) or attend_by_text(*args))
+    monkeypatch.setattr(cudnn_attention, "attend_by_text", lambda *args: taken.append(1) or attend_by_text(*args))
     options = {"scan_layers": scan_layers, "remat": "full"}
     expected = train_step(loss, one_device(), 2, **options)
     assert not taken

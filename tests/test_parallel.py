@@ -21,7 +21,7 @@ from test_pair_layout import random_pairs
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
-from selfreward_jax.llm import lora, self_attention
+from selfreward_jax.llm import cudnn_attention, lora
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, abstract_params, param_specs
@@ -358,7 +358,7 @@ def supervised_training_is_the_same_on_eight_devices():
 def attention_by_text_is_the_same_on_eight_devices():
     """Each device has its own rows and heads; cuDNN's part is computed without it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_attention, "_cudnn", cudnn_in_jax)
+        patch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
         patch.setattr(batches, "SLOT_STEP", 4)
         for loss in ("sft", *PAIRS_OF):
             runs = [(mesh(), count, {"attention": "cudnn"}) for mesh, count in ((eight, 1), (replicated_mesh, 1))]
@@ -366,7 +366,7 @@ def attention_by_text_is_the_same_on_eight_devices():
 
 
 def cudnn_in_jax(q, k, v, lengths, window, scale):
-    """What `self_attention._cudnn` asks cuDNN for, computed by the same public function without it."""
+    """What `cudnn_attention.attend_rows` asks cuDNN for, computed by the same public function without it."""
     limits = {"local_window_size": None if window is None else (window - 1, 0)}
     if window is None:
         limits |= {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}

@@ -17,7 +17,7 @@ from families import EXPERTS, GEMMA, OLMO
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from test_parallel import cudnn_in_jax
 
-from selfreward_jax.llm import self_attention as kernels
+from selfreward_jax.llm import cudnn_attention
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.decoder import Decoder
@@ -120,7 +120,7 @@ def test_attention_with_a_prefix_equals_the_reference(impl, prefix_len, length, 
     expected = both("reference", own, prefix_kv)
     called = []
     monkeypatch.setattr(splash, "make_splash_mha", lambda *a, **k: called.append("splash") or make_splash_mha(*a, **k))
-    monkeypatch.setattr(kernels, "_cudnn", lambda *a, **k: called.append("cudnn") or cudnn_in_jax(*a, **k))
+    monkeypatch.setattr(cudnn_attention, "attend_rows", lambda *a, **k: called.append("cudnn") or cudnn_in_jax(*a, **k))
     assert_close(both(impl, own, prefix_kv), expected, 2e-5)
     assert set(called) == {impl} - {"xla"}
 

@@ -1,6 +1,7 @@
 """Shardings: from the logical axis names of a weight to the axes of the mesh."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,3 +90,22 @@ def devices_in_use() -> int:
     """The number of devices in the mesh that a function is traced under; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.size
+
+
+def on_own_rows(
+    attend_fn: Callable[..., jax.Array], q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *of_rows: Any
+) -> jax.Array:
+    """An attention function of each device's rows and heads; its result has the shape of the queries.
+
+    Args:
+      attend_fn: called with what follows.
+      q_BTNH, k_BSKH, v_BSKH: queries, keys and values.
+      *of_rows: arrays, or trees of them, with an entry for each row.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend_fn(q_BTNH, k_BSKH, v_BSKH, *of_rows)
+    heads, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
+    in_specs = (heads, heads, heads, *[rows] * len(of_rows))
+    # Neither Pallas nor cuDNN declares how its results vary over the mesh, so the check must be disabled.
+    on_each = jax.shard_map(attend_fn, in_specs=in_specs, out_specs=heads, check_vma=False)
+    return on_each(q_BTNH, k_BSKH, v_BSKH, *of_rows)
