@@ -39,6 +39,7 @@ LLAMA3_8B = DecoderConfig(
     vocab_size=128256, dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14336,
     tie_embeddings=False, dtype="bfloat16",
 )  # fmt: skip
+KERNELS = {"tpu": "splash", "gpu": "cudnn"}
 COLLECTIVE = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -56,7 +57,7 @@ def compile_decode(cfg, topology, *, replicas=1, tensor=2, rows=128, prompt_len=
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     devices = target_devices(parse_machine(topology))
     platform = devices[0].platform
-    cfg = dataclasses.replace(cfg, kv_layout=kv_layout(platform), attention={"tpu": "splash", "gpu": "cudnn"}[platform])
+    cfg = dataclasses.replace(cfg, kv_layout=kv_layout(platform), attention=KERNELS[platform])
     mesh = sampling_mesh(make_mesh(replicas=replicas, tensor=tensor, devices=devices))
     specs = param_specs(cfg)
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
@@ -73,6 +74,27 @@ def compile_decode(cfg, topology, *, replicas=1, tensor=2, rows=128, prompt_len=
             prefix = jax.tree.map(lambda x: shape(x, heads if x.ndim == 4 else everywhere), prefix)
         lowered = sampler.decode.lower(cfg, params, slots, prefix, draw, min_free, stop_ids=(2,))
     return lowered.compile(), slots
+
+
+@pytest.mark.parametrize(
+    "topology", [pytest.param("v5e:2x4", marks=needs_libtpu), pytest.param("h100:8", marks=needs_cuda)]
+)
+def test_the_prefix_of_all_prompts_is_one_row_that_every_device_computes(topology):
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    devices = target_devices(parse_machine(topology))
+    platform = devices[0].platform
+    cfg = dataclasses.replace(SMALL, kv_layout=kv_layout(platform), attention=KERNELS[platform])
+    mesh = sampling_mesh(make_mesh(tensor=2, devices=devices))
+    specs = param_specs(cfg)
+    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    params = jax.tree.map(shape, abstract_params(specs, "bfloat16"), param_shardings(specs, mesh, SAMPLING))
+    with jax.set_mesh(mesh):
+        params = unstacked_shapes(cfg, params)
+        ids = jax.ShapeDtypeStruct((384,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+        text = jax.jit(partial(sampler.read_prefix, cfg)).lower(params, ids).compile().as_text()
+    collectives = Counter(match[1] for match in COLLECTIVE.finditer(text))
+    assert collectives["all-reduce"] <= 2 * cfg.num_layers + 1  # two for each layer, and the embedding
+    assert sum(collectives.values()) == collectives["all-reduce"]
 
 
 WIDTHS = {"bf16": 2, "pred": 1}

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from families import EXPERTS
 from test_pair_layout import random_pairs
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
@@ -265,6 +266,28 @@ def samples_on_eight_devices_equal_those_of_one():
         assert len(np.unique(expected.lengths)) > 1
         # Keys and values are sharded by rows and heads: 16 rows over 2, 4 heads over 4.
         assert {part[-4:] for part in cache} == {(8, 1, 32, 12), (8, 1, 12, 32)}, cache
+
+
+def read_prompts(cfg, mesh):
+    """Logits after four prompts with a common prefix, which is read as one row, and the prefix's keys and values."""
+    with jax.set_mesh(mesh):
+        params = sampler.unstack_params(cfg, random_weights(cfg, mesh))
+        prefix = jax.jit(partial(sampler.read_prefix, cfg))(params, np.arange(1, 21))
+        tokens = np.random.default_rng(1).integers(1, 30, (4, 16)).astype(np.int32)
+        logits, _ = sampler.prefill(cfg, params, tokens, np.array([16, 3, 1, 9], np.int32), prefix)
+        return fetch((logits, prefix.k, prefix.v))
+
+
+@on_eight
+def a_prefix_of_prompts_is_read_on_eight_devices():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
+        for options in ({}, {"attention": "splash"}, {"attention": "cudnn"}, EXPERTS):
+            cfg = DecoderConfig(**vars(TINY) | {"scan_layers": False} | options)
+            expected = read_prompts(cfg, one_device())
+            for mesh in (sampling_mesh(make_mesh(fsdp=4, tensor=2)), sampling_mesh(make_mesh(replicas=2, fsdp=4))):
+                assert_close(read_prompts(cfg, mesh), expected, 2e-5)
+            assert np.abs(expected[0]).max() > 0.1
 
 
 @on_eight

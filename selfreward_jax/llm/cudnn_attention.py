@@ -61,8 +61,8 @@ def attend_with_prefix(
     v = jnp.concatenate([per_row(past.v.transpose(0, 2, 1, 3)), v_BTKH], axis=1)
     q = jnp.pad(q_BTNH, ((0, 0), (S, 0), (0, 0), (0, 0)))
     lengths_B1 = per_row(jnp.sum(past.mask[:, 0], axis=-1, dtype=jnp.int32))[:, None]
-    row, text = jnp.arange(S + T), jnp.arange(S + T)
-    slots = jnp.where(text < lengths_B1, text, jnp.where(text < lengths_B1 + T, text - lengths_B1 + S, -1))
-    places = jnp.where(row >= S, row - S + lengths_B1, jnp.where(row < lengths_B1, row, -1))
+    i = jnp.arange(S + T)
+    slots = jnp.where(i < lengths_B1, i, jnp.where(i < lengths_B1 + T, i - lengths_B1 + S, -1))
+    places = jnp.where(i >= S, i - S + lengths_B1, jnp.where(i < lengths_B1, i, -1))
     texts = PackedTexts(jnp.ones_like(places), (slots[:, None],), places)
     return attend_texts(q, k, v, texts, None, scale)[:, S:]

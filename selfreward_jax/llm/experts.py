@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from selfreward_jax.llm.matmul import exact, matmul
 from selfreward_jax.llm.model_config import DecoderConfig
-from selfreward_jax.parallel.sharding import free_axes
+from selfreward_jax.parallel.sharding import axes_of_rows
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -28,7 +28,7 @@ def mixture(cfg: DecoderConfig, w: dict[str, jax.Array], x_BTD: jax.Array, activ
     run = partial(_experts, activation=activation)
     if jax.sharding.get_abstract_mesh().empty:
         return run(x_BTD, index_BTk, weight_BTk, *matrices)
-    rows, held = PartitionSpec(free_axes()), PartitionSpec("tensor")
+    rows, held = PartitionSpec(axes_of_rows(len(x_BTD))), PartitionSpec("tensor")
     sharded = partial(run, axis="tensor")
     return jax.shard_map(sharded, in_specs=(rows, rows, rows, held, held, held), out_specs=rows)(
         x_BTD, index_BTk, weight_BTk, *matrices

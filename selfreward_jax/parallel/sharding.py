@@ -77,13 +77,23 @@ def constrain(x: jax.Array, *spec: Any) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = tuple(free_axes(axes) if isinstance(axes, tuple) else axes for axes in spec)
+    sizes = zip(spec, x.shape[: len(spec)], strict=True)
+    spec = tuple(axes_of_rows(size) if axes == BATCH_AXES else axes for axes, size in sizes)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def free_axes(axes: tuple[str, ...] = BATCH_AXES) -> tuple[str, ...]:
     """The axes that no surrounding `shard_map` has split arrays over already."""
     return tuple(axis for axis in axes if axis not in jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def axes_of_rows(num_rows: int) -> tuple[str, ...]:
+    """The mesh axes that so many rows are split over: the free ones of BATCH_AXES, if they divide the rows.
+
+    Else none: a prefix that prompts share is one row, which every device computes.
+    """
+    axes, mesh = free_axes(), jax.sharding.get_abstract_mesh()
+    return axes if num_rows % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
 def devices_in_use() -> int:
@@ -104,7 +114,8 @@ def on_own_rows(
     """
     if jax.sharding.get_abstract_mesh().empty:
         return attend_fn(q_BTNH, k_BSKH, v_BSKH, *of_rows)
-    heads, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
+    axes = axes_of_rows(len(q_BTNH))
+    heads, rows = PartitionSpec(axes, None, "tensor"), PartitionSpec(axes)
     in_specs = (heads, heads, heads, *[rows] * len(of_rows))
     # Neither Pallas nor cuDNN declares how its results vary over the mesh, so the check must be disabled.
     on_each = jax.shard_map(attend_fn, in_specs=in_specs, out_specs=heads, check_vma=False)
