@@ -66,13 +66,13 @@ def texts_of(lengths):
 
 
 def test_rows_of_texts_by_hand():
-    #                                  longest 256: 64, 128 (91 rounded up), 192 (181), 256
+    # The candidates are 256 and smaller ones by the root of 2: 192 (181 rounded up), 128, 96 (91), 64, 48 (46), ...
     rows = [[0, 1, 2], [3], [1, 1, 1, 1]]
     assert batches.text_rows([130, 64, 60, 256], rows, 256) == ((64, 4), (256, 1))  # 512 slots; with 192 it is 704
-    assert batches.text_rows([130, 64, 60, 192], [[0, 1], [3]], 256) == ((64, 1), (192, 1))
+    assert batches.text_rows([130, 64, 60, 192], [[0, 1], [3]], 256) == ((80, 1), (192, 1))  # 144, 96, 80, 48, ...
     assert batches.text_rows([256], [[0]], 256) == ((256, 1),)
-    assert batches.text_rows([1] * 32, [list(range(32))], 256) == ((64, 32),)  # 8 times the slots
-    assert batches.text_rows([1] * 33, [list(range(33))], 256) == ()  # more
+    assert batches.text_rows([1] * 128, [list(range(128))], 256) == ((16, 128),)  # 8 times the slots
+    assert batches.text_rows([1] * 129, [list(range(129))], 256) == ()  # more
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60), data=st.data())
@@ -138,7 +138,7 @@ def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
 def test_a_training_step_by_text_is_that_of_packed_rows(loss, scan_layers, monkeypatch):
     """The loss, its metrics and all gradients; the packed texts of DPO are those of replay."""
     monkeypatch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
-    monkeypatch.setattr(batches, "SLOT_STEP", 4)
+    monkeypatch.setattr(batches, "TEXT_STEP", 4)
     taken = []
     monkeypatch.setattr(cudnn_attention, "attend_by_text", lambda *args: taken.append(1) or attend_by_text(*args))
     options = {"scan_layers": scan_layers, "remat": "full"}

@@ -382,7 +382,7 @@ def attention_by_text_is_the_same_on_eight_devices():
     """Each device has its own rows and heads; cuDNN's part is computed without it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
-        patch.setattr(batches, "SLOT_STEP", 4)
+        patch.setattr(batches, "TEXT_STEP", 4)
         for loss in ("sft", *PAIRS_OF):
             runs = [(mesh(), count, {"attention": "cudnn"}) for mesh, count in ((eight, 1), (replicated_mesh, 1))]
             assert_equals_one_device(loss, *runs)

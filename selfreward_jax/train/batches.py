@@ -69,6 +69,7 @@ def target_slots(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq
     return slots if seq_len * logits_per_slot > MIN_SELECTED and slots < 0.9 * seq_len else 0
 
 
+TEXT_STEP = 16  # lengths of rows for single texts are multiples of it
 MAX_TEXT_LENGTHS = 4  # each is a call of the attention kernel in every layer
 MAX_TEXT_SLOTS = 8  # in place of one slot of a packed row
 
@@ -87,7 +88,7 @@ def text_rows(lengths: Sequence[int], rows: Sequence[Sequence[int]], seq_len: in
       Nothing if that takes more than MAX_TEXT_SLOTS times the slots of packed rows.
     """
     longest = max((lengths[i] for row in rows for i in row), default=1)
-    parts = {round_up(round(longest * 2 ** (-i / 2)), SLOT_STEP) for i in range(16)}
+    parts = {round_up(round(longest * 2 ** (-i / 2)), TEXT_STEP) for i in range(16)}
     candidates = [0, *sorted(parts)]
     # [rows, candidates]: how many texts are at most as long.
     at_most = np.array([np.searchsorted(sorted(lengths[i] for i in row), candidates, "right") for row in rows])
