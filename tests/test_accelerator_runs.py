@@ -12,13 +12,13 @@ from environment import simulated
 AS_ON = """
 import sys
 sys.path.insert(0, "tests")
+import jax
 from selfreward_jax.cli.program import main
-from selfreward_jax.llm import cudnn_attention
 from selfreward_jax.runs import models
 from test_parallel import cudnn_in_jax
 
 kernel = sys.argv.pop(1)
-cudnn_attention.attend_rows = cudnn_in_jax
+jax.nn.dot_product_attention = cudnn_in_jax
 models.resolve_impl = lambda *_: kernel
 sys.exit(main())
 """

@@ -22,7 +22,7 @@ from test_pair_layout import random_pairs
 from test_parallel_meshes import CFG
 from test_trainer import PAIRS, TEXTS, dpo_settings
 
-from selfreward_jax.llm import cudnn_attention, lora
+from selfreward_jax.llm import lora
 from selfreward_jax.llm.decoder import Decoder
 from selfreward_jax.llm.model_config import DecoderConfig
 from selfreward_jax.llm.parameters import MATRICES, abstract_params, param_specs
@@ -281,7 +281,7 @@ def read_prompts(cfg, mesh):
 @on_eight
 def a_prefix_of_prompts_is_read_on_eight_devices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
+        patch.setattr(jax.nn, "dot_product_attention", cudnn_in_jax)
         for options in ({}, {"attention": "splash"}, {"attention": "cudnn"}, EXPERTS):
             cfg = DecoderConfig(**vars(TINY) | {"scan_layers": False} | options)
             expected = read_prompts(cfg, one_device())
@@ -381,19 +381,20 @@ def supervised_training_is_the_same_on_eight_devices():
 def attention_by_text_is_the_same_on_eight_devices():
     """Each device has its own rows and heads; cuDNN's part is computed without it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cudnn_attention, "attend_rows", cudnn_in_jax)
+        patch.setattr(jax.nn, "dot_product_attention", cudnn_in_jax)
         patch.setattr(batches, "TEXT_STEP", 4)
         for loss in ("sft", *PAIRS_OF):
             runs = [(mesh(), count, {"attention": "cudnn"}) for mesh, count in ((eight, 1), (replicated_mesh, 1))]
             assert_equals_one_device(loss, *runs)
 
 
-def cudnn_in_jax(q, k, v, lengths, window, scale):
-    """What `cudnn_attention.attend_rows` asks cuDNN for, computed by the same public function without it."""
-    limits = {"local_window_size": None if window is None else (window - 1, 0)}
-    if window is None:
-        limits |= {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla", scale=scale, **limits)
+in_jax = jax.nn.dot_product_attention
+
+
+def cudnn_in_jax(*arrays, implementation, **options):
+    """What is asked of cuDNN, computed by the same public function without it: for `jax.nn.dot_product_attention`."""
+    assert implementation in ("cudnn", "xla")
+    return in_jax(*arrays, implementation="xla", **options)
 
 
 @on_eight

@@ -17,7 +17,6 @@ from families import EXPERTS, GEMMA, OLMO
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from test_parallel import cudnn_in_jax
 
-from selfreward_jax.llm import cudnn_attention
 from selfreward_jax.llm.attention import KVSegment
 from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.decoder import Decoder
@@ -120,7 +119,9 @@ def test_attention_with_a_prefix_equals_the_reference(impl, prefix_len, length, 
     expected = both("reference", own, prefix_kv)
     called = []
     monkeypatch.setattr(splash, "make_splash_mha", lambda *a, **k: called.append("splash") or make_splash_mha(*a, **k))
-    monkeypatch.setattr(cudnn_attention, "attend_rows", lambda *a, **k: called.append("cudnn") or cudnn_in_jax(*a, **k))
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *a, **k: called.append("cudnn") or cudnn_in_jax(*a, **k)
+    )
     assert_close(both(impl, own, prefix_kv), expected, 2e-5)
     assert set(called) == {impl} - {"xla"}
 
@@ -194,8 +195,7 @@ def test_cudnn_has_a_bias_for_packed_rows_alone(rows, window, monkeypatch):
         f"fmha{bias}SoftmaxBackward": calls,
     }
     assert bool(re.search(rf"tensor<\d+x\d+x{T}x{T}x", lowered.as_text())) == (rows == "packed")
-    # Lengths let it skip padding; with a window it skips what is beyond.
-    mask = "PADDING_CAUSAL" if rows == "by text" and window is None else "CAUSAL"
+    mask = "PADDING_CAUSAL" if rows == "by text" else "CAUSAL"  # lengths let it skip padding
     assert rows == "packed" or set(re.findall(r"mask_type\\22: \\22(\w+)", lowered.as_text())) == {mask}
     assert "scatter" not in lowered.as_text()  # gradients are gathered
 

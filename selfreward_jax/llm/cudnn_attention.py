@@ -4,7 +4,6 @@ It knows lengths of rows and windows, but no segments. Array suffixes: the table
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +21,20 @@ def attend_rows(
     window: int | None,
     scale: float | None,
 ) -> jax.Array:
-    """cuDNN's causal attention of rows of one text. Without a mask array it skips the blocks that are fully masked."""
-    limits: dict[str, Any] = {}
-    if window is not None:
-        limits["local_window_size"] = (window - 1, 0)
-    elif lengths_B is not None:  # padding follows the text, so it changes nothing; its blocks are skipped as well
-        limits |= {"query_seq_lengths": lengths_B, "key_value_seq_lengths": lengths_B}
+    """cuDNN's causal attention of rows of one text, with padding at the end of a row if there are lengths.
+
+    Without a mask array it skips the blocks that are fully masked, and with lengths those of padding.
+    """
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn", scale=scale, **limits
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        is_causal=True,
+        implementation="cudnn",
+        scale=scale,
+        local_window_size=None if window is None else (window - 1, 0),
+        query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B,
     )
 
 

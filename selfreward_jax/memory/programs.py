@@ -158,7 +158,7 @@ def _packed_arrays(
     arrays: dict[str, Any] = {name: _batch_array(settings, mesh, rows, seq_len) for name in names}
     arrays["target"] = _batch_array(settings, mesh, rows, seq_len, dtype="float32")
     if takes_texts(model.attention, model.attention_softcap):
-        # Of texts of all lengths: four times the slots of packed rows, as texts of Open Assistant take.
+        # Four times the slots of packed rows. Texts of Open Assistant and judgments take 2 to 3 times, at most it is 6.
         texts = [(seq_len // part, part) for part in (8, 4, 2, 1)]
         arrays["text_slots"] = tuple(_batch_array(settings, mesh, rows, count, length) for length, count in texts)
         arrays["text_places"] = _batch_array(settings, mesh, rows, seq_len)

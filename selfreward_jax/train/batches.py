@@ -71,10 +71,14 @@ def target_slots(examples: Sequence[Example], rows: Sequence[Sequence[int]], seq
 
 TEXT_STEP = 16  # lengths of rows for single texts are multiples of it
 MAX_TEXT_LENGTHS = 4  # each is a call of the attention kernel in every layer
-MAX_TEXT_SLOTS = 8  # in place of one slot of a packed row
+MAX_TEXT_SLOTS = 6  # in place of one slot of a packed row
+SPARE_TEXTS = 1.25  # times the most texts of a row in one packing, for other ones
+TextRows = tuple[tuple[int, int], ...]  # (length, count), the shortest first
 
 
-def text_rows(lengths: Sequence[int], rows: Sequence[Sequence[int]], seq_len: int) -> tuple[tuple[int, int], ...]:
+def text_rows(
+    lengths: Sequence[int], rows: Sequence[Sequence[int]], seq_len: int, sample: Sequence[Sequence[int]] = ()
+) -> TextRows:
     """The rows that the texts of a packed row get for themselves in attention (llm/packed_texts.py).
 
     Of all lengths that are the longest text's times 1, 1/2, 1/4, ... and between, those with the fewest slots in all.
@@ -82,29 +86,42 @@ def text_rows(lengths: Sequence[int], rows: Sequence[Sequence[int]], seq_len: in
     Args:
       lengths: number of tokens of each text.
       rows, seq_len: as in `pack`.
+      sample: another packing of all texts. The choice is made for it, with room for more texts, so that it is the same
+        for nearly every shuffle and no program is compiled again.
 
     Returns:
-      (length, count), the shortest first: of texts up to that length, longer than those before, no row has more.
-      Nothing if that takes more than MAX_TEXT_SLOTS times the slots of packed rows.
+      (length, count), the shortest first. The texts of each row fit, where a short one may have a longer row. Nothing
+      if that takes more than MAX_TEXT_SLOTS times the slots of packed rows.
     """
-    longest = max((lengths[i] for row in rows for i in row), default=1)
+    longest = max((lengths[i] for row in (*rows, *sample) for i in row), default=1)
     parts = {round_up(round(longest * 2 ** (-i / 2)), TEXT_STEP) for i in range(16)}
     candidates = [0, *sorted(parts)]
-    # [rows, candidates]: how many texts are at most as long.
-    at_most = np.array([np.searchsorted(sorted(lengths[i] for i in row), candidates, "right") for row in rows])
-    most = {(a, b): int((at_most[:, b] - at_most[:, a]).max()) for a, b in combinations(range(len(candidates)), 2)}
+    most = _most_longer(lengths, sample or rows, candidates)
 
-    def layout(chosen: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        ends = [*chosen, len(candidates) - 1]
-        counts = [most[bounds] for bounds in zip([0, *chosen], ends, strict=True)]
-        return tuple((candidates[end], count) for end, count in zip(ends, counts, strict=True) if count)
-
-    def num_slots(of_row: tuple[tuple[int, int], ...]) -> int:
-        return sum(length * count for length, count in of_row)
+    def layout(chosen: Sequence[int]) -> TextRows:
+        ends = [0, *chosen, len(candidates) - 1]
+        counts = -np.diff(most[ends])
+        return tuple((candidates[end], int(count)) for end, count in zip(ends[1:], counts, strict=True) if count)
 
     choices = (c for n in range(MAX_TEXT_LENGTHS) for c in combinations(range(1, len(candidates) - 1), n))
-    best = min(map(layout, choices), key=num_slots)
-    return best if num_slots(best) <= MAX_TEXT_SLOTS * seq_len else ()
+    best = min(map(layout, choices), key=_num_slots)
+    if sample:
+        limits = np.array([0, *(length for length, _ in best)])
+        of_sample, needed = (_most_longer(lengths, some, limits) for some in (sample, rows))
+        room = np.minimum(np.round(of_sample * SPARE_TEXTS), np.maximum(seq_len // (limits + 1), of_sample))
+        counts = -np.diff(np.maximum(room, needed)).astype(int)
+        best = tuple((length, int(count)) for (length, _), count in zip(best, counts, strict=True) if count)
+    return best if _num_slots(best) <= MAX_TEXT_SLOTS * seq_len else ()
+
+
+def _most_longer(lengths: Sequence[int], rows: Sequence[Sequence[int]], limits: Sequence[int]) -> np.ndarray:
+    """For each limit, how many texts of a row are longer, at most."""
+    sizes = (sorted(lengths[i] for i in row) for row in rows)
+    return np.max([len(row) - np.searchsorted(row, limits, "right") for row in sizes], axis=0)
+
+
+def _num_slots(rows: TextRows) -> int:
+    return sum(length * count for length, count in rows)
 
 
 class PackedLayout(NamedTuple):
@@ -117,17 +134,22 @@ class PackedLayout(NamedTuple):
 
     seq_len: int
     num_targets: int = 0
-    text_rows: tuple[tuple[int, int], ...] = ()
+    text_rows: TextRows = ()
 
 
 def packed_layout(
-    examples: Sequence[Example], rows: Sequence[Sequence[int]], seq_len: int, batch_size: int, cfg: DecoderConfig
+    examples: Sequence[Example],
+    rows: Sequence[Sequence[int]],
+    seq_len: int,
+    batch_size: int,
+    cfg: DecoderConfig,
+    sample: Sequence[Sequence[int]] = (),
 ) -> PackedLayout:
-    """The layout for all of `rows`, in batches of `batch_size`, of texts for a model."""
+    """The layout for all of `rows`, in batches of `batch_size`, of texts for a model; `sample` as in `text_rows`."""
     num_targets = target_slots(examples, rows, seq_len, batch_size * cfg.vocab_size)
     if not rows or not takes_texts(cfg.attention, cfg.attention_softcap):
         return PackedLayout(seq_len, num_targets)
-    return PackedLayout(seq_len, num_targets, text_rows([len(e.ids) for e in examples], rows, seq_len))
+    return PackedLayout(seq_len, num_targets, text_rows([len(e.ids) for e in examples], rows, seq_len, sample))
 
 
 def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], layout: PackedLayout) -> Batch:
@@ -159,9 +181,7 @@ def packed_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], lay
     return batch
 
 
-def _text_slots(
-    segment_ids_BT: np.ndarray, rows_of_texts: Sequence[tuple[int, int]]
-) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _text_slots(segment_ids_BT: np.ndarray, rows_of_texts: TextRows) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """`slots` and `places_BT` of `PackedTexts`."""
     B = len(segment_ids_BT)
     slots = tuple(np.full((B, count, length), -1, np.int32) for length, count in rows_of_texts)
@@ -169,9 +189,11 @@ def _text_slots(
     first = np.cumsum([0, *(length * count for length, count in rows_of_texts)])
     for r, segments in enumerate(segment_ids_BT):
         used = [0] * len(slots)
-        for text in range(1, segments.max() + 1):
-            (of_text,) = np.nonzero(segments == text)
-            part = next(p for p, (length, _) in enumerate(rows_of_texts) if len(of_text) <= length)
+        texts = [np.nonzero(segments == text)[0] for text in range(1, segments.max() + 1)]
+        for of_text in sorted(texts, key=len, reverse=True):  # so that a text never lacks a row that a shorter one took
+            part = next(
+                p for p, (length, count) in enumerate(rows_of_texts) if len(of_text) <= length and used[p] < count
+            )
             slots[part][r, used[part], : len(of_text)] = of_text
             start = first[part] + used[part] * rows_of_texts[part][0]
             places_BT[r, of_text] = start + np.arange(len(of_text))

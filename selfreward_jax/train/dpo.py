@@ -188,7 +188,9 @@ def _replay_fn(
         shuffle = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + epoch]))
         rows += batches.pack(lengths, shuffle.permutation(len(replay)), settings.replay_seq_len)
         epoch += 1
-    layout = batches.packed_layout(replay, rows, settings.replay_seq_len, settings.replay_batch_size, cfg)
+    # Rounds differ in their shuffles, but not in this one: so they have one layout, and one program.
+    sample = batches.pack(lengths, batches.epoch_permutation(len(replay), 0, 1), settings.replay_seq_len)
+    layout = batches.packed_layout(replay, rows, settings.replay_seq_len, settings.replay_batch_size, cfg, sample)
 
     def rows_at(step: int) -> batches.Batch:
         first = step * settings.replay_batch_size
