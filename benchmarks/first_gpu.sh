@@ -7,8 +7,9 @@
 #   PEER_PYTHON  interpreter with torch, transformers and trl for the same GPU
 #   --small      the same with the smallest shapes and one turn, to try the script on a CPU
 #
-# Each part has a limit of time, 570 s in all, and what it printed before the limit stays.
+# Each part has a limit of time, 600 s in all, and what it printed before the limit stays.
 #
+#   kernels.txt     cuDNN's attention beside the reference, also of packed texts (needs the extra `dev`)
 #   decode.jsonl    64 and 256 rows of Gemma 3 270M, 1B and 8B: tokens/s, the share of the measured bandwidth, transformers
 #   dpo.jsonl       DPO steps of Gemma 3 270M and 1B: the share of the measured FLOP/s (MFU), TRL
 #   round.jsonl     a whole round of Gemma 3 270M beside transformers and TRL
@@ -38,6 +39,8 @@ if [[ $small ]]; then
   decode=(--shapes=tiny --batches=2) training=(--shapes=tiny --steps=1 --pairs=2) round=(--shapes=tiny)
   preset=iter2:micro
 fi
+# The tests' own settings are for a CPU.
+part 30 kernels.txt env XLA_FLAGS= JAX_PLATFORMS="${JAX_PLATFORMS:-}" "$python" -m pytest -v -n 0 -k test_cudnn tests/test_self_attention.py
 part 90 texts.txt "$python" -m benchmarks.same_texts "$out/here" "$out/cpu" --config="$preset"
 part 230 decode.jsonl "$python" -m benchmarks.sampling "${common[@]}" "${decode[@]}"
 part 110 dpo.jsonl "$python" -m benchmarks.dpo_step "${common[@]}" "${training[@]}"

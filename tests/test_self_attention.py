@@ -164,6 +164,26 @@ def test_cudnn_by_text_equals_the_reference(name):
     assert_close(actual, expected, HALF)
 
 
+@pytest.mark.skipif(not ON_GPU, reason="cuDNN needs an NVIDIA GPU")
+def test_cudnn_after_a_prefix_equals_the_reference():
+    """Two padded prompts, each followed by two texts, with gradients in the queries."""
+    (_, *prompts), _ = inputs(Case(48, 4, 2, 64), "bfloat16")
+    (q, k, v), _ = inputs(Case(80, 4, 2, 64), "bfloat16")
+    q, k, v = (jnp.concatenate([x, x[::-1]]) for x in (q, k, v))
+    mask = (jnp.arange(48)[None] < jnp.array([48, 16])[:, None])[:, None]
+
+    def run(impl, dtype):
+        def loss(q):
+            past = KVSegment(*to_cache_layout(*(x.astype(dtype) for x in prompts)), mask)
+            out = attention(impl, q, k.astype(dtype), v.astype(dtype), None, None, [past])
+            return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
+
+        grads, out = jax.jit(jax.grad(loss, has_aux=True))(q.astype(dtype))
+        return {"out": out, "q": grads}
+
+    assert_close(run("cudnn", jnp.bfloat16), run("reference", jnp.float32), HALF)
+
+
 def packed_texts(segments):
     """The same texts, and rows of their own for them."""
     lengths = [[int(np.sum(row == text)) for text in range(1, row.max() + 1)] for row in segments]
