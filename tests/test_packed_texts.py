@@ -17,7 +17,7 @@ from selfreward_jax.llm.chat import Example
 from selfreward_jax.llm.packed_texts import PackedTexts, attend_by_text, repack, unpack
 from selfreward_jax.llm.self_attention import self_attention
 from selfreward_jax.parallel.mesh import make_mesh
-from selfreward_jax.train import batches, dpo
+from selfreward_jax.train import batches, dpo, text_rows
 
 #         a b c d e f . .   in rows of 2 and of 4 slots; the second row has one text and an empty row of 2
 SLOTS = ([[[0, 1], [5, -1]], [[-1, -1], [-1, -1]]], [[[2, 3, 4, -1]], [[0, 1, 2, -1]]])
@@ -72,16 +72,16 @@ def test_rows_of_texts_by_hand():
     # The candidates are 256 and smaller ones by the root of 2: 192 (181 rounded up), 128, 96 (91), 64, 48 (46), ...
     rows = [[0, 1, 2], [3], [1, 1, 1, 1]]
     # One of four short texts has the long row, which no long text needs then.
-    assert batches.text_rows([130, 64, 60, 256], rows, 256) == ((64, 3), (256, 1))
-    assert batches.text_rows([130, 64, 60, 192], [[0, 1], [3]], 256) == ((80, 1), (192, 1))  # 144, 96, 80, 48, ...
-    assert batches.text_rows([256], [[0]], 256) == ((256, 1),)
-    assert batches.text_rows([1] * 96, [list(range(96))], 256) == ((16, 96),)  # 6 times the slots
-    assert batches.text_rows([1] * 97, [list(range(97))], 256) == ()  # more
+    assert text_rows.text_rows([130, 64, 60, 256], rows, 256) == ((64, 3), (256, 1))
+    assert text_rows.text_rows([130, 64, 60, 192], [[0, 1], [3]], 256) == ((80, 1), (192, 1))  # 144, 96, 80, 48, ...
+    assert text_rows.text_rows([256], [[0]], 256) == ((256, 1),)
+    assert text_rows.text_rows([1] * 96, [list(range(96))], 256) == ((16, 96),)  # 6 times the slots
+    assert text_rows.text_rows([1] * 97, [list(range(97))], 256) == ()  # more
     # Chosen for another packing of the same texts, with room for a quarter more, and for what these rows need.
     texts = [64] * 9 + [256]
     sample = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert batches.text_rows(texts, [[0, 1], [9]], 256, sample) == ((64, 3), (256, 1))
-    assert batches.text_rows(texts, [[0, 1, 2, 3, 4], [9]], 320, sample) == ((64, 4), (256, 1))
+    assert text_rows.text_rows(texts, [[0, 1], [9]], 256, sample) == ((64, 3), (256, 1))
+    assert text_rows.text_rows(texts, [[0, 1, 2, 3, 4], [9]], 320, sample) == ((64, 4), (256, 1))
 
 
 def test_rounds_have_one_layout_of_replayed_texts():
@@ -104,12 +104,12 @@ def test_rounds_have_one_layout_of_replayed_texts():
 def test_every_token_has_one_place_among_the_rows_of_texts(lengths, data):
     examples = texts_of(lengths)
     rows = batches.pack(lengths, data.draw(st.permutations(range(len(lengths)))), 300)
-    text_rows = batches.text_rows(lengths, rows, 300)
-    if not text_rows:
+    of_texts = text_rows.text_rows(lengths, rows, 300)
+    if not of_texts:
         return
-    assert len(text_rows) <= batches.MAX_TEXT_LENGTHS
-    batch = batches.packed_batch(examples, [*rows, []], batches.PackedLayout(300, 0, text_rows))
-    assert [x.shape[1:] for x in batch["text_slots"]] == [(count, length) for length, count in text_rows]
+    assert len(of_texts) <= text_rows.MAX_TEXT_LENGTHS
+    batch = batches.packed_batch(examples, [*rows, []], batches.PackedLayout(300, 0, of_texts))
+    assert [x.shape[1:] for x in batch["text_slots"]] == [(count, length) for length, count in of_texts]
     flat = np.concatenate([x.reshape(len(rows) + 1, -1) for x in batch["text_slots"]], axis=1)
     is_token = batch["segments"] > 0
     assert (flat >= 0).sum() == is_token.sum() == sum(lengths)
@@ -134,7 +134,7 @@ def test_every_token_has_one_place_among_the_rows_of_texts(lengths, data):
 def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn_in_jax)
     lengths, rows = [25, 70, 45, 3, 150], [[0, 1, 2], [4], [3, 3], []]
-    layout = batches.PackedLayout(150, 0, batches.text_rows(lengths, rows, 150))
+    layout = batches.PackedLayout(150, 0, text_rows.text_rows(lengths, rows, 150))
     assert len(layout.text_rows) > 1
     batch = batches.packed_batch(texts_of(lengths), rows, layout)
     texts = PackedTexts(*(batch[name] for name in ("segments", "text_slots", "text_places")))
@@ -163,7 +163,7 @@ def test_attention_by_text_equals_the_reference(window, scale, monkeypatch):
 def test_a_training_step_by_text_is_that_of_packed_rows(loss, scan_layers, monkeypatch):
     """The loss, its metrics and all gradients; the packed texts of DPO are those of replay."""
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn_in_jax)
-    monkeypatch.setattr(batches, "TEXT_STEP", 4)
+    monkeypatch.setattr(text_rows, "TEXT_STEP", 4)
     taken = []
     monkeypatch.setattr(cudnn_attention, "attend_by_text", lambda *args: taken.append(1) or attend_by_text(*args))
     options = {"scan_layers": scan_layers, "remat": "full"}

@@ -30,7 +30,7 @@ from selfreward_jax.parallel.arrays import fetch, put, reshard
 from selfreward_jax.parallel.mesh import AXES, make_mesh, sampling_mesh
 from selfreward_jax.parallel.sharding import SAMPLING, TRAINING, batch_sharding, param_shardings, replicated
 from selfreward_jax.sampling import sampler
-from selfreward_jax.train import batches, dpo, logprobs, pair_layout, sft, trainer
+from selfreward_jax.train import batches, dpo, logprobs, pair_layout, sft, text_rows, trainer
 
 ON_EIGHT = {}
 
@@ -382,7 +382,7 @@ def attention_by_text_is_the_same_on_eight_devices():
     """Each device has its own rows and heads; cuDNN's part is computed without it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "dot_product_attention", cudnn_in_jax)
-        patch.setattr(batches, "TEXT_STEP", 4)
+        patch.setattr(text_rows, "TEXT_STEP", 4)
         for loss in ("sft", *PAIRS_OF):
             runs = [(mesh(), count, {"attention": "cudnn"}) for mesh, count in ((eight, 1), (replicated_mesh, 1))]
             assert_equals_one_device(loss, *runs)

@@ -28,7 +28,7 @@ from selfreward_jax.parallel.arrays import put
 from selfreward_jax.parallel.hardware import Hardware, hardware_of
 from selfreward_jax.parallel.mesh import make_mesh
 from selfreward_jax.parallel.sharding import batch_sharding, param_shardings
-from selfreward_jax.train import batches
+from selfreward_jax.train import batches, text_rows
 from selfreward_jax.train.logprobs import prefix_shared_logprobs
 
 make_splash_mha = splash.make_splash_mha
@@ -190,7 +190,7 @@ def packed_texts(segments):
     examples = [Example([1] * n, [True] * n) for of_row in lengths for n in of_row]
     numbers = iter(range(len(examples)))
     rows = [[next(numbers) for _ in of_row] for of_row in lengths]
-    of_texts = batches.text_rows([len(e.ids) for e in examples], rows, segments.shape[1])
+    of_texts = text_rows.text_rows([len(e.ids) for e in examples], rows, segments.shape[1])
     batch = batches.packed_batch(examples, rows, batches.PackedLayout(segments.shape[1], 0, of_texts))
     np.testing.assert_array_equal(batch["segments"], segments)
     return PackedTexts(*(batch[name] for name in ("segments", "text_slots", "text_places")))
